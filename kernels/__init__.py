@@ -1,0 +1,61 @@
+"""The two operations of GRPO that have a Triton kernel, each beside its torch reference.
+
+* `linear_logprob`: log-probability and entropy of the chosen tokens straight from hidden states.
+* `group_advantages`: rewards compared inside each group.
+
+Both take `impl`: "auto" runs the Triton kernel on CUDA tensors and its torch twin everywhere else.
+Triton is optional: without it (or without a GPU) every function here still works.
+
+Next: `advantage.py` (the smallest complete kernel), then `logprob.py`.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError as error:
+    if error.name != "triton":  # a broken installation of triton is not an absent one
+        raise
+    triton = tl = None
+
+Impl = Literal["auto", "torch", "triton"]
+
+
+def jit(kernel):
+    """`triton.jit` where triton is installed, otherwise the plain function (never launched)."""
+    return kernel if triton is None else triton.jit(kernel)
+
+
+def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:
+    """The one dispatch rule: "auto" is Triton on CUDA tensors and torch elsewhere.
+
+    Raises:
+        ValueError: unknown `impl`, or "triton" where it cannot run. On CPU tensors the kernels run
+            only in Triton's interpreter (TRITON_INTERPRET=1 before the first import).
+    """
+    if impl not in ("auto", "torch", "triton"):
+        raise ValueError(f"impl must be 'auto', 'torch' or 'triton', got {impl!r}")
+    if impl == "auto":
+        return "triton" if tensor.is_cuda and triton is not None else "torch"
+    if impl == "triton" and triton is None:
+        raise ValueError("impl='triton' needs the package triton, which is not installed")
+    if impl == "triton" and not tensor.is_cuda and not triton.knobs.runtime.interpret:
+        raise ValueError(f"impl='triton' needs CUDA tensors, got one on {tensor.device}")
+    return impl
+
+
+# Below the definitions above because both modules import them from this package.
+from kernels.advantage import group_advantages, group_advantages_ref  # noqa: E402
+from kernels.logprob import linear_logprob, linear_logprob_ref  # noqa: E402
+
+__all__ = [
+    "Impl",
+    "choose_impl",
+    "group_advantages",
+    "group_advantages_ref",
+    "linear_logprob",
+    "linear_logprob_ref",
+]

@@ -1,0 +1,129 @@
+"""Sizes of a Qwen2-VL checkpoint, read from its `config.json`.
+
+Two layouts exist in the wild. The files published with Qwen2-VL keep the language model's fields at
+the top level; transformers >= 4.52 nests them in `text_config` and calls `rope_scaling`
+`rope_parameters`. Both are read into the same frozen dataclass, and nothing else in the project
+looks at the JSON again. Next: model/vision.py.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import InputError
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    depth: int
+    embed_dim: int  # width of the tower
+    num_heads: int
+    mlp_ratio: float
+    in_channels: int
+    patch_size: int
+    spatial_merge_size: int  # side of the square of patches that becomes one image token
+    temporal_patch_size: int
+    hidden_size: int  # width of the language model, which the merger projects to
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # rotary frequencies for time, height, width
+    max_position_embeddings: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    vision: VisionConfig
+    text: TextConfig
+    tie_word_embeddings: bool
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+
+    @classmethod
+    def from_dict(cls, raw: dict, origin: str = "config.json") -> "VLMConfig":
+        """Read a parsed `config.json`; raises InputError naming the field that is missing or wrong."""
+        if raw.get("model_type") != "qwen2_vl":
+            raise InputError(
+                f"{origin}: model_type is {raw.get('model_type')!r}, but this project reads "
+                "'qwen2_vl' checkpoints; pass --model a Qwen2-VL directory"
+            )
+        text = raw.get("text_config", raw)
+        vision = raw.get("vision_config", {})
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        try:
+            config = cls(
+                vision=VisionConfig(
+                    depth=vision["depth"],
+                    embed_dim=vision["embed_dim"],
+                    num_heads=vision["num_heads"],
+                    mlp_ratio=vision["mlp_ratio"],
+                    in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+                    patch_size=vision["patch_size"],
+                    spatial_merge_size=vision["spatial_merge_size"],
+                    temporal_patch_size=vision["temporal_patch_size"],
+                    hidden_size=vision["hidden_size"],
+                ),
+                text=TextConfig(
+                    vocab_size=text["vocab_size"],
+                    hidden_size=text["hidden_size"],
+                    num_hidden_layers=text["num_hidden_layers"],
+                    num_attention_heads=text["num_attention_heads"],
+                    num_key_value_heads=text["num_key_value_heads"],
+                    intermediate_size=text["intermediate_size"],
+                    rms_norm_eps=text["rms_norm_eps"],
+                    rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
+                    mrope_section=tuple(rope["mrope_section"]),
+                    max_position_embeddings=text.get("max_position_embeddings", 32768),
+                ),
+                tie_word_embeddings=raw.get("tie_word_embeddings", False),
+                image_token_id=raw["image_token_id"],
+                video_token_id=raw.get("video_token_id", -1),
+                vision_start_token_id=raw["vision_start_token_id"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{origin}: field {error} is missing; is it a Qwen2-VL config?") from None
+        config._check(origin)
+        return config
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "VLMConfig":
+        path = Path(directory) / "config.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+        return cls.from_dict(raw, origin=str(path))
+
+    def _check(self, origin: str) -> None:
+        text, vision = self.text, self.vision
+        problems = {
+            "num_attention_heads must divide hidden_size": text.hidden_size
+            % text.num_attention_heads,
+            "num_key_value_heads must divide num_attention_heads": text.num_attention_heads
+            % text.num_key_value_heads,
+            "vision num_heads must divide embed_dim": vision.embed_dim % vision.num_heads,
+            "the vision head width must be a multiple of 4": vision.embed_dim
+            // vision.num_heads
+            % 4,
+            "mrope_section must sum to half the head width": sum(text.mrope_section)
+            - text.head_dim // 2,
+            "vision hidden_size must equal the text hidden_size": vision.hidden_size
+            - text.hidden_size,
+        }
+        for problem, remainder in problems.items():
+            if remainder:
+                raise InputError(f"{origin}: {problem}")

@@ -1,0 +1,136 @@
+"""Questions and images -> `Prompt`, token ids -> text: everything that depends on the tokenizer.
+
+Tokenizer and chat template come from the checkpoint directory, through transformers' tokenizer class;
+the images go through `model/image.py`. What a user wrote is data: it is encoded with special tokens
+switched off, so a question that contains `<|im_end|>` or `<|image_pad|>` stays plain text and cannot
+end its own turn or add an image slot.
+
+The sampler and the trainer share `forbidden`: vision tokens, chat control tokens and the untrained
+padding rows of the embedding have probability zero in both. Next: sample.py.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from model.config import VLMConfig
+from model.errors import InputError
+from model.image import ImageConfig, load_image, num_image_tokens, patchify
+from model.vlm import Grid, Prompt, rope_positions
+
+# Stands for the user's words while the chat template is rendered. A private-use character: it
+# cannot come out of any template by itself.
+USER_TEXT = "\ue000"
+IMAGE_PAD = "<|image_pad|>"
+
+
+class Processor:
+    """Tokenizer, chat template and image preprocessing of one checkpoint directory."""
+
+    def __init__(self, directory: Path):
+        directory = Path(directory)
+        self.cfg = VLMConfig.from_directory(directory)
+        self.image_cfg = ImageConfig.from_dict(_read_json(directory / "preprocessor_config.json"))
+        if not (directory / "tokenizer.json").is_file():
+            raise InputError(f"{directory / 'tokenizer.json'}: missing; is this a complete checkpoint?")
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        if self.tokenizer.chat_template is None:
+            raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
+        vocabulary = self.cfg.text.vocab_size
+        if len(self.tokenizer) > vocabulary:
+            raise InputError(
+                f"{directory}: the tokenizer has {len(self.tokenizer)} tokens, but config.json "
+                f"says vocab_size {vocabulary}; the files belong to different models"
+            )
+        if self.tokenizer.convert_tokens_to_ids(IMAGE_PAD) != self.cfg.image_token_id:
+            raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
+        self.end_ids = self._end_ids(directory)
+        self.forbidden = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
+        self.forbidden[len(self.tokenizer) :] = True
+        self.forbidden[[i for i in self.tokenizer.all_special_ids if i not in self.end_ids]] = True
+        special = [i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special]
+        self.forbidden[[i for i in special if i not in self.end_ids]] = True
+
+    def _end_ids(self, directory: Path) -> list[int]:
+        """Tokens that end a completion: the tokenizer's and the generation config's."""
+        path = directory / "generation_config.json"
+        listed = _read_json(path).get("eos_token_id", []) if path.is_file() else []
+        ids = set(listed if isinstance(listed, list) else [listed])
+        if self.tokenizer.eos_token_id is not None:
+            ids.add(self.tokenizer.eos_token_id)
+        if not ids:
+            raise InputError(f"{directory}: no eos_token_id in tokenizer or generation_config.json")
+        return sorted(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text to ids; special tokens inside it are ordinary characters."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Ids to text without chat control tokens; invalid UTF-8 pieces become U+FFFD."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def template(self, num_images: int) -> tuple[list[int], list[int]]:
+        """Token ids of one user turn before and after the user's words, one slot per image."""
+        content = [*({"type": "image"} for _ in range(num_images))]
+        content.append({"type": "text", "text": USER_TEXT})
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        before, after = rendered.split(USER_TEXT)
+        encode = self.tokenizer.encode
+        return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
+
+    def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
+        """Widen each image slot to its number of image tokens and add the positions."""
+        ids = torch.tensor(ids)  # (tokens before the slots are widened,)
+        grids = [grid for _, grid in patches]
+        slots = (ids == self.cfg.image_token_id).nonzero().squeeze(1)  # (images,)
+        if len(slots) != len(grids):
+            raise InputError(f"prompt {id}: {len(slots)} image slots for {len(grids)} images")
+        repeats = torch.ones_like(ids)
+        for slot, grid in zip(slots, grids, strict=True):
+            repeats[slot] = num_image_tokens(grid, self.image_cfg.merge_size)
+        ids = ids.repeat_interleave(repeats)  # (P,)
+        return Prompt(
+            id=id,
+            ids=ids,
+            positions=rope_positions(ids, grids, self.cfg),
+            pixels=torch.cat([p for p, _ in patches]) if patches else None,
+            grids=grids,
+        )
+
+    def prompt(
+        self,
+        id: str,
+        images: Sequence[Path | Image.Image],
+        question: str,
+        max_prompt_length: int | None = None,
+    ) -> Prompt:
+        """One user turn with its images in front, ending where the answer begins.
+
+        Raises InputError for an unreadable image, or a prompt of more than `max_prompt_length`
+        tokens: prompts are never cut, since that would separate image slots from image tokens.
+        """
+        patches = [patchify(load_image(image), self.image_cfg) for image in images]
+        before, after = self.template(len(images))
+        prompt = self.assemble(id, before + self.encode(question) + after, patches)
+        length, slots = len(prompt.ids), int((prompt.ids == self.cfg.image_token_id).sum())
+        if max_prompt_length is not None and length > max_prompt_length:
+            raise InputError(
+                f"prompt {id}: {length} tokens, {slots} of them image tokens, but "
+                f"--max_prompt_length is {max_prompt_length}; raise it, or lower --max_pixels"
+            )
+        return prompt
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None

@@ -1,0 +1,158 @@
+"""The vision tower of Qwen2-VL: patches of an image -> image tokens of the language model's width.
+
+A patch is one row of numbers (channels x time x height x width), so the patch embedding is a plain
+Linear: the checkpoint stores it as a 3-D convolution whose stride equals its kernel, the same thing.
+The patches attend to all patches of their own image, with rotary positions in two dimensions (half
+of each head turns with the row, half with the column). At the end each square of
+`spatial_merge_size`^2 neighbouring patches is merged into one image token. `model/image.py` delivers
+the patches in an order in which these squares are consecutive.
+
+Source: Qwen2-VL, arXiv:2409.12191, section 2.1. Letters: M patches, Q image tokens, D width, E head
+width. Next: model/language.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import full_attention
+from model.config import VisionConfig
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + E/2}) by its angle: x (T, heads, E), cos and sin (T, E)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos[:, None] + turned * sin[:, None]  # (T, heads, E)
+
+
+def patch_positions(grid: tuple[int, int, int], merge: int) -> Tensor:
+    """Row and column of every patch in merge-block order: (M, 2) for one image."""
+    t, h, w = grid
+    rows = torch.arange(h)[:, None].expand(h, w)  # (h, w)
+    columns = torch.arange(w)[None, :].expand(h, w)  # (h, w)
+    blocks = [
+        x.reshape(h // merge, merge, w // merge, merge).transpose(1, 2).flatten()
+        for x in (rows, columns)
+    ]
+    return torch.stack(blocks, dim=-1).repeat(t, 1)  # (M, 2)
+
+
+def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) -> tuple:
+    """cos and sin of the two-dimensional rotary angles, (M, E) fp32 each."""
+    quarter = cfg.embed_dim // cfg.num_heads // 4  # frequencies per axis
+    frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)  # (E/4,)
+    place = torch.cat([patch_positions(g, cfg.spatial_merge_size) for g in grids])  # (M, 2)
+    angle = (place[:, :, None] * frequency).flatten(1)  # (M, E/2)
+    angle = torch.cat((angle, angle), dim=-1).to(device)  # (M, E)
+    return angle.cos(), angle.sin()
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        # Only the container of the weight: shape (D, channels, time, height, width), no bias.
+        self.proj = nn.Conv3d(
+            cfg.in_channels,
+            cfg.embed_dim,
+            kernel_size=(cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size),
+            bias=False,
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        weight = self.proj.weight.flatten(1)  # (D, patch numbers)
+        return F.linear(pixels.to(weight.dtype), weight)  # (M, D)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.num_heads = cfg.num_heads
+        self.qkv = nn.Linear(cfg.embed_dim, 3 * cfg.embed_dim)
+        self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)  # (M, H, E) each
+        # The angles are fp32; in bf16 the product would lose the low bits of far positions.
+        q = apply_rotary(q.float(), cos, sin).to(v.dtype)  # (M, H, E)
+        k = apply_rotary(k.float(), cos, sin).to(v.dtype)  # (M, H, E)
+        out, start = [], 0
+        for count, length in frames:  # runs of frames of equal length go through one dense call
+            run = [
+                y[start : start + count * length].view(count, length, *y.shape[1:]).transpose(1, 2)
+                for y in (q, k, v)
+            ]  # (count, H, length, E) each
+            out.append(full_attention(*run).transpose(1, 2).reshape(count * length, -1))
+            start += count * length
+        return self.proj(torch.cat(out))  # (M, D)
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        hidden = int(cfg.embed_dim * cfg.mlp_ratio)
+        self.fc1 = nn.Linear(cfg.embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick" GELU, as the checkpoint was trained
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.attn = VisionAttention(cfg)
+        self.mlp = VisionMLP(cfg)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, frames)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Concatenate the patches of a merge block and project them to the language model's width."""
+
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.merged = cfg.embed_dim * cfg.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.merged, self.merged), nn.GELU(), nn.Linear(self.merged, cfg.hidden_size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.merged))  # (Q, hidden_size)
+
+
+class VisionTower(nn.Module):
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.patch_embed = PatchEmbed(cfg)
+        self.blocks = nn.ModuleList(VisionBlock(cfg) for _ in range(cfg.depth))
+        self.merger = PatchMerger(cfg)
+
+    def forward(self, pixels: Tensor, grids: list[tuple[int, int, int]]) -> Tensor:
+        """Encode images.
+
+        Args:
+            pixels: (M, patch numbers) of all images end to end, as `model.image.patchify` makes them.
+            grids: (t, h, w) in patches of each image; the products sum to M.
+        Returns: (Q, hidden_size), image after image.
+        """
+        if sum(t * h * w for t, h, w in grids) != len(pixels):
+            raise ValueError(f"grids {grids} do not describe {len(pixels)} patches")
+        frames: list[tuple[int, int]] = []  # (number of consecutive equal frames, patches in one)
+        for t, h, w in grids:
+            if frames and frames[-1][1] == h * w:
+                frames[-1] = (frames[-1][0] + t, h * w)
+            else:
+                frames.append((t, h * w))
+        cos, sin = vision_rotary(grids, self.cfg, pixels.device)
+        x = self.patch_embed(pixels)  # (M, D)
+        for block in self.blocks:
+            x = block(x, cos, sin, frames)
+        return self.merger(x)

@@ -1,0 +1,211 @@
+"""The vision-language model: pixels and tokens in, log-probabilities of completions out.
+
+    VLM                 image tokens are computed by the tower and take the places of the
+                        `<|image_pad|>` tokens among the embedded words
+    Prompt              one question with its images, ready for the model
+    Pack                whole groups [prefix | c_1 | .. | c_G] end to end, every prefix once
+    completion_logps    one log-probability per completion token: the only place of the next-token
+                        shift
+
+| letter | meaning                                | letter | meaning                             |
+|--------|----------------------------------------|--------|-------------------------------------|
+| N      | prompts (= groups)                     | V, D   | vocabulary, width                   |
+| G      | completions per prompt                 | H, K   | query heads, key/value heads        |
+| B      | rows in decoding, N * G                | E      | head width                          |
+| P      | prompt tokens, image tokens included   | M, Q   | patches; image tokens after merging |
+| C_i, C | tokens of completion i; C = sum C_i    | T      | tokens of a packed sequence         |
+
+Next: model/weights.py, model/text.py, then sample.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import linear_logprob
+from model.attention import KVCache, PackLayout
+from model.config import VLMConfig
+from model.language import LanguageModel
+from model.vision import VisionTower
+
+Grid = tuple[int, int, int]  # time, height, width in patches
+
+
+@dataclass
+class Prompt:
+    """A question with its images: what the prefill needs, once per group."""
+
+    id: str
+    ids: Tensor  # (P,) int64, every image slot already repeated to its number of image tokens
+    positions: Tensor  # (3, P) int64
+    pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
+    grids: list[Grid]
+    features: Tensor | None = None  # (Q, D): the tower's output, kept while the tower is frozen
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first completion token, the same on all three axes."""
+        return int(self.positions.max()) + 1
+
+
+def rope_positions(ids: Tensor, grids: list[Grid], cfg: VLMConfig) -> Tensor:
+    """M-RoPE positions of a prompt: (P,) ids -> (3, P).
+
+    Text counts up on all three axes together. An image's tokens carry (frame, row, column) from where
+    the text stood, and the text goes on after the largest of them.
+    Source: Qwen2-VL, arXiv:2409.12191, figure 3.
+    """
+    merge = cfg.vision.spatial_merge_size
+    parts, at, position = [], 0, 0
+    is_image = ids == cfg.image_token_id
+    remaining = list(grids)
+    while at < len(ids):
+        if not is_image[at]:
+            ends = is_image[at:].nonzero()
+            length = int(ends[0]) if len(ends) else len(ids) - at
+            parts.append((torch.arange(length) + position).expand(3, length))
+            at, position = at + length, position + length
+            continue
+        if not remaining:
+            raise ValueError("more runs of image tokens than images")
+        t, h, w = remaining.pop(0)
+        h, w = h // merge, w // merge
+        axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
+        parts.append(torch.stack([axis.flatten() for axis in axes]) + position)  # (3, t*h*w)
+        if not bool(is_image[at : at + t * h * w].all()) or at + t * h * w > len(ids):
+            raise ValueError(f"an image of {t * h * w} tokens does not fit its slot at token {at}")
+        at, position = at + t * h * w, position + max(h, w)
+    if remaining:
+        raise ValueError(f"{len(remaining)} images have no slot among the tokens")
+    return torch.cat(parts, dim=1)
+
+
+class VLM(nn.Module):
+    """Module names equal the keys of the published checkpoints: visual.*, model.*, lm_head."""
+
+    def __init__(self, cfg: VLMConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.visual = VisionTower(cfg.vision)
+        self.model = LanguageModel(cfg.text)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = nn.Linear(cfg.text.hidden_size, cfg.text.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the output layer, or the embedding it is tied to."""
+        if self.cfg.tie_word_embeddings:
+            return self.model.embed_tokens.weight
+        return self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.norm.weight.device
+
+    def image_features(self, prompts: list[Prompt]) -> Tensor | None:
+        """Run the tower once over the images of all prompts: (Q, D), or None without images."""
+        if prompts and all(p.features is not None or p.pixels is None for p in prompts):
+            kept = [p.features for p in prompts if p.features is not None]
+            return torch.cat(kept) if kept else None
+        pixels = [p.pixels for p in prompts if p.pixels is not None]
+        if not pixels:
+            return None
+        return self.visual(torch.cat(pixels).to(self.device), [g for p in prompts for g in p.grids])
+
+    def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
+        """Words from the embedding, image slots from the tower: (T,) -> (T, D)."""
+        x = F.embedding(ids, self.model.embed_tokens.weight)  # (T, D)
+        slots = ids == self.cfg.image_token_id  # (T,)
+        if features is None:
+            return x
+        slots = slots.nonzero().squeeze(1)
+        if len(slots) != len(features):
+            raise ValueError(f"{len(slots)} image slots but {len(features)} image tokens")
+        return x.index_copy(0, slots, features.to(x.dtype))
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: PackLayout | None,
+        features: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(T,) token ids of a pack, or (B,) of one decoding step -> hidden states (T, D) or (B, D)."""
+        return self.model(self.embed(ids, features), positions, layout, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.head_weight)  # (..., V)
+
+
+@dataclass
+class Pack:
+    """Whole groups end to end, with everything one training forward needs."""
+
+    prompts: list[Prompt]
+    layout: PackLayout
+    ids: Tensor  # (T,) int64
+    positions: Tensor  # (3, T) int64
+    predictors: Tensor  # (C,) int64: the packed token whose hidden state predicts completion token c
+    targets: Tensor  # (C,) int64
+
+
+def make_pack(
+    prompts: list[Prompt], completions: list[list[Tensor]], device: torch.device | str = "cpu"
+) -> Pack:
+    """Lay out groups end to end: prefix once, then its completions.
+
+    Args:
+        prompts: N prompts. completions: per prompt its completions, (C_i,) int64 each, C_i >= 1.
+    Notes: The completion tokens of the pack are ordered prompt by prompt, completion by completion.
+    """
+    ids, positions, predictors, targets = [], [], [], []
+    start = 0
+    for prompt, group in zip(prompts, completions, strict=True):
+        P = len(prompt.ids)
+        ids.append(prompt.ids)
+        positions.append(prompt.positions)
+        at, first = start + P, prompt.next_position
+        for tokens in group:
+            length = len(tokens)
+            if length == 0:
+                raise ValueError(f"prompt {prompt.id}: a completion has no token")
+            ids.append(tokens)
+            positions.append((torch.arange(length) + first).expand(3, length))
+            # The next-token shift. The last token of the prefix predicts the first of every
+            # completion; after that each token predicts its follower.
+            own = torch.arange(at - 1, at + length - 1)  # (C_i,)
+            own[0] = start + P - 1
+            predictors.append(own)
+            targets.append(tokens)
+            at += length
+        start = at
+    layout = PackLayout(
+        [len(p.ids) for p in prompts], [[len(t) for t in group] for group in completions], device
+    )
+    return Pack(
+        prompts,
+        layout,
+        torch.cat(ids).to(device),
+        torch.cat(positions, dim=1).to(device),
+        torch.cat(predictors).to(device),
+        torch.cat(targets).to(device),
+    )
+
+
+def completion_logps(
+    model: VLM, pack: Pack, temperature: float = 1.0, forbidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every completion token of a pack, under the sampler's own distribution.
+
+    Args:
+        temperature: the sampler's. forbidden: (V,) bool, tokens the sampler never draws.
+    Returns: logp (C,) fp32 with gradient, entropy (C,) fp32 without, both in nats.
+    """
+    features = model.image_features(pack.prompts)
+    hidden = model(pack.ids, pack.positions, pack.layout, features)  # (T, D)
+    return linear_logprob(
+        hidden[pack.predictors], model.head_weight, pack.targets, temperature, forbidden
+    )

@@ -1,0 +1,199 @@
+"""Checkpoints of the ecosystem, in and out: safetensors files, single or sharded, nothing else.
+
+Two names exist for every tensor. The published Qwen2-VL files say `model.layers.0...`, `visual...`;
+transformers >= 4.52 holds (and some tools save) `model.language_model.layers.0...`,
+`model.visual...`. Both are read. Saving writes **exactly the files of the source directory**: the
+same key set, shapes and dtypes in the same shards, and every companion file (tokenizer, chat
+template, preprocessor, generation config) byte for byte, so that whatever loaded the source loads
+the result. Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
+No pickle is ever read. Next: model/text.py.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import VLMConfig
+from model.errors import InputError
+from model.vlm import VLM
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TensorSlot:
+    """One tensor of a checkpoint directory: where it lies and in which form."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+Slots = dict[str, TensorSlot]  # key in the files -> slot
+
+
+def parameter_name(key: str) -> str:
+    """The module path of a checkpoint key, whichever of the two layouts it comes from."""
+    for prefix, ours in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if key.startswith(prefix):
+            return ours + key[len(prefix) :]
+    return key
+
+
+def read_slots(directory: Path) -> Slots:
+    """The tensors that a checkpoint directory promises, read from the file headers alone.
+
+    Raises InputError for a directory without safetensors, a missing shard, a damaged file, or an
+    index that disagrees with its shards.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"--model {directory}: no such directory")
+    index, weight_map = directory / INDEX, None
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{index}: not a safetensors index ({error})") from None
+        files = sorted(set(weight_map.values()))
+    elif (directory / SINGLE).is_file():
+        files = [SINGLE]
+    else:
+        found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
+        raise InputError(
+            f"--model {directory}: neither {SINGLE} nor {INDEX} here (found: {found}); "
+            "convert .bin checkpoints to safetensors first"
+        )
+    slots: Slots = {}
+    for file in files:
+        if not (directory / file).is_file():
+            raise InputError(f"{directory / file}: this shard of the checkpoint is missing")
+        try:
+            with safe_open(directory / file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (a safe_open is not iterable)
+                    piece = tensors.get_slice(key)
+                    if piece.get_dtype() not in DTYPES:
+                        raise InputError(f"{file}: {key} has dtype {piece.get_dtype()}")
+                    dtype = DTYPES[piece.get_dtype()]
+                    slots[key] = TensorSlot(file, dtype, tuple(piece.get_shape()))
+        except SafetensorError as error:
+            raise InputError(f"{directory / file}: damaged safetensors file ({error})") from None
+    if weight_map is not None and weight_map != {key: slot.file for key, slot in slots.items()}:
+        odd = set(weight_map) ^ set(slots) or "different shards"
+        raise InputError(f"{index}: disagrees with its shards about {odd}")
+    return slots
+
+
+def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
+    """Every parameter present once, nothing else, every shape right; raises InputError otherwise."""
+    parameters = dict(model.named_parameters())
+    names = {parameter_name(key): key for key in slots}
+    if len(names) != len(slots):
+        raise InputError(f"{directory}: both key layouts at once for the same tensor")
+    expected, found = set(parameters), set(names)
+    if model.cfg.tie_word_embeddings:
+        found -= {"lm_head.weight"}  # some files repeat the tied tensor
+    for word, keys in (("missing", expected - found), ("unexpected", found - expected)):
+        if keys:
+            raise InputError(
+                f"{directory}: {len(keys)} {word} tensors, first {sorted(keys)[0]!r} "
+                f"(model has {len(expected)}, files have {len(found)}); does config.json fit?"
+            )
+    for name, parameter in parameters.items():
+        if slots[names[name]].shape != tuple(parameter.shape):
+            raise InputError(
+                f"{directory}: {name} has shape {slots[names[name]].shape}, "
+                f"config.json asks for {tuple(parameter.shape)}"
+            )
+
+
+def load_model(
+    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> VLM:
+    """Build the model of a checkpoint directory and fill it, one tensor at a time.
+
+    Peak memory is the model plus one tensor: it is built without storage and every tensor goes
+    straight to its dtype and device. Raises InputError as `read_slots` and `check_slots` say.
+    """
+    directory = Path(directory)
+    slots = read_slots(directory)
+    with torch.device("meta"):
+        model = VLM(VLMConfig.from_directory(directory))
+    check_slots(slots, model, directory)
+    for file in sorted({slot.file for slot in slots.values()}):
+        with safe_open(directory / file, "pt") as tensors:
+            for key in sorted(k for k, slot in slots.items() if slot.file == file):
+                name = parameter_name(key)
+                if name == "lm_head.weight" and model.cfg.tie_word_embeddings:
+                    continue
+                owner, _, attribute = name.rpartition(".")
+                tensor = tensors.get_tensor(key).to(device=device, dtype=dtype)
+                setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(tensor))
+    return model
+
+
+def plan_slots(model: VLM, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9) -> Slots:
+    """The file layout of a checkpoint that has no source yet (pretraining from scratch)."""
+    size = torch.finfo(dtype).bits // 8
+    shards, used = [[]], 0
+    for name, parameter in model.named_parameters():
+        if shards[-1] and used + parameter.numel() * size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append((name, tuple(parameter.shape)))
+        used += parameter.numel() * size
+    count = len(shards)
+    return {
+        name: TensorSlot(
+            SINGLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors", dtype, shape
+        )
+        for i, shard in enumerate(shards, start=1)
+        for name, shape in shard
+    }
+
+
+def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | None = None) -> None:
+    """Write a checkpoint directory that loads wherever its source does.
+
+    Args:
+        directory: replaced as a whole if it exists; written beside it first, then renamed.
+        companions: the source directory, whose non-weight files are copied byte for byte.
+        slots: keys, files and dtypes to write; by default those of the source directory.
+    """
+    directory, companions = Path(directory), Path(companions)
+    slots = read_slots(companions) if slots is None else slots
+    parameters = dict(model.named_parameters())
+    unfinished = directory.with_name(directory.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for source in companions.iterdir():
+        if source.is_file() and source.suffix != ".safetensors" and source.name != INDEX:
+            shutil.copyfile(source, unfinished / source.name)
+    for file in sorted({slot.file for slot in slots.values()}):
+        tensors: dict[str, Tensor] = {}
+        for key, slot in slots.items():
+            if slot.file == file:
+                name = parameter_name(key)
+                tied = name == "lm_head.weight" and model.cfg.tie_word_embeddings
+                value = model.head_weight if tied else parameters[name]
+                tensors[key] = value.detach().to("cpu", slot.dtype, copy=tied).contiguous()
+        save_file(tensors, unfinished / file, metadata={"format": "pt"})
+    if {slot.file for slot in slots.values()} != {SINGLE}:
+        sizes = [torch.Size(s.shape).numel() * torch.finfo(s.dtype).bits // 8 for s in slots.values()]
+        index = {
+            "metadata": {"total_size": sum(sizes)},
+            "weight_map": {key: slots[key].file for key in sorted(slots)},
+        }
+        text = json.dumps(index, indent=2) + "\n"
+        (unfinished / INDEX).write_text(text, encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(unfinished, directory)

@@ -1,0 +1,32 @@
+"""Tasks: what the model is shown and what a right answer is.
+
+Every source of questions, generated or read from disk, hands over the same thing: a list of
+`Example`. A training loop that understands `Example` understands every task, and a new task is
+one new file in this folder.
+
+Next: tasks/readers.py (real data sets) or tasks/garden.py (the generated world).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one or more images, with the answer that a reward can verify.
+
+    Attributes:
+        id: stable and unique inside its data set; it keys the random numbers of its completions,
+            so that the same example draws the same tokens in any batch and after any resume.
+        images: in the order of the question; a path or an open image, always opened through
+            `model.image.load_image`, which is where size, format and orientation are handled.
+        question: the text shown to the model, without the instruction on the answer's format.
+        target: what the reward compares the parsed answer with.
+    """
+
+    id: str
+    images: tuple[Image.Image | Path, ...]
+    question: str
+    target: str

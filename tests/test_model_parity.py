@@ -1,0 +1,191 @@
+"""The hand-written model equals transformers' Qwen2VLForConditionalGeneration, weight for weight.
+
+Several small random configurations are saved by transformers and loaded through `model/weights.py`:
+tied and untied embeddings, three ratios of query to key heads, prompts with no image, one, and two of
+different size, and batches of different lengths (padded there, packed here). Logits agree to 1e-5,
+every parameter gradient to 1e-4, 20 greedy tokens and the M-RoPE positions exactly.
+"""
+
+import pytest
+import torch
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from model.attention import KVCache, PackLayout
+from model.vlm import rope_positions
+from model.weights import load_model, parameter_name
+
+IMAGE, VIDEO, START, END = 5, 6, 3, 4
+CONFIGS = {
+    "tied, 4 heads on 2": dict(tied=True, heads=4, kv=2, depth=2),
+    "untied, 4 heads on 1": dict(tied=False, heads=4, kv=1, depth=1),
+    "tied, 3 heads on 3": dict(tied=True, heads=3, kv=3, depth=3),
+}
+GRIDS = {"no image": [], "one image": [(1, 4, 6)], "two images": [(1, 4, 4), (1, 2, 8)]}
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=list(CONFIGS))
+def pair(request, tmp_path_factory):
+    """(transformers model, ours), the same random weights."""
+    sizes = CONFIGS[request.param]
+    torch.manual_seed(0)
+    D = 16 * sizes["heads"]
+    reference = Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(
+            text_config=dict(
+                hidden_size=D,
+                num_hidden_layers=2,
+                num_attention_heads=sizes["heads"],
+                num_key_value_heads=sizes["kv"],
+                intermediate_size=72,
+                vocab_size=151,
+                rms_norm_eps=1e-6,
+                bos_token_id=0,
+                eos_token_id=1,
+                initializer_range=0.2,  # large weights: differences between tokens are visible
+                rope_parameters=dict(
+                    rope_type="default", type="mrope", mrope_section=[2, 3, 3], rope_theta=1e4
+                ),
+            ),
+            vision_config=dict(
+                depth=sizes["depth"],
+                embed_dim=32,
+                hidden_size=D,
+                num_heads=2,
+                mlp_ratio=2,
+                patch_size=4,
+                spatial_merge_size=2,
+                temporal_patch_size=2,
+                initializer_range=0.2,
+            ),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            vision_start_token_id=START,
+            vision_end_token_id=END,
+            tie_word_embeddings=sizes["tied"],
+        )
+    ).eval()
+    with torch.no_grad():  # transformers starts biases at zero and norms at one: hide nothing
+        for name, parameter in reference.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    directory = tmp_path_factory.mktemp("reference")
+    reference.save_pretrained(directory)
+    return reference, load_model(directory)
+
+
+def question(grids, tokens: int, seed: int) -> torch.Tensor:
+    """Random words with image slots between them: (P,) ids."""
+    words = torch.randint(7, 151, (tokens,), generator=torch.Generator().manual_seed(seed))
+    parts = [words[:3]]
+    for t, h, w in grids:
+        image = torch.full((t * h * w // 4,), IMAGE)
+        parts += [torch.tensor([START]), image, torch.tensor([END]), words[3:5]]
+    return torch.cat([*parts, words[5:]])
+
+
+def pixels_for(grids, seed: int = 1) -> torch.Tensor | None:
+    patches = sum(t * h * w for t, h, w in grids)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(patches, 3 * 2 * 4 * 4, generator=generator) if patches else None
+
+
+def reference_forward(reference, ids, mask, pixels, grids):
+    vision = {}
+    if grids:
+        vision = dict(pixel_values=pixels, image_grid_thw=torch.tensor(grids))
+    types = (ids == IMAGE).int()
+    return reference(input_ids=ids, attention_mask=mask, mm_token_type_ids=types, **vision).logits
+
+
+def our_forward(model, rows, grids_per_row, pixels):
+    """Logits of several prompts packed end to end: (T, V)."""
+    ids = torch.cat(rows)
+    positions = [rope_positions(r, g, model.cfg) for r, g in zip(rows, grids_per_row, strict=True)]
+    grids = [g for row in grids_per_row for g in row]
+    features = model.visual(pixels, grids) if grids else None
+    layout = PackLayout([len(r) for r in rows], [[] for _ in rows])
+    return model.logits(model(ids, torch.cat(positions, 1), layout, features))
+
+
+@pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
+def test_logits_and_every_parameter_gradient_equal_transformers(pair, grids):
+    reference, model = pair
+    ids, pixels = question(grids, 9, seed=0), pixels_for(grids)
+    theirs = reference_forward(reference, ids[None], torch.ones_like(ids)[None], pixels, grids)[0]
+    ours = our_forward(model, [ids], [grids], pixels)
+    assert theirs.std() > 0.3
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max().clamp(min=1)
+
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2))
+    reference.zero_grad()
+    model.zero_grad()
+    (theirs * weights).sum().backward()
+    (ours * weights).sum().backward()
+    gradients = {parameter_name(n): p.grad for n, p in reference.named_parameters()}
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:  # the vision tower, when there is no image
+            assert name.startswith("visual.") and not grids
+            continue
+        scale = gradients[name].abs().max().clamp(min=1e-3)
+        assert (parameter.grad - gradients[name]).abs().max() < 1e-4 * scale, name
+        compared += 1
+    assert compared > 20
+
+
+def test_a_packed_batch_equals_transformers_padded_batch(pair):
+    reference, model = pair
+    grids = [GRIDS["two images"], GRIDS["no image"], GRIDS["one image"]]
+    rows = [question(g, 8 + 3 * i, seed=i) for i, g in enumerate(grids)]
+    pixels = pixels_for([g for row in grids for g in row])
+    longest = max(len(r) for r in rows)
+    ids = torch.full((3, longest), 2)
+    mask = torch.zeros(3, longest, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    flat = [g for row in grids for g in row]
+    theirs = reference_forward(reference, ids, mask, pixels, flat)[mask.bool()]  # (T, V)
+    ours = our_forward(model, rows, grids, pixels)
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
+def test_rope_positions_equal_get_rope_index(pair, grids):
+    reference, model = pair
+    ids = question(grids, 9, seed=3)
+    theirs, _ = reference.model.get_rope_index(
+        ids[None],
+        (ids == IMAGE).int()[None],
+        image_grid_thw=torch.tensor(grids) if grids else None,
+        attention_mask=torch.ones_like(ids)[None],
+    )
+    assert torch.equal(rope_positions(ids, grids, model.cfg), theirs[:, 0])
+
+
+@pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
+def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, grids):
+    reference, model = pair
+    ids, pixels = question(grids, 9, seed=4), pixels_for(grids)
+    vision = dict(pixel_values=pixels, image_grid_thw=torch.tensor(grids)) if grids else {}
+    theirs = reference.generate(
+        input_ids=ids[None],
+        attention_mask=torch.ones_like(ids)[None],
+        mm_token_type_ids=(ids == IMAGE).int()[None],
+        max_new_tokens=20,
+        min_new_tokens=20,
+        do_sample=False,
+        **vision,
+    )[0, len(ids) :]
+    positions = rope_positions(ids, grids, model.cfg)
+    cache = KVCache(group_size=1, max_suffix=20)
+    with torch.inference_mode():
+        features = model.visual(pixels, grids) if grids else None
+        hidden = model(ids, positions, PackLayout([len(ids)], [[]]), features, cache)[-1:]
+        ours = []
+        for t in range(20):
+            logits = model.logits(hidden)
+            logits[:, 1] = float("-inf")  # min_new_tokens forbids the end token
+            ours.append(int(logits.argmax()))
+            position = torch.full((3, 1), int(positions.max()) + 1 + t)
+            hidden = model(torch.tensor(ours[-1:]), position, None, cache=cache)
+    assert ours == theirs.tolist()
