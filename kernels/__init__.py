@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
     if error.name != "triton":  # a broken installation of triton is not an absent one
         raise
     triton = tl = None
+constexpr = object if triton is None else tl.constexpr  # annotations are evaluated either way
 
 Impl = Literal["auto", "torch", "triton"]
 

@@ -9,8 +9,8 @@ Forward, for one group r_1 .. r_G (no backward: advantages are constants of the 
 
 "group" is GRPO (DeepSeekMath, arXiv:2402.03300, outcome supervision); "none" is Dr. GRPO
 (arXiv:2503.20783), which drops the division because it favours questions with little spread.
-A group whose rewards are all equal teaches nothing, and its advantages are exact zeros: the rounding
-error of its mean, divided by eps, would otherwise become a gradient.
+A group whose rewards are all equal teaches nothing, and its advantages are exact zeros: otherwise
+the rounding error of its mean, divided by eps, would become a gradient.
 
 Cost: both forms are bound by launches, not by memory. The reference is about ten small kernels that
 move about 60 bytes per reward; the fused kernel reads 4 and writes 4 in one launch. This is the
@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels import Impl, choose_impl, jit, tl, triton
+from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
 MAX_GROUP_SIZE = 4096  # a group is held in the registers of one program
 NUM_WARPS = 4  # 128 threads: 32 rewards each at the largest group, which does not spill
@@ -52,8 +52,8 @@ def _group_advantages_kernel(
     stride_g,
     G,
     eps,
-    BLOCK_G: "tl.constexpr",  # power of two, at least G
-    DIVIDE_BY_STD: "tl.constexpr",
+    BLOCK_G: constexpr,  # power of two, at least G
+    DIVIDE_BY_STD: constexpr,
 ):
     """One program normalises one group: two passes over registers, one over memory."""
     group = tl.program_id(0).to(tl.int64)
@@ -79,18 +79,16 @@ def _group_advantages_kernel(
 def _group_advantages_triton(rewards: Tensor, divide_by_std: bool, eps: float) -> Tensor:
     N, G = rewards.shape
     advantages = torch.empty((N, G), dtype=rewards.dtype, device=rewards.device)  # (N, G)
-    if N > 0:  # a grid cannot be empty
-        _group_advantages_kernel[(N,)](
-            rewards,
-            advantages,
-            rewards.stride(0),
-            rewards.stride(1),
-            G,
-            eps,
-            BLOCK_G=triton.next_power_of_2(G),
-            DIVIDE_BY_STD=divide_by_std,
-            num_warps=NUM_WARPS,
-        )
+    _group_advantages_kernel[(N,)](
+        rewards,
+        advantages,
+        *rewards.stride(),
+        G,
+        eps,
+        BLOCK_G=triton.next_power_of_2(G),
+        DIVIDE_BY_STD=divide_by_std,
+        num_warps=NUM_WARPS,
+    )
     return advantages
 
 
@@ -137,6 +135,8 @@ def group_advantages(
         raise ValueError(f"the triton kernel takes float32 rewards, got {rewards.dtype}")
     if impl == "triton" and G > MAX_GROUP_SIZE:
         raise ValueError(f"the triton kernel takes groups of at most {MAX_GROUP_SIZE}, got G={G}")
+    if rewards.shape[0] == 0:
+        return torch.empty_like(rewards)  # (0, G): a grid cannot be empty
     is_finite = torch.isfinite(rewards)  # (N, G) bool
     if not is_finite.all():
         n, i = (~is_finite).nonzero()[0].tolist()

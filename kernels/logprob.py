@@ -11,11 +11,12 @@ and, with g_c = dLoss/dlogp_c (the entropy is a metric and carries no gradient):
     dLoss/dhidden_c = (g_c / temperature) sum_j (1[j = y(c)] - p_cj) weight_j
     dLoss/dweight_j = sum_c (g_c / temperature) (1[j = y(c)] - p_cj) hidden_c
 
-For 8192 tokens and Qwen2-VL's 151936 words the logits alone are 2.5 GB in bf16 and 5 GB in fp32, and
-a plain chain of torch operations keeps several such arrays: about 24 bytes moved per logit and 12
-held. Here the vocabulary is cut into tiles, as in online softmax (arXiv:1805.02867): a tile reports
-three numbers per token, its maximum m, s = sum exp(z - m) and t = sum exp(z - m) (z - m), and tiles are
-merged exactly afterwards. Writing S for the merged s and E = exp(z - m), the backward pass needs
+For 8192 tokens and Qwen2-VL's 151936 words the logits alone are 2.5 GB in bf16 and 5 GB in fp32,
+and a plain chain of torch operations keeps several such arrays: about 24 bytes moved per logit and
+12 held. Here the vocabulary is cut into tiles, as in online softmax (arXiv:1805.02867): a tile
+reports three numbers per token, its maximum m, s = sum exp(z - m), t = sum exp(z - m) (z - m), and
+tiles are merged exactly afterwards: logp = z_y - m - log s, H = log s - t/s. Writing S for the
+merged s and E = exp(z - m) with the merged m, the backward pass needs
 
     E'_cj = E_cj, except S_c (p_cy - 1) in the target column      (so E'/S = p - onehot)
     dhidden = r * (E' weight),   dweight = E'^T (r * hidden),   r_c = -g_c / (temperature S_c)
@@ -25,10 +26,10 @@ Backward walks over vocabulary chunks, so each row of dweight is written once an
 exists: E' is recomputed chunk by chunk and both products go to the matrix library. Where the whole
 vocabulary fits into one chunk on the torch path (a tiny model on a CPU), forward keeps E' instead.
 
-Cost in units of C*D*V multiply-adds: 3 for plain torch, 4 here (3 when E' is kept). Memory traffic
-of logit size: about 24 bytes per logit for plain torch; the kernels write E' once and read it twice,
-6 bytes in bf16, at most `CHUNK_LOGITS` elements at a time. What remains of forward is 12 bytes per
-token and tile of 128 columns.
+Cost in units of C*D*V multiply-adds: 3 for plain torch, 4 here (3 when E' is kept). Traffic of
+logit size: about 24 bytes per logit for plain torch; the kernels write E' once and read it twice, 6
+bytes in bf16, and hold at most `CHUNK_LOGITS` of it at a time. Forward stores 12 bytes per token
+and tile of columns.
 
 Next: `tests/test_kernels_logprob.py`.
 """
@@ -39,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import Impl, choose_impl, jit, tl, triton
+from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
 # The one memory knob: logits held at a time. 2**26 are 256 MiB in fp32 and 128 MiB in bf16; at 8192
 # tokens a chunk is then 8192 columns, large enough for the matrix library to run at full speed.
@@ -65,7 +66,7 @@ def linear_logprob_ref(
     temperature: float = 1.0,
     forbidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The specification of `linear_logprob`: fp32 throughout (fp64 when given fp64), logits stored."""
+    """The specification of `linear_logprob`: fp32 (fp64 when given fp64), logits stored."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(dtype) @ weight.to(dtype).T / temperature  # (C, V)
     if forbidden is not None:
@@ -91,10 +92,10 @@ def _logits_tile(
     stride_wv,
     stride_wd,
     inverse_temperature,
-    FORBIDDEN_LOGIT: "tl.constexpr",
-    BLOCK_C: "tl.constexpr",
-    BLOCK_V: "tl.constexpr",
-    BLOCK_D: "tl.constexpr",
+    FORBIDDEN_LOGIT: constexpr,
+    BLOCK_C: constexpr,
+    BLOCK_V: constexpr,
+    BLOCK_D: constexpr,
 ):
     """(BLOCK_C, BLOCK_V) fp32 logits; columns that are forbidden or past V get FORBIDDEN_LOGIT."""
     # 64-bit offsets: V * D passes 2**31 from a 7B model's head on.
@@ -136,10 +137,10 @@ def _linear_logprob_fwd_kernel(
     stride_wv,
     stride_wd,
     inverse_temperature,
-    FORBIDDEN_LOGIT: "tl.constexpr",
-    BLOCK_C: "tl.constexpr",
-    BLOCK_V: "tl.constexpr",
-    BLOCK_D: "tl.constexpr",
+    FORBIDDEN_LOGIT: constexpr,
+    BLOCK_C: constexpr,
+    BLOCK_V: constexpr,
+    BLOCK_D: constexpr,
 ):
     """One program reduces one tile of logits to three numbers per token, without atomics."""
     # Token tiles vary fastest, so programs that run together share the large operand, weight.
@@ -187,10 +188,10 @@ def _linear_logprob_bwd_kernel(
     stride_wv,
     stride_wd,
     inverse_temperature,
-    FORBIDDEN_LOGIT: "tl.constexpr",
-    BLOCK_C: "tl.constexpr",
-    BLOCK_V: "tl.constexpr",
-    BLOCK_D: "tl.constexpr",
+    FORBIDDEN_LOGIT: constexpr,
+    BLOCK_C: constexpr,
+    BLOCK_V: constexpr,
+    BLOCK_D: constexpr,
 ):
     """One program writes one tile of E': exp(z - max), and `target_value` in the target column."""
     row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -223,9 +224,9 @@ def _launch(kernel, chunk, outputs) -> None:
     )  # fmt: skip
 
 
-# --- The two steps over one vocabulary chunk, in Triton and in torch -------------------------------
-# A chunk is (hidden (C, D), weight (V, D), targets (C,), forbidden (V,) or None, temperature) where V
-# counts the columns of the chunk and targets are relative to its first one, so they may lie outside.
+# --- The two steps over one vocabulary chunk, in Triton and in torch -----------------------------
+# A chunk is (hidden (C, D), weight (V, D), targets (C,), forbidden (V,) or None, temperature);
+# V counts its own columns and targets are relative to its first one, so they may lie outside.
 def _tile_sums_triton(chunk, target_logit):
     """Reduce the chunk to (3, n_tiles, C) fp32; the second result, E, is never stored whole."""
     hidden, weight = chunk[:2]
@@ -253,7 +254,7 @@ def _logits_torch(chunk):
 
 
 def _target_column(targets, V):
-    """Column to gather, clamped into the chunk, (C, 1), and whether the target lies there, (C, 1)."""
+    """The target's column clamped into the chunk, (C, 1), and whether it lies there, (C, 1)."""
     column = targets[:, None]  # (C, 1)
     return column.clamp(0, V - 1), (column >= 0) & (column < V)
 
@@ -394,8 +395,8 @@ def linear_logprob(
 
     Returns:
         logp: (C,) fp32 (fp64 for fp64) in nats, <= 0; differentiable in hidden and weight, once.
-        entropy: (C,) same dtype, in nats, >= 0, of the same distribution and WITHOUT gradient: it is
-            a metric here, not a bonus.
+        entropy: (C,) same dtype, in nats, >= 0, of the same distribution and WITHOUT gradient: it
+            is a metric here, not a bonus.
 
     Raises:
         ValueError: shapes, dtypes, devices or temperature are wrong; on CPU also when a target is
@@ -410,6 +411,8 @@ def linear_logprob(
     _validate(hidden, weight, targets, temperature, forbidden, impl)
     if hidden.shape[0] == 0:
         impl = "torch"  # a grid cannot be empty
+    targets = targets.contiguous()  # (C,): the kernels take strides of the two matrices only
+    forbidden = None if forbidden is None else forbidden.contiguous()  # (V,)
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the torch products
         return _LinearLogprob.apply(hidden, weight, targets, temperature, forbidden, impl)
 
@@ -442,9 +445,9 @@ def _validate(hidden, weight, targets, temperature, forbidden, impl) -> None:
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be finite and > 0, got {temperature}")
     if C > 0 and not targets.is_cuda:
-        if targets.amin() < 0 or targets.amax() >= V:
-            got = f"{targets.amin().item()} .. {targets.amax().item()}"
-            raise ValueError(f"targets must be in [0, {V}), got {got}")
+        lowest, highest = targets.aminmax()
+        if lowest < 0 or highest >= V:
+            raise ValueError(f"targets must be in [0, {V}), got {lowest} .. {highest}")
         if forbidden is not None and forbidden[targets].any():
             token = targets[forbidden[targets]][0].item()
             raise ValueError(f"target {token} is forbidden: it cannot have been chosen")

@@ -1,10 +1,6 @@
 """Pictures to patches: a file or a PIL image becomes the rows of numbers the vision tower reads.
 
-    load_image     file -> PIL RGB image; the one place that decides which pictures are accepted
-    smart_resize   (height, width) -> the size the model sees, a multiple of patch * merge
-    patchify       PIL RGB image -> (M, 3 * t * p * p) patches and their (t, h, w) grid
-
-Only Pillow and numpy do the work, and `patchify` is bit-equal to transformers'
+`load_image` decides which pictures are accepted; `patchify` is bit-equal to transformers'
 `Qwen2VLImageProcessorPil` (whose `AutoProcessor` needs torchvision just to be constructed).
 
 Patch order: the vision tower merges each merge x merge block of patches into one image token, so
@@ -49,12 +45,9 @@ def load_image(source: Path | str | Image.Image, max_image_pixels: int = 50_000_
     white, 16-bit gray is scaled to 8 bits, an animation gives its first frame (an opened PIL image
     the frame it stands on). A PIL image passes the same checks as a file and is not modified.
 
-    Args:
-        source: path of a regular file, or a PIL image.
-        max_image_pixels: largest width * height, read from the header before anything is decoded.
-
     Raises:
-        InputError: unreadable, damaged, cut off, too large, too narrow, unsupported format or mode.
+        InputError: the file is missing, damaged, cut off, too narrow, of an unsupported format or
+            mode, or its header announces more than `max_image_pixels` (checked before decoding).
     """
     if isinstance(source, Image.Image):
         name = f"PIL image ({source.mode}, {source.width}x{source.height})"
@@ -84,7 +77,8 @@ def _open_regular_file(source: Path | str, name: str, max_image_pixels: int) -> 
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"{name}: cannot open the picture ({error}); check the path") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: cannot open the picture ({why}); check the path") from error
 
 
 @contextmanager
@@ -93,13 +87,11 @@ def _decoding(name: str, file: BinaryIO | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # OSError, SyntaxError, struct.error, KeyError, ... by plugin
+        why = f"cannot be decoded ({type(error).__name__}: {str(error)[:200]!r}); replace it"
         if file is not None and isinstance(error, UnidentifiedImageError):
             file.seek(0)
-            why = f"{_foreign_format(file.read(1024))}; convert the picture to PNG or JPEG"
-        else:
-            why = f"cannot decode the picture ({type(error).__name__}: {str(error)[:200]!r}); "
-            why += "it is damaged or cut off: replace it or take it out of the data"
-        raise InputError(f"{name}: {why}") from error
+            why = f"{_foreign_format(file.read(1024))}; convert it to PNG or JPEG"
+        raise InputError(f"{name}: {why} or take it out of the data") from error
 
 
 def _foreign_format(head: bytes) -> str:
@@ -125,9 +117,7 @@ def _to_rgb(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image
     with _decoding(name):
         image.load()
     orientation = None
-    with suppress(
-        Exception
-    ):  # garbage in the EXIF bytes: the pixels are sound, leave them as stored
+    with suppress(Exception):  # garbage in the EXIF bytes: the pixels are sound, left as stored
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     if image.mode.startswith("I;16"):
         rgb = _gray16_to_gray8(image).convert("RGB")

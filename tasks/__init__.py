@@ -30,3 +30,21 @@ class Example:
     images: tuple[Image.Image | Path, ...]
     question: str
     target: str
+
+
+# How to answer, in one sentence per mode. "think" asks for the reasoning before the answer,
+# "direct" for the answer alone (arXiv:2503.16188 finds thinking unnecessary for perception).
+INSTRUCTIONS = {
+    "think": "Think in <think> </think>, then answer in <answer> </answer>.",
+    "direct": "Answer in <answer> </answer>.",
+}
+
+
+def full_question(question: str, mode: str) -> str:
+    """The text shown to the model: the question and how to answer it.
+
+    A data set whose prompts already say how to answer (Visual-RFT's rows) is left as it is.
+    """
+    if "<answer>" in question:
+        return question
+    return f"{question} {INSTRUCTIONS[mode]}"

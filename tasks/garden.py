@@ -345,7 +345,9 @@ def change_scene(scene: Scene, rng: random.Random, n_changes: int) -> tuple[Scen
 
     Calls are "change_colour(f1, red)", "change_size(f2, small)" and "remove(f3)", where f1, f2, ...
     number the first scene in reading order. Flowers that stay keep their centre, so the calls can
-    be read off the two pictures without doubt. Raises InputError unless 1 <= n_changes <= len(scene).
+    be read off the two pictures without doubt.
+
+    Raises InputError unless 1 <= n_changes <= len(scene).
     """
     if not 1 <= n_changes <= len(scene):
         raise InputError(f"n_changes={n_changes} is out of range; use 1 to {len(scene)}")

@@ -1,9 +1,9 @@
 """Questions about garden pictures, each with its exact answer and a short exact reasoning text.
 
 Every generator is `ask_x(rng, flower or scene, ...) -> Question | None`. None means: nothing of
-this kind can be asked about this picture. A question is only made when its answer is unique, also for a
-reader who sees "left of" or "largest" a little differently (see `references`). `rng` is a
-`random.Random` and chooses what to ask, never what is true.
+this kind can be asked about this picture. A question is only made when its answer is
+unique, also for a reader who sees "left of" or "largest" a little differently (see `references`).
+`rng` is a `random.Random` and chooses what to ask, never what is true.
 
 The prompt holds the question alone; whoever builds the training text adds how to answer
 (`<think>`, `<answer>`). Wordings are module constants, so every task says the same thing alike.
@@ -100,7 +100,8 @@ def ask_caption(rng: random.Random, picture: Flower | Scene) -> Question:
     if isinstance(picture, Flower):
         species = species_of(picture)
         name = species_answer(species, rng) if species else "flower"
-        text = f"A {name} with {describe(picture).replace(', ', ' and a ')}."
+        article = "An" if name[0] in "AEIOU" else "A"
+        text = f"{article} {name} with {describe(picture).replace(', ', ' and a ')}."
         return Question("caption", CAPTION_PROMPT, text, describe(picture))
     counts = colour_counts(picture)
     groups = [
@@ -269,7 +270,7 @@ def statements(scene: Scene) -> list[tuple[str, str, bool, str]]:
     for colour in COLOURS:
         n = counts.get(colour, 0)
         made.append(("exists", f"there is a {colour} flower", n > 0, f"{everything}: {n} {colour}"))
-    for number in {max(1, total - 1), total, total + 1}:
+    for number in range(max(1, total - 1), total + 2):
         text = f"the number of flowers is {number}"
         made.append(("number", text, number == total, f"{everything}: {total}"))
     for first, n in counts.items():

@@ -207,7 +207,7 @@ def read_image_folder(root: Path) -> list[LabelledImage]:
     visible = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     folders = [path for path in visible if path.is_dir()]
     if not folders:
-        found = ", ".join(repr(path.name) for path in visible[:5]) or "nothing"
+        found = [path.name for path in visible[:5]] or "nothing"
         raise InputError(f"--data {str(root)!r} has no class folders, only {found}; {ACCEPTED}")
     _check_classes([folder.name for folder in folders], str(root))
     items = []
@@ -233,7 +233,7 @@ def _check_classes(labels: Iterable[str], source: str) -> None:
             raise InputError(f"--data {source!r}: {label[:80]!r} cannot be a class name; rename it")
         if name in spelling:
             pair = f"{spelling[name]!r} and {label!r}"
-            raise InputError(f"--data {source!r}: {pair} are the same answer; merge or rename them")
+            raise InputError(f"--data {source!r}: {pair} are the same answer; rename one")
         spelling[name] = label
     if len(spelling) < 2:
         only = f"only one class, {list(spelling.values())}" if spelling else "no class"
@@ -381,10 +381,7 @@ def _check_files(items: list[LabelledImage]) -> None:
 
 def _similar_name(path: Path) -> str:
     """Return a hint if a neighbour differs only in case or in its Unicode form, else ""."""
-
-    def fold(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold()
-
-    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-    similar = sorted(name for name in siblings if fold(name) == fold(path.name))
-    return f" (did you mean {similar[0]!r}?)" if similar and similar[0] != path.name else ""
+    siblings = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
+    folded = [unicodedata.normalize("NFC", name).casefold() for name in [path.name, *siblings]]
+    similar = [name for name, key in zip(siblings, folded[1:], strict=True) if key == folded[0]]
+    return f" (did you mean {similar[0]!r}?)" if similar and path.name not in similar else ""
