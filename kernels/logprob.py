@@ -14,15 +14,16 @@ and, with g_c = dLoss/dlogp_c (the entropy is a metric and carries no gradient):
 For 8192 tokens and Qwen2-VL's 151936 words the logits alone are 2.5 GB in bf16 and 5 GB in fp32,
 and a plain chain of torch operations keeps several such arrays: about 24 bytes moved per logit and
 12 held. Here the vocabulary is cut into tiles, as in online softmax (arXiv:1805.02867): a tile
-reports three numbers per token, its maximum m, s = sum exp(z - m), t = sum exp(z - m) (z - m), and
-tiles are merged exactly afterwards: logp = z_y - m - log s, H = log s - t/s. Writing S for the
-merged s and E = exp(z - m) with the merged m, the backward pass needs
+reports three numbers per token: its maximum m and, over its columns other than the target,
+R = sum exp(z - m) and sum exp(z - m) (z - m). Tiles are merged exactly afterwards, and the target
+joins last: S = exp(z_y - m) + R and logp = z_y - m - log S. Keeping R apart keeps the digits of
+1 - p_y = R/S when p_y is nearly 1, which S - exp(z_y - m) in fp32 would lose; policies that have
+converged live there. With E = exp(z - m) at the merged m, the backward pass needs
 
-    E'_cj = E_cj, except S_c (p_cy - 1) in the target column      (so E'/S = p - onehot)
+    E'_cj = E_cj, except -R_c in the target column                (so E'/S = p - onehot)
     dhidden = r * (E' weight),   dweight = E'^T (r * hidden),   r_c = -g_c / (temperature S_c)
 
-E' does not depend on g. p_cy - 1 comes from expm1(logp), which stays accurate at p_cy near 1.
-Backward walks over vocabulary chunks, so each row of dweight is written once and no fp32 copy of it
+E' does not depend on g. Backward walks over vocabulary chunks, so each row of dweight is written once and no fp32 copy of it
 exists: E' is recomputed chunk by chunk and both products go to the matrix library. Where the whole
 vocabulary fits into one chunk on the torch path (a tiny model on a CPU), forward keeps E' instead.
 
@@ -127,7 +128,7 @@ def _linear_logprob_fwd_kernel(
     weight_ptr,
     targets_ptr,
     forbidden_ptr,
-    parts_ptr,  # (3, n_tiles, C) fp32: maximum, sum, moment
+    sums_ptr,  # (3, n_tiles, C) fp32: maximum; sum and moment without the target
     target_logit_ptr,  # (C,) fp32
     C,
     V,
@@ -162,13 +163,13 @@ def _linear_logprob_fwd_kernel(
 
     maximum = tl.max(logits, axis=1)
     below = logits - maximum[:, None]
-    odds = tl.exp(below)
+    odds = tl.where(is_target, 0.0, tl.exp(below))
     # Tiles before rows in memory: neighbouring threads write neighbouring addresses.
-    part = parts_ptr + tile.to(tl.int64) * C + row
+    address = sums_ptr + tile.to(tl.int64) * C + row
     plane = tl.num_programs(1).to(tl.int64) * C
-    tl.store(part, maximum, mask=row < C)
-    tl.store(part + plane, tl.sum(odds, axis=1), mask=row < C)
-    tl.store(part + 2 * plane, tl.sum(odds * below, axis=1), mask=row < C)
+    tl.store(address, maximum, mask=row < C)
+    tl.store(address + plane, tl.sum(odds, axis=1), mask=row < C)
+    tl.store(address + 2 * plane, tl.sum(odds * below, axis=1), mask=row < C)
 
 
 @jit
@@ -178,7 +179,7 @@ def _linear_logprob_bwd_kernel(
     targets_ptr,
     forbidden_ptr,
     maximum_ptr,  # (C,) fp32
-    target_value_ptr,  # (C,) fp32
+    others_ptr,  # (C,) fp32, R of the formula
     gradient_ptr,  # (C, V) contiguous, dtype of hidden
     C,
     V,
@@ -193,7 +194,7 @@ def _linear_logprob_bwd_kernel(
     BLOCK_V: constexpr,
     BLOCK_D: constexpr,
 ):
-    """One program writes one tile of E': exp(z - max), and `target_value` in the target column."""
+    """One program writes one tile of E': exp(z - max), and -R in the target column."""
     row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     logits = _logits_tile(
@@ -203,9 +204,9 @@ def _linear_logprob_bwd_kernel(
     )  # fmt: skip
     maximum = tl.load(maximum_ptr + row, mask=row < C, other=0.0)
     target = tl.load(targets_ptr + row, mask=row < C, other=-1)
-    target_value = tl.load(target_value_ptr + row, mask=row < C, other=0.0)
+    others = tl.load(others_ptr + row, mask=row < C, other=0.0)
     odds = tl.exp(logits - maximum[:, None])
-    gradient = tl.where(col[None, :] == target[:, None], target_value[:, None], odds)
+    gradient = tl.where(col[None, :] == target[:, None], -others[:, None], odds)
     address = gradient_ptr + row.to(tl.int64)[:, None] * V + col[None, :]
     mask = (row < C)[:, None] & (col < V)[None, :]
     tl.store(address, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
@@ -236,10 +237,10 @@ def _tile_sums_triton(chunk, target_logit):
     return sums, None
 
 
-def _gradient_triton(chunk, maximum, target_value):
+def _gradient_triton(chunk, maximum, others):
     """E' of the chunk, (C, V) in the dtype of hidden."""
     gradient = chunk[0].new_empty((chunk[0].shape[0], chunk[1].shape[0]))  # (C, V)
-    _launch(_linear_logprob_bwd_kernel, chunk, (maximum, target_value, gradient))
+    _launch(_linear_logprob_bwd_kernel, chunk, (maximum, others, gradient))
     return gradient
 
 
@@ -250,7 +251,9 @@ def _logits_torch(chunk):
     hidden, weight = hidden.to(dtype), weight.to(dtype)  # (C, D), (V, D)
     unused = hidden.new_empty(())  # beta=0 ignores it; alpha divides inside the product, for free
     logits = torch.addmm(unused, hidden, weight.T, beta=0, alpha=1.0 / temperature)  # (C, V)
-    return logits if forbidden is None else logits.masked_fill_(forbidden, FORBIDDEN_LOGIT)
+    if forbidden is not None:  # few columns as a rule: cheaper by index than by a mask over all
+        logits.index_fill_(1, forbidden.nonzero().squeeze(1), FORBIDDEN_LOGIT)  # (C, V)
+    return logits
 
 
 def _target_column(targets, V):
@@ -260,40 +263,47 @@ def _target_column(targets, V):
 
 
 def _tile_sums_torch(chunk, target_logit):
-    """Reduce the chunk, one tile here, to (3, 1, C); also return its E = exp(z - max), (C, V)."""
+    """Reduce the chunk, one tile here, to (3, 1, C); also return E, target zeroed, (C, V)."""
     logits = _logits_torch(chunk)  # (C, V)
     column, is_inside = _target_column(chunk[2], logits.shape[1])  # (C, 1), (C, 1)
     found = torch.where(is_inside, logits.gather(1, column), target_logit[:, None])  # (C, 1)
     target_logit.copy_(found[:, 0])
     maximum = logits.amax(dim=1)  # (C,)
     below = logits.sub_(maximum[:, None])  # (C, V)
-    odds = below.exp()  # (C, V)
+    odds = _put_target_(below.exp(), chunk[2], torch.zeros_like(maximum))  # (C, V)
     moment = below.mul_(odds).sum(dim=1)  # (C,)
     return torch.stack((maximum, odds.sum(dim=1), moment))[:, None], odds
 
 
-def _odds_to_gradient_(odds, targets, target_value):
-    """E becomes E' in place: a target column inside the chunk gets `target_value`."""
+def _put_target_(odds, targets, value):
+    """Overwrite, in place, the target column of each row that has its target in this chunk."""
     column, is_inside = _target_column(targets, odds.shape[1])  # (C, 1), (C, 1)
-    value = torch.where(is_inside, target_value[:, None], odds.gather(1, column))  # (C, 1)
+    value = torch.where(is_inside, value[:, None], odds.gather(1, column))  # (C, 1)
     return odds.scatter_(1, column, value)  # (C, V)
 
 
-def _gradient_torch(chunk, maximum, target_value):
+def _gradient_torch(chunk, maximum, others):
     """E' of the chunk, (C, V) fp32 or fp64."""
     odds = _logits_torch(chunk).sub_(maximum[:, None]).exp_()  # (C, V)
-    return _odds_to_gradient_(odds, chunk[2], target_value)
+    return _put_target_(odds, chunk[2], -others)  # (C, V)
 
 
-def _merge(sums):
-    """Merge tiles (3, n_tiles, C) to maximum, S and entropy of whole rows, (C,) each."""
+def _merge(sums, target_logit):
+    """Merge tiles (3, n_tiles, C) to maximum, R, S, logp and entropy of whole rows, (C,) each."""
     tile_maximum, tile_sum, tile_moment = sums  # (n_tiles, C) each
     maximum = tile_maximum.amax(dim=0)  # (C,)
     below = tile_maximum - maximum  # (n_tiles, C), finite as FORBIDDEN_LOGIT is
     factor = below.exp()  # (n_tiles, C)
-    total = (tile_sum * factor).sum(dim=0)  # (C,)
+    others = (tile_sum * factor).sum(dim=0)  # (C,)
     moment = (factor * (tile_moment + tile_sum * below)).sum(dim=0)  # (C,)
-    return maximum, total, total.log() - moment / total
+
+    target_below = target_logit - maximum  # (C,)
+    target_odds = target_below.exp()  # (C,)
+    total = target_odds + others  # (C,)
+    log_total = torch.log1p((target_odds - 1) + others)  # (C,), exact for target_odds = 1 too
+    logp = target_below - log_total  # (C,)
+    entropy = log_total - (moment + target_odds * target_below) / total  # (C,)
+    return maximum, others, total, logp, entropy
 
 
 def _product(a, b):
@@ -305,7 +315,7 @@ def _product(a, b):
 
 # --- Autograd ------------------------------------------------------------------------------------
 class _LinearLogprob(torch.autograd.Function):
-    """Saves the inputs and two numbers per token; E' only where it fits into one chunk in torch."""
+    """Saves the inputs and three numbers per token; E' only where it fits into one chunk in torch."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, forbidden, impl):
@@ -320,18 +330,15 @@ class _LinearLogprob(torch.autograd.Function):
             chunk = _chunk(hidden, weight, targets, forbidden, temperature, start, step)
             part, odds = tile_sums(chunk, target_logit)
             sums.append(part)
-        maximum, total, entropy = _merge(torch.cat(sums, dim=1))  # (C,) each
-        logp = target_logit - maximum - total.log()  # (C,)
+        sums = torch.cat(sums, dim=1)  # (3, n_tiles, C)
+        maximum, others, total, logp, entropy = _merge(sums, target_logit)  # (C,) each
         logp.masked_fill_(target_logit <= FORBIDDEN_LOGIT, -math.inf)
-        target_value = total * torch.expm1(logp)  # (C,) S (p_y - 1)
 
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         kept = None
-        if needs_gradient and odds is not None and len(sums) == 1:
-            kept = _odds_to_gradient_(odds, targets, target_value)  # (C, V)
-        ctx.save_for_backward(
-            hidden, weight, targets, forbidden, maximum, total, target_value, kept
-        )
+        if needs_gradient and odds is not None and step >= V:
+            kept = _put_target_(odds, targets, -others)  # (C, V)
+        ctx.save_for_backward(hidden, weight, targets, forbidden, maximum, others, total, kept)
         ctx.temperature, ctx.impl = temperature, impl
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -339,7 +346,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logp, _):
-        hidden, weight, targets, forbidden, maximum, total, target_value, kept = ctx.saved_tensors
+        hidden, weight, targets, forbidden, maximum, others, total, kept = ctx.saved_tensors
         (C, _), V = hidden.shape, weight.shape[0]
         gradient = _gradient_triton if ctx.impl == "triton" else _gradient_torch
         scale = (-grad_logp / (ctx.temperature * total))[:, None]  # (C, 1), r of the formula
@@ -352,7 +359,7 @@ class _LinearLogprob(torch.autograd.Function):
         step = V if kept is not None else _chunk_columns(C)
         for start in range(0, V, step):
             chunk = _chunk(hidden, weight, targets, forbidden, ctx.temperature, start, step)
-            tile = kept if kept is not None else gradient(chunk, maximum, target_value)  # (C, step)
+            tile = kept if kept is not None else gradient(chunk, maximum, others)  # (C, step)
             if grad_hidden is not None:
                 grad_hidden += _product(tile, chunk[1])  # (C, D)
             if grad_weight is not None:
@@ -401,7 +408,7 @@ def linear_logprob(
     Raises:
         ValueError: shapes, dtypes, devices or temperature are wrong; on CPU also when a target is
             outside [0, V) or forbidden. On a GPU that check would stop the stream, so there such a
-            target yields logp = NaN (outside) or -inf (forbidden) and no exception.
+            target yields logp NaN (outside) or -inf (forbidden) and no exception.
 
     Notes:
         Sums are fp32 whatever the input dtype. A row whose upstream gradient is zero contributes

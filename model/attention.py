@@ -14,7 +14,8 @@ Letters: N groups, G completions a group, B = N * G rows, P prefix tokens, T pac
 S suffix tokens so far, H query heads, K key/value heads, E head width. Next: model/vision.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,63 +34,83 @@ class PackLayout:
     prefix_lengths: list[int]
     completion_lengths: list[list[int]]
     device: torch.device | str = "cpu"
-    _dense: "tuple[Tensor, Tensor, Tensor] | None" = field(default=None, repr=False)
 
-    @property
-    def group_lengths(self) -> list[int]:
-        return [p + sum(c) for p, c in zip(self.prefix_lengths, self.completion_lengths, strict=True)]
+    @cached_property
+    def rows(self) -> "Rows":
+        """The pack as padded rows, built once and used by every layer.
 
-    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices and mask of the padded form (N, T_max), built once per pack.
-
-        Returns `gather` (N, T_max) into the packed tokens, `slots` (T,) back into N * T_max, and
-        `allowed` (N, 1, T_max, T_max) bool. Padding rows see themselves, so no softmax is empty.
+        Row n of the prefix part is prefix n; row b of the completion part is completion b, whose
+        keys are its group's prefix and itself. Everything is padded on the right, so a causal mask
+        hides a row's own padding from every query that counts.
         """
-        if self._dense is None:
-            longest = max(self.group_lengths)
-            segment = torch.full((len(self.prefix_lengths), longest), -1)  # (N, T_max)
-            gather = torch.zeros_like(segment)  # (N, T_max)
-            start = 0
-            for n, (prefix, lengths) in enumerate(
-                zip(self.prefix_lengths, self.completion_lengths, strict=True)
-            ):
-                # segment 0 is the prefix, i the i-th completion, -1 padding
-                ids = torch.arange(len(lengths) + 1)
-                own = ids.repeat_interleave(torch.tensor([prefix, *lengths]))  # (T_n,)
-                segment[n, : len(own)] = own
-                gather[n, : len(own)] = torch.arange(start, start + len(own))
-                start += len(own)
-            slots = (segment >= 0).flatten().nonzero().squeeze(1)  # (T,)
-            key, query = segment[:, None, :], segment[:, :, None]
-            allowed = torch.ones(longest, longest, dtype=torch.bool).tril() & (
-                (key == 0) | (key == query)
-            )  # (N, T_max, T_max)
-            self._dense = (
-                gather.to(self.device),
-                slots.to(self.device),
-                allowed[:, None].to(self.device),
-            )
-        return self._dense
+        prefixes, owners, starts, lengths = [], [], [], []
+        at = 0
+        for n, (P, own) in enumerate(
+            zip(self.prefix_lengths, self.completion_lengths, strict=True)
+        ):
+            prefixes.append(at)
+            at += P
+            for length in own:
+                owners.append(n)
+                starts.append(at)
+                lengths.append(length)
+                at += length
+        P_n = torch.tensor(self.prefix_lengths)  # (N,)
+        prefix, is_prefix = _right_padded(torch.tensor(prefixes), P_n)  # (N, P_max)
+        packed, kept = [prefix[is_prefix]], [is_prefix.flatten()]
+        query = keys = allowed = None
+        if starts:
+            owner = torch.tensor(owners)  # (B,)
+            query, is_query = _right_padded(torch.tensor(starts), torch.tensor(lengths))  # (B, C_max)
+            keys = torch.cat((prefix[owner], query), dim=1)  # (B, P_max + C_max)
+            C_max = query.shape[1]
+            causal = torch.ones(C_max, C_max, dtype=torch.bool).tril().expand(len(owner), -1, -1)
+            on_prefix = is_prefix[owner][:, None].expand(-1, C_max, -1)  # (B, C_max, P_max)
+            allowed = torch.cat((on_prefix, causal), dim=2)[:, None].to(self.device)
+            packed.append(query[is_query])
+            kept.append(is_query.flatten())
+            query, keys = query.to(self.device), keys.to(self.device)
+        # Where packed token t stands among the padded rows, prefix part first.
+        slots = torch.cat(kept).nonzero().squeeze(1)[torch.cat(packed).argsort()]  # (T,)
+        return Rows(prefix.to(self.device), query, keys, allowed, slots.to(self.device))
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v over dense batches: (B, H, T, E) each, mask (B, 1, T, T) bool.
+@dataclass
+class Rows:
+    prefix: Tensor  # (N, P_max) packed index of every prefix token, 0 where padded
+    query: Tensor | None  # (B, C_max) packed index of every completion token; None in a prefill
+    keys: Tensor | None  # (B, P_max + C_max) packed index of what a completion may look at
+    allowed: Tensor | None  # (B, 1, C_max, P_max + C_max) bool
+    slots: Tensor  # (T,) from packed order to the padded rows
+
+
+def _right_padded(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of runs as padded rows, and which of them are real: (rows, longest) each."""
+    offset = torch.arange(int(lengths.max()))
+    is_real = offset < lengths[:, None]
+    return (starts[:, None] + offset) * is_real, is_real
+
+
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v over dense batches: q (B, H, T, E), k and v (B, H, S, E).
+
+    Args: allowed: (B, 1, T, S) bool, or `is_causal` with S = T.
 
     On a CPU with reduced float32 products (`torch.set_float32_matmul_precision("medium")`) torch's
     own fused kernel becomes several times slower, while plain matrix products become faster: there
     the textbook form is used.
     """
     if q.device.type != "cpu" or torch.get_float32_matmul_precision() == "highest":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal)
     B, H, T, E = q.shape
-    q, k, v = q.reshape(B * H, T, E), k.reshape(B * H, T, E), v.reshape(B * H, T, E)
-    if allowed is None:
-        scores = torch.bmm(q * E**-0.5, k.transpose(1, 2))  # (B*H, T, T)
-    else:
-        bias = torch.zeros(allowed.shape, dtype=q.dtype).masked_fill_(~allowed, float("-inf"))
-        bias = bias.expand(B, H, T, T).reshape(B * H, T, T)
-        scores = torch.baddbmm(bias, q * E**-0.5, k.transpose(1, 2))  # (B*H, T, T)
-    return torch.bmm(scores.softmax(-1), v).view(B, H, T, E)
+    if is_causal:
+        allowed = torch.ones(1, 1, T, T, dtype=torch.bool).tril()
+    scores = (q * E**-0.5) @ k.transpose(2, 3)  # (B, H, T, S)
+    if allowed is not None:
+        scores += torch.zeros(allowed.shape, dtype=q.dtype).masked_fill_(~allowed, float("-inf"))
+    return scores.softmax(-1) @ v  # (B, H, T, E)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
@@ -99,17 +120,27 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Ten
         q: (T, H, E). k, v: (T, K, E). layout: where the groups are.
     Returns: (T, H, E).
     """
-    gather, slots, allowed = layout.dense()
-    N, longest = gather.shape
-    if N * longest == q.shape[0]:  # equal groups: the padded form is a view
-        q, k, v = (x.view(N, longest, *x.shape[1:]) for x in (q, k, v))
-    else:
-        q, k, v = (x[gather] for x in (q, k, v))  # (N, T_max, heads, E)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, heads, T_max, E)
-    repeat = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)  # (N, H, T_max, E)
-    out = full_attention(q, k, v, allowed).transpose(1, 2).flatten(0, 1)  # (N*T_max, H, E)
-    return out if len(slots) == len(out) else out[slots]
+    rows, (_, H, E) = layout.rows, q.shape
+
+    def part(query: Tensor, keys: Tensor, **mask) -> Tensor:
+        q_rows = _take(q, query)  # (B, H, C_max, E)
+        k_rows, v_rows = _take(k, keys), _take(v, keys)  # (B, K, S, E)
+        repeat = H // k.shape[1]
+        k_rows = k_rows.repeat_interleave(repeat, 1)  # (B, H, S, E)
+        v_rows = v_rows.repeat_interleave(repeat, 1)  # (B, H, S, E)
+        out = full_attention(q_rows, k_rows, v_rows, **mask)
+        return out.transpose(1, 2).reshape(-1, H * E)  # (B * C_max, H * E)
+
+    out = part(rows.prefix, rows.prefix, is_causal=True)
+    if rows.query is not None:
+        out = torch.cat((out, part(rows.query, rows.keys, allowed=rows.allowed)))
+    return out.index_select(0, rows.slots).view(-1, H, E)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of packed tokens: x (T, heads, E), index (B, S) -> (B, heads, S, E)."""
+    taken = x.flatten(1).index_select(0, index.flatten())  # (B * S, heads * E)
+    return taken.view(*index.shape, *x.shape[1:]).transpose(1, 2)
 
 
 class KVCache:
@@ -129,8 +160,7 @@ class KVCache:
 
     def store_prefix(self, k: Tensor, v: Tensor, layout: PackLayout) -> None:
         """Keep one layer's prefill: k, v (T, K, E) packed."""
-        gather, _, _ = layout.dense()
-        k, v = (x[gather].transpose(1, 2).contiguous() for x in (k, v))  # (N, K, P, E)
+        k, v = (_take(x, layout.rows.prefix).contiguous() for x in (k, v))  # (N, K, P, E)
         self.prefix.append((k, v))
         N, K, P, E = k.shape
         shape = (N * self.group_size, K, self.max_suffix, E)

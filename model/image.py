@@ -116,7 +116,7 @@ def _to_rgb(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image
     _check_aspect_ratio(height, width, name)
     with _decoding(name):
         image.load()
-    orientation = None
+    orientation = None  # asked for after load(), as PNG may keep its EXIF behind the pixels
     with suppress(Exception):  # garbage in the EXIF bytes: the pixels are sound, left as stored
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     if image.mode.startswith("I;16"):

@@ -510,16 +510,6 @@ def test_a_link_to_a_picture_and_a_name_with_a_colon_are_read(tmp_path):
     assert load_image(str(tmp_path / "a: b.png")).size == (9, 9)
 
 
-def test_files_are_closed_after_success_and_after_refusal(tmp_path):
-    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
-    noise(9, 9).save(good)
-    bad.write_bytes(good.read_bytes()[:60])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ResourceWarning)
-        load_image(good)
-        refusal(bad)
-
-
 # --------------------------------------------------------------------------- configuration
 
 

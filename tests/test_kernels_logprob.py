@@ -225,14 +225,19 @@ def test_the_torch_path_passes_gradcheck_in_float64(chunks):
     )
 
 
-def test_the_gradient_of_an_almost_certain_token_keeps_its_digits(chunks):
+@each_impl
+def test_an_almost_certain_token_keeps_its_digits(impl, chunks):
     """1 - p_y by subtraction is a multiple of 6e-8 in float32; here it is 2e-7."""
     weight = torch.eye(3, device=DEVICE)
     hidden = torch.tensor([[16.0, 0.0, 0.0]], device=DEVICE).requires_grad_()
     targets = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    linear_logprob(hidden, weight, targets, impl="torch")[0].sum().backward()
-    expected = 2 * math.exp(-16) / (1 + 2 * math.exp(-16))
-    assert hidden.grad[0, 1:].sum().neg().item() == pytest.approx(expected, rel=1e-5)
+    logp, entropy = linear_logprob(hidden, weight, targets, impl=impl)
+    logp.sum().backward()
+    others = 2 * math.exp(-16)
+    expected = [others / (1 + others), -others / 2 / (1 + others), -others / 2 / (1 + others)]
+    assert logp.item() == pytest.approx(-math.log1p(others), rel=1e-5)
+    assert hidden.grad[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert entropy.item() == pytest.approx(others * 17, rel=1e-5)
 
 
 def test_the_torch_path_never_holds_more_than_the_chunk_budget(monkeypatch):
