@@ -2,36 +2,42 @@
 
     python sample.py --image flower.png --prompt "Which species is this flower?" --num_generations 4
 
-Method: the tower and the prefill run once per prompt. The G completions of a prompt share its keys and
-values; what they add lives in a suffix cache of fixed size, and one decoding step advances all N * G
-rows together. Finished rows go on being computed until all rows have finished: at these sizes a step
-costs the same with or without them.
+Method: the tower and the prefill run once per prompt. The G completions of a prompt share its keys
+and values; what they add lives in a suffix cache of fixed size, and one decoding step advances all
+N * G rows together. Finished rows go on being computed until all rows have finished: at these sizes
+a step costs the same with or without them.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
-step, prompt id, sample index) alone. How prompts are batched, how many processes share the work, and
-whether a run was resumed cannot change what is drawn. A token is chosen by inverting the cumulative
-distribution at one uniform number, from float32 log-probabilities of the *whole* distribution (no top-k,
-no top-p: what is sampled is what is trained), and its log-probability is kept.
+step, prompt id, sample index) alone. How prompts are batched, how many processes share the work,
+and whether a run was resumed cannot change what is drawn. A token is chosen by inverting the
+cumulative distribution at one uniform number, from float32 log-probabilities of the *whole*
+distribution (no top-k, no top-p: what is sampled is what is trained), and its log-probability is
+kept.
 
 Next: train_grpo.py.
 """
 
-import argparse
 import hashlib
+import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import config
+from config import BASE_MODEL, flag
 from model.attention import KVCache, PackLayout
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
+from rewards import FORMATS, classification_reward
+from tasks import full_question
 
 CHECK_END_EVERY = 8  # decoding steps between two looks at whether all rows have ended
 
@@ -46,10 +52,13 @@ class Rollout:
     texts: list[str]
 
 
-def completion_uniforms(seed: int, step: int, prompt_id: str, sample: int, length: int) -> np.ndarray:
+def completion_uniforms(
+    seed: int, step: int, prompt_id: str, sample: int, length: int
+) -> np.ndarray:
     """The random numbers of one completion: (length,) fp32 in [0, 1).
 
-    The counter-based generator Philox (Salmon et al., SC 2011), keyed with a hash of the four arguments.
+    The counter-based generator Philox (Salmon et al., SC 2011), keyed with a hash of the four
+    arguments.
     """
     name = f"{seed}|{step}|{sample}|{prompt_id}".encode()
     key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype=np.uint64)
@@ -78,8 +87,8 @@ def generate_group(
     """Draw `num_generations` completions for every prompt.
 
     Args:
-        temperature: 0 takes the likeliest token (log-probabilities are then those at temperature 1).
-        seed, step: with the prompt's id and the sample's index, the key of the random numbers.
+        temperature: 0 takes the likeliest token (log-probabilities are then those at temperature
+        1). seed, step: with the prompt's id and the sample's index, the key of the random numbers.
     Returns: a Rollout of N * G rows, the G rows of a prompt next to each other.
     """
     N, G, device = len(prompts), num_generations, model.device
@@ -131,3 +140,77 @@ def generate_group(
         finish=["stop" if ended else "length" for ended in is_end.any(1).tolist()],
         texts=[processor.decode(row[:n]) for row, n in zip(tokens, lengths, strict=True)],
     )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU if there is one. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
+    return device
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    prompt: str = flag("Which species is this flower?", "the question")
+    image: Path | None = flag(None, "picture to ask about; leave out for a question without one")
+    target: str | None = flag(None, "the right name: prints the reward of each answer")
+    prompt_mode: Literal["think", "direct", "plain"] = flag(
+        "think", "how to answer; plain adds nothing"
+    )
+    model: Path = flag(BASE_MODEL, "checkpoint directory")
+    num_generations: int = flag(4, "answers to draw")
+    max_completion_length: int = flag(64, "tokens")
+    temperature: float = flag(1.0, "0 takes the likeliest token every time")
+    seed: int = flag(0, "another seed draws other answers")
+    device: str = flag("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights")
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "max_completion_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"--temperature {self.temperature}: must be 0 or a positive number")
+
+
+def main(argv: list[str] | None = None) -> None:
+    cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
+    processor = Processor(cfg.model)
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
+    question = (
+        cfg.prompt if cfg.prompt_mode == "plain" else full_question(cfg.prompt, cfg.prompt_mode)
+    )
+    prompt = processor.prompt("cli", [cfg.image] if cfg.image else [], question)
+    start = time.perf_counter()
+    rollout = generate_group(
+        model,
+        processor,
+        [prompt],
+        cfg.num_generations,
+        cfg.max_completion_length,
+        cfg.temperature,
+        cfg.seed,
+    )
+    seconds = time.perf_counter() - start
+    for text, logp, finish in zip(rollout.texts, rollout.logps, rollout.finish, strict=True):
+        print(f"{text}  [{len(logp)} tokens, log-probability {logp.sum():.2f}, {finish}]")
+        if cfg.target is not None:
+            mode = cfg.prompt_mode if cfg.prompt_mode in FORMATS else "direct"
+            reward = classification_reward(text, cfg.target, mode)
+            print(f"    reward {reward.total:g}: {reward.parts}")
+    tokens = sum(len(ids) for ids in rollout.ids)
+    print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
+    config.run(main)

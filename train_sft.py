@@ -2,12 +2,12 @@
 
     python train_sft.py --pretrain --output_dir runs/garden-vlm
 
-Two stages, as real vision-language models are made. First the vision tower learns to see: throw-away
-linear heads predict, for every image token, the attributes and the box of the flower there. (Without
-this stage the same network shows no box at all after 1000 joint steps.) Then tower and language model learn
-the dialogues of `tasks/pretraining.py`, with the heads as a side loss; several dialogues about one
-picture are packed behind it, so that a picture is encoded once. The result is a complete checkpoint
-directory, read by the same code as a published Qwen2-VL.
+Two stages, as real vision-language models are made. First the vision tower learns to see:
+throw-away linear heads predict, for every image token, the attributes and the box of the flower
+there. (Without this stage the same network shows no box at all after 1000 joint steps.) Then tower
+and language model learn the dialogues of `tasks/pretraining.py`, with the heads as a side loss;
+several dialogues about one picture are packed behind it, so that a picture is encoded once. The
+result is a complete checkpoint directory, read by the same code as a published Qwen2-VL.
 """
 
 import argparse
@@ -30,9 +30,8 @@ from model.errors import InputError
 from model.image import patchify
 from model.scratch import init_model, write_scratch_directory
 from model.text import Processor
-from model.vlm import VLM, Pack, completion_logps, make_pack
+from model.vlm import Pack, completion_logps, make_pack
 from model.weights import plan_slots, save_model
-from tasks.garden import SCENE_SIZE
 from tasks.pretraining import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 
 SIZES = dict(
@@ -106,8 +105,8 @@ def dialogue_pack(
 ) -> tuple[Pack, Tensor]:
     """Pack dialogues behind their pictures; only the responses are learned.
 
-    Returns: the pack restricted to response tokens, and their weights (C,), 1 / sqrt(length) so that
-    long box lists do not drown one-word answers.
+    Returns: the pack restricted to response tokens, and their weights (C,), 1 / sqrt(length) so
+    that long box lists do not drown one-word answers.
     """
     prompts, completions, learned, weights = [], [], [], []
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -178,7 +177,9 @@ def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
     ]
     pools: dict[str, list[Picture]] = {kind: [] for kind in POOL}
     with ProcessPoolExecutor() as workers:
-        for job, pictures in zip(jobs, workers.map(draw_pool, *zip(*jobs, strict=True)), strict=True):
+        for job, pictures in zip(
+            jobs, workers.map(draw_pool, *zip(*jobs, strict=True)), strict=True
+        ):
             pools[job[0]] += pictures
     try:
         pools["digit"] = digit_pictures(cell)
@@ -187,7 +188,9 @@ def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
     return pools
 
 
-def pretrain(output_dir: Path, see_steps: int, talk_steps: int, peak: float, seed: int, scale: float):
+def pretrain(
+    output_dir: Path, see_steps: int, talk_steps: int, peak: float, seed: int, scale: float
+):
     """Make the embedded base; writes the checkpoint directory and `pretrain.jsonl` beside it."""
     # bf16 products inside fp32 layers: several times faster where the CPU has them, same result
     # to the eye. Fine-tuning, whose log-probabilities must be exact, keeps full float32.

@@ -23,9 +23,10 @@ converged live there. With E = exp(z - m) at the merged m, the backward pass nee
     E'_cj = E_cj, except -R_c in the target column                (so E'/S = p - onehot)
     dhidden = r * (E' weight),   dweight = E'^T (r * hidden),   r_c = -g_c / (temperature S_c)
 
-E' does not depend on g. Backward walks over vocabulary chunks, so each row of dweight is written once and no fp32 copy of it
-exists: E' is recomputed chunk by chunk and both products go to the matrix library. Where the whole
-vocabulary fits into one chunk on the torch path (a tiny model on a CPU), forward keeps E' instead.
+E' does not depend on g. Backward walks over vocabulary chunks, so each row of dweight is written
+once and no fp32 copy of it exists: E' is recomputed chunk by chunk, and both products go to the
+matrix library. Where the whole vocabulary fits into one chunk on the torch path (a tiny model on a
+CPU), forward keeps E' instead.
 
 Cost in units of C*D*V multiply-adds: 3 for plain torch, 4 here (3 when E' is kept). Traffic of
 logit size: about 24 bytes per logit for plain torch; the kernels write E' once and read it twice, 6
@@ -43,8 +44,9 @@ from torch.autograd.function import once_differentiable
 
 from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
-# The one memory knob: logits held at a time. 2**26 are 256 MiB in fp32 and 128 MiB in bf16; at 8192
-# tokens a chunk is then 8192 columns, large enough for the matrix library to run at full speed.
+# The one memory knob: logits of a chunk. 2**26 are 128 MiB in bf16 (Triton holds one such array) and
+# 256 MiB in fp32 (torch holds up to three). At 8192 tokens a chunk is 8192 columns, large enough for
+# the matrix library to run at full speed.
 CHUNK_LOGITS = 2**26
 
 # Logit of a forbidden token: exp(z - max) is exactly 0 as for -inf, yet 0 * z is 0 and not NaN.
@@ -300,7 +302,7 @@ def _merge(sums, target_logit):
     target_below = target_logit - maximum  # (C,)
     target_odds = target_below.exp()  # (C,)
     total = target_odds + others  # (C,)
-    log_total = torch.log1p((target_odds - 1) + others)  # (C,), exact for target_odds = 1 too
+    log_total = torch.log1p((target_odds - 1) + others)  # (C,), log S that keeps a tiny R
     logp = target_below - log_total  # (C,)
     entropy = log_total - (moment + target_odds * target_below) / total  # (C,)
     return maximum, others, total, logp, entropy
@@ -315,7 +317,7 @@ def _product(a, b):
 
 # --- Autograd ------------------------------------------------------------------------------------
 class _LinearLogprob(torch.autograd.Function):
-    """Saves the inputs and three numbers per token; E' only where it fits into one chunk in torch."""
+    """Saves the inputs, three numbers per token, and E' where one chunk of torch holds it."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, forbidden, impl):
@@ -355,7 +357,9 @@ class _LinearLogprob(torch.autograd.Function):
             grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)  # (C, D)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.empty_like(weight)  # (V, D)
-            scaled_hidden = (hidden * scale).to(hidden.dtype)  # (C, D)
+            # The other factor, E', has the dtype of hidden in Triton and of the sums in torch.
+            factor_dtype = hidden.dtype if ctx.impl == "triton" else total.dtype
+            scaled_hidden = (hidden * scale).to(factor_dtype)  # (C, D)
         step = V if kept is not None else _chunk_columns(C)
         for start in range(0, V, step):
             chunk = _chunk(hidden, weight, targets, forbidden, ctx.temperature, start, step)

@@ -61,7 +61,9 @@ class PackLayout:
         query = keys = allowed = None
         if starts:
             owner = torch.tensor(owners)  # (B,)
-            query, is_query = _right_padded(torch.tensor(starts), torch.tensor(lengths))  # (B, C_max)
+            query, is_query = _right_padded(
+                torch.tensor(starts), torch.tensor(lengths)
+            )  # (B, C_max)
             keys = torch.cat((prefix[owner], query), dim=1)  # (B, P_max + C_max)
             C_max = query.shape[1]
             causal = torch.ones(C_max, C_max, dtype=torch.bool).tril().expand(len(owner), -1, -1)
@@ -147,7 +149,8 @@ class KVCache:
     """Keys and values of N groups: the prefix once per group, the suffix once per row.
 
     prefix: per layer k and v (N, K, P, E), filled by the prefill; suffix: per layer k and v
-    (B, K, C_max, E), allocated once and written in place. All rows advance together, so `length` is one number.
+    (B, K, C_max, E), allocated once and written in place. All rows advance together, so `length` is
+    one number.
     """
 
     def __init__(self, group_size: int, max_suffix: int):

@@ -55,7 +55,7 @@ class VLMConfig:
 
     @classmethod
     def from_dict(cls, raw: dict, origin: str = "config.json") -> "VLMConfig":
-        """Read a parsed `config.json`; raises InputError naming the field that is missing or wrong."""
+        """Read a parsed `config.json`; raises InputError naming the missing or wrong field."""
         if raw.get("model_type") != "qwen2_vl":
             raise InputError(
                 f"{origin}: model_type is {raw.get('model_type')!r}, but this project reads "
@@ -95,7 +95,9 @@ class VLMConfig:
                 vision_start_token_id=raw["vision_start_token_id"],
             )
         except (KeyError, TypeError) as error:
-            raise InputError(f"{origin}: field {error} is missing; is it a Qwen2-VL config?") from None
+            raise InputError(
+                f"{origin}: field {error} is missing; is it a Qwen2-VL config?"
+            ) from None
         config._check(origin)
         return config
 

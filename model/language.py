@@ -1,9 +1,9 @@
 """The language model of Qwen2-VL: a decoder with grouped-query attention and M-RoPE.
 
-Every token carries three positions: time, height and width. For text the three are equal, and M-RoPE
-is ordinary RoPE; an image token has its frame, row and column. Each head's rotary frequencies are
-shared out among the three (`mrope_section`). Positions are arguments of a pure function here, so
-prefill, decoding and training cannot disagree about them.
+Every token carries three positions: time, height and width. For text the three are equal, and
+M-RoPE is ordinary RoPE; an image token has its frame, row and column. Each head's rotary
+frequencies are shared out among the three (`mrope_section`). Positions are arguments of a pure
+function here, so prefill, decoding and training cannot disagree about them.
 
 The same forward serves three uses, told apart by its arguments alone: training on a packed sequence
 (`layout`), prefill (`layout` and `cache`: the prefix is stored), one decoding step (`cache` alone).

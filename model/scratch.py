@@ -1,8 +1,8 @@
 """A new, small checkpoint directory: everything of a Qwen2-VL checkpoint but its trained weights.
 
 The embedded base (`assets/garden-vlm/`) starts here: the real architecture at toy width, a real
-byte-level BPE `tokenizer.json` learned from the texts it will see, the chat template, preprocessor and
-generation config. The directory then goes through the same code as a published 2B checkpoint.
+byte-level BPE `tokenizer.json` learned from the texts it will see, the chat template, preprocessor
+and generation config. The directory then goes through the same code as a published 2B checkpoint.
 Used by `train_sft.py --pretrain` and by the tests.
 """
 
@@ -68,7 +68,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def scratch_config(vocab_size: int, token_id: dict[str, int], **sizes: int) -> dict:
     """A `config.json` in the layout of the published Qwen2-VL files."""
     D, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    half = D // heads // 2  # rotary frequencies of a head, shared out 1/4 time, 3/8 height and width
+    half = (
+        D // heads // 2
+    )  # rotary frequencies of a head, shared out 1/4 time, 3/8 height and width
     section = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
     return {
         "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -115,7 +117,7 @@ def scratch_config(vocab_size: int, token_id: dict[str, int], **sizes: int) -> d
 def write_scratch_directory(
     directory: Path, texts: Iterable[str], vocab_size: int, max_side: int, **sizes: int
 ) -> None:
-    """Write tokenizer, configs and chat template; the weights come from `init_model` and `save_model`.
+    """Write tokenizer, configs and chat template; the weights come from `init_model`.
 
     Args:
         texts: what the tokenizer learns its merges from. vocab_size: its upper bound; the embedding

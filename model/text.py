@@ -1,9 +1,9 @@
 """Questions and images -> `Prompt`, token ids -> text: everything that depends on the tokenizer.
 
-Tokenizer and chat template come from the checkpoint directory, through transformers' tokenizer class;
-the images go through `model/image.py`. What a user wrote is data: it is encoded with special tokens
-switched off, so a question that contains `<|im_end|>` or `<|image_pad|>` stays plain text and cannot
-end its own turn or add an image slot.
+Tokenizer and chat template come from the checkpoint directory, through transformers' tokenizer
+class; the images go through `model/image.py`. What a user wrote is data: it is encoded with special
+tokens switched off, so a question that contains `<|im_end|>` or `<|image_pad|>` stays plain text
+and cannot end its own turn or add an image slot.
 
 The sampler and the trainer share `forbidden`: vision tokens, chat control tokens and the untrained
 padding rows of the embedding have probability zero in both. Next: sample.py.
@@ -11,6 +11,7 @@ padding rows of the embedding have probability zero in both. Next: sample.py.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,12 +33,21 @@ IMAGE_PAD = "<|image_pad|>"
 class Processor:
     """Tokenizer, chat template and image preprocessing of one checkpoint directory."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, max_pixels: int | None = None):
         directory = Path(directory)
+        if not directory.is_dir():
+            raise InputError(f"--model {directory}: no such directory")
         self.cfg = VLMConfig.from_directory(directory)
         self.image_cfg = ImageConfig.from_dict(_read_json(directory / "preprocessor_config.json"))
+        if max_pixels is not None:
+            if max_pixels < self.image_cfg.min_pixels:
+                smallest = self.image_cfg.min_pixels
+                raise InputError(f"--max_pixels {max_pixels}: below the checkpoint's {smallest}")
+            self.image_cfg = replace(self.image_cfg, max_pixels=max_pixels)
         if not (directory / "tokenizer.json").is_file():
-            raise InputError(f"{directory / 'tokenizer.json'}: missing; is this a complete checkpoint?")
+            raise InputError(
+                f"{directory / 'tokenizer.json'}: missing; is this a complete checkpoint?"
+            )
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")

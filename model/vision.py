@@ -1,11 +1,11 @@
 """The vision tower of Qwen2-VL: patches of an image -> image tokens of the language model's width.
 
 A patch is one row of numbers (channels x time x height x width), so the patch embedding is a plain
-Linear: the checkpoint stores it as a 3-D convolution whose stride equals its kernel, the same thing.
-The patches attend to all patches of their own image, with rotary positions in two dimensions (half
-of each head turns with the row, half with the column). At the end each square of
-`spatial_merge_size`^2 neighbouring patches is merged into one image token. `model/image.py` delivers
-the patches in an order in which these squares are consecutive.
+Linear: the checkpoint stores it as a 3-D convolution whose stride equals its kernel, the same
+thing. The patches attend to all patches of their own image, with rotary positions in two dimensions
+(half of each head turns with the row, half with the column). At the end each square of
+`spatial_merge_size`^2 neighbouring patches is merged into one image token. `model/image.py`
+delivers the patches in an order in which these squares are consecutive.
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1. Letters: M patches, Q image tokens, D width, E head
 width. Next: model/language.py.
@@ -139,7 +139,8 @@ class VisionTower(nn.Module):
         """Encode images.
 
         Args:
-            pixels: (M, patch numbers) of all images end to end, as `model.image.patchify` makes them.
+            pixels: (M, patch numbers) of all images end to end, as `model.image.patchify` makes
+            them.
             grids: (t, h, w) in patches of each image; the products sum to M.
         Returns: (Q, hidden_size), image after image.
         """

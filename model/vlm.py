@@ -53,8 +53,8 @@ class Prompt:
 def rope_positions(ids: Tensor, grids: list[Grid], cfg: VLMConfig) -> Tensor:
     """M-RoPE positions of a prompt: (P,) ids -> (3, P).
 
-    Text counts up on all three axes together. An image's tokens carry (frame, row, column) from where
-    the text stood, and the text goes on after the largest of them.
+    Text counts up on all three axes together. An image's tokens carry (frame, row, column) from
+    where the text stood, and the text goes on after the largest of them.
     Source: Qwen2-VL, arXiv:2409.12191, figure 3.
     """
     merge = cfg.vision.spatial_merge_size
@@ -133,7 +133,7 @@ class VLM(nn.Module):
         features: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """(T,) token ids of a pack, or (B,) of one decoding step -> hidden states (T, D) or (B, D)."""
+        """(T,) ids of a pack, or (B,) of one decoding step -> hidden states (T, D) or (B, D)."""
         return self.model(self.embed(ids, features), positions, layout, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -148,7 +148,9 @@ class Pack:
     layout: PackLayout
     ids: Tensor  # (T,) int64
     positions: Tensor  # (3, T) int64
-    predictors: Tensor  # (C,) int64: the packed token whose hidden state predicts completion token c
+    predictors: (
+        Tensor  # (C,) int64: the packed token whose hidden state predicts completion token c
+    )
     targets: Tensor  # (C,) int64
 
 

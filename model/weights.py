@@ -94,7 +94,7 @@ def read_slots(directory: Path) -> Slots:
 
 
 def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
-    """Every parameter present once, nothing else, every shape right; raises InputError otherwise."""
+    """Every parameter once, nothing else, every shape right; raises InputError otherwise."""
     parameters = dict(model.named_parameters())
     names = {parameter_name(key): key for key in slots}
     if len(names) != len(slots):
@@ -188,7 +188,9 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
                 tensors[key] = value.detach().to("cpu", slot.dtype, copy=tied).contiguous()
         save_file(tensors, unfinished / file, metadata={"format": "pt"})
     if {slot.file for slot in slots.values()} != {SINGLE}:
-        sizes = [torch.Size(s.shape).numel() * torch.finfo(s.dtype).bits // 8 for s in slots.values()]
+        sizes = [
+            torch.Size(s.shape).numel() * torch.finfo(s.dtype).bits // 8 for s in slots.values()
+        ]
         index = {
             "metadata": {"total_size": sum(sizes)},
             "weight_map": {key: slots[key].file for key in sorted(slots)},

@@ -7,10 +7,13 @@ one new file in this folder.
 Next: tasks/readers.py (real data sets) or tasks/garden.py (the generated world).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,24 @@ def full_question(question: str, mode: str) -> str:
     if "<answer>" in question:
         return question
     return f"{question} {INSTRUCTIONS[mode]}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training or evaluation script needs to know, and all it needs to know.
+
+    Attributes:
+        train: the few shots. splits: examples to be judged on, by name ("held_out", "ood", ...).
+        reward: (completion, target) -> what GRPO maximises.
+        strict: (completion, target) -> 1.0 or 0.0, the metric that is reported.
+        loose: the metric as the field's reference code computes it, printed beside the strict one.
+        format: completion -> 1.0 if it has the form that was asked for.
+    """
+
+    name: str
+    train: list[Example]
+    splits: dict[str, list[Example]]
+    reward: Callable[[str, str], Reward]
+    strict: Callable[[str, str], float]
+    loose: Callable[[str, str], float]
+    format: Callable[[str], float]

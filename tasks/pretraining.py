@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from tasks import full_question
+from tasks.cls import DIGIT_PROMPT
 from tasks.garden import (
     CENTRES,
     COLOURS,
@@ -57,7 +58,6 @@ from tasks.garden_questions import (
 )
 from tasks.readers import DIGIT_NAMES, read_digits
 
-DIGIT_PROMPT = "Which digit is this?"
 P_SPECIES = 0.65  # portraits of a species; the others show any combination of attributes
 P_FINE_DIGIT = 0.25
 P_BOX_NOISE, P_BOX_STEP = 0.3, 0.5  # answers with noise; coordinates of such an answer that move
@@ -78,7 +78,9 @@ DIGIT_THOUGHTS = (
 # Perception targets of one place of a picture: colour (0 is background), shape, petals, centre, and
 # the four box sides in steps of 4 pixels. -100 means "not asked here" (torch's ignore_index).
 TARGETS = {"colour": 1 + len(COLOURS), "shape": len(SHAPES), "petals": len(PETAL_COUNTS)}
-TARGETS |= {"centre": len(CENTRES)} | {side: SCENE_SIZE // GRID + 1 for side in ("x0", "y0", "x1", "y1")}
+TARGETS |= {"centre": len(CENTRES)} | {
+    side: SCENE_SIZE // GRID + 1 for side in ("x0", "y0", "x1", "y1")
+}
 NOT_ASKED = -100
 
 
@@ -126,7 +128,9 @@ def portrait_talk(flower: Flower, rng: random.Random) -> list[Turn]:
         questions = [ask_attribute(rng, flower) for _ in range(3)] + [ask_caption(rng, flower)]
         return [respond(q, q.answer, any_mode(rng), rng) for q in questions]
     named = ask_cls(rng, flower)
-    turns = [respond(named, species_answer(species, rng), mode, rng) for mode in ("think", "direct")]
+    turns = [
+        respond(named, species_answer(species, rng), mode, rng) for mode in ("think", "direct")
+    ]
     for kind in rng.sample(("attribute", "attribute", "caption", "genus"), 2):
         question = PORTRAIT_QUESTIONS[kind](rng, flower)
         turns.append(respond(question, question.answer, any_mode(rng), rng))
@@ -234,7 +238,7 @@ def change_picture(rng: random.Random, index: int, cell: int) -> Picture:
 
 
 def digit_pictures(cell: int) -> list[Picture]:
-    """The pretraining half of scikit-learn's digits, enlarged as the preprocessor will enlarge them."""
+    """The pretraining half of scikit-learn's digits; the preprocessor enlarges them to 64x64."""
     nothing = np.full(len(TARGETS), NOT_ASKED)
     places = np.full((16, len(TARGETS)), NOT_ASKED)
     return [
@@ -249,7 +253,8 @@ MAKERS = {"portrait": portrait, "scene": scene_picture, "change": change_picture
 def draw_pool(kind: str, start: int, count: int, cell: int, seed: int) -> list[Picture]:
     """Pictures number `start` to `start + count` of one kind; each is a function of its number."""
     return [
-        MAKERS[kind](random.Random(f"{seed}-{kind}-{i}"), i, cell) for i in range(start, start + count)
+        MAKERS[kind](random.Random(f"{seed}-{kind}-{i}"), i, cell)
+        for i in range(start, start + count)
     ]
 
 

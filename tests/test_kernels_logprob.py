@@ -320,7 +320,12 @@ def test_wrong_arguments_raise_value_errors(case, impl):
 
 
 @needs_triton
-def test_the_kernel_refuses_float64():
+def test_the_kernel_refuses_float64_and_the_interpreter_bfloat16():
+    """The interpreter would multiply the raw bits of bfloat16 numbers without a word."""
     inputs = make_inputs(2, 4, 7, dtype=torch.float64)
     with pytest.raises(ValueError, match="float64"):
         linear_logprob(*inputs[:3], impl="triton")
+    if DEVICE == "cpu":
+        inputs = make_inputs(2, 4, 7, dtype=torch.bfloat16)
+        with pytest.raises(ValueError, match="interpreter cannot multiply bfloat16"):
+            linear_logprob(*inputs[:3], impl="triton")

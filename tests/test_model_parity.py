@@ -1,9 +1,9 @@
 """The hand-written model equals transformers' Qwen2VLForConditionalGeneration, weight for weight.
 
 Several small random configurations are saved by transformers and loaded through `model/weights.py`:
-tied and untied embeddings, three ratios of query to key heads, prompts with no image, one, and two of
-different size, and batches of different lengths (padded there, packed here). Logits agree to 1e-5,
-every parameter gradient to 1e-4, 20 greedy tokens and the M-RoPE positions exactly.
+tied and untied embeddings, three ratios of query to key heads, prompts with no image, one, and two
+of different size, and batches of different lengths (padded there, packed here). Logits agree to
+1e-5, every parameter gradient to 1e-4, 20 greedy tokens and the M-RoPE positions exactly.
 """
 
 import pytest
@@ -65,7 +65,7 @@ def pair(request, tmp_path_factory):
         )
     ).eval()
     with torch.no_grad():  # transformers starts biases at zero and norms at one: hide nothing
-        for name, parameter in reference.named_parameters():
+        for parameter in reference.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     directory = tmp_path_factory.mktemp("reference")

@@ -1,0 +1,214 @@
+"""Settings: one frozen dataclass per script <-> command line <-> JSON.
+
+A field is the single truth about a flag: its name, type, default, and help text. `parse` builds the
+command line from it, `save` and `load` write and read it beside a run. Names are TRL's wherever TRL
+has the concept (https://huggingface.co/docs/trl/grpo_trainer), so that runs and curves compare.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import re
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from model.errors import InputError
+from tasks.garden import GARDEN_SPLIT_SEED
+
+C = TypeVar("C")
+BASE_MODEL = Path(__file__).parent / "assets" / "garden-vlm"
+
+
+def flag(default: Any, help: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """A GRPO run. The defaults are those of the embedded base model on a laptop CPU."""
+
+    # Task
+    task: Literal["cls"] = flag("cls", "what to learn: cls names the class of an image")
+    data: str = flag("garden", "garden | digits | folder of class folders | Visual-RFT table")
+    question: str | None = flag(None, "asked of every image; default: the data's own question")
+    shots: int = flag(1, "training images per class")
+    split_seed: int = flag(GARDEN_SPLIT_SEED, "of the few shots and the held-out images")
+    prompt_mode: Literal["think", "direct"] = flag("think", "reason before the answer, or not")
+    shuffle_labels: bool = flag(False, "control run: train on wrong labels; must not help")
+    held_out_per_class: int = flag(8, "test images per class")
+    # Model
+    model: Path = flag(BASE_MODEL, "checkpoint directory of a Qwen2-VL model")
+    device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; optimizer stays fp32")
+    freeze_vision: bool = flag(True, "keep the vision tower as it is")
+    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
+    max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
+    # Rollout
+    prompts_per_step: int = flag(8, "questions (groups) per optimizer step: N")
+    num_generations: int = flag(8, "completions per question: G")
+    max_completion_length: int = flag(40, "tokens")
+    temperature: float = flag(1.0, "of sampling and of the trained distribution alike")
+    # Reward
+    correct_weight: float = flag(1.0, "weight of the right answer")
+    format_weight: float = flag(0.5, "weight of the asked-for format")
+    # Update
+    max_steps: int = flag(150, "batches of completions, each used for num_iterations updates")
+    learning_rate: float = flag(5e-5, "peak; a real 2B checkpoint wants 1e-6")
+    lr_scheduler_type: Literal["linear", "constant"] = flag("linear", "decay to 0, or none")
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = flag("dapo", "how tokens are averaged")
+    scale_rewards: Literal["group", "none"] = flag("group", "divide by the group's std, or not")
+    beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
+    epsilon: float = flag(0.2, "clip range of the ratio, below")
+    epsilon_high: float | None = flag(None, "clip range above; default: epsilon")
+    num_iterations: int = flag(1, "updates per batch of completions: mu")
+    groups_per_micro_batch: int = flag(8, "groups per forward; memory only, same gradient")
+    max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
+    weight_decay: float = flag(0.0, "of AdamW")
+    # Logging
+    output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
+    eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
+    save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
+    seed: int = flag(0, "of data order and sampling")
+
+    def __post_init__(self) -> None:
+        positive = (
+            "shots held_out_per_class max_prompt_length prompts_per_step max_completion_length "
+            "max_steps num_iterations groups_per_micro_batch eval_steps"
+        )
+        for name in positive.split():
+            _require(getattr(self, name) >= 1, name, "at least 1", self)
+        _require(
+            self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self
+        )
+        for name in ("temperature", "learning_rate", "max_grad_norm", "epsilon"):
+            _require(0 < getattr(self, name) < math.inf, name, "a positive number", self)
+        for name in ("correct_weight", "format_weight", "beta", "weight_decay"):
+            _require(0 <= getattr(self, name) < math.inf, name, "0 or a positive number", self)
+        _require(self.correct_weight + self.format_weight > 0, "correct_weight", "above 0", self)
+        _require(self.epsilon < 1, "epsilon", "below 1", self)
+        high = self.epsilon_high
+        _require(high is None or 0 < high < math.inf, "epsilon_high", "a positive number", self)
+        _require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
+        _require(self.save_steps >= 0, "save_steps", "0 or more", self)
+        _require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)
+        _require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
+
+
+def _require(holds: bool, name: str, what: str, config: Any) -> None:
+    if not holds:
+        raise InputError(f"--{name} {getattr(config, name)}: must be {what}")
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest flag for a misspelt one."""
+
+    def error(self, message: str) -> None:
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            flags = [f for action in self._actions for f in action.option_strings]
+            word = unknown[1].split("=")[0].replace("-", "_").replace("__", "--", 1)
+            near = difflib.get_close_matches(word, flags, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+            message = f"{unknown[1]}: no such flag{hint}"
+        self.exit(2, f"error: {message}\n")
+
+
+def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
+    """Build a config from the command line; `-` and `_` are the same in flag names.
+
+    Exits with code 2 and one line for an unknown flag; raises InputError for an impossible value.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [_with_underscores(word) for word in argv]
+    parser = _Parser(description=description, allow_abbrev=False)
+    for item in dataclasses.fields(kind):
+        inner, optional = _inner_type(item.type)
+        required = item.default is dataclasses.MISSING
+        shown = "" if required or item.default is None else f" (default: {_show(item.default)})"
+        options: dict[str, Any] = {
+            "help": (item.metadata["help"] + shown).replace("%", "%%"),
+            "required": required,
+            "default": None if required else item.default,
+        }
+        if inner is bool:
+            parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, **options)
+            continue
+        if get_origin(inner) is Literal:
+            options["choices"] = get_args(inner)
+            inner = str
+        parser.add_argument(f"--{item.name}", type=_reader(inner, optional), **options)
+    return kind(**vars(parser.parse_args(argv)))
+
+
+def _with_underscores(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    negation = "no-" if name.startswith("no-") else ""
+    return f"--{negation}{name[len(negation) :].replace('-', '_')}{equals}{value}"
+
+
+def _inner_type(annotation: Any) -> tuple[Any, bool]:
+    """`int | None` -> (int, True); `int` -> (int, False)."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [t for t in get_args(annotation) if t is not type(None)]
+        return inner[0], True
+    return annotation, False
+
+
+def _reader(kind: type, optional: bool):
+    def read(text: str) -> Any:
+        if optional and text.lower() == "none":
+            return None
+        return kind(text)
+
+    read.__name__ = kind.__name__  # argparse prints it: "invalid int value: 'x'"
+    return read
+
+
+def _show(value: Any) -> Any:
+    return value.name if isinstance(value, Path) else value
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+
+def to_dict(config: Any) -> dict:
+    """The config as JSON can hold it."""
+    raw = dataclasses.asdict(config)
+    return {name: str(v) if isinstance(v, Path) else v for name, v in raw.items()}
+
+
+def save(config: Any, path: Path) -> None:
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load(kind: type[C], path: Path) -> C:
+    """Read what `save` wrote; raises InputError for a file that is not such a config."""
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        for item in dataclasses.fields(kind):
+            inner, _ = _inner_type(item.type)
+            if inner is Path and raw.get(item.name) is not None:
+                raw[item.name] = Path(raw[item.name])
+        return kind(**raw)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a {kind.__name__} of this version ({error})") from None
+
+
+def run(main) -> None:
+    """Run a script's main(): bad input becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,149 @@
+"""Held-out accuracy of any checkpoint on any split, strict and loose, with its uncertainty.
+
+    python evaluate.py --task cls --split ood --model runs/cls-.../step_150/hf
+
+Strict: the one answer must be the whole name. Loose: the rule of the field's reference code, which
+accepts a substring in either direction; printed beside the strict number and never instead of it.
+Answers are greedy (temperature 0) unless --temperature says otherwise.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import config
+from config import BASE_MODEL, flag
+from model.errors import InputError
+from model.text import Processor
+from model.vlm import VLM
+from model.weights import load_model
+from sample import generate_group, pick_device
+from tasks import Example, Task, cls
+from tasks.garden import GARDEN_SPLIT_SEED
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    task: Literal["cls"] = flag("cls", "what is asked")
+    split: str = flag("held_out", "held_out, ood, val, or train")
+    model: Path = flag(BASE_MODEL, "checkpoint directory")
+    data: str = flag("garden", "as in train_grpo.py")
+    question: str | None = flag(None, "asked of every image; default: the data's own question")
+    shots: int = flag(1, "as in training: the shots are excluded from the held-out images")
+    split_seed: int = flag(GARDEN_SPLIT_SEED, "as in training")
+    held_out_per_class: int = flag(20, "images per class")
+    prompt_mode: Literal["think", "direct"] = flag("think", "reason before the answer, or not")
+    max_completion_length: int = flag(40, "tokens")
+    temperature: float = flag(0.0, "0 is greedy")
+    batch_size: int = flag(64, "images at a time")
+    device: str = flag("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights")
+    seed: int = flag(0, "of sampling")
+    output: Path | None = flag(None, "write every answer to this jsonl file")
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "held_out_per_class", "max_completion_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"--temperature {self.temperature}: must be 0 or a positive number")
+
+
+def wilson_interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a fraction p of n trials. Wilson (1927), JASA 22, page 209."""
+    centre = p + z * z / (2 * n)
+    reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (centre - reach) / (1 + z * z / n), (centre + reach) / (1 + z * z / n)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def evaluate(
+    model: VLM,
+    processor: Processor,
+    task: Task,
+    examples: list[Example],
+    max_completion_length: int,
+    max_prompt_length: int | None = None,
+    temperature: float = 0.0,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> tuple[dict[str, float], list[dict]]:
+    """Answer every example once and score the answers.
+
+    Returns: fractions `strict`, `loose`, `format`, the Wilson interval of `strict`, `mean_length`
+    in tokens, `n`; and one record per answer.
+    """
+    records = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        prompts = [processor.prompt(e.id, e.images, e.question, max_prompt_length) for e in batch]
+        rollout = generate_group(
+            model, processor, prompts, 1, max_completion_length, temperature, seed
+        )
+        for example, text, ids in zip(batch, rollout.texts, rollout.ids, strict=True):
+            records.append(
+                {
+                    "id": example.id,
+                    "target": example.target,
+                    "text": text,
+                    "length": len(ids),
+                    "strict": task.strict(text, example.target),
+                    "loose": task.loose(text, example.target),
+                    "format": task.format(text),
+                }
+            )
+    n = len(records)
+    metrics = {
+        name: sum(record[name] for record in records) / n for name in ("strict", "loose", "format")
+    }
+    low, high = wilson_interval(metrics["strict"], n)
+    metrics |= {"strict_low": low, "strict_high": high, "n": n}
+    metrics["mean_length"] = sum(record["length"] for record in records) / n
+    return metrics, records
+
+
+def main(argv: list[str] | None = None) -> None:
+    cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0])
+    task = cls.load(
+        cfg.data,
+        cfg.shots,
+        cfg.split_seed,
+        cfg.held_out_per_class,
+        cfg.prompt_mode,
+        {"correct": 1.0, "format": 0.5},
+        cfg.question,
+    )
+    splits = task.splits | {"train": task.train}
+    if cfg.split not in splits:
+        raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
+    processor = Processor(cfg.model)
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
+    start = time.time()
+    metrics, records = evaluate(
+        model,
+        processor,
+        task,
+        splits[cfg.split],
+        cfg.max_completion_length,
+        temperature=cfg.temperature,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+    )
+    if cfg.output is not None:
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        cfg.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    interval = f"[{metrics['strict_low']:.1%}, {metrics['strict_high']:.1%}]"
+    print(
+        f"{cfg.task} {cfg.split}, {metrics['n']} images: strict {metrics['strict']:.1%} {interval}, "
+        f"loose {metrics['loose']:.1%}, format {metrics['format']:.1%}, "
+        f"mean length {metrics['mean_length']:.1f} tokens, {time.time() - start:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,114 @@
+"""Few-shot fine-grained classification: one image, one name, after Visual-RFT (arXiv:2503.01785).
+
+    prompt   "Which species is this flower?" and how to answer; open-ended, no list of names
+    data     the garden world, scikit-learn's digits, a folder of class folders, or a Visual-RFT
+    table reward   right name (whole, normalised) + asked-for format metric   strict accuracy;
+    Visual-RFT's substring rule is printed beside it as "loose"
+
+The garden's splits: `train` holds `shots` pictures of each of the 30 RL species, `held_out` other
+renderings of the same species, `val` a third set of renderings for choosing settings, and `ood` the
+ten species that no RL run ever trains on. Real data have `train` and `held_out`. Next: rewards.py.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from model.errors import InputError
+from rewards import (
+    classification_reward,
+    format_reward,
+    loose_name_correct,
+    name_correct,
+    parse_answer,
+)
+from tasks import Example, Task, full_question
+from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples, draw_flower
+from tasks.garden_questions import CLS_PROMPT
+from tasks.readers import few_shot_split, load_labelled
+
+DIGIT_PROMPT = "Which digit is this?"
+ANY_PROMPT = "Which class does this image show?"
+
+
+def strict(text: str, target: str) -> float:
+    """1.0 if the one answer is the whole name."""
+    return name_correct(parse_answer(text), target)
+
+
+def load(
+    data: str,
+    shots: int,
+    split_seed: int,
+    held_out_per_class: int,
+    prompt_mode: str,
+    weights: dict[str, float],
+    question: str | None = None,
+    shuffle_labels: bool = False,
+) -> Task:
+    """Read or generate the examples of the classification task.
+
+    Args:
+        data: "garden", "digits", or a path (`tasks/readers.py`). weights: of the reward's parts.
+        shuffle_labels: give every training class the name of another one (a control).
+    Raises: InputError for data that cannot be used; see tasks/readers.py.
+    """
+    if data == "garden":
+        train, splits = garden_examples(shots, held_out_per_class, split_seed)
+    else:
+        train, splits = labelled_examples(data, shots, held_out_per_class, split_seed)
+    if shuffle_labels:
+        train = shuffled(train, split_seed)
+
+    def ask(example: Example) -> Example:
+        text = example.question if question is None else question
+        return replace(example, question=full_question(text, prompt_mode))
+
+    return Task(
+        name="cls",
+        train=[ask(example) for example in train],
+        splits={name: [ask(e) for e in examples] for name, examples in splits.items()},
+        reward=partial(classification_reward, mode=prompt_mode, weights=weights),
+        strict=strict,
+        loose=loose_name_correct,
+        format=partial(format_reward, mode=prompt_mode),
+    )
+
+
+def garden_examples(shots: int, held_out: int, split_seed: int):
+    """Portraits of species: 30 for RL, each in three disjoint sets of renderings, and 10 OOD."""
+
+    def draw(species, count, split) -> list[Example]:
+        return [
+            Example(id, (draw_flower(s.flower, seed),), CLS_PROMPT, s.name)
+            for id, seed, s in class_examples(species, count, split, split_seed)
+        ]
+
+    return draw(RL_SPECIES, shots, "train"), {
+        "held_out": draw(RL_SPECIES, held_out, "test"),
+        "ood": draw(OOD_SPECIES, held_out, "test"),
+        "val": draw(RL_SPECIES, held_out, "val"),
+    }
+
+
+def labelled_examples(data: str, shots: int, held_out: int, split_seed: int):
+    """Any labelled images: `shots` of every class train, up to `held_out` others judge."""
+    default = DIGIT_PROMPT if data == "digits" else ANY_PROMPT
+
+    def as_examples(items) -> list[Example]:
+        return [Example(i.id, (i.image,), i.question or default, i.label) for i in items]
+
+    train, judged = few_shot_split(load_labelled(data), shots, split_seed, held_out)
+    return as_examples(train), {"held_out": as_examples(judged)}
+
+
+def shuffled(examples: list[Example], seed: int) -> list[Example]:
+    """The same images with wrong names: classes in a random order, each named like the next."""
+    names = sorted({example.target for example in examples})
+    if len(names) < 2:
+        raise InputError("--shuffle_labels: needs two classes at least")
+    bits = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
+    order = [names[i] for i in np.argsort(bits.random_raw(len(names)), kind="stable")]
+    wrong = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [replace(example, target=wrong[example.target]) for example in examples]

@@ -1,0 +1,463 @@
+"""GRPO with verifiable rewards for a vision-language model: the algorithm in one file.
+
+    python train_grpo.py --task cls --shots 1
+
+For each image question, sample a group of G completions, let a rule check each of them, and move
+the model toward the completions that did better than their own group. No critic, no learned reward.
+
+Sources: GRPO is DeepSeekMath, arXiv:2402.03300 (objective eq. 3, KL estimator eq. 4); with
+verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the papers, all flags:
+
+- `loss_type=dapo` averages over all tokens of a step (arXiv:2503.14476) instead of per sequence.
+- `beta=0`: no KL term, so no reference model in memory. Groups whose rewards are all equal then
+  have
+  exactly zero gradient and are skipped.
+- The ratio is taken against the log-probabilities kept while sampling, not recomputed.
+- Standard deviations are Bessel-corrected, with 1e-4 added, as in TRL.
+
+A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py).
+Read first: rewards.py. Next: model/vlm.py.
+"""
+
+import copy
+import json
+import math
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import config
+from config import Config
+from evaluate import evaluate
+from kernels import group_advantages
+from model.errors import InputError
+from model.text import Processor
+from model.vlm import VLM, Prompt, completion_logps, make_pack
+from model.weights import load_model, save_model
+from sample import Rollout, generate_group, pick_device
+from tasks import Example, Task, cls
+
+# ---- the equations -------------------------------------------------------------------------------
+
+
+def token_weights(lengths: list[int], loss_type: str, max_completion_length: int) -> Tensor:
+    """What each completion token counts in the loss: (C,) fp32.
+
+    grpo: 1 / (B C_i), the mean of per-sequence means (arXiv:2402.03300 eq. 3).
+    dapo: 1 / C, the mean over all tokens (arXiv:2503.14476 eq. 8).
+    dr_grpo: 1 / (B C_max), a constant, so that length is not rewarded (arXiv:2503.20783).
+
+    Computed once per step over all B completions, so how a step is cut into micro-batches, and
+    which groups are skipped, cannot change the gradient.
+    """
+    B, C = len(lengths), torch.tensor(lengths)
+    per_completion = {
+        "grpo": 1.0 / (B * C),
+        "dapo": torch.full((B,), 1.0 / int(C.sum())),
+        "dr_grpo": torch.full((B,), 1.0 / (B * max_completion_length)),
+    }[loss_type]  # (B,)
+    return per_completion.repeat_interleave(C)  # (C,)
+
+
+def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
+    """Unbiased, never negative estimate of KL(policy || reference) per token (2402.03300 eq. 4)."""
+    difference = logp_ref - logp
+    return difference.exp() - difference - 1.0
+
+
+def grpo_loss(
+    logp: Tensor,
+    logp_old: Tensor,
+    logp_ref: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    cfg: Config,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped objective, negated (2402.03300 eq. 3).
+
+    Args:
+        logp, logp_old, logp_ref: (C,) log-probabilities under the policy, the sampling policy, and
+        the
+            reference (only when beta > 0). advantages: (C,), each completion's repeated per token.
+        weights: (C,) from `token_weights`.
+    Returns: the loss, and sums over tokens that the caller divides for the log.
+    """
+    low, high = 1 - cfg.epsilon, 1 + (cfg.epsilon_high or cfg.epsilon)
+    ratio = (logp - logp_old).exp()  # (C,)
+    objective = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)  # (C,)
+    stats = {
+        "clip_ratio/low_mean": ((ratio < low) & (advantages < 0)).sum(),
+        "clip_ratio/high_mean": ((ratio > high) & (advantages > 0)).sum(),
+    }
+    if logp_ref is not None:
+        kl = kl_k3(logp, logp_ref)  # (C,)
+        objective = objective - cfg.beta * kl
+        stats["kl"] = kl.detach().sum()
+    return -(weights * objective).sum(), stats
+
+
+# ---- one update ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """A prompt and its completions, as the update needs them."""
+
+    prompt: Prompt
+    ids: list[Tensor]  # G x (C_i,) int64
+    logp_old: Tensor  # (C of the group,) fp32
+    advantages: Tensor  # (C of the group,) fp32
+    weights: Tensor  # (C of the group,) fp32
+
+
+def make_groups(prompts: list[Prompt], rollout: Rollout, advantages: Tensor, cfg) -> list[Group]:
+    """Sort a rollout into groups: advantages (N, G) are repeated for every token."""
+    G, lengths = cfg.num_generations, [len(ids) for ids in rollout.ids]
+    weights = token_weights(lengths, cfg.loss_type, cfg.max_completion_length).split(lengths)
+    groups = []
+    for n, prompt in enumerate(prompts):
+        own = slice(n * G, (n + 1) * G)
+        counts = torch.tensor(lengths[own])
+        per_token = advantages[n].cpu().repeat_interleave(counts)
+        logp_old = torch.cat(rollout.logps[own])
+        group = Group(prompt, rollout.ids[own], logp_old, per_token, torch.cat(weights[own]))
+        groups.append(group)
+    return groups
+
+
+def accumulate_gradient(
+    model: VLM, reference: VLM | None, groups: list[Group], forbidden: Tensor, cfg: Config
+) -> dict[str, float]:
+    """Backward over all groups, `groups_per_micro_batch` at a time; gradients add up in the model.
+
+    At beta = 0 a group without spread has zero advantages and so exactly no gradient: it is
+    skipped. Returns the metrics of the update, means over the tokens that were computed.
+    """
+    if reference is None:
+        groups = [group for group in groups if bool(group.advantages.any())]
+    totals: dict[str, float] = defaultdict(float, loss=0.0)
+    device = model.device
+    for start in range(0, len(groups), cfg.groups_per_micro_batch):
+        batch = groups[start : start + cfg.groups_per_micro_batch]
+        pack = make_pack([g.prompt for g in batch], [g.ids for g in batch], device)
+        logp, entropy = completion_logps(model, pack, cfg.temperature, forbidden)  # (C,) each
+        logp_ref = None
+        if reference is not None:
+            with torch.no_grad():
+                logp_ref, _ = completion_logps(reference, pack, cfg.temperature, forbidden)
+        logp_old = torch.cat([g.logp_old for g in batch]).to(device)  # (C,)
+        advantages = torch.cat([g.advantages for g in batch]).to(device)  # (C,)
+        weights = torch.cat([g.weights for g in batch]).to(device)  # (C,)
+        loss, stats = grpo_loss(logp, logp_old, logp_ref, advantages, weights, cfg)
+        loss.backward()
+        difference = (logp.detach() - logp_old).abs()
+        totals["loss"] += loss.item()
+        totals["tokens"] += len(logp)
+        totals["entropy"] += entropy.sum().item()
+        totals["sampling/sampling_logp_difference/mean"] += difference.sum().item()
+        largest = "sampling/sampling_logp_difference/max"
+        totals[largest] = max(totals[largest], difference.max().item())
+        for name, value in stats.items():
+            totals[name] += value.item()
+    whole = ("loss", "tokens", "sampling/sampling_logp_difference/max")
+    tokens = max(totals.pop("tokens", 0), 1)
+    return {k: v if k in whole else v / tokens for k, v in totals.items()}
+
+
+class Optimizer:
+    """AdamW on fp32 weights. A bfloat16 model keeps an fp32 master copy of each trained weight:
+    steps of relative size 1e-6 are far below what bfloat16 can store."""
+
+    def __init__(self, model: VLM, cfg: Config):
+        self.cfg = cfg
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.masters = [
+            p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+            for p in self.parameters
+        ]
+        self.adamw = torch.optim.AdamW(
+            self.masters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
+        )
+
+    def step(self, progress: float) -> dict[str, float]:
+        """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate."""
+        rate = self.cfg.learning_rate
+        if self.cfg.lr_scheduler_type == "linear":
+            rate *= 1 - progress
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            # No gradient at all (every group skipped) is a zero gradient: momentum still counts.
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            master.grad = gradient.float()
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm)
+        self.adamw.step()
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.data.copy_(master.data)
+            parameter.grad = master.grad = None
+        return {"grad_norm": float(norm), "learning_rate": rate}
+
+
+# ---- data and rewards of a step ------------------------------------------------------------------
+
+
+def examples_of_step(examples: list[Example], step: int, cfg: Config) -> list[tuple[str, Example]]:
+    """The questions of one step, a pure function of the step: (key of the randomness, example).
+
+    Endless epochs, each in its own order. A step larger than the data meets an example twice: the
+    epoch in the id gives it other random numbers the second time.
+    """
+    chosen = []
+    for place in range(step * cfg.prompts_per_step, (step + 1) * cfg.prompts_per_step):
+        epoch, index = divmod(place, len(examples))
+        bits = np.random.Philox(key=np.array([cfg.seed, epoch], dtype=np.uint64))
+        order = np.argsort(bits.random_raw(len(examples)), kind="stable")
+        example = examples[order[index]]
+        chosen.append((f"{example.id}@{epoch}", example))
+    return chosen
+
+
+def score(task: Task, examples: list[Example], rollout: Rollout, G: int):
+    """Verify every completion: rewards (N, G) fp32 and the named parts of each completion.
+
+    Raises InputError for a reward that is not finite: it would poison every weight.
+    """
+    totals, parts = [], []
+    for b, text in enumerate(rollout.texts):
+        reward = task.reward(text, examples[b // G].target)
+        if not math.isfinite(reward.total):
+            raise InputError(
+                f"reward {reward.total} ({reward.parts}) for a completion of example "
+                f"{examples[b // G].id}: rewards must be finite numbers; mend the reward function"
+            )
+        totals.append(reward.total)
+        parts.append(reward.parts)
+    return torch.tensor(totals).view(-1, G), parts
+
+
+def rollout_metrics(rewards: Tensor, parts: list[dict], rollout: Rollout) -> dict[str, float]:
+    """What is logged about completions, under TRL's names."""
+    lengths = torch.tensor([len(ids) for ids in rollout.ids], dtype=torch.float32)
+    metrics = {
+        "reward": rewards.mean().item(),
+        "reward_std": rewards.std().item(),
+        "reward_std_group": rewards.std(dim=1).mean().item(),
+        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+        "completions/mean_length": lengths.mean().item(),
+        "completions/min_length": lengths.min().item(),
+        "completions/max_length": lengths.max().item(),
+        "completions/clipped_ratio": rollout.finish.count("length") / len(rollout.finish),
+        "num_tokens": lengths.sum().item(),
+    }
+    for name in parts[0]:
+        values = torch.tensor([p[name] for p in parts])
+        metrics[f"rewards/{name}/mean"] = values.mean().item()
+        metrics[f"rewards/{name}/std"] = values.std().item()
+    return metrics
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+class RunLog:
+    """What a run leaves: config.json, metrics.jsonl, completions.jsonl; and the progress bar."""
+
+    def __init__(self, cfg: Config):
+        name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.directory = cfg.output_dir or Path("runs") / name
+        if self.directory.exists() and any(self.directory.iterdir()):
+            raise InputError(f"--output_dir {self.directory}: not empty; choose another name")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            config.save(cfg, self.directory / "config.json")
+        except OSError as error:
+            raise InputError(
+                f"--output_dir {self.directory}: cannot be written ({error})"
+            ) from None
+        self.seconds: dict[str, float] = {}
+        self.bar = tqdm(total=cfg.max_steps, disable=None, unit="step", dynamic_ncols=True)
+
+    @contextmanager
+    def timed(self, phase: str):
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def append(self, file: str, rows: list[dict]) -> None:
+        with (self.directory / file).open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def metrics(self, row: dict) -> None:
+        """Write one row of metrics.jsonl, with the seconds of each phase since the last one."""
+        row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
+        if "num_tokens" in row:
+            row["tokens_per_second"] = row["num_tokens"] / self.seconds["rollout"]
+            row["step_time"] = sum(self.seconds.values()) - self.seconds.get("eval", 0.0)
+            self._show(row)
+        self.seconds = {}
+        self.append("metrics.jsonl", [row])
+
+    def _show(self, row: dict) -> None:
+        shown = {
+            "reward": f"{row['reward']:.2f}",
+            "correct": f"{row['rewards/correct/mean']:.0%}",
+            "length": f"{row['completions/mean_length']:.0f}",
+            "tok/s": f"{row['tokens_per_second']:.0f}",
+        }
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        if self.bar.disable and row["step"] % 10 == 0:  # no terminal: plain lines instead
+            print(f"step {row['step']}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+
+
+def completion_records(step, examples, rollout, rewards, parts, advantages) -> list[dict]:
+    G = rewards.shape[1]
+    return [
+        {
+            "step": step,
+            "id": examples[b // G].id,
+            "target": examples[b // G].target,
+            "completion": text,
+            "reward": rewards[b // G, b % G].item(),
+            "parts": parts[b],
+            "advantage": round(advantages[b // G, b % G].item(), 4),
+            "length": len(rollout.ids[b]),
+            "finish": rollout.finish[b],
+        }
+        for b, text in enumerate(rollout.texts)
+    ]
+
+
+def keep_features(model: VLM, prompts: list[Prompt]) -> None:
+    """Run the frozen tower once; sampling and all updates of the step reuse what it says."""
+    with torch.no_grad():
+        features = model.image_features(prompts)
+    merge = model.cfg.vision.spatial_merge_size**2
+    counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
+    if features is not None:
+        for prompt, own in zip(prompts, features.split(counts), strict=True):
+            prompt.features = own if prompt.grids else None
+
+
+def load_task(cfg: Config) -> Task:
+    return cls.load(
+        data=cfg.data,
+        shots=cfg.shots,
+        split_seed=cfg.split_seed,
+        held_out_per_class=cfg.held_out_per_class,
+        prompt_mode=cfg.prompt_mode,
+        weights={"correct": cfg.correct_weight, "format": cfg.format_weight},
+        question=cfg.question,
+        shuffle_labels=cfg.shuffle_labels,
+    )
+
+
+def train(cfg: Config) -> dict[str, float]:
+    """Run GRPO as configured; returns the last held-out metrics."""
+    began = time.time()
+    task = load_task(cfg)
+    processor = Processor(cfg.model, cfg.max_pixels)
+    # Every training prompt is built once now, so that a bad one stops the run before it starts.
+    for example in task.train:
+        processor.prompt(example.id, example.images, example.question, cfg.max_prompt_length)
+    device = pick_device(cfg.device)
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
+    model.visual.requires_grad_(not cfg.freeze_vision)
+    reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
+    optimizer = Optimizer(model, cfg)
+    forbidden = processor.forbidden.to(device)  # (V,)
+    log = RunLog(cfg)
+
+    def held_out() -> dict[str, float]:
+        row = {}
+        with log.timed("eval"):
+            for split, prefix in (("held_out", "eval/"), ("ood", "eval/ood_")):
+                if split in task.splits:
+                    metrics, _ = evaluate(
+                        model,
+                        processor,
+                        task,
+                        task.splits[split],
+                        cfg.max_completion_length,
+                        cfg.max_prompt_length,
+                    )
+                    row |= {prefix + name: value for name, value in metrics.items()}
+        return row
+
+    first = last = held_out()
+    log.metrics({"step": 0} | first)
+    for step in range(cfg.max_steps):
+        # 1. Questions: N image-question pairs.
+        keys, examples = zip(*examples_of_step(task.train, step, cfg), strict=True)
+        with log.timed("prompts"):
+            prompts = [
+                processor.prompt(key, e.images, e.question, cfg.max_prompt_length)
+                for key, e in zip(keys, examples, strict=True)
+            ]
+            if cfg.freeze_vision:
+                keep_features(model, prompts)
+        # 2. Rollout: G completions each from the current policy; every prompt computed once.
+        with log.timed("rollout"):
+            rollout = generate_group(
+                model,
+                processor,
+                prompts,
+                cfg.num_generations,
+                cfg.max_completion_length,
+                cfg.temperature,
+                cfg.seed,
+                step,
+            )
+        # 3. Reward: verify every completion.
+        with log.timed("reward"):
+            rewards, parts = score(task, examples, rollout, cfg.num_generations)  # (N, G)
+        # 4. Advantage: compare inside each group.
+        advantages = group_advantages(rewards.to(device), cfg.scale_rewards)  # (N, G)
+        groups = make_groups(prompts, rollout, advantages, cfg)
+        # 5. Update: mu passes over the same completions.
+        with log.timed("update"):
+            for _ in range(cfg.num_iterations):
+                update = accumulate_gradient(model, reference, groups, forbidden, cfg)
+                update |= optimizer.step(step / cfg.max_steps)
+        # 6. Log, evaluate, save.
+        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | update
+        if (step + 1) % cfg.eval_steps == 0 or step + 1 == cfg.max_steps:
+            last = held_out()
+            row |= last
+        log.metrics(row)
+        records = completion_records(step + 1, examples, rollout, rewards, parts, advantages)
+        log.append("completions.jsonl", records)
+        due = cfg.save_steps and (step + 1) % cfg.save_steps == 0
+        if due or step + 1 == cfg.max_steps:
+            saved = log.directory / f"step_{step + 1}" / "hf"
+            save_model(model, saved, companions=cfg.model)
+    log.bar.close()
+    ood = ""
+    if "eval/ood_strict" in last:
+        before, after = first["eval/ood_strict"], last["eval/ood_strict"]
+        ood = f", never-trained classes {before:.1%} -> {after:.1%}"
+    print(
+        f"held-out accuracy {first['eval/strict']:.1%} -> {last['eval/strict']:.1%} strict "
+        f"(loose {first['eval/loose']:.1%} -> {last['eval/loose']:.1%}){ood}; "
+        f"{time.time() - began:.0f} s; checkpoint {saved}, log {log.directory}"
+    )
+    return last
+
+
+def main(argv: list[str] | None = None) -> None:
+    train(config.parse(Config, argv, __doc__.split("\n\n")[0]))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    config.run(main)
