@@ -48,7 +48,7 @@ SIZES = dict(
 )
 VOCAB_SIZE = 900  # upper bound; the tokenizer stops earlier when its corpus has no more merges
 POOL = {"portrait": 16000, "scene": 16000, "change": 4000}  # pictures drawn before training
-BATCH = {"portrait": 24, "scene": 20, "change": 4, "digit": 4}  # pictures a step
+BATCH = {"portrait": 20, "scene": 14, "change": 3, "digit": 3}  # pictures a step
 SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
 
 
@@ -272,8 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--pretrain", action="store_true", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/garden-vlm"))
-    parser.add_argument("--see_steps", type=int, default=600, help="steps of the vision stage")
-    parser.add_argument("--talk_steps", type=int, default=3000, help="steps of the joint stage")
+    parser.add_argument("--see_steps", type=int, default=1500, help="steps of the vision stage")
+    parser.add_argument("--talk_steps", type=int, default=1800, help="steps of the joint stage")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool_scale", type=float, default=1.0, help="fraction of the pictures")

@@ -44,9 +44,9 @@ from torch.autograd.function import once_differentiable
 
 from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
-# The one memory knob: logits of a chunk. 2**26 are 128 MiB in bf16 (Triton holds one such array) and
-# 256 MiB in fp32 (torch holds up to three). At 8192 tokens a chunk is 8192 columns, large enough for
-# the matrix library to run at full speed.
+# The one memory knob: logits of a chunk. 2**26 are 128 MiB in bf16 (Triton holds one such array)
+# and 256 MiB in fp32 (torch holds up to three). At 8192 tokens a chunk has 8192 columns, large
+# enough for the matrix library to run at full speed.
 CHUNK_LOGITS = 2**26
 
 # Logit of a forbidden token: exp(z - max) is exactly 0 as for -inf, yet 0 * z is 0 and not NaN.

@@ -49,6 +49,9 @@ class Processor:
                 f"{directory / 'tokenizer.json'}: missing; is this a complete checkpoint?"
             )
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        legacy = directory / "chat_template.json"  # read by transformers' processors only
+        if self.tokenizer.chat_template is None and legacy.is_file():
+            self.tokenizer.chat_template = _read_json(legacy).get("chat_template")
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
         vocabulary = self.cfg.text.vocab_size
@@ -69,7 +72,8 @@ class Processor:
     def _end_ids(self, directory: Path) -> list[int]:
         """Tokens that end a completion: the tokenizer's and the generation config's."""
         path = directory / "generation_config.json"
-        listed = _read_json(path).get("eos_token_id", []) if path.is_file() else []
+        listed = _read_json(path).get("eos_token_id") if path.is_file() else None
+        listed = [] if listed is None else listed
         ids = set(listed if isinstance(listed, list) else [listed])
         if self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)
@@ -92,6 +96,8 @@ class Processor:
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+        if rendered.count(USER_TEXT) != 1:
+            raise InputError("the chat template does not give the user's text exactly once")
         before, after = rendered.split(USER_TEXT)
         encode = self.tokenizer.encode
         return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)

@@ -62,9 +62,12 @@ def read_slots(directory: Path) -> Slots:
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{index}: not a safetensors index ({error})") from None
-        files = sorted(set(weight_map.values()))
+            files = sorted(set(weight_map.values()))
+            odd = [file for file in files if Path(file).name != file]  # saving writes these names
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index}: not a safetensors index ({error!r})") from None
+        if odd:
+            raise InputError(f"{index}: {odd[0]!r} is not the name of a file beside it")
     elif (directory / SINGLE).is_file():
         files = [SINGLE]
     else:
@@ -82,14 +85,20 @@ def read_slots(directory: Path) -> Slots:
                 for key in tensors.keys():  # noqa: SIM118 (a safe_open is not iterable)
                     piece = tensors.get_slice(key)
                     if piece.get_dtype() not in DTYPES:
-                        raise InputError(f"{file}: {key} has dtype {piece.get_dtype()}")
+                        dtype = piece.get_dtype()
+                        raise InputError(
+                            f"{directory / file}: {key} has dtype {dtype}, not one of {[*DTYPES]}"
+                        )
+                    if key in slots:
+                        raise InputError(f"{directory}: {key} is in {slots[key].file} and {file}")
                     dtype = DTYPES[piece.get_dtype()]
                     slots[key] = TensorSlot(file, dtype, tuple(piece.get_shape()))
         except SafetensorError as error:
             raise InputError(f"{directory / file}: damaged safetensors file ({error})") from None
-    if weight_map is not None and weight_map != {key: slot.file for key, slot in slots.items()}:
-        odd = set(weight_map) ^ set(slots) or "different shards"
-        raise InputError(f"{index}: disagrees with its shards about {odd}")
+    found = {key: slot.file for key, slot in slots.items()}
+    if weight_map is not None and weight_map != found:
+        odd = sorted(key for key, _ in weight_map.items() ^ found.items())
+        raise InputError(f"{index}: disagrees with its shards about {odd[0]!r}")
     return slots
 
 
@@ -108,10 +117,11 @@ def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
                 f"{directory}: {len(keys)} {word} tensors, first {sorted(keys)[0]!r} "
                 f"(model has {len(expected)}, files have {len(found)}); does config.json fit?"
             )
-    for name, parameter in parameters.items():
-        if slots[names[name]].shape != tuple(parameter.shape):
+    for name, key in names.items():
+        parameter = parameters[name] if name in parameters else model.head_weight
+        if slots[key].shape != tuple(parameter.shape):
             raise InputError(
-                f"{directory}: {name} has shape {slots[names[name]].shape}, "
+                f"{directory / slots[key].file}: {key} has shape {slots[key].shape}, "
                 f"config.json asks for {tuple(parameter.shape)}"
             )
 
@@ -168,9 +178,14 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
         directory: replaced as a whole if it exists; written beside it first, then renamed.
         companions: the source directory, whose non-weight files are copied byte for byte.
         slots: keys, files and dtypes to write; by default those of the source directory.
+
+    Raises InputError, before anything is written, if the source is damaged or of another model.
     """
     directory, companions = Path(directory), Path(companions)
+    if not companions.is_dir():
+        raise InputError(f"{companions}: the source directory is gone; its files are needed to save")
     slots = read_slots(companions) if slots is None else slots
+    check_slots(slots, model, companions)
     parameters = dict(model.named_parameters())
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -197,5 +212,10 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
         }
         text = json.dumps(index, indent=2) + "\n"
         (unfinished / INDEX).write_text(text, encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
+    # Deleted last: at every moment a complete checkpoint lies under one of the three names.
+    previous = directory.with_name(directory.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, previous)
     os.replace(unfinished, directory)
+    shutil.rmtree(previous, ignore_errors=True)

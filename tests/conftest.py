@@ -1,7 +1,9 @@
-"""Settings that must be in place before any test module is imported."""
+"""Settings that must be in place before any test module is imported, and the shared tiny model."""
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 
 # Without a GPU the Triton kernels are tested in Triton's interpreter. It has to be chosen before
@@ -9,3 +11,37 @@ import torch
 # With a GPU the same tests run the compiled kernels.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from model.config import VLMConfig  # noqa: E402
+from model.scratch import init_model, write_scratch_directory  # noqa: E402
+from model.weights import plan_slots, save_model  # noqa: E402
+
+
+TINY = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    vision_depth=2,
+    vision_embed_dim=32,
+    vision_num_heads=2,
+    vision_mlp_ratio=2,
+    patch_size=4,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory) -> Path:
+    """A complete checkpoint directory of a very small model with random, not too small weights."""
+    directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    skeleton = directory.with_name("skeleton")
+    texts = ["Which species is this flower?", "<think>red petals</think><answer>Solara minor</answer>"]
+    write_scratch_directory(skeleton, texts * 4, 300, max_side=64, **TINY)
+    model = init_model(VLMConfig.from_directory(skeleton), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6.0)  # standard deviation 0.12: answers depend on what is seen
+    save_model(model, directory, skeleton, plan_slots(model, torch.float32))
+    return directory
