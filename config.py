@@ -153,7 +153,7 @@ def _with_underscores(word: str) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
-    negation = "no-" if name.startswith("no-") else ""
+    negation = "no-" if name.startswith(("no-", "no_")) else ""
     return f"--{negation}{name[len(negation) :].replace('-', '_')}{equals}{value}"
 
 
@@ -196,13 +196,28 @@ def load(kind: type[C], path: Path) -> C:
     """Read what `save` wrote; raises InputError for a file that is not such a config."""
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError(f"a JSON object is needed, not {type(raw).__name__}")
         for item in dataclasses.fields(kind):
-            inner, _ = _inner_type(item.type)
-            if inner is Path and raw.get(item.name) is not None:
-                raw[item.name] = Path(raw[item.name])
+            if item.name in raw:
+                raw[item.name] = _from_json(item.name, raw[item.name], item.type)
         return kind(**raw)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a {kind.__name__} of this version ({error})") from None
+
+
+def _from_json(name: str, value: Any, annotation: Any) -> Any:
+    """The value of a field, or ValueError if JSON holds one that the command line would refuse."""
+    inner, optional = _inner_type(annotation)
+    if value is None and optional:
+        return None
+    if get_origin(inner) is Literal:
+        fits = value in get_args(inner)
+    else:  # whole numbers stand for floats in JSON; True is no number
+        fits = type(value) in {Path: (str,), float: (float, int)}.get(inner, (inner,))
+    if not fits:
+        raise ValueError(f"{name} {value!r} does not fit {annotation}")
+    return Path(value) if inner is Path else value
 
 
 def run(main) -> None:

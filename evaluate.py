@@ -109,6 +109,8 @@ def evaluate(
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0])
+    if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
+        raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
     task = cls.load(
         cfg.data,
         cfg.shots,

@@ -38,7 +38,18 @@ class Processor:
         if not directory.is_dir():
             raise InputError(f"--model {directory}: no such directory")
         self.cfg = VLMConfig.from_directory(directory)
-        self.image_cfg = ImageConfig.from_dict(_read_json(directory / "preprocessor_config.json"))
+        path = directory / "preprocessor_config.json"
+        self.image_cfg = ImageConfig.from_dict(_read_json(path), str(path))
+        for name, of_model in (
+            ("patch_size", self.cfg.vision.patch_size),
+            ("temporal_patch_size", self.cfg.vision.temporal_patch_size),
+            ("merge_size", self.cfg.vision.spatial_merge_size),
+        ):
+            if getattr(self.image_cfg, name) != of_model:
+                raise InputError(
+                    f"{path}: {name} is {getattr(self.image_cfg, name)}, but {of_model} in "
+                    "config.json; the files belong to different models"
+                )
         if max_pixels is not None:
             if max_pixels < self.image_cfg.min_pixels:
                 smallest = self.image_cfg.min_pixels

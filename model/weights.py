@@ -183,7 +183,9 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
     """
     directory, companions = Path(directory), Path(companions)
     if not companions.is_dir():
-        raise InputError(f"{companions}: the source directory is gone; its files are needed to save")
+        raise InputError(
+            f"{companions}: the source directory is gone; its files are needed to save"
+        )
     slots = read_slots(companions) if slots is None else slots
     check_slots(slots, model, companions)
     parameters = dict(model.named_parameters())

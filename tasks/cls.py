@@ -1,9 +1,9 @@
 """Few-shot fine-grained classification: one image, one name, after Visual-RFT (arXiv:2503.01785).
 
     prompt   "Which species is this flower?" and how to answer; open-ended, no list of names
-    data     the garden world, scikit-learn's digits, a folder of class folders, or a Visual-RFT
-    table reward   right name (whole, normalised) + asked-for format metric   strict accuracy;
-    Visual-RFT's substring rule is printed beside it as "loose"
+    data     the garden world, scikit-learn's digits, a folder of class folders, a Visual-RFT table
+    reward   right name (whole, normalised) + asked-for format
+    metric   strict accuracy; Visual-RFT's substring rule is printed beside it as "loose"
 
 The garden's splits: `train` holds `shots` pictures of each of the 30 RL species, `held_out` other
 renderings of the same species, `val` a third set of renderings for choosing settings, and `ood` the
@@ -21,6 +21,7 @@ from rewards import (
     format_reward,
     loose_name_correct,
     name_correct,
+    normalise_name,
     parse_answer,
 )
 from tasks import Example, Task, full_question
@@ -105,10 +106,12 @@ def labelled_examples(data: str, shots: int, held_out: int, split_seed: int):
 
 def shuffled(examples: list[Example], seed: int) -> list[Example]:
     """The same images with wrong names: classes in a random order, each named like the next."""
-    names = sorted({example.target for example in examples})
+    # Keyed by the normalised name: "Rose" and "rose" are one class, so neither may replace the other.
+    spelling = {normalise_name(example.target): example.target for example in examples}
+    names = sorted(spelling)
     if len(names) < 2:
         raise InputError("--shuffle_labels: needs two classes at least")
     bits = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
     order = [names[i] for i in np.argsort(bits.random_raw(len(names)), kind="stable")]
     wrong = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [replace(example, target=wrong[example.target]) for example in examples]
+    return [replace(e, target=spelling[wrong[normalise_name(e.target)]]) for e in examples]

@@ -1,0 +1,299 @@
+"""What config.py guarantees: every flag means what its field says, and nothing is silently wrong.
+
+A value that cannot work ends the script with exit code 2 and one `error:` line that names the flag;
+so does a misspelt flag, with the nearest right one. What `save` writes, `load` reads back equal. No
+flag is dead: the scripts' syntax trees show every field being read. Run: pytest tests/test_config.py
+"""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+import config
+from config import Config
+from evaluate import EvalConfig
+from model.errors import InputError
+from sample import SampleConfig
+
+ROOT = Path(config.__file__).parent
+KINDS = (Config, EvalConfig, SampleConfig)
+FIELDS = [pytest.param(kind, f, id=f"{kind.__name__}.{f.name}") for kind in KINDS
+          for f in dataclasses.fields(kind)]  # fmt: skip
+
+
+def parse(*argv: str, kind=Config):
+    return config.parse(kind, list(argv), "a description")
+
+
+def refusal(capsys, *argv: str, kind=Config) -> str:
+    """Run a script that only reads its flags; return its one line on stderr, less the newline."""
+    with pytest.raises(SystemExit) as stopped:
+        config.run(partial(parse, *argv, kind=kind))
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == ""
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+    return err[:-1]
+
+
+# ---- reading flags -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_flags_give_the_defaults(kind):
+    assert parse(kind=kind) == kind()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--num_generations", "4", "--learning_rate", "1e-6"],
+        ["--num-generations", "4", "--learning-rate", "1e-6"],
+        ["--num-generations=4", "--learning_rate=1e-6"],
+        ["--num_generations=4", "--learning-rate=1e-6"],
+    ],
+)
+def test_dashes_and_underscores_are_the_same_in_flag_names(argv):
+    assert parse(*argv) == Config(num_generations=4, learning_rate=1e-6)
+
+
+def test_dashes_in_values_stay():
+    cfg = parse("--data=my-photos", "--question", "well-known?", "--output-dir", "a-b/c-d")
+    assert (cfg.data, cfg.question, cfg.output_dir) == ("my-photos", "well-known?", Path("a-b/c-d"))
+
+
+@pytest.mark.parametrize("word", ["--no-freeze_vision", "--no-freeze-vision", "--no_freeze_vision"])
+def test_a_true_flag_is_switched_off_by_no(word):
+    assert Config().freeze_vision is True
+    assert parse(word).freeze_vision is False
+
+
+@pytest.mark.parametrize("word", ["--shuffle_labels", "--shuffle-labels"])
+def test_a_false_flag_is_switched_on_by_its_name_and_the_last_word_counts(word):
+    assert Config().shuffle_labels is False
+    assert parse(word).shuffle_labels is True
+    assert parse(word, "--no-shuffle-labels").shuffle_labels is False
+
+
+@pytest.mark.parametrize("none", ["none", "None", "NONE"])
+def test_optional_fields_accept_none(none):
+    flags = ("--question", "--epsilon_high", "--max_pixels", "--output_dir")
+    assert parse(*(word for flag in flags for word in (flag, none))) == Config()
+
+
+def test_none_is_no_value_of_a_field_that_needs_one(capsys):
+    assert "--shots" in refusal(capsys, "--shots", "none")
+
+
+def test_every_value_has_the_type_of_its_field():
+    cfg = parse("--max_pixels", "4096", "--epsilon_high", "0.28", "--model", "m", "--output_dir=o")
+    assert (cfg.max_pixels, cfg.epsilon_high) == (4096, 0.28)
+    assert (cfg.model, cfg.output_dir) == (Path("m"), Path("o"))
+
+
+@pytest.mark.parametrize("kind, field", FIELDS)
+def test_a_literal_takes_its_choices_and_refuses_others_by_listing_them(kind, field, capsys):
+    if get_origin(field.type) is not Literal:
+        assert field.type in (str, int, float, bool, Path) or None.__class__ in get_args(field.type)
+        return
+    for choice in get_args(field.type):
+        assert getattr(parse(f"--{field.name}", choice, kind=kind), field.name) == choice
+    message = refusal(capsys, f"--{field.name}", "nonsense", kind=kind)
+    assert f"--{field.name}" in message and all(c in message for c in get_args(field.type))
+
+
+# ---- bad flags -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word, nearest",
+    [
+        ("--shot", "--shots"),
+        ("--num_generation", "--num_generations"),
+        ("--num-generation=4", "--num_generations"),
+        ("--lerning_rate", "--learning_rate"),
+        ("--no-freeze-vison", "--no-freeze_vision"),
+        ("--max_step", "--max_steps"),  # no abbreviations: a new flag would change their meaning
+    ],
+)
+def test_an_unknown_flag_is_one_line_with_the_nearest_flag(word, nearest, capsys):
+    assert refusal(capsys, word).endswith(f"no such flag; did you mean {nearest}?")
+
+
+@pytest.mark.parametrize("word", ["--zzzzqqqq", "-x", "stray"])
+def test_an_unknown_word_near_no_flag_points_to_help(word, capsys):
+    message = refusal(capsys, word)
+    assert word.lstrip("-") in message and message.endswith("no such flag; --help lists the flags")
+
+
+IMPOSSIBLE = {
+    "shots": ["0", "-1", "x", "1.5", "", "nan"],
+    "num_generations": ["1", "0", "-2"],
+    "learning_rate": ["nan", "-1", "0", "inf", "1e999", "fast"],
+    "temperature": ["0", "-0.5", "nan", "inf"],
+    "correct_weight": ["-1", "nan", "inf"],
+    "format_weight": ["-0.5", "nan", "inf"],
+    "epsilon": ["1", "0", "-0.1", "1.5", "nan"],
+    "epsilon_high": ["0", "-0.2", "nan", "inf"],
+    "beta": ["-0.01", "nan", "inf"],
+    "max_grad_norm": ["0", "nan"],
+    "max_pixels": ["0", "-1", "many"],
+    "save_steps": ["-1"],
+    "eval_steps": ["0"],
+    "seed": ["-1", str(2**63)],
+    "split_seed": ["-1", str(2**24)],
+    "dtype": ["float16"],
+    "freeze_vision=no": [""],
+}
+
+
+@pytest.mark.parametrize("name, value", [(n, v) for n, values in IMPOSSIBLE.items() for v in values])
+def test_an_impossible_value_is_one_line_that_names_the_flag(name, value, capsys):
+    name, _, given = name.partition("=")
+    assert f"--{name}" in refusal(capsys, f"--{name}={given or value}")
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda f: f.name)
+def test_no_number_field_takes_minus_one_and_no_float_takes_nan(field, capsys):
+    inner, _ = config._inner_type(field.type)
+    bad = {int: ["-1"], float: ["-1", "nan", "inf"]}.get(inner, [])
+    for value in bad:
+        assert f"--{field.name}" in refusal(capsys, f"--{field.name}={value}")
+
+
+def test_a_reward_of_nothing_is_refused(capsys):
+    message = refusal(capsys, "--correct_weight", "0", "--format_weight", "0")
+    assert "--correct_weight" in message
+
+
+def test_values_at_the_edge_of_what_is_possible_are_taken():
+    parse("--shots=1", "--num_generations=2", "--epsilon=0.999", "--beta=0", "--save_steps=0")
+    parse(f"--seed={2**63 - 1}", f"--split_seed={2**24 - 1}", "--format_weight=0")
+
+
+def test_a_line_break_in_a_message_becomes_a_space(capsys):
+    def main():
+        raise InputError("--data 'a\nb': no such folder;\n  name another")
+
+    with pytest.raises(SystemExit) as stopped:
+        config.run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --data 'a b': no such folder; name another\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        config.run(lambda: 1 // 0)
+
+
+def test_a_real_script_ends_with_code_2_and_one_line():
+    command = [sys.executable, "train_grpo.py", "--shots", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --shots 0: must be at least 1\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_prints_every_field_once_with_its_default(kind, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # no line breaks inside an entry
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help", kind=kind)
+    assert not stopped.value.code
+    out = capsys.readouterr().out
+    assert "a description" in out
+    entries = " ".join(out.partition("options:")[2].split())
+    for field in dataclasses.fields(kind):
+        _, found, entry = entries.partition(f" --{field.name}")
+        assert found, field.name
+        entry = entry.partition(" --")[0] if field.type is not bool else entry.split(" --")[1]
+        assert field.metadata["help"] in entry
+        if field.default is not None:
+            shown = field.default.name if isinstance(field.default, Path) else field.default
+            assert entry.count(f"(default: {shown})") == 1
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+SAVED = [
+    Config(),
+    Config(output_dir=Path("runs") / "a b", epsilon_high=0.28, max_pixels=4096, question="Où ça?"),
+    Config(freeze_vision=False, shuffle_labels=True, learning_rate=1e-6, seed=2**63 - 1),
+    EvalConfig(),
+    EvalConfig(output=Path("answers.jsonl"), temperature=0.7),
+]
+
+
+@pytest.mark.parametrize("cfg", SAVED)
+def test_what_is_saved_is_loaded_back_equal(cfg, tmp_path):
+    config.save(cfg, tmp_path / "config.json")
+    loaded = config.load(type(cfg), tmp_path / "config.json")
+    assert loaded == cfg
+    assert [type(v) for v in vars(loaded).values()] == [type(v) for v in vars(cfg).values()]
+
+
+def test_the_file_is_plain_json_with_every_field(tmp_path):
+    config.save(Config(model=Path("m"), question=None), tmp_path / "config.json")
+    raw = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert list(raw) == [field.name for field in dataclasses.fields(Config)]
+    assert raw["model"] == "m" and raw["question"] is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"shots": 2', b"\xff\xfe", b"[]", b"3", b"null", b"[" * 100_000]
+    + [b'{"shot": 2}', b'{"shots": "2"}', b'{"shots": 0}', b'{"shots": 1.5}', b'{"shots": null}']
+    + [b'{"shots": true}', b'{"learning_rate": NaN}', b'{"model": 7}', b'{"freeze_vision": "no"}']
+    + [b'{"loss_type": "ppo"}', b'{"loss_type": []}', b'{"question": 1}'],
+    ids=lambda content: repr(content[:24]),
+)
+def test_a_damaged_file_is_refused_by_name(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="config.json: not a Config of this version"):
+        config.load(Config, path)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
+    for path in (tmp_path / "gone.json", tmp_path):
+        with pytest.raises(InputError, match="not a Config of this version"):
+            config.load(Config, path)
+
+
+# ---- no dead flags -------------------------------------------------------------------------------
+
+
+def fields_read(kind: type) -> set[str]:
+    """Attributes read from `cfg`, `config` or `self.cfg` in every script that names `kind`.
+
+    A range check in `__post_init__` uses nothing, so `self` counts in properties only; a file with
+    another config of its own says nothing about this one.
+    """
+    found = set()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if path.name == "config.py" or kind.__name__ not in names:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                if name in ("cfg", "config"):
+                    found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("kind, field", FIELDS)
+def test_every_field_is_read_somewhere(kind, field):
+    assert field.name in fields_read(kind), f"--{field.name} changes nothing"
+
+
+def test_the_reader_of_syntax_trees_would_miss_a_dead_flag():
+    assert "shots" in fields_read(Config) and "no_such_flag" not in fields_read(Config)
+    assert "num_generations" not in fields_read(EvalConfig)

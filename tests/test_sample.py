@@ -1,0 +1,206 @@
+"""The sampler draws from the distribution that is trained, and from nothing else.
+
+Tokens follow softmax(logits / T) exactly (chi-square); every completion has its own random numbers,
+whatever the batch; the log-probabilities that sampling keeps equal those of the training forward;
+forbidden tokens never occur; completions end at their first end token; greedy is greedy.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+import config
+import sample
+from model.text import Processor
+from model.vlm import completion_logps, make_pack
+from model.weights import load_model
+from sample import Rollout, choose_tokens, completion_uniforms, generate_group
+from tests.test_shared_prefix import some_groups
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_dir):
+    return load_model(tiny_dir), Processor(tiny_dir)
+
+
+@pytest.fixture
+def prompts(tiny):
+    return some_groups(tiny[1])[0]
+
+
+def draw(tiny, prompts, G=4, length=12, **options) -> Rollout:
+    return generate_group(*tiny, prompts, G, length, **options)
+
+
+def same(a: Rollout, b: Rollout) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.ids, b.ids, strict=True))
+
+
+def test_tokens_follow_the_distribution_by_a_chi_square_test():
+    torch.manual_seed(0)
+    logp = (3 * torch.randn(1, 37)).log_softmax(-1)  # (1, V)
+    logp[0, 5] = float("-inf")
+    n = 100_000
+    uniforms = torch.from_numpy(completion_uniforms(0, 0, "chi", 0, n))
+    counts = torch.bincount(choose_tokens(logp.expand(n, -1), uniforms), minlength=37).double()
+    expected = n * logp[0].double().exp() / logp[0].double().exp().sum()
+    assert counts[5] == 0
+    big = expected > 5  # the usual condition of the test
+    statistic = ((counts - expected)[big] ** 2 / expected[big]).sum()
+    freedom = int(big.sum()) - 1
+    # mean + 4 standard deviations of chi-square: a false alarm once in about 10,000 seeds
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_extreme_uniforms_choose_tokens_that_can_be_chosen():
+    logp = torch.tensor([[-np.inf, 0.5, 0.5, -np.inf]]).log_softmax(-1).float()
+    ends = torch.tensor([0.0, float(np.nextafter(np.float32(1), np.float32(0)))])
+    assert choose_tokens(logp.expand(2, -1), ends).tolist() == [1, 2]
+
+
+def test_the_random_numbers_differ_in_each_of_their_four_arguments():
+    base = completion_uniforms(0, 1, "a", 2, 50)
+    assert np.array_equal(base, completion_uniforms(0, 1, "a", 2, 50))
+    for other in [(1, 1, "a", 2), (0, 2, "a", 2), (0, 1, "b", 2), (0, 1, "a", 3)]:
+        assert not np.array_equal(base, completion_uniforms(*other, 50))
+    assert base.min() >= 0 and base.max() < 1
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_sampling_logps_equal_the_training_forward(tiny, prompts, temperature):
+    model, processor = tiny
+    rollout = draw(tiny, prompts, temperature=temperature)
+    groups = [rollout.ids[4 * n : 4 * n + 4] for n in range(3)]
+    with torch.no_grad():
+        logp, _ = completion_logps(
+            model, make_pack(prompts, groups), temperature, processor.forbidden
+        )
+    difference = (torch.cat(rollout.logps) - logp).abs()
+    assert difference.max() < 1e-4 and difference.mean() < 1e-5
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch_it_is_drawn_in(tiny, prompts):
+    together = draw(tiny, prompts)
+    alone = [draw(tiny, [prompt]) for prompt in prompts]
+    assert torch.equal(
+        torch.cat(together.ids), torch.cat([ids for rollout in alone for ids in rollout.ids])
+    )
+    turned = draw(tiny, prompts[::-1])
+    assert torch.equal(torch.cat(turned.ids[8:]), torch.cat(together.ids[:4]))
+
+
+def test_the_same_seed_repeats_and_another_seed_or_step_does_not(tiny, prompts):
+    first = draw(tiny, prompts, seed=1, step=2)
+    assert same(first, draw(tiny, prompts, seed=1, step=2))
+    assert not torch.equal(torch.cat(first.ids)[:30], torch.cat(draw(tiny, prompts).ids)[:30])
+    other = draw(tiny, prompts, seed=1, step=3)
+    assert not torch.equal(torch.cat(first.ids)[:30], torch.cat(other.ids)[:30])
+
+
+def test_the_completions_of_a_group_differ_from_their_first_token_on(tiny, prompts):
+    # A sampler that forks the cache after the first token would give every row the same one. With
+    # 32 draws from hundreds of tokens, all equal by chance is out of the question.
+    first = {int(ids[0]) for ids in draw(tiny, prompts[:1], G=32).ids}
+    assert len(first) > 4
+
+
+def test_temperature_zero_takes_the_likeliest_token_of_a_full_forward(tiny, prompts):
+    model, processor = tiny
+    rollout = draw(tiny, prompts, G=1, temperature=0.0)
+    for prompt, ids in zip(prompts, rollout.ids, strict=True):
+        for t, token in enumerate(ids.tolist()):
+            tail = [torch.cat((ids[:t], torch.tensor([j]))) for j in (token, 30)]
+            pack = make_pack([prompt], [tail])
+            with torch.no_grad():
+                hidden = model(
+                    pack.ids, pack.positions, pack.layout, model.image_features([prompt])
+                )
+            logits = model.logits(hidden[pack.predictors[t]])
+            assert int(logits.masked_fill(processor.forbidden, -torch.inf).argmax()) == token
+    assert same(rollout, draw(tiny, prompts, G=1, temperature=0.0, seed=9))
+
+
+def test_forbidden_tokens_never_occur_and_their_probability_is_exactly_zero(tiny, prompts):
+    model, processor = tiny
+    rollout = draw(tiny, prompts, G=32, length=24, temperature=5.0)
+    drawn = torch.cat(rollout.ids)
+    assert not processor.forbidden[drawn].any()
+    assert processor.forbidden[model.cfg.image_token_id]
+    # nearly uniform at this temperature: without the ban, 60 of about 2,300 draws would be banned
+    assert len(drawn) > 1500 and processor.forbidden.float().mean() > 0.02
+
+
+def test_completions_end_at_their_first_end_token_and_say_why(tiny, prompts):
+    _, processor = tiny
+    rollout = draw(tiny, prompts, G=32, length=24, temperature=5.0)
+    ends = set(processor.end_ids)
+    assert {"stop", "length"} == set(rollout.finish)
+    for ids, logps, finish in zip(rollout.ids, rollout.logps, rollout.finish, strict=True):
+        at = [t for t, token in enumerate(ids.tolist()) if token in ends]
+        assert len(ids) == len(logps) and 1 <= len(ids) <= 24
+        assert at == ([len(ids) - 1] if finish == "stop" else [])
+        assert finish == "stop" or len(ids) == 24
+
+
+def test_a_completion_never_contains_its_prompt(tiny, prompts):
+    _, processor = tiny
+    rollout = draw(tiny, prompts, G=2)
+    for text in rollout.texts:
+        assert "user" not in text and "assistant" not in text and "<|" not in text
+    assert rollout.texts[0] == processor.decode(rollout.ids[0])
+
+
+def test_generation_does_not_move_the_model_and_the_cache_is_fresh_each_time(tiny, prompts):
+    model, _ = tiny
+    before = [p.clone() for p in model.parameters()]
+    first = draw(tiny, prompts)
+    draw(tiny, prompts[:1], G=2, length=30)  # another shape in between
+    assert same(first, draw(tiny, prompts))
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def run_cli(capsys, *words) -> str:
+    sample.main([str(w) for w in words])
+    return capsys.readouterr().out
+
+
+def test_the_command_line_prints_answers_rewards_and_tokens_per_second(tiny_dir, tmp_path, capsys):
+    from PIL import Image
+
+    image = tmp_path / "x.png"
+    Image.new("RGB", (32, 40), (200, 30, 30)).save(image)
+    out = run_cli(
+        capsys,
+        *("--model", tiny_dir, "--image", image, "--prompt", "What is it?", "--target", "rose"),
+        *("--num_generations", 3, "--max-completion-length", 6),
+    )
+    assert out.count("log-probability") == 3
+    assert out.count("reward 0: {'correct': 0.0, 'format': 0.0}") == 3
+    assert "tokens/s" in out.splitlines()[-1]
+
+
+def test_the_command_line_answers_without_an_image(tiny_dir, capsys):
+    out = run_cli(capsys, "--model", tiny_dir, "--prompt_mode", "plain", "--num_generations", 1)
+    assert out.count("log-probability") == 1
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["--image", "missing.png"], "missing.png"),
+        (["--model", "/nowhere"], "--model /nowhere: no such directory"),
+        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--temperature", "-1"], "--temperature -1.0"),
+        (["--num_generations", "0"], "--num_generations 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(tiny_dir, capsys, words, complaint):
+    words = words if "--model" in words else ["--model", str(tiny_dir), *words]
+    with pytest.raises(SystemExit) as stop:
+        config.run(lambda: sample.main(words))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and complaint in error
