@@ -141,8 +141,9 @@ def main(argv: list[str] | None = None) -> None:
         cfg.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     interval = f"[{metrics['strict_low']:.1%}, {metrics['strict_high']:.1%}]"
     print(
-        f"{cfg.task} {cfg.split}, {metrics['n']} images: strict {metrics['strict']:.1%} {interval}, "
-        f"loose {metrics['loose']:.1%}, format {metrics['format']:.1%}, "
+        f"{cfg.task} {cfg.split}, {metrics['n']} images: "
+        f"strict {metrics['strict']:.1%} {interval}, loose {metrics['loose']:.1%}, "
+        f"format {metrics['format']:.1%}, "
         f"mean length {metrics['mean_length']:.1f} tokens, {time.time() - start:.1f} s"
     )
 

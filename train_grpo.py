@@ -242,7 +242,7 @@ def score(task: Task, examples: list[Example], rollout: Rollout, G: int):
             )
         totals.append(reward.total)
         parts.append(reward.parts)
-    return torch.tensor(totals).view(-1, G), parts
+    return torch.tensor(totals, dtype=torch.float32).view(-1, G), parts  # (N, G)
 
 
 def rollout_metrics(rewards: Tensor, parts: list[dict], rollout: Rollout) -> dict[str, float]:

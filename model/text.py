@@ -94,6 +94,10 @@ class Processor:
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; special tokens inside it are ordinary characters."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can carry
+            raise InputError(f"text {text[:60]!r} is no valid Unicode: {error.reason}") from None
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:

@@ -106,7 +106,7 @@ def labelled_examples(data: str, shots: int, held_out: int, split_seed: int):
 
 def shuffled(examples: list[Example], seed: int) -> list[Example]:
     """The same images with wrong names: classes in a random order, each named like the next."""
-    # Keyed by the normalised name: "Rose" and "rose" are one class, so neither may replace the other.
+    # Keyed by the normalised name: "Rose" and "rose" are one class, and not wrong for each other.
     spelling = {normalise_name(example.target): example.target for example in examples}
     names = sorted(spelling)
     if len(names) < 2:

@@ -36,7 +36,10 @@ def tiny_dir(tmp_path_factory) -> Path:
     """A complete checkpoint directory of a very small model with random, not too small weights."""
     directory = tmp_path_factory.mktemp("tiny") / "checkpoint"
     skeleton = directory.with_name("skeleton")
-    texts = ["Which species is this flower?", "<think>red petals</think><answer>Solara minor</answer>"]
+    texts = [
+        "Which species is this flower?",
+        "<think>red petals</think><answer>Solara minor</answer>",
+    ]
     write_scratch_directory(skeleton, texts * 4, 300, max_side=64, **TINY)
     model = init_model(VLMConfig.from_directory(skeleton), seed=0)
     with torch.no_grad():

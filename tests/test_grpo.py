@@ -52,7 +52,9 @@ def loss_by_loops(logp, old, ref, advantage, loss_type, epsilon, epsilon_high, b
             difference = ref[t] - logp[t]
             term -= beta * (math.exp(difference) - difference - 1)
             own += term
-        total += {"grpo": own / length / B, "dapo": own / C, "dr_grpo": own / (B * C_max)}[loss_type]
+        total += {"grpo": own / length / B, "dapo": own / C, "dr_grpo": own / (B * C_max)}[
+            loss_type
+        ]
         at += length
     return -total
 

@@ -26,19 +26,8 @@ from model.errors import InputError
 from model.scratch import init_model, write_scratch_directory
 from model.vlm import VLM, rope_positions
 from model.weights import load_model, plan_slots, save_model
+from tests.conftest import TINY
 
-TINY = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=48,
-    vision_depth=2,
-    vision_embed_dim=32,
-    vision_num_heads=2,
-    vision_mlp_ratio=2,
-    patch_size=4,
-)
 INDEX = "model.safetensors.index.json"
 EMBED, NORM = "model.embed_tokens.weight", "model.norm.weight"
 HEADS = ("tied", "tied, head repeated", "untied")
@@ -73,7 +62,7 @@ def write_source(skeleton, directory, layout="hub", sharded=False, head="tied", 
     raw["tie_word_embeddings"] = head != "untied"
     (directory / "config.json").write_text(json.dumps(raw))
     random = init_model(VLMConfig.from_directory(directory), seed=1, dtype=getattr(torch, dtype))
-    named = {name: 6 * p.detach() for name, p in random.named_parameters()}
+    named = {name: p.detach() * (6 if p.ndim > 1 else 1) for name, p in random.named_parameters()}
     if head == "tied, head repeated":
         named["lm_head.weight"] = named[EMBED].clone()
     tensors = {in_layout(name, layout): t for name, t in named.items()}

@@ -1,0 +1,225 @@
+"""A whole run on the tiny random model: what it leaves, that it repeats, and what stops it.
+
+A run leaves config.json, metrics.jsonl (TRL's names), completions.jsonl and a checkpoint that this
+project and transformers load. Bad input ends it with one line and exit code 2 before any weight changes.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import Qwen2VLForConditionalGeneration
+
+import config
+import train_grpo
+from config import Config
+from rewards import Reward
+
+ROOT = Path(train_grpo.__file__).parent
+TRL_NAMES = """reward reward_std frac_reward_zero_std rewards/correct/mean rewards/format/std entropy
+grad_norm learning_rate loss completions/mean_length completions/clipped_ratio clip_ratio/low_mean
+clip_ratio/high_mean sampling/sampling_logp_difference/mean sampling/sampling_logp_difference/max
+num_tokens step_time""".split()
+
+
+def flags(tiny_dir, out, *more) -> list[str]:
+    words = f"--model {tiny_dir} --output_dir {out} --max_steps 3 --eval_steps 2 --device cpu"
+    words += " --held_out_per_class 1 --max_completion_length 6 --prompts_per_step 2"
+    return [*words.split(), *map(str, more)]
+
+
+@pytest.fixture
+def reward_anything(monkeypatch):
+    """Pay for even lengths: a random model earns something, so that weights move."""
+
+    def load(**options):
+        task = train_grpo_load(**options)
+
+        def even(text, target):
+            paid = len(text) % 2
+            return Reward(paid, {"correct": float(paid), "format": 0.0})
+
+        return replace(task, reward=even)
+
+    train_grpo_load = train_grpo.cls.load
+    monkeypatch.setattr(train_grpo.cls, "load", load)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
+    tiny_dir, tmp_path, capsys, reward_anything
+):
+    out = tmp_path / "run"
+    train_grpo.main(flags(tiny_dir, out, "--save_steps", 2, "--seed", 7))
+    saved = config.load(Config, out / "config.json")
+    assert saved.seed == 7 and saved.model == tiny_dir and saved.max_steps == 3
+
+    metrics = rows(out / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    for row in metrics[1:]:
+        assert set(TRL_NAMES) <= row.keys()
+        assert all(isinstance(value, int | float) for value in row.values())
+    for row in (metrics[0], metrics[2], metrics[3]):  # start, eval_steps, end
+        for name in ("eval/strict", "eval/loose", "eval/ood_strict"):
+            assert 0.0 <= row[name] <= 1.0
+    assert "eval/strict" not in metrics[1]
+
+    completions = rows(out / "completions.jsonl")
+    assert len(completions) == 3 * 2 * 8
+    assert {"step", "id", "target", "completion", "reward", "parts", "advantage", "length"} <= set(
+        completions[0]
+    )
+    first_step = [c["reward"] for c in completions if c["step"] == 1]
+    assert metrics[1]["reward"] == pytest.approx(sum(first_step) / len(first_step))
+
+    final = out / "step_3" / "hf"
+    assert (out / "step_2" / "hf" / "model.safetensors").exists()
+    assert {p.name for p in final.iterdir()} == {p.name for p in tiny_dir.iterdir()}
+    model, info = Qwen2VLForConditionalGeneration.from_pretrained(final, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before, after = (
+        load_file(tiny_dir / "model.safetensors"),
+        load_file(final / "model.safetensors"),
+    )
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved and not any(key.startswith("visual.") for key in moved)  # the tower is frozen
+
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("held-out accuracy") and "strict" in last and "loose" in last
+    assert str(final) in last
+
+
+def test_the_same_seed_repeats_a_run_bit_for_bit(tiny_dir, tmp_path, reward_anything):
+    for name in ("a", "b"):
+        train_grpo.main(flags(tiny_dir, tmp_path / name))
+    a, b = (load_file(tmp_path / name / "step_3/hf/model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert (tmp_path / "a/completions.jsonl").read_text() == (
+        tmp_path / "b/completions.jsonl"
+    ).read_text()
+
+
+def test_a_trained_tower_a_reference_and_two_iterations_work_together(
+    tiny_dir, tmp_path, reward_anything
+):
+    out = tmp_path / "run"
+    more = ("--no-freeze-vision", "--beta", 0.04, "--num_iterations", 2, "--learning_rate", 1e-3)
+    train_grpo.main(flags(tiny_dir, out, *more))
+    metrics = rows(out / "metrics.jsonl")
+    assert metrics[1]["kl"] >= 0 and metrics[3]["kl"] > 0
+    before = load_file(tiny_dir / "model.safetensors")
+    after = load_file(out / "step_3/hf/model.safetensors")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any(key.startswith("visual.") for key in moved)
+
+
+def folder_of_classes(root: Path, count: int = 3) -> Path:
+    for k, name in enumerate(("rose", "tulip")):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 32), (100 * k, 40 * i, 90)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_folder_of_class_folders_trains_without_an_ood_split(tiny_dir, tmp_path, capsys):
+    data = folder_of_classes(tmp_path / "photos")
+    train_grpo.main(flags(tiny_dir, tmp_path / "run", "--data", data, "--prompt_mode", "direct"))
+    assert "never-trained" not in capsys.readouterr().out
+    assert "eval/ood_strict" not in rows(tmp_path / "run/metrics.jsonl")[0]
+    assert {c["target"] for c in rows(tmp_path / "run/completions.jsonl")} == {"rose", "tulip"}
+
+
+# ---- what stops it -------------------------------------------------------------------------------
+
+
+def refused(capsys, words) -> str:
+    with pytest.raises(SystemExit) as stop:
+        config.run(lambda: train_grpo.main(words))
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    error = captured.err.strip().splitlines()[-1]
+    assert error.startswith("error: "), captured.err
+    assert "Traceback" not in captured.err
+    return error
+
+
+def test_a_missing_or_wrong_model_directory_is_one_line(tiny_dir, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert "/nowhere: no such directory" in refused(
+        capsys, flags(tiny_dir, out, "--model", "/nowhere")
+    )
+    (tmp_path / "empty").mkdir()
+    error = refused(capsys, flags(tiny_dir, out, "--model", tmp_path / "empty"))
+    assert "config.json" in error
+    assert not out.exists()  # refused before anything was written
+
+
+def test_too_few_images_for_the_shots_is_one_line(tiny_dir, tmp_path, capsys):
+    data = folder_of_classes(tmp_path / "photos", count=2)
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run", "--data", data, "--shots", 4))
+    assert "--shots 4" in error and "rose" in error
+
+
+def test_unreadable_images_are_counted_and_too_many_stop_the_run(tiny_dir, tmp_path, capsys):
+    data = folder_of_classes(tmp_path / "photos", count=4)
+    (data / "rose" / "0.png").write_bytes(b"not a picture")
+    train_grpo.main(flags(tiny_dir, tmp_path / "run", "--data", data))
+    assert "1 of 8 records skipped" in capsys.readouterr().out
+    for i in range(3):
+        (data / "tulip" / f"{i}.png").write_bytes(b"")
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run2", "--data", data))
+    assert "0.png" in error and "unreadable" in error
+
+
+def test_labels_that_are_the_same_answer_are_one_line(tiny_dir, tmp_path, capsys):
+    data = folder_of_classes(tmp_path / "photos")
+    (data / "tulip").rename(data / "Rose_")
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run", "--data", data))
+    assert "rose" in error and "Rose_" in error
+
+
+def test_a_prompt_over_the_limit_is_one_line_and_never_cut(tiny_dir, tmp_path, capsys):
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run", "--max_prompt_length", 20))
+    assert "--max_prompt_length is 20" in error
+
+
+def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("precious")
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run"))
+    assert "--output_dir" in error
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "precious"
+
+
+def test_a_reward_that_is_not_finite_is_one_line(tiny_dir, tmp_path, capsys, monkeypatch):
+    original = train_grpo.cls.load
+
+    def load(**options):
+        return replace(original(**options), reward=lambda *_: Reward(float("nan"), {"x": 1.0}))
+
+    monkeypatch.setattr(train_grpo.cls, "load", load)
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run"))
+    assert "rewards must be finite" in error
+    assert not list((tmp_path / "run").glob("step_*"))  # no weight was changed, none is saved
+
+
+@pytest.mark.slow
+def test_the_script_itself_runs_and_its_help_is_readable(tiny_dir, tmp_path):
+    words = [sys.executable, "train_grpo.py", *flags(tiny_dir, tmp_path / "run")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "held-out accuracy" in done.stdout
+    done = subprocess.run([*words[:2], "--hlep"], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: --hlep: no such flag; did you mean --help?\n"
+    )
