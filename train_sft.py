@@ -10,11 +10,9 @@ several dialogues about one picture are packed behind it, so that a picture is e
 result is a complete checkpoint directory, read by the same code as a published Qwen2-VL.
 """
 
-import argparse
 import json
 import math
 import random
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import VLMConfig
+import config
+from config import flag
 from model.errors import InputError
 from model.image import patchify
 from model.scratch import init_model, write_scratch_directory
@@ -50,6 +49,27 @@ VOCAB_SIZE = 900  # upper bound; the tokenizer stops earlier when its corpus has
 POOL = {"portrait": 16000, "scene": 16000, "change": 4000}  # pictures drawn before training
 BATCH = {"portrait": 20, "scene": 14, "change": 3, "digit": 3}  # pictures a step
 SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    pretrain: bool = flag(False, "make the embedded base from scratch")
+    output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
+    see_steps: int = flag(1500, "steps of the vision stage")
+    talk_steps: int = flag(2000, "steps of the joint stage")
+    learning_rate: float = flag(1e-3, "peak of both stages")
+    seed: int = flag(0, "of pictures, dialogues and initial weights")
+    pool_scale: float = flag(1.0, "fraction of the pictures to draw")
+
+    def __post_init__(self) -> None:
+        if not self.pretrain:
+            raise InputError("--pretrain: pass it; this script only makes the embedded base")
+        for name in ("see_steps", "talk_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("learning_rate", "pool_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--{name} {getattr(self, name)}: must be a positive number")
 
 
 @dataclass(frozen=True)
@@ -168,7 +188,11 @@ def run_stage(
 
 
 def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
-    """Draw all pictures, 500 at a time, on all cores."""
+    """Draw all pictures, 500 at a time, on all cores. Raises InputError for less than a batch."""
+    for kind, count in POOL.items():
+        if not BATCH[kind] <= count * scale < math.inf:
+            needed = f"a step shows {BATCH[kind]} of {count * scale:.0f} {kind} pictures"
+            raise InputError(f"--pool_scale {scale}: {needed}; it must be larger, and finite")
     cell = 2 * SIZES["patch_size"]
     jobs = [
         (kind, start, min(500, int(count * scale) - start), cell, seed)
@@ -188,39 +212,38 @@ def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
     return pools
 
 
-def pretrain(
-    output_dir: Path, see_steps: int, talk_steps: int, peak: float, seed: int, scale: float
-):
-    """Make the embedded base; writes the checkpoint directory and `pretrain.jsonl` beside it."""
+def pretrain(cfg: SFTConfig) -> None:
+    """Make the embedded base: a checkpoint directory, and a journal of the two stages beside it."""
     # bf16 products inside fp32 layers: several times faster where the CPU has them, same result
     # to the eye. Fine-tuning, whose log-probabilities must be exact, keeps full float32.
     torch.set_float32_matmul_precision("medium")
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
+    torch.manual_seed(cfg.seed)
+    rng = random.Random(cfg.seed)
     began = time.time()
+    output_dir = cfg.output_dir
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    journal = output_dir.with_name(output_dir.name + ".pretrain.jsonl").open("w", encoding="utf-8")
+    journal = output_dir.with_name(output_dir.name + ".pretrain.jsonl")
+    journal.write_text("", encoding="utf-8")
 
     def log(row: dict) -> None:
         line = json.dumps(row)
         print(line, flush=True)
-        journal.write(line + "\n")
-        journal.flush()
+        with journal.open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
 
-    pools = draw_pools(seed, scale)
+    pools = draw_pools(cfg.seed, cfg.pool_scale)
     skeleton = output_dir.with_name(output_dir.name + ".skeleton")
-    texts = sample_texts(pools, count=2000, seed=seed)
+    texts = sample_texts(pools, count=2000, seed=cfg.seed)
     write_scratch_directory(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
     processor = Processor(skeleton)
-    cfg = VLMConfig.from_directory(skeleton)
-    model = init_model(cfg, seed)
-    heads = PerceptionHeads(cfg.text.hidden_size)
+    model = init_model(processor.cfg, cfg.seed)
+    heads = PerceptionHeads(processor.cfg.text.hidden_size)
     log(
         {
             "stage": "start",
             "seconds": round(time.time() - began, 1),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "vocabulary": cfg.text.vocab_size,
+            "vocabulary": processor.cfg.text.vocab_size,
             "pictures": {kind: len(pool) for kind, pool in pools.items()},
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -261,35 +284,17 @@ def pretrain(
     def checkpoint() -> None:
         save_model(model, output_dir, skeleton, plan_slots(model, torch.float32))
 
-    run_stage("see", see_steps, peak, [*model.visual.parameters(), *heads.parameters()], see, log)
+    peak, tower = cfg.learning_rate, [*model.visual.parameters(), *heads.parameters()]
+    run_stage("see", cfg.see_steps, peak, tower, see, log)
     everything = [*model.parameters(), *heads.parameters()]
-    run_stage("talk", talk_steps, peak, everything, talk, log, checkpoint=checkpoint)
+    run_stage("talk", cfg.talk_steps, peak, everything, talk, log, checkpoint=checkpoint)
     checkpoint()
     log({"stage": "done", "seconds": round(time.time() - began, 1)})
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--pretrain", action="store_true", required=True)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/garden-vlm"))
-    parser.add_argument("--see_steps", type=int, default=1500, help="steps of the vision stage")
-    parser.add_argument("--talk_steps", type=int, default=1800, help="steps of the joint stage")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pool_scale", type=float, default=1.0, help="fraction of the pictures")
-    args = parser.parse_args(argv)
-    pretrain(
-        args.output_dir,
-        args.see_steps,
-        args.talk_steps,
-        args.learning_rate,
-        args.seed,
-        args.pool_scale,
-    )
+    pretrain(config.parse(SFTConfig, argv, __doc__.split("\n\n")[0]))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    config.run(main)

@@ -4,8 +4,9 @@
     python benchmarks/first_run.py --name shuffled -- --shuffle_labels
     python benchmarks/first_run.py --name digits -- --data digits --held_out_per_class 80
 
-Everything after `--` goes to train_grpo.py. Each run is a fresh process, as a user starts it. Prints
-one row per seed, the median, and a JSON line; seconds are counted from the start of the command.
+Everything after `--` goes to train_grpo.py. Each run is a fresh process, as a user starts it.
+Prints one row per seed, the median, and a JSON line; seconds are counted from the start of the
+command.
 """
 
 import argparse
@@ -29,7 +30,9 @@ def rows_of(run: Path) -> list[dict]:
     file = run / "metrics.jsonl"
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+    return [
+        json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"
+    ]
 
 
 def one_run(run: Path, seed: int, flags: list[str]) -> dict:
@@ -47,7 +50,11 @@ def one_run(run: Path, seed: int, flags: list[str]) -> dict:
         raise SystemExit(f"{' '.join(command)} exited with {process.returncode}")
     rows = rows_of(run)
     evals = [row for row in rows if "eval/strict" in row]
-    outcome = {"seed": seed, "first_step_s": round(first_step or seconds, 1), "run_s": round(seconds, 1)}
+    outcome = {
+        "seed": seed,
+        "first_step_s": round(first_step or seconds, 1),
+        "run_s": round(seconds, 1),
+    }
     for name in ("strict", "loose", "ood_strict"):
         key = f"eval/{name}"
         if key in evals[0]:

@@ -37,7 +37,6 @@ class TextConfig:
     rms_norm_eps: float
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies for time, height, width
-    max_position_embeddings: int
 
     @property
     def head_dim(self) -> int:
@@ -50,54 +49,51 @@ class VLMConfig:
     text: TextConfig
     tie_word_embeddings: bool
     image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
 
     @classmethod
     def from_dict(cls, raw: dict, origin: str = "config.json") -> "VLMConfig":
         """Read a parsed `config.json`; raises InputError naming the missing or wrong field."""
-        if raw.get("model_type") != "qwen2_vl":
+        found = raw.get("model_type") if isinstance(raw, dict) else None
+        if found != "qwen2_vl":
             raise InputError(
-                f"{origin}: model_type is {raw.get('model_type')!r}, but this project reads "
-                "'qwen2_vl' checkpoints; pass --model a Qwen2-VL directory"
+                f"{origin}: model_type is {found!r}, but this project reads 'qwen2_vl' "
+                "checkpoints; pass --model a Qwen2-VL directory"
             )
-        text = raw.get("text_config", raw)
-        vision = raw.get("vision_config", {})
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
         try:
+            rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
             config = cls(
                 vision=VisionConfig(
-                    depth=vision["depth"],
-                    embed_dim=vision["embed_dim"],
-                    num_heads=vision["num_heads"],
-                    mlp_ratio=vision["mlp_ratio"],
-                    in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-                    patch_size=vision["patch_size"],
-                    spatial_merge_size=vision["spatial_merge_size"],
-                    temporal_patch_size=vision["temporal_patch_size"],
-                    hidden_size=vision["hidden_size"],
+                    depth=int(vision["depth"]),
+                    embed_dim=int(vision["embed_dim"]),
+                    num_heads=int(vision["num_heads"]),
+                    mlp_ratio=float(vision["mlp_ratio"]),
+                    in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
+                    patch_size=int(vision["patch_size"]),
+                    spatial_merge_size=int(vision["spatial_merge_size"]),
+                    temporal_patch_size=int(vision["temporal_patch_size"]),
+                    hidden_size=int(vision["hidden_size"]),
                 ),
                 text=TextConfig(
-                    vocab_size=text["vocab_size"],
-                    hidden_size=text["hidden_size"],
-                    num_hidden_layers=text["num_hidden_layers"],
-                    num_attention_heads=text["num_attention_heads"],
-                    num_key_value_heads=text["num_key_value_heads"],
-                    intermediate_size=text["intermediate_size"],
-                    rms_norm_eps=text["rms_norm_eps"],
+                    vocab_size=int(text["vocab_size"]),
+                    hidden_size=int(text["hidden_size"]),
+                    num_hidden_layers=int(text["num_hidden_layers"]),
+                    num_attention_heads=int(text["num_attention_heads"]),
+                    num_key_value_heads=int(text["num_key_value_heads"]),
+                    intermediate_size=int(text["intermediate_size"]),
+                    rms_norm_eps=float(text["rms_norm_eps"]),
                     rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-                    mrope_section=tuple(rope["mrope_section"]),
-                    max_position_embeddings=text.get("max_position_embeddings", 32768),
+                    mrope_section=tuple(int(n) for n in rope["mrope_section"]),
                 ),
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                image_token_id=raw["image_token_id"],
-                video_token_id=raw.get("video_token_id", -1),
-                vision_start_token_id=raw["vision_start_token_id"],
+                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+                image_token_id=int(raw["image_token_id"]),
             )
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise InputError(
                 f"{origin}: field {error} is missing; is it a Qwen2-VL config?"
             ) from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{origin}: a field has the wrong type ({error})") from None
         config._check(origin)
         return config
 
@@ -106,26 +102,31 @@ class VLMConfig:
         path = Path(directory) / "config.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: cannot be read as JSON ({error})") from None
         return cls.from_dict(raw, origin=str(path))
 
     def _check(self, origin: str) -> None:
+        """Raise InputError unless the sizes fit together."""
         text, vision = self.text, self.vision
-        problems = {
+        for name, value in (vars(text) | vars(vision)).items():
+            if name != "mrope_section" and value <= 0:
+                raise InputError(f"{origin}: {name} is {value}, must be positive")
+        wrong = {
             "num_attention_heads must divide hidden_size": text.hidden_size
             % text.num_attention_heads,
             "num_key_value_heads must divide num_attention_heads": text.num_attention_heads
             % text.num_key_value_heads,
             "vision num_heads must divide embed_dim": vision.embed_dim % vision.num_heads,
-            "the vision head width must be a multiple of 4": vision.embed_dim
+            "vision embed_dim / num_heads must be a multiple of 4": vision.embed_dim
             // vision.num_heads
             % 4,
+            "mrope_section must have three parts": len(text.mrope_section) != 3,
             "mrope_section must sum to half the head width": sum(text.mrope_section)
-            - text.head_dim // 2,
+            != text.head_dim // 2,
             "vision hidden_size must equal the text hidden_size": vision.hidden_size
-            - text.hidden_size,
+            != text.hidden_size,
         }
-        for problem, remainder in problems.items():
-            if remainder:
-                raise InputError(f"{origin}: {problem}")
+        for rule, is_broken in wrong.items():
+            if is_broken:
+                raise InputError(f"{origin}: {rule}")

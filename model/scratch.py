@@ -62,7 +62,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    # Training renumbers the vocabulary under the tags; reading it back gives them ids of their own.
+    return Tokenizer.from_str(tokenizer.to_str())
 
 
 def scratch_config(vocab_size: int, token_id: dict[str, int], **sizes: int) -> dict:

@@ -16,7 +16,6 @@ from model.config import VLMConfig  # noqa: E402
 from model.scratch import init_model, write_scratch_directory  # noqa: E402
 from model.weights import plan_slots, save_model  # noqa: E402
 
-
 TINY = dict(
     hidden_size=32,
     num_hidden_layers=2,

@@ -172,7 +172,7 @@ def test_the_command_line_prints_one_line_and_writes_every_answer(tiny_dir, tmp_
         rf"format {number}, mean length (\d+\.\d) tokens, \d+\.\d s"
     )
     strict, low, high, loose, form, length = map(float, re.fullmatch(shape, line).groups())
-    records = [json.loads(row) for row in output.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(row) for row in output.read_bytes().splitlines()]
     assert len(records) == len({r["id"] for r in records}) == 30
     assert {r["target"] for r in records} == {s.name for s in RL_SPECIES}
     for shown, name in ((strict, "strict"), (loose, "loose"), (form, "format")):

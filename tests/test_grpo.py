@@ -1,8 +1,8 @@
 """The algorithm: loss, normalisers, advantages, skipping, accumulation, data order, and learning.
 
-The loss is compared with a loop in plain Python floats and its gradient with finite differences; the
-identities that GRPO must satisfy are tested as identities; how a step is cut into micro-batches must
-not change the gradient; and a tiny random model must learn a toy reward in seconds.
+The loss is compared with a loop in plain Python floats and its gradient with finite differences;
+the identities that GRPO must satisfy are tested as identities; how a step is cut into micro-batches
+must not change the gradient; and a tiny random model must learn a toy reward in seconds.
 """
 
 import math

@@ -1,8 +1,8 @@
 """A packed group [prefix | c_1 | .. | c_G] equals G separate sequences [prefix | c_i].
 
 The separate sequences run through the plain causal path, which tests/test_model_parity.py ties to
-transformers. Log-probabilities, entropies and every parameter gradient must agree; a completion must
-see its own image and nothing of its neighbours.
+transformers. Log-probabilities, entropies and every parameter gradient must agree; a completion
+must see its own image and nothing of its neighbours.
 """
 
 from dataclasses import replace

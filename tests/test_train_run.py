@@ -1,7 +1,8 @@
 """A whole run on the tiny random model: what it leaves, that it repeats, and what stops it.
 
 A run leaves config.json, metrics.jsonl (TRL's names), completions.jsonl and a checkpoint that this
-project and transformers load. Bad input ends it with one line and exit code 2 before any weight changes.
+project and transformers load. Bad input ends it with one line and exit code 2 before any weight
+changes.
 """
 
 import json
@@ -22,10 +23,10 @@ from config import Config
 from rewards import Reward
 
 ROOT = Path(train_grpo.__file__).parent
-TRL_NAMES = """reward reward_std frac_reward_zero_std rewards/correct/mean rewards/format/std entropy
-grad_norm learning_rate loss completions/mean_length completions/clipped_ratio clip_ratio/low_mean
-clip_ratio/high_mean sampling/sampling_logp_difference/mean sampling/sampling_logp_difference/max
-num_tokens step_time""".split()
+TRL_NAMES = """reward reward_std frac_reward_zero_std rewards/correct/mean rewards/format/std
+entropy grad_norm learning_rate loss completions/mean_length completions/clipped_ratio
+clip_ratio/low_mean clip_ratio/high_mean sampling/sampling_logp_difference/mean
+sampling/sampling_logp_difference/max num_tokens step_time""".split()
 
 
 def flags(tiny_dir, out, *more) -> list[str]:

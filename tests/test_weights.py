@@ -101,7 +101,7 @@ def changed(m: VLM) -> VLM:
 def logits_of_both(ours: VLM, theirs: Qwen2VLForConditionalGeneration):
     """The same question with one image through both models: two (T, V)."""
     cfg, grid = ours.cfg, (1, 4, 6)
-    ids = torch.tensor([9, 10, cfg.vision_start_token_id, *[cfg.image_token_id] * 6, 4, 30, 31, 32])
+    ids = torch.tensor([9, 10, 3, *[cfg.image_token_id] * 6, 4, 30, 31, 32])
     pixels = torch.randn(24, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = ours.visual(pixels, [grid])

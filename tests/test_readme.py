@@ -1,0 +1,68 @@
+"""The README tells the truth: files and functions exist, flags are real, line counts are close."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from config import Config
+from evaluate import EvalConfig
+from sample import SampleConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
+
+
+def test_every_path_named_in_the_readme_exists():
+    named = set(re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|txt|json|png))[`:]", TEXT))
+    named |= set(re.findall(r"\]\(([\w./-]+)\)", TEXT))
+    named -= {name for name in named if name.startswith(("runs/", "http"))}
+    left_by_a_run = {"metrics.jsonl", "completions.jsonl", "config.json"}
+    missing = [name for name in named - left_by_a_run if not (ROOT / name).exists()]
+    assert len(named) > 20 and not missing
+
+
+def test_every_function_named_in_the_readme_exists():
+    named = re.findall(r"`([\w/]+)\.py:(\w+)`", TEXT)
+    assert len(named) >= 6
+    for module, function in named:
+        assert hasattr(importlib.import_module(module.replace("/", ".")), function), function
+
+
+@pytest.mark.parametrize(
+    "script, kind",
+    [("train_grpo.py", Config), ("sample.py", SampleConfig), ("evaluate.py", EvalConfig)],
+)
+def test_every_flag_of_a_printed_command_is_a_flag_of_that_script(script, kind):
+    commands = [line for line in COMMANDS.splitlines() if f"python {script}" in line]
+    assert commands
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for command in commands:
+        flags = set(re.findall(r"--(?:no-)?([a-z_]+)", command))
+        assert flags <= fields, command
+
+
+def test_every_flag_mentioned_anywhere_belongs_to_some_script():
+    kinds = (Config, SampleConfig, EvalConfig)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert set(re.findall(r"`--([a-z_]+)", TEXT)) <= fields | {"pretrain"}
+
+
+def test_line_counts_of_the_tree_are_close():
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", TEXT, re.MULTILINE)
+    assert len(rows) > 15
+    for name, count in rows:
+        real = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert abs(real - int(count)) <= 0.1 * real + 5, f"{name}: {count} claimed, {real} real"
+
+
+def test_numbers_of_the_results_table_stand_in_results_md():
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    table = TEXT.split("## Results")[1].split("## ")[0]
+    numbers = re.findall(r"\d+\.\d %", table)
+    assert len(numbers) >= 6
+    missing = [number for number in numbers if number not in results]
+    assert not missing
