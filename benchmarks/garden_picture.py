@@ -15,9 +15,9 @@ from tasks.garden import (  # noqa: E402
     GARDEN_SPLIT_SEED,
     OOD_SPECIES,
     SPECIES,
-    draw_flower,
     render_seed,
 )
+from tasks.garden_drawing import draw_flower  # noqa: E402
 
 SIDE, CAPTION, GENERA = 128, 20, ("Solara", "Amantha", "Celestra", "Lunessa")
 SUBJECT = "Celestra vernalis"

@@ -25,7 +25,8 @@ from rewards import (
     parse_answer,
 )
 from tasks import Example, Task, full_question
-from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples, draw_flower
+from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples
+from tasks.garden_drawing import draw_flower
 from tasks.garden_questions import CLS_PROMPT
 from tasks.readers import few_shot_split, load_labelled
 

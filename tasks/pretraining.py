@@ -38,14 +38,13 @@ from tasks.garden import (
     SPECIES,
     Flower,
     Scene,
-    draw_flower,
-    draw_scene,
     random_flower,
     render_seed,
     sample_scene,
     species_answer,
     species_of,
 )
+from tasks.garden_drawing import draw_flower, draw_scene
 from tasks.garden_questions import (
     CHANGE_PROMPT,
     PORTRAIT_QUESTIONS,

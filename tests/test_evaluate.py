@@ -16,7 +16,8 @@ from model.text import Processor
 from model.weights import load_model
 from rewards import Reward, loose_name_correct
 from tasks import Example, Task, cls
-from tasks.garden import RL_SPECIES, draw_flower
+from tasks.garden import RL_SPECIES
+from tasks.garden_drawing import draw_flower
 
 LENGTH = 12
 

@@ -23,7 +23,6 @@ from tasks.garden import (
     GENERA,
     OOD_SPECIES,
     PETAL_COUNTS,
-    PETAL_RGB,
     RL_SPECIES,
     SHAPES,
     SPECIES,
@@ -34,14 +33,12 @@ from tasks.garden import (
     box_1000,
     change_scene,
     class_examples,
-    draw_flower,
-    draw_scene,
-    paint_flower,
     random_flower,
     render_seed,
     sample_scene,
     species_answer,
 )
+from tasks.garden_drawing import PETAL_RGB, draw_flower, draw_scene, paint_flower
 from tasks.garden_questions import (
     PORTRAIT_QUESTIONS,
     SCENE_QUESTIONS,

@@ -17,6 +17,7 @@ from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
+from report import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
 from tasks import Example, Task
@@ -28,7 +29,6 @@ from train_grpo import (
     grpo_loss,
     kl_k3,
     make_groups,
-    rollout_metrics,
     score,
     token_weights,
 )

@@ -1,0 +1,194 @@
+"""How the garden looks: flowers, portraits and scenes as pictures, each a function of its seed.
+
+Method: petals are polygons in unit coordinates, rotated and mapped into a box, painted at four
+times the size and reduced (anti-aliasing), then laid over a background of a gradient and two kinds
+of noise. Colours, light, position, scale and rotation vary with the seed; the attributes never do.
+Next: tasks/garden_questions.py, what can be asked about these pictures.
+"""
+
+import math
+import random
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tasks.garden import PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
+
+RGB = tuple[int, int, int]
+SUPERSAMPLE = 4  # flowers are painted this many times larger, then reduced
+PETAL_RGB: dict[str, RGB] = {
+    "red": (208, 28, 34),
+    "orange": (245, 128, 12),
+    "yellow": (252, 218, 40),
+    "white": (246, 245, 240),
+    "pink": (248, 140, 184),
+    "purple": (136, 44, 170),
+    "blue": (44, 82, 214),
+}
+CENTRE_RGB: dict[str, RGB] = {
+    "yellow": (255, 214, 38),
+    "brown": (92, 52, 22),
+    "white": (250, 248, 242),
+    "green": (66, 150, 52),
+}
+BACKGROUND_RGB: dict[str, tuple[RGB, RGB]] = {  # colour at the top, colour at the bottom
+    "sky": ((138, 182, 214), (192, 216, 222)),
+    "grass": ((88, 126, 66), (124, 156, 84)),
+    "soil": ((112, 90, 68), (146, 122, 94)),
+}
+
+
+@cache
+def _petal_outline(shape: str, petals: int) -> np.ndarray:
+    """One petal along the x axis, base at 0 and tip at 1, as a polygon (K, 2), float64.
+
+    The half width is what the shape wants, or less where neighbours would hide each other: at
+    distance t from the centre, `petals` petals have t * sin(pi / petals) each.
+    """
+    room = math.sin(math.pi / petals)
+    if shape == "heart":  # the classic heart curve, its tip at the flower's centre
+        angle = np.linspace(0, 2 * np.pi, 33)[:-1]
+        x = 13 * np.cos(angle) - 5 * np.cos(2 * angle) - 2 * np.cos(3 * angle) - np.cos(4 * angle)
+        along = (x + 17) / (x.max() + 17)  # the notch lies at 0.76
+        # Narrow petals get a shallower notch: two deep lobes would read as two petals.
+        notch = np.exp(-((np.sin(angle) / 0.5) ** 2)) * (np.cos(angle) > 0)
+        along += 0.26 * (1 - room) * notch
+        return np.stack([along, np.sin(angle) ** 3 * min(0.42, 0.65 * room)], axis=1)
+    if shape == "thin":
+        angle = np.linspace(-np.pi / 2, np.pi / 2, 9)
+        tip = np.stack([0.89 + 0.11 * np.cos(angle), 0.11 * np.sin(angle)], axis=1)
+        return np.concatenate([[(0.0, -0.08)], tip, [(0.0, 0.08)]])
+    t = np.linspace(0, 1, 17)
+    if shape == "round":
+        half = min(0.40, 0.62 * room) * np.sqrt(np.maximum(0, 1 - ((t - 0.58) / 0.42) ** 2))
+    else:  # pointed: swells to the middle, then runs straight to a sharp tip
+        half = min(0.26, 0.5 * room) * np.where(
+            t < 0.45, np.sin(np.pi / 2 * np.minimum(t / 0.45, 1)) ** 0.7, (1 - t) / 0.55
+        )
+    return np.concatenate([np.stack([t, -half], 1), np.stack([t, half], 1)[::-1]])
+
+
+def _shade(rgb: RGB, factor: float) -> RGB:
+    """Darken (factor < 1) or lighten (factor > 1, towards white) a colour."""
+    if factor <= 1:
+        return tuple(int(c * factor) for c in rgb)
+    return tuple(int(c + (255 - c) * (factor - 1)) for c in rgb)
+
+
+def _jitter(rgb: RGB, rng: random.Random, light: float) -> RGB:
+    """A slightly different colour of the same name, under the light of the picture."""
+    return tuple(max(0, min(255, round(c * light + rng.uniform(-9, 9)))) for c in rgb)
+
+
+def paint_flower(
+    image: Image.Image,
+    flower: Flower,
+    box: tuple[float, float, float, float],
+    rng: random.Random,
+    stem: bool = False,
+) -> None:
+    """Paint the petals so that they touch all four sides of `box` (pixels of `image`), in place."""
+    draw = ImageDraw.Draw(image)
+    turn = rng.uniform(0, 2 * math.pi)
+    light = rng.uniform(0.93, 1.04)
+    petal_rgb = _jitter(PETAL_RGB[flower.colour], rng, light)
+    centre_rgb = _jitter(CENTRE_RGB[flower.centre], rng, light)
+    outline = _petal_outline(flower.shape, flower.petals)  # (K, 2)
+    angles = turn + 2 * np.pi * np.arange(flower.petals) / flower.petals
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    petals = np.stack(
+        [outline[:, 0] * cos - outline[:, 1] * sin, outline[:, 0] * sin + outline[:, 1] * cos], -1
+    )  # (petals, K, 2)
+    low, high = petals.min((0, 1)), petals.max((0, 1))
+    scale = (np.array([box[2] - box[0], box[3] - box[1]]) - 1) / (
+        high - low
+    )  # last pixel is inside
+    origin = np.array(box[:2]) - low * scale
+    radius = float(min(scale))
+    petals = petals * scale + origin
+    x, y = origin
+    if stem:
+        _paint_stem(draw, x, y, radius, image.size, rng)
+    edge = max(2, round(radius * 0.035))
+    for petal in petals:
+        points = petal.ravel().tolist()
+        draw.polygon(points, fill=petal_rgb, outline=_shade(petal_rgb, 0.62), width=edge)
+        if flower.shape != "thin":  # a lighter blade and a darker vein make the petal a petal
+            middle = petal.mean(0)
+            blade = (middle + (petal - middle) * 0.55).ravel().tolist()
+            draw.polygon(blade, fill=_shade(petal_rgb, 1.16))
+            if flower.shape == "heart":
+                continue  # a vein down to the notch would split the petal in two
+            vein = (*(origin + (middle - origin) * 0.5), *(origin + (middle - origin) * 1.2))
+            draw.line(vein, fill=_shade(petal_rgb, 0.8), width=max(1, edge // 2))
+    r = radius * 0.21
+    draw.ellipse(
+        (x - r, y - r, x + r, y + r), fill=centre_rgb, outline=_shade(centre_rgb, 0.6), width=edge
+    )
+
+
+def _paint_stem(draw, x, y, radius, image_size, rng) -> None:
+    """A curved stem from the flower's centre to the lower edge, with one leaf."""
+    green = _jitter((64, 112, 44), rng, 1.0)
+    foot = x + rng.uniform(-0.5, 0.5) * radius
+    t = np.linspace(0, 1, 9)
+    stem_x = x + (foot - x) * t**2
+    stem_y = y + (image_size[1] - y) * t
+    draw.line(np.stack([stem_x, stem_y], 1).ravel().tolist(), fill=green, width=round(radius * 0.1))
+    angle = rng.choice((-0.4, -2.7))  # up to the right or to the left
+    along, across = _petal_outline("pointed", 8).T * 0.8 * radius
+    leaf_x = stem_x[7] + along * math.cos(angle) - across * math.sin(angle)
+    leaf_y = stem_y[7] + along * math.sin(angle) + across * math.cos(angle)
+    leaf = np.stack([leaf_x, leaf_y], 1).ravel().tolist()
+    draw.polygon(leaf, fill=_shade(green, 1.12), outline=_shade(green, 0.7), width=2)
+
+
+def background(kind: str, seed: int, size: int) -> Image.Image:
+    """A vertical gradient with soft patches and fine grain, RGB, `size` x `size`."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    top, bottom = np.array(BACKGROUND_RGB[kind], dtype=np.float32)
+    ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
+    patches = Image.fromarray(rng.normal(0, 7, (7, 7)).astype(np.float32))
+    patches = np.asarray(patches.resize((size, size), Image.Resampling.BICUBIC))
+    grain = rng.standard_normal((size, size), dtype=np.float32) * 3
+    pixels = top + (bottom - top) * ramp + (patches + grain)[:, :, None]  # (size, size, 3)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.Image:
+    """A portrait of one flower, RGB, `size` x `size`; its width is 70 to 95 % of the frame.
+
+    Position, scale, rotation, tilt, colours, light and background vary with `seed`; the four
+    attributes never do.
+    """
+    rng = random.Random(seed)
+    big = size * SUPERSAMPLE
+    width = big * rng.uniform(0.70, 0.95)
+    height = width * rng.uniform(0.93, 1.0)  # seen slightly from the side
+    x0, y0 = rng.uniform(0, big - width), rng.uniform(0, big - height)
+    layer = Image.new("RGBA", (big, big))
+    paint_flower(layer, flower, (x0, y0, x0 + width, y0 + height), rng, stem=True)
+    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
+    picture = background(rng.choice(tuple(BACKGROUND_RGB)), seed, size)
+    picture.paste(layer, (0, 0), layer)
+    return picture
+
+
+def draw_scene(scene: Scene, seed: int, size: int = SCENE_SIZE) -> Image.Image:
+    """Flowers seen from above, RGB, `size` x `size`.
+
+    A flower's rotation and tint depend on (seed, its centre) alone, so drawing a changed scene with
+    the same seed changes only what the calls say.
+    """
+    big = size * SUPERSAMPLE
+    scale = big / SCENE_SIZE
+    layer = Image.new("RGBA", (big, big))
+    for placed in scene:
+        x, y = placed.middle
+        box = tuple(scale * pixel for pixel in (placed.x0, placed.y0, placed.x1, placed.y1))
+        paint_flower(layer, placed.flower, box, random.Random(seed << 16 | x << 8 | y))
+    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
+    picture = background(random.Random(seed).choice(("grass", "soil")), seed, size)
+    picture.paste(layer, (0, 0), layer)
+    return picture
