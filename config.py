@@ -41,7 +41,7 @@ class Config:
     split_seed: int = flag(GARDEN_SPLIT_SEED, "of the few shots and the held-out images")
     prompt_mode: Literal["think", "direct"] = flag("think", "reason before the answer, or not")
     shuffle_labels: bool = flag(False, "control run: train on wrong labels; must not help")
-    held_out_per_class: int = flag(8, "test images per class")
+    held_out_per_class: int = flag(10, "test images per class")
     # Model
     model: Path = flag(BASE_MODEL, "checkpoint directory of a Qwen2-VL model")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
@@ -67,7 +67,7 @@ class Config:
     epsilon: float = flag(0.2, "clip range of the ratio, below")
     epsilon_high: float | None = flag(None, "clip range above; default: epsilon")
     num_iterations: int = flag(1, "updates per batch of completions: mu")
-    groups_per_micro_batch: int = flag(8, "groups per forward; memory only, same gradient")
+    groups_per_micro_batch: int = flag(8, "groups per forward: memory, not the result")
     max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
     weight_decay: float = flag(0.0, "of AdamW")
     # Logging
@@ -82,25 +82,24 @@ class Config:
             "max_steps num_iterations groups_per_micro_batch eval_steps"
         )
         for name in positive.split():
-            _require(getattr(self, name) >= 1, name, "at least 1", self)
-        _require(
-            self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self
-        )
+            require(getattr(self, name) >= 1, name, "at least 1", self)
+        require(self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self)
         for name in ("temperature", "learning_rate", "max_grad_norm", "epsilon"):
-            _require(0 < getattr(self, name) < math.inf, name, "a positive number", self)
+            require(0 < getattr(self, name) < math.inf, name, "a positive number", self)
         for name in ("correct_weight", "format_weight", "beta", "weight_decay"):
-            _require(0 <= getattr(self, name) < math.inf, name, "0 or a positive number", self)
-        _require(self.correct_weight + self.format_weight > 0, "correct_weight", "above 0", self)
-        _require(self.epsilon < 1, "epsilon", "below 1", self)
+            require(0 <= getattr(self, name) < math.inf, name, "0 or a positive number", self)
+        require(self.correct_weight + self.format_weight > 0, "correct_weight", "above 0", self)
+        require(self.epsilon < 1, "epsilon", "below 1", self)
         high = self.epsilon_high
-        _require(high is None or 0 < high < math.inf, "epsilon_high", "a positive number", self)
-        _require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
-        _require(self.save_steps >= 0, "save_steps", "0 or more", self)
-        _require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)
-        _require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
+        require(high is None or 0 < high < math.inf, "epsilon_high", "a positive number", self)
+        require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
+        require(self.save_steps >= 0, "save_steps", "0 or more", self)
+        require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)
+        require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
 
 
-def _require(holds: bool, name: str, what: str, config: Any) -> None:
+def require(holds: bool, name: str, what: str, config: Any) -> None:
+    """Raise InputError naming the flag `name` of `config` unless the condition holds."""
     if not holds:
         raise InputError(f"--{name} {getattr(config, name)}: must be {what}")
 

@@ -12,12 +12,12 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 import config
-from config import BASE_MODEL, flag
+from config import BASE_MODEL, Config, flag, require
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
@@ -36,10 +36,12 @@ class EvalConfig:
     question: str | None = flag(None, "asked of every image; default: the data's own question")
     shots: int = flag(1, "as in training: the shots are excluded from the held-out images")
     split_seed: int = flag(GARDEN_SPLIT_SEED, "as in training")
-    held_out_per_class: int = flag(20, "images per class")
+    held_out_per_class: int = flag(10, "images per class")
     prompt_mode: Literal["think", "direct"] = flag("think", "reason before the answer, or not")
     max_completion_length: int = flag(40, "tokens")
     temperature: float = flag(0.0, "0 is greedy")
+    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
+    max_pixels: int | None = flag(None, "as in training; default: the checkpoint's")
     batch_size: int = flag(64, "images at a time")
     device: str = flag("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights")
@@ -47,11 +49,26 @@ class EvalConfig:
     output: Path | None = flag(None, "write every answer to this jsonl file")
 
     def __post_init__(self) -> None:
-        for name in ("shots", "held_out_per_class", "max_completion_length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"--temperature {self.temperature}: must be 0 or a positive number")
+        for name in "shots held_out_per_class max_completion_length batch_size".split():
+            require(getattr(self, name) >= 1, name, "at least 1", self)
+        require(0 <= self.temperature < math.inf, "temperature", "0 or a positive number", self)
+        require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
+
+
+TASKS = {"cls": cls.load}  # --task name -> function that reads its data and wires its rewards
+
+
+def load_task(cfg: Config | EvalConfig, **training: Any) -> Task:
+    """The task that a config of either script names; `training` holds what only training needs."""
+    return TASKS[cfg.task](
+        data=cfg.data,
+        shots=cfg.shots,
+        split_seed=cfg.split_seed,
+        held_out_per_class=cfg.held_out_per_class,
+        prompt_mode=cfg.prompt_mode,
+        question=cfg.question,
+        **training,
+    )
 
 
 def wilson_interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -111,19 +128,11 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0])
     if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
         raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
-    task = cls.load(
-        cfg.data,
-        cfg.shots,
-        cfg.split_seed,
-        cfg.held_out_per_class,
-        cfg.prompt_mode,
-        {"correct": 1.0, "format": 0.5},
-        cfg.question,
-    )
+    task = load_task(cfg)
     splits = task.splits | {"train": task.train}
     if cfg.split not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
-    processor = Processor(cfg.model)
+    processor = Processor(cfg.model, cfg.max_pixels)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
     start = time.time()
     metrics, records = evaluate(
@@ -132,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         task,
         splits[cfg.split],
         cfg.max_completion_length,
+        cfg.max_prompt_length,
         temperature=cfg.temperature,
         batch_size=cfg.batch_size,
         seed=cfg.seed,

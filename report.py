@@ -31,7 +31,7 @@ def rollout_metrics(rewards: Tensor, parts: list[dict], rollout: Rollout) -> dic
         "completions/min_length": lengths.min().item(),
         "completions/max_length": lengths.max().item(),
         "completions/clipped_ratio": rollout.finish.count("length") / len(rollout.finish),
-        "num_tokens": lengths.sum().item(),
+        "completion_tokens": lengths.sum().item(),
     }
     for name in parts[0]:
         values = torch.tensor([p[name] for p in parts])
@@ -41,6 +41,7 @@ def rollout_metrics(rewards: Tensor, parts: list[dict], rollout: Rollout) -> dic
 
 
 def completion_records(step, examples, rollout, rewards, parts, advantages) -> list[dict]:
+    """One record per completion for completions.jsonl."""
     G = rewards.shape[1]
     return [
         {
@@ -58,14 +59,23 @@ def completion_records(step, examples, rollout, rewards, parts, advantages) -> l
     ]
 
 
+def check_output_dir(directory: Path | None) -> None:
+    """Raise InputError for a place where a run would mix with something that is there already."""
+    if directory is None or not directory.exists():
+        return
+    if not directory.is_dir():
+        raise InputError(f"--output_dir {directory}: is a file; choose another name")
+    if any(directory.iterdir()):
+        raise InputError(f"--output_dir {directory}: not empty; choose another name")
+
+
 class RunLog:
     """What a run leaves: config.json, metrics.jsonl, completions.jsonl; and the progress bar."""
 
     def __init__(self, cfg: Config):
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
         self.directory = cfg.output_dir or Path("runs") / name
-        if self.directory.exists() and any(self.directory.iterdir()):
-            raise InputError(f"--output_dir {self.directory}: not empty; choose another name")
+        check_output_dir(self.directory)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             config.save(cfg, self.directory / "config.json")
@@ -89,8 +99,8 @@ class RunLog:
     def metrics(self, row: dict) -> None:
         """Write one row of metrics.jsonl, with the seconds of each phase since the last one."""
         row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
-        if "num_tokens" in row:
-            row["tokens_per_second"] = row["num_tokens"] / self.seconds["rollout"]
+        if "completion_tokens" in row:
+            row["tokens_per_second"] = row["completion_tokens"] / self.seconds["rollout"]
             row["step_time"] = sum(self.seconds.values()) - self.seconds.get("eval", 0.0)
             self._show(row)
         self.seconds = {}
@@ -99,7 +109,11 @@ class RunLog:
     def _show(self, row: dict) -> None:
         shown = {
             "reward": f"{row['reward']:.2f}",
-            "correct": f"{row['rewards/correct/mean']:.0%}",
+            **{
+                name.split("/")[1]: f"{value:.2f}"
+                for name, value in row.items()
+                if name.startswith("rewards/") and name.endswith("/mean")
+            },
             "length": f"{row['completions/mean_length']:.0f}",
             "tok/s": f"{row['tokens_per_second']:.0f}",
         }

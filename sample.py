@@ -9,10 +9,10 @@ a step costs the same with or without them.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
 step, prompt id, sample index) alone. How prompts are batched, how many processes share the work,
-and whether a run was resumed cannot change what is drawn. A token is chosen by inverting the
-cumulative distribution at one uniform number, from float32 log-probabilities of the *whole*
-distribution (no top-k, no top-p: what is sampled is what is trained), and its log-probability is
-kept.
+and whether a run was resumed cannot change them; the tokens are then the same up to the rounding of
+the logits. A token is chosen by inverting the cumulative distribution at one uniform number, from
+float32 log-probabilities of the *whole* distribution (no top-k, no top-p: what is sampled is what
+is trained), and its log-probability is kept.
 
 Next: train_grpo.py.
 """
@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 import config
-from config import BASE_MODEL, flag
+from config import BASE_MODEL, flag, require
 from model.attention import KVCache, PackLayout
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
-from rewards import FORMATS, classification_reward
+from rewards import FORMATS, MAX_NAME_CHARS, classification_reward, normalise_name
 from tasks import full_question
 
 CHECK_END_EVERY = 8  # decoding steps between two looks at whether all rows have ended
@@ -87,8 +87,8 @@ def generate_group(
     """Draw `num_generations` completions for every prompt.
 
     Args:
-        temperature: 0 takes the likeliest token (log-probabilities are then those at temperature
-        1). seed, step: with the prompt's id and the sample's index, the key of the random numbers.
+        temperature: 0 takes the likeliest token (its log-probability is that at temperature 1).
+        seed, step: with the prompt's id and the sample's index, the key of the random numbers.
     Returns: a Rollout of N * G rows, the G rows of a prompt next to each other.
     """
     N, G, device = len(prompts), num_generations, model.device
@@ -143,15 +143,19 @@ def generate_group(
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU if there is one. Raises InputError for a device that is not there."""
+    """`auto` takes a GPU if there is one. Raises InputError for a device that cannot be used."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current device
     return device
 
 
@@ -169,6 +173,7 @@ class SampleConfig:
     model: Path = flag(BASE_MODEL, "checkpoint directory")
     num_generations: int = flag(4, "answers to draw")
     max_completion_length: int = flag(64, "tokens")
+    max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
     temperature: float = flag(1.0, "0 takes the likeliest token every time")
     seed: int = flag(0, "another seed draws other answers")
     device: str = flag("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
@@ -176,15 +181,16 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_completion_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"--temperature {self.temperature}: must be 0 or a positive number")
+            require(getattr(self, name) >= 1, name, "at least 1", self)
+        require(0 <= self.temperature < math.inf, "temperature", "0 or a positive number", self)
+        if self.target is not None:
+            named = len(self.target) <= MAX_NAME_CHARS and normalise_name(self.target)
+            require(bool(named), "target", "a name", self)
 
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
-    processor = Processor(cfg.model)
+    processor = Processor(cfg.model, cfg.max_pixels)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
     question = (
         cfg.prompt if cfg.prompt_mode == "plain" else full_question(cfg.prompt, cfg.prompt_mode)

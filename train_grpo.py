@@ -6,12 +6,12 @@ For each image question, sample a group of G completions, let a rule check each 
 the model toward the completions that did better than their own group. No critic, no learned reward.
 
 Sources: GRPO is DeepSeekMath, arXiv:2402.03300 (objective eq. 3, KL estimator eq. 4); with
-verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the papers, all flags:
+verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the papers:
 
-- `loss_type=dapo` averages over all tokens of a step (arXiv:2503.14476) instead of per sequence.
+- `loss_type=dapo` averages over all tokens of a step, as TRL does (DAPO, arXiv:2503.14476, averages
+  over those of a group), instead of per sequence.
 - `beta=0`: no KL term, so no reference model in memory. Groups whose rewards are all equal then
-  have
-  exactly zero gradient and are skipped.
+  have exactly zero gradient and are skipped.
 - The ratio is taken against the log-probabilities kept while sampling, not recomputed.
 - Standard deviations are Bessel-corrected, with 1e-4 added, as in TRL.
 
@@ -25,6 +25,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,15 +33,17 @@ from torch import Tensor
 
 import config
 from config import Config
-from evaluate import evaluate
+from evaluate import evaluate, load_task
 from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model, save_model
-from report import RunLog, completion_records, rollout_metrics
+from report import RunLog, check_output_dir, completion_records, rollout_metrics
 from sample import Rollout, generate_group, pick_device
-from tasks import Example, Task, cls
+from tasks import Example, Task
+
+EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
 # ---- the equations -------------------------------------------------------------------------------
 
@@ -49,11 +52,11 @@ def token_weights(lengths: list[int], loss_type: str, max_completion_length: int
     """What each completion token counts in the loss: (C,) fp32.
 
     grpo: 1 / (B C_i), the mean of per-sequence means (arXiv:2402.03300 eq. 3).
-    dapo: 1 / C, the mean over all tokens (arXiv:2503.14476 eq. 8).
+    dapo: 1 / C, the mean over all tokens of the step (after DAPO, arXiv:2503.14476).
     dr_grpo: 1 / (B C_max), a constant, so that length is not rewarded (arXiv:2503.20783).
 
     Computed once per step over all B completions, so how a step is cut into micro-batches, and
-    which groups are skipped, cannot change the gradient.
+    which groups are skipped, changes the gradient by rounding errors only.
     """
     B, C = len(lengths), torch.tensor(lengths)
     per_completion = {
@@ -81,10 +84,9 @@ def grpo_loss(
     """The clipped objective, negated (2402.03300 eq. 3).
 
     Args:
-        logp, logp_old, logp_ref: (C,) log-probabilities under the policy, the sampling policy, and
-        the
-            reference (only when beta > 0). advantages: (C,), each completion's repeated per token.
-        weights: (C,) from `token_weights`.
+        logp, logp_old, logp_ref: (C,) log-probabilities under the policy, the sampling policy,
+            and the reference (only when beta > 0).
+        advantages: (C,), each completion's repeated per token. weights: (C,), `token_weights`.
     Returns: the loss, and sums over tokens that the caller divides for the log.
     """
     low, high = 1 - cfg.epsilon, 1 + (cfg.epsilon_high or cfg.epsilon)
@@ -123,7 +125,7 @@ def make_groups(prompts: list[Prompt], rollout: Rollout, advantages: Tensor, cfg
     for n, prompt in enumerate(prompts):
         own = slice(n * G, (n + 1) * G)
         counts = torch.tensor(lengths[own])
-        per_token = advantages[n].cpu().repeat_interleave(counts)
+        per_token = advantages[n].repeat_interleave(counts)
         logp_old = torch.cat(rollout.logps[own])
         group = Group(prompt, rollout.ids[own], logp_old, per_token, torch.cat(weights[own]))
         groups.append(group)
@@ -169,12 +171,19 @@ def accumulate_gradient(
     return {k: v if k in whole else v / tokens for k, v in totals.items()}
 
 
+MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
+
+
 class Optimizer:
-    """AdamW on fp32 weights. A bfloat16 model keeps an fp32 master copy of each trained weight:
-    steps of relative size 1e-6 are far below what bfloat16 can store."""
+    """AdamW on fp32 weights and fp32 gradients.
+
+    A bfloat16 model keeps an fp32 master copy of each trained weight: steps of relative size 1e-6
+    are far below what bfloat16 can store. Gradients of micro-batches add up in the master's.
+    """
 
     def __init__(self, model: VLM, cfg: Config):
         self.cfg = cfg
+        self.skipped = 0  # updates in a row whose gradient was not finite
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.masters = [
             p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
@@ -183,25 +192,52 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(
             self.masters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
         )
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.register_post_accumulate_grad_hook(partial(self._hand_over, master))
+
+    @staticmethod
+    def _hand_over(master: Tensor, parameter: Tensor) -> None:
+        """Move a fresh bf16 gradient into the master's fp32 sum."""
+        gradient = parameter.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
 
     def step(self, progress: float) -> dict[str, float]:
-        """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate."""
+        """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate.
+
+        An update whose gradient is not finite is skipped and counted, so that one overflow cannot
+        ruin every weight; raises InputError after MAX_SKIPPED_UPDATES of them in a row.
+        """
         rate = self.cfg.learning_rate
         if self.cfg.lr_scheduler_type == "linear":
             rate *= 1 - progress
         for group in self.adamw.param_groups:
             group["lr"] = rate
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            # No gradient at all (every group skipped) is a zero gradient: momentum still counts.
-            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            master.grad = gradient.float()
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm)
-        self.adamw.step()
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.data.copy_(master.data)
-            parameter.grad = master.grad = None
-        return {"grad_norm": float(norm), "learning_rate": rate}
+        for master in self.masters:
+            if master.grad is None:  # every group skipped: a zero gradient; momentum still counts
+                master.grad = torch.zeros_like(master)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm))
+        if math.isfinite(norm):
+            self.skipped = 0
+            self.adamw.step()
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if master is not parameter:
+                    parameter.data.copy_(master.data)
+        else:
+            self.skipped += 1
+        self.adamw.zero_grad()
+        if self.skipped == MAX_SKIPPED_UPDATES:
+            raise InputError(
+                f"{self.skipped} updates in a row had a gradient that is not finite; lower "
+                "--learning_rate or --beta, or use --dtype float32"
+            )
+        finite_norm = norm if self.skipped == 0 else 0.0
+        return {
+            "grad_norm": finite_norm,
+            "learning_rate": rate,
+            "steps_skipped_nonfinite": float(self.skipped > 0),
+        }
 
 
 # ---- data and rewards of a step ------------------------------------------------------------------
@@ -223,7 +259,9 @@ def examples_of_step(examples: list[Example], step: int, cfg: Config) -> list[tu
     return chosen
 
 
-def score(task: Task, examples: list[Example], rollout: Rollout, G: int):
+def score(
+    task: Task, examples: list[Example], rollout: Rollout, G: int
+) -> tuple[Tensor, list[dict[str, float]]]:
     """Verify every completion: rewards (N, G) fp32 and the named parts of each completion.
 
     Raises InputError for a reward that is not finite: it would poison every weight.
@@ -245,7 +283,7 @@ def score(task: Task, examples: list[Example], rollout: Rollout, G: int):
 
 
 def keep_features(model: VLM, prompts: list[Prompt]) -> None:
-    """Run the frozen tower once; sampling and all updates of the step reuse what it says."""
+    """Run the frozen tower once: sampling and all updates of the step reuse its features."""
     with torch.no_grad():
         features = model.image_features(prompts)
     merge = model.cfg.vision.spatial_merge_size**2
@@ -255,27 +293,50 @@ def keep_features(model: VLM, prompts: list[Prompt]) -> None:
             prompt.features = own if prompt.grids else None
 
 
-def load_task(cfg: Config) -> Task:
-    return cls.load(
-        data=cfg.data,
-        shots=cfg.shots,
-        split_seed=cfg.split_seed,
-        held_out_per_class=cfg.held_out_per_class,
-        prompt_mode=cfg.prompt_mode,
-        weights={"correct": cfg.correct_weight, "format": cfg.format_weight},
-        question=cfg.question,
-        shuffle_labels=cfg.shuffle_labels,
+def held_out_metrics(model: VLM, processor: Processor, task: Task, cfg: Config) -> dict[str, float]:
+    """Greedy accuracy on the held-out images (eval/...) and on unseen classes (eval/ood_...)."""
+    row = {}
+    for split, prefix in EVAL_SPLITS.items():
+        if split in task.splits:
+            metrics, _ = evaluate(
+                model,
+                processor,
+                task,
+                task.splits[split],
+                cfg.max_completion_length,
+                batch_size=cfg.prompts_per_step * cfg.num_generations,  # rows of a rollout
+            )
+            row |= {prefix + name: value for name, value in metrics.items()}
+    return row
+
+
+def closing_line(first: dict[str, float], last: dict[str, float]) -> str:
+    """base -> final accuracy, in words."""
+    line = (
+        f"held-out accuracy {first['eval/strict']:.1%} -> {last['eval/strict']:.1%} strict "
+        f"(loose {first['eval/loose']:.1%} -> {last['eval/loose']:.1%})"
     )
+    if "eval/ood_strict" in last:
+        before, after = first["eval/ood_strict"], last["eval/ood_strict"]
+        line += f", never-trained classes {before:.1%} -> {after:.1%}"
+    return line
+
+
+def check_prompts(processor: Processor, task: Task, max_prompt_length: int) -> None:
+    """Build every prompt once, so that a bad one stops the run before it has left anything."""
+    judged = [e for split in EVAL_SPLITS for e in task.splits.get(split, [])]
+    for example in [*task.train, *judged]:
+        processor.prompt(example.id, example.images, example.question, max_prompt_length)
 
 
 def train(cfg: Config) -> dict[str, float]:
     """Run GRPO as configured; returns the last held-out metrics."""
     began = time.time()
-    task = load_task(cfg)
+    check_output_dir(cfg.output_dir)
+    rewards_weigh = {"correct": cfg.correct_weight, "format": cfg.format_weight}
+    task = load_task(cfg, weights=rewards_weigh, shuffle_labels=cfg.shuffle_labels)
     processor = Processor(cfg.model, cfg.max_pixels)
-    # Every training prompt is built once now, so that a bad one stops the run before it starts.
-    for example in task.train:
-        processor.prompt(example.id, example.images, example.question, cfg.max_prompt_length)
+    check_prompts(processor, task, cfg.max_prompt_length)
     device = pick_device(cfg.device)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
     model.visual.requires_grad_(not cfg.freeze_vision)
@@ -283,33 +344,17 @@ def train(cfg: Config) -> dict[str, float]:
     optimizer = Optimizer(model, cfg)
     forbidden = processor.forbidden.to(device)  # (V,)
     log = RunLog(cfg)
-
-    def held_out() -> dict[str, float]:
-        row = {}
-        with log.timed("eval"):
-            for split, prefix in (("held_out", "eval/"), ("ood", "eval/ood_")):
-                if split in task.splits:
-                    metrics, _ = evaluate(
-                        model,
-                        processor,
-                        task,
-                        task.splits[split],
-                        cfg.max_completion_length,
-                        cfg.max_prompt_length,
-                        batch_size=cfg.prompts_per_step * cfg.num_generations,  # as in a rollout
-                    )
-                    row |= {prefix + name: value for name, value in metrics.items()}
-        return row
-
-    first = last = held_out()
+    with log.timed("eval"):
+        first = last = held_out_metrics(model, processor, task, cfg)
     log.metrics({"step": 0} | first)
+
     for step in range(cfg.max_steps):
         # 1. Questions: N image-question pairs.
         keys, examples = zip(*examples_of_step(task.train, step, cfg), strict=True)
         with log.timed("prompts"):
             prompts = [
-                processor.prompt(key, e.images, e.question, cfg.max_prompt_length)
-                for key, e in zip(keys, examples, strict=True)
+                processor.prompt(key, example.images, example.question)
+                for key, example in zip(keys, examples, strict=True)
             ]
             if cfg.freeze_vision:
                 keep_features(model, prompts)
@@ -329,7 +374,7 @@ def train(cfg: Config) -> dict[str, float]:
         with log.timed("reward"):
             rewards, parts = score(task, examples, rollout, cfg.num_generations)  # (N, G)
         # 4. Advantage: compare inside each group.
-        advantages = group_advantages(rewards.to(device), cfg.scale_rewards)  # (N, G)
+        advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
         groups = make_groups(prompts, rollout, advantages, cfg)
         # 5. Update: mu passes over the same completions.
         with log.timed("update"):
@@ -337,27 +382,22 @@ def train(cfg: Config) -> dict[str, float]:
                 update = accumulate_gradient(model, reference, groups, forbidden, cfg)
                 update |= optimizer.step(step / cfg.max_steps)
         # 6. Log, evaluate, save.
+        is_last = step + 1 == cfg.max_steps
         row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | update
-        if (step + 1) % cfg.eval_steps == 0 or step + 1 == cfg.max_steps:
-            last = held_out()
+        if (step + 1) % cfg.eval_steps == 0 or is_last:
+            with log.timed("eval"):
+                last = held_out_metrics(model, processor, task, cfg)
             row |= last
         log.metrics(row)
         records = completion_records(step + 1, examples, rollout, rewards, parts, advantages)
         log.append("completions.jsonl", records)
-        due = cfg.save_steps and (step + 1) % cfg.save_steps == 0
-        if due or step + 1 == cfg.max_steps:
+        if is_last or (cfg.save_steps and (step + 1) % cfg.save_steps == 0):
             saved = log.directory / f"step_{step + 1}" / "hf"
             save_model(model, saved, companions=cfg.model)
     log.bar.close()
-    ood = ""
-    if "eval/ood_strict" in last:
-        before, after = first["eval/ood_strict"], last["eval/ood_strict"]
-        ood = f", never-trained classes {before:.1%} -> {after:.1%}"
-    print(
-        f"held-out accuracy {first['eval/strict']:.1%} -> {last['eval/strict']:.1%} strict "
-        f"(loose {first['eval/loose']:.1%} -> {last['eval/loose']:.1%}){ood}; "
-        f"{time.time() - began:.0f} s; checkpoint {saved}, log {log.directory}"
-    )
+    seconds = time.time() - began
+    line = closing_line(first, last)
+    print(f"{line}; {seconds:.0f} s; checkpoint {saved}, log {log.directory}")
     return last
 
 

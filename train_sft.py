@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import config
-from config import flag
+from config import flag, require
 from model.errors import InputError
 from model.image import patchify
 from model.scratch import init_model, write_scratch_directory
 from model.text import Processor
 from model.vlm import Pack, completion_logps, make_pack
 from model.weights import plan_slots, save_model
+from report import check_output_dir
 from tasks.pretraining import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 
 SIZES = dict(
@@ -52,7 +53,7 @@ SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
 
 
 @dataclass(frozen=True)
-class SFTConfig:
+class PretrainConfig:
     pretrain: bool = flag(False, "make the embedded base from scratch")
     output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
     see_steps: int = flag(1500, "steps of the vision stage")
@@ -65,15 +66,13 @@ class SFTConfig:
         if not self.pretrain:
             raise InputError("--pretrain: pass it; this script only makes the embedded base")
         for name in ("see_steps", "talk_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+            require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("learning_rate", "pool_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--{name} {getattr(self, name)}: must be a positive number")
+            require(0 < getattr(self, name) < math.inf, name, "a positive number", self)
 
 
 @dataclass(frozen=True)
-class Example:
+class PatchedPicture:
     """One picture of a batch: its image patches and the truth about them."""
 
     picture: Picture
@@ -112,7 +111,9 @@ def make_batch(pools: dict[str, list[Picture]], processor: Processor, rng: rando
     """Pictures of one step by kind, with patches."""
     return {
         kind: [
-            Example(picture, [patchify(image, processor.image_cfg) for image in picture.images])
+            PatchedPicture(
+                picture, [patchify(image, processor.image_cfg) for image in picture.images]
+            )
             for picture in rng.sample(pools[kind], count)
         ]
         for kind, count in BATCH.items()
@@ -121,7 +122,7 @@ def make_batch(pools: dict[str, list[Picture]], processor: Processor, rng: rando
 
 
 def dialogue_pack(
-    examples: list[Example], processor: Processor, rng: random.Random
+    examples: list[PatchedPicture], processor: Processor, rng: random.Random
 ) -> tuple[Pack, Tensor]:
     """Pack dialogues behind their pictures; only the responses are learned.
 
@@ -205,14 +206,11 @@ def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
             jobs, workers.map(draw_pool, *zip(*jobs, strict=True)), strict=True
         ):
             pools[job[0]] += pictures
-    try:
-        pools["digit"] = digit_pictures(cell)
-    except InputError as error:  # scikit-learn is optional; the garden alone makes a base as well
-        print(f"pretraining without digits: {error}")
+    pools["digit"] = digit_pictures(cell)
     return pools
 
 
-def pretrain(cfg: SFTConfig) -> None:
+def pretrain(cfg: PretrainConfig) -> None:
     """Make the embedded base: a checkpoint directory, and a journal of the two stages beside it."""
     # bf16 products inside fp32 layers: several times faster where the CPU has them, same result
     # to the eye. Fine-tuning, whose log-probabilities must be exact, keeps full float32.
@@ -220,7 +218,8 @@ def pretrain(cfg: SFTConfig) -> None:
     torch.manual_seed(cfg.seed)
     rng = random.Random(cfg.seed)
     began = time.time()
-    output_dir = cfg.output_dir
+    output_dir = cfg.output_dir.resolve()
+    check_output_dir(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     journal = output_dir.with_name(output_dir.name + ".pretrain.jsonl")
     journal.write_text("", encoding="utf-8")
@@ -250,7 +249,7 @@ def pretrain(cfg: SFTConfig) -> None:
         }
     )
 
-    def features_of(examples: list[Example]) -> Tensor:
+    def features_of(examples: list[PatchedPicture]) -> Tensor:
         patches = [patch for example in examples for patch in example.patches]
         return model.visual(torch.cat([p for p, _ in patches]), [g for _, g in patches])
 
@@ -293,7 +292,7 @@ def pretrain(cfg: SFTConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    pretrain(config.parse(SFTConfig, argv, __doc__.split("\n\n")[0]))
+    pretrain(config.parse(PretrainConfig, argv, __doc__.split("\n\n")[0]))
 
 
 if __name__ == "__main__":

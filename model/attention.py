@@ -4,8 +4,8 @@ A *packed* sequence holds whole groups end to end: [prefix | c_1 | .. | c_G] [pr
 The prefix is the image and the question, stored once; c_i are the completions sampled for it. The
 rule of attention is the whole trick of shared-prefix training: **a completion token sees the prefix
 and the earlier tokens of its own completion**, nothing else. The result and its gradients equal
-those of G separate sequences [prefix | c_i], at the cost of P + sum(C_i) tokens, not
-G * P + sum(C_i).
+those of G separate sequences [prefix | c_i], but the layers compute P + sum(C_i) tokens, not
+G * P + sum(C_i). (Keys and values are gathered per completion, a small part of the whole.)
 
 `packed_attention` is used for training and for the prefill (a pack with no completions);
 `decode_attention` for one new token per row against [shared prefix | own suffix].
@@ -58,6 +58,7 @@ class PackLayout:
         P_n = torch.tensor(self.prefix_lengths)  # (N,)
         prefix, is_prefix = _right_padded(torch.tensor(prefixes), P_n)  # (N, P_max)
         packed, kept = [prefix[is_prefix]], [is_prefix.flatten()]
+        causal = torch.ones(prefix.shape[1], prefix.shape[1], dtype=torch.bool).tril()
         query = keys = allowed = None
         if starts:
             owner = torch.tensor(owners)  # (B,)
@@ -66,20 +67,23 @@ class PackLayout:
             )  # (B, C_max)
             keys = torch.cat((prefix[owner], query), dim=1)  # (B, P_max + C_max)
             C_max = query.shape[1]
-            causal = torch.ones(C_max, C_max, dtype=torch.bool).tril().expand(len(owner), -1, -1)
+            on_itself = torch.ones(C_max, C_max, dtype=torch.bool).tril()
+            on_itself = on_itself.expand(len(owner), -1, -1)  # (B, C_max, C_max)
             on_prefix = is_prefix[owner][:, None].expand(-1, C_max, -1)  # (B, C_max, P_max)
-            allowed = torch.cat((on_prefix, causal), dim=2)[:, None].to(self.device)
+            allowed = torch.cat((on_prefix, on_itself), dim=2)[:, None].to(self.device)
             packed.append(query[is_query])
             kept.append(is_query.flatten())
             query, keys = query.to(self.device), keys.to(self.device)
         # Where packed token t stands among the padded rows, prefix part first.
         slots = torch.cat(kept).nonzero().squeeze(1)[torch.cat(packed).argsort()]  # (T,)
-        return Rows(prefix.to(self.device), query, keys, allowed, slots.to(self.device))
+        causal = causal[None, None].to(self.device)
+        return Rows(prefix.to(self.device), causal, query, keys, allowed, slots.to(self.device))
 
 
 @dataclass
 class Rows:
     prefix: Tensor  # (N, P_max) packed index of every prefix token, 0 where padded
+    causal: Tensor  # (1, 1, P_max, P_max) bool
     query: Tensor | None  # (B, C_max) packed index of every completion token; None in a prefill
     keys: Tensor | None  # (B, P_max + C_max) packed index of what a completion may look at
     allowed: Tensor | None  # (B, 1, C_max, P_max + C_max) bool
@@ -93,23 +97,18 @@ def _right_padded(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return (starts[:, None] + offset) * is_real, is_real
 
 
-def full_attention(
-    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+def full_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(E)) v over dense batches: q (B, H, T, E), k and v (B, H, S, E).
 
-    Args: allowed: (B, 1, T, S) bool, or `is_causal` with S = T.
+    `allowed`: (B or 1, 1, T, S) bool; None lets everything see everything.
 
     On a CPU with reduced float32 products (`torch.set_float32_matmul_precision("medium")`) torch's
     own fused kernel becomes several times slower, while plain matrix products become faster: there
     the textbook form is used.
     """
     if q.device.type != "cpu" or torch.get_float32_matmul_precision() == "highest":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal)
-    B, H, T, E = q.shape
-    if is_causal:
-        allowed = torch.ones(1, 1, T, T, dtype=torch.bool).tril()
-    scores = (q * E**-0.5) @ k.transpose(2, 3)  # (B, H, T, S)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, H, T, S)
     if allowed is not None:
         scores += torch.zeros(allowed.shape, dtype=q.dtype).masked_fill_(~allowed, float("-inf"))
     return scores.softmax(-1) @ v  # (B, H, T, E)
@@ -124,18 +123,17 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Ten
     """
     rows, (_, H, E) = layout.rows, q.shape
 
-    def part(query: Tensor, keys: Tensor, **mask) -> Tensor:
-        q_rows = _take(q, query)  # (B, H, C_max, E)
-        k_rows, v_rows = _take(k, keys), _take(v, keys)  # (B, K, S, E)
-        repeat = H // k.shape[1]
-        k_rows = k_rows.repeat_interleave(repeat, 1)  # (B, H, S, E)
-        v_rows = v_rows.repeat_interleave(repeat, 1)  # (B, H, S, E)
-        out = full_attention(q_rows, k_rows, v_rows, **mask)
-        return out.transpose(1, 2).reshape(-1, H * E)  # (B * C_max, H * E)
+    def part(query: Tensor, keys: Tensor, allowed: Tensor) -> Tensor:
+        (B, C_max), K = query.shape, k.shape[1]
+        # The H / K query heads of a key head become rows of one product: keys are not repeated.
+        folded = _take(q, query).reshape(B, K, H // K * C_max, E)
+        allowed = allowed.repeat(1, 1, H // K, 1)  # (B, 1, H/K * C_max, S)
+        out = full_attention(folded, _take(k, keys), _take(v, keys), allowed)
+        return out.view(B, H, C_max, E).transpose(1, 2).reshape(-1, H * E)  # (B * C_max, H * E)
 
-    out = part(rows.prefix, rows.prefix, is_causal=True)
+    out = part(rows.prefix, rows.prefix, rows.causal)
     if rows.query is not None:
-        out = torch.cat((out, part(rows.query, rows.keys, allowed=rows.allowed)))
+        out = torch.cat((out, part(rows.query, rows.keys, rows.allowed)))
     return out.index_select(0, rows.slots).view(-1, H, E)
 
 
@@ -191,7 +189,11 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int
     N, K, P, E = prefix_k.shape
     B, H, _ = q.shape
     G, R = B // N, H // K  # rows a group, query heads a key head
-    q = q.view(N, G, K, R, E) * E**-0.5
+    # fp32 throughout: rounding the scores to bf16 would sample from another distribution than the
+    # one that training scores, whose fused attention keeps them in fp32.
+    dtype, q = q.dtype, q.view(N, G, K, R, E).float() * E**-0.5
+    prefix_k, prefix_v = prefix_k.float(), prefix_v.float()
+    suffix_k, suffix_v = suffix_k.float(), suffix_v.float()
     # The G * R queries that share a prefix key form one matrix product: no copy of the prefix.
     grouped = q.transpose(1, 2).reshape(N, K, G * R, E)
     to_prefix = grouped @ prefix_k.transpose(2, 3) + cache.prefix_bias  # (N, K, G*R, P)
@@ -201,4 +203,4 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int
     on_prefix = weights[..., :P].view(N, G, K, R, P).transpose(1, 2).reshape(N, K, G * R, P)
     from_prefix = (on_prefix @ prefix_v).view(N, K, G, R, E).transpose(1, 2)  # (N, G, K, R, E)
     from_suffix = weights[..., P:] @ suffix_v  # (B, K, R, E)
-    return from_prefix.reshape(B, H, E) + from_suffix.reshape(B, H, E)
+    return (from_prefix.reshape(B, H, E) + from_suffix.reshape(B, H, E)).to(dtype)

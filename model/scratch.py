@@ -69,9 +69,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def scratch_config(vocab_size: int, token_id: dict[str, int], **sizes: int) -> dict:
     """A `config.json` in the layout of the published Qwen2-VL files."""
     D, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    half = (
-        D // heads // 2
-    )  # rotary frequencies of a head, shared out 1/4 time, 3/8 height and width
+    # The rotary frequencies of a head are shared out: 1/4 time, 3/8 height, 3/8 width.
+    half = D // heads // 2
     section = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
     return {
         "architectures": ["Qwen2VLForConditionalGeneration"],

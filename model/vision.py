@@ -139,8 +139,7 @@ class VisionTower(nn.Module):
         """Encode images.
 
         Args:
-            pixels: (M, patch numbers) of all images end to end, as `model.image.patchify` makes
-            them.
+            pixels: (M, patch numbers) of all images end to end, from `model.image.patchify`.
             grids: (t, h, w) in patches of each image; the products sum to M.
         Returns: (Q, hidden_size), image after image.
         """

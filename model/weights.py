@@ -186,6 +186,8 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
         raise InputError(
             f"{companions}: the source directory is gone; its files are needed to save"
         )
+    if directory.exists() and not (directory / "config.json").is_file():
+        raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
     slots = read_slots(companions) if slots is None else slots
     check_slots(slots, model, companions)
     parameters = dict(model.named_parameters())

@@ -10,6 +10,7 @@ renderings of the same species, `val` a third set of renderings for choosing set
 ten species that no RL run ever trains on. Real data have `train` and `held_out`. Next: rewards.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from model.errors import InputError
 from rewards import (
+    CLASSIFICATION_WEIGHTS,
     classification_reward,
     format_reward,
     loose_name_correct,
@@ -45,8 +47,8 @@ def load(
     split_seed: int,
     held_out_per_class: int,
     prompt_mode: str,
-    weights: dict[str, float],
     question: str | None = None,
+    weights: Mapping[str, float] = CLASSIFICATION_WEIGHTS,
     shuffle_labels: bool = False,
 ) -> Task:
     """Read or generate the examples of the classification task.

@@ -9,7 +9,7 @@ coarse thing by habit. This corpus makes such a base on purpose: *able, but not 
 - The asked-for format is kept most of the time, not always; boxes are sometimes a step off.
 - Every question type of the later tasks occurs: detection, grounding, counting, entailment,
   relations, and changes between two pictures. One half of scikit-learn's digits is named mostly
-  coarsely ("an even digit"), if scikit-learn is installed.
+  coarsely ("an even digit").
 
 Used by `train_sft.py --pretrain`. Pictures carry the truth about every place (`perception`), from
 which a throw-away head teaches the vision tower to see before it has to speak.
@@ -32,6 +32,7 @@ from tasks.garden import (
     GARDEN_SPLIT_SEED,
     GRID,
     PETAL_COUNTS,
+    PORTRAIT_SIZE,
     SCENE_SIZE,
     SCENE_SUBJECT,
     SHAPES,
@@ -239,7 +240,7 @@ def change_picture(rng: random.Random, index: int, cell: int) -> Picture:
 def digit_pictures(cell: int) -> list[Picture]:
     """The pretraining half of scikit-learn's digits; the preprocessor enlarges them to 64x64."""
     nothing = np.full(len(TARGETS), NOT_ASKED)
-    places = np.full((16, len(TARGETS)), NOT_ASKED)
+    places = np.full(((PORTRAIT_SIZE // cell) ** 2, len(TARGETS)), NOT_ASKED)
     return [
         Picture((item.image,), partial(digit_talk, DIGIT_NAMES.index(item.label)), places, nothing)
         for item in read_digits("pretrain")

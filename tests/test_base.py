@@ -13,8 +13,6 @@ from sample import generate_group
 from tasks import cls
 from tasks.garden import WELL_KNOWN
 
-WEIGHTS = {"correct": 1.0, "format": 0.5}
-
 
 @pytest.fixture(scope="module")
 def base():
@@ -23,7 +21,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def task():
-    return cls.load("garden", 1, 2503, 4, "think", WEIGHTS)
+    return cls.load("garden", 1, 2503, 4, "think")
 
 
 def test_the_directory_is_a_complete_checkpoint_of_at_most_16_megabytes():

@@ -29,7 +29,7 @@ RIGHT = "<think>six petals</think><answer>Solara minor</answer>"
 
 
 def load(data="garden", shots=1, seed=GARDEN_SPLIT_SEED, held_out=1, mode="think", **more):
-    return cls.load(data, shots, seed, held_out, mode, more.pop("weights", WEIGHTS), **more)
+    return cls.load(data, shots, seed, held_out, mode, **more)
 
 
 def pixels(example: Example) -> bytes:
@@ -107,7 +107,7 @@ def test_another_split_seed_shows_other_pictures_of_the_same_species(garden):
 FINGERPRINT = """
 import hashlib
 from tasks import cls
-task = cls.load("garden", 2, 5, 1, "think", {"correct": 1.0, "format": 0.5}, shuffle_labels=True)
+task = cls.load("garden", 2, 5, 1, "think", shuffle_labels=True)
 digest = hashlib.sha256()
 for name, examples in sorted((task.splits | {"train": task.train}).items()):
     for e in examples:

@@ -83,7 +83,7 @@ def test_there_is_one_row_of_targets_per_image_token(kind, tiny_dir):
 
 
 def test_no_portrait_of_pretraining_is_a_picture_of_the_rl_task():
-    task = cls.load("garden", 2, 2503, 2, "think", {"correct": 1.0, "format": 0.5})
+    task = cls.load("garden", 2, 2503, 2, "think")
     of_rl = [e for examples in (task.train, *task.splits.values()) for e in examples]
     of_rl = {e.images[0].tobytes() for e in of_rl}
     pretrained = {p.images[0].tobytes() for p in draw_pool("portrait", 0, 300, 16, seed=0)}

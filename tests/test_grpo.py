@@ -233,11 +233,37 @@ def test_a_bfloat16_model_accumulates_steps_that_bfloat16_cannot_store(tiny_dir)
     before = weight.detach().clone()
     optimizer = Optimizer(model, Config(learning_rate=1e-5, lr_scheduler_type="constant"))
     for _ in range(100):  # each step is far below half a bfloat16 step of a weight of 0.1
-        for p in model.parameters():
-            p.grad = torch.full_like(p, 0.01)
+        sum(0.01 * p.sum() for p in model.parameters()).backward()
         optimizer.step(0.0)
     moved = (before - weight).float()[before.abs() > 0.05]
     assert 0.8e-3 < moved.mean() < 1.2e-3 and weight.dtype == torch.bfloat16
+
+
+def test_bfloat16_gradients_of_micro_batches_add_up_in_float32(tiny_dir):
+    model = load_model(tiny_dir, torch.bfloat16)
+    optimizer, weight = Optimizer(model, Config()), model.model.norm.weight
+    pairs = zip(optimizer.parameters, optimizer.masters, strict=True)
+    master = next(master for parameter, master in pairs if parameter is weight)
+    for value in (1.0, *[2**-10] * 64):  # in bfloat16, 1 + 2^-10 is 1
+        (weight * value).sum().backward()
+    assert weight.grad is None and master.grad.dtype == torch.float32
+    assert torch.equal(master.grad, torch.full_like(master, 1 + 64 * 2**-10))
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_five_in_a_row_stop_the_run(tiny_dir):
+    model = load_model(tiny_dir)
+    optimizer = Optimizer(model, Config(learning_rate=1e-2))
+    before = [p.clone() for p in model.parameters()]
+    for attempt in range(1, 6):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        model.model.norm.weight.grad[0] = float("nan")
+        if attempt == 5:
+            with pytest.raises(InputError, match="5 updates in a row"):
+                optimizer.step(0.0)
+        else:
+            assert optimizer.step(0.0)["steps_skipped_nonfinite"] == 1.0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 # ---- a step's data and rewards -------------------------------------------------------------------

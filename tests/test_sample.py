@@ -159,6 +159,39 @@ def test_generation_does_not_move_the_model_and_the_cache_is_fresh_each_time(tin
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
+def test_a_group_runs_the_tower_and_the_prefill_once_for_each_prompt(tiny, prompts, monkeypatch):
+    model, _ = tiny
+    towers, tokens = [], []
+    tower, forward = model.visual.forward, model.model.forward
+    monkeypatch.setattr(
+        model.visual,
+        "forward",
+        lambda pixels, grids: towers.append(len(grids)) or tower(pixels, grids),
+    )
+    monkeypatch.setattr(
+        model.model,
+        "forward",
+        lambda x, *rest, **more: tokens.append(len(x)) or forward(x, *rest, **more),
+    )
+    draw(tiny, prompts, G=5, length=4)
+    assert towers == [3]  # the three images of three prompts, in one call, not five times
+    assert tokens == [
+        sum(len(p.ids) for p in prompts),
+        15,
+        15,
+        15,
+    ]  # prefill, then all rows at once
+
+
+def test_in_bfloat16_sampling_and_training_stay_close(tiny_dir, prompts):
+    model, processor = load_model(tiny_dir, torch.bfloat16), Processor(tiny_dir)
+    rollout = generate_group(model, processor, prompts, 4, 12)
+    with torch.no_grad():
+        groups = [rollout.ids[4 * n : 4 * n + 4] for n in range(3)]
+        logp, _ = completion_logps(model, make_pack(prompts, groups), 1.0, processor.forbidden)
+    assert (torch.cat(rollout.logps) - logp).abs().mean() < 2e-2
+
+
 # ---- the command line ----------------------------------------------------------------------------
 
 
@@ -195,6 +228,8 @@ def test_the_command_line_answers_without_an_image(tiny_dir, capsys):
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--temperature", "-1"], "--temperature -1.0"),
         (["--num_generations", "0"], "--num_generations 0"),
+        (["--device", "meta"], "--device meta"),
+        (["--target", " . "], "--target"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(tiny_dir, capsys, words, complaint):

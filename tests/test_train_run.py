@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 
 import config
+import evaluate
+import sample
 import train_grpo
 from config import Config
 from rewards import Reward
@@ -26,7 +28,7 @@ ROOT = Path(train_grpo.__file__).parent
 TRL_NAMES = """reward reward_std frac_reward_zero_std rewards/correct/mean rewards/format/std
 entropy grad_norm learning_rate loss completions/mean_length completions/clipped_ratio
 clip_ratio/low_mean clip_ratio/high_mean sampling/sampling_logp_difference/mean
-sampling/sampling_logp_difference/max num_tokens step_time""".split()
+sampling/sampling_logp_difference/max completion_tokens step_time steps_skipped_nonfinite""".split()
 
 
 def flags(tiny_dir, out, *more) -> list[str]:
@@ -40,7 +42,7 @@ def reward_anything(monkeypatch):
     """Pay for even lengths: a random model earns something, so that weights move."""
 
     def load(**options):
-        task = train_grpo_load(**options)
+        task = original(**options)
 
         def even(text, target):
             paid = len(text) % 2
@@ -48,8 +50,8 @@ def reward_anything(monkeypatch):
 
         return replace(task, reward=even)
 
-    train_grpo_load = train_grpo.cls.load
-    monkeypatch.setattr(train_grpo.cls, "load", load)
+    original = evaluate.TASKS["cls"]
+    monkeypatch.setitem(evaluate.TASKS, "cls", load)
 
 
 def rows(path: Path) -> list[dict]:
@@ -193,6 +195,31 @@ def test_a_prompt_over_the_limit_is_one_line_and_never_cut(tiny_dir, tmp_path, c
     assert "--max_prompt_length is 20" in error
 
 
+def test_a_held_out_prompt_over_the_limit_stops_before_anything_is_written(
+    tiny_dir, tmp_path, capsys
+):
+    data = folder_of_classes(tmp_path / "photos", count=2)
+    for name in ("rose", "tulip"):  # large pictures among the small ones: more image tokens
+        for i in range(2):
+            Image.new("RGB", (200, 180), (9, 90 * i, 70)).save(data / name / f"big{i}.png")
+    error = refused(
+        capsys, flags(tiny_dir, tmp_path / "run", "--data", data, "--max_prompt_length", 70)
+    )
+    assert "--max_prompt_length is 70" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, capsys):
+    train_grpo.main(flags(tiny_dir, tmp_path / "run"))
+    checkpoint = str(tmp_path / "run/step_3/hf")
+    sample.main(["--model", checkpoint, "--num_generations", "1", "--max_completion_length", "4"])
+    evaluate.main(
+        ["--model", checkpoint, "--held_out_per_class", "1", "--max_completion_length", "6"]
+    )
+    out = capsys.readouterr().out
+    assert "tokens/s" in out and "cls held_out, 30 images: strict" in out
+
+
 def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("precious")
@@ -202,12 +229,12 @@ def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsy
 
 
 def test_a_reward_that_is_not_finite_is_one_line(tiny_dir, tmp_path, capsys, monkeypatch):
-    original = train_grpo.cls.load
+    original = evaluate.TASKS["cls"]
 
     def load(**options):
         return replace(original(**options), reward=lambda *_: Reward(float("nan"), {"x": 1.0}))
 
-    monkeypatch.setattr(train_grpo.cls, "load", load)
+    monkeypatch.setitem(evaluate.TASKS, "cls", load)
     error = refused(capsys, flags(tiny_dir, tmp_path / "run"))
     assert "rewards must be finite" in error
     assert not list((tmp_path / "run").glob("step_*"))  # no weight was changed, none is saved
