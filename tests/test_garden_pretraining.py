@@ -44,7 +44,7 @@ from tasks.pretraining import (
     scene_places,
 )
 from tasks.readers import DIGIT_NAMES, read_digits
-from train_sft import Example, PerceptionHeads, dialogue_pack, learning_rate
+from train_sft import PatchedPicture, PerceptionHeads, dialogue_pack, learning_rate
 
 DRAWS = 3000  # a fraction of them is off by 0.03 less than once in a thousand seeds
 
@@ -263,7 +263,7 @@ def test_every_place_knows_the_flower_over_its_middle(cell):
 
 def as_examples(processor, *pools):
     return [
-        Example(p, [patchify(image, processor.image_cfg) for image in p.images])
+        PatchedPicture(p, [patchify(image, processor.image_cfg) for image in p.images])
         for pool in pools
         for p in pool
     ]
@@ -368,7 +368,7 @@ def test_a_packed_dialogue_is_scored_as_if_it_stood_alone(packed, tiny_dir):
         for owner, turn in zip(
             turns, [t for e in examples for t in e.picture.talk(rng)], strict=True
         ):
-            single = Example(SingleTurn(turn), owner.patches)
+            single = PatchedPicture(SingleTurn(turn), owner.patches)
             own, _ = completion_logps(model, dialogue_pack([single], processor, rng)[0])
             alone.append(own)
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)

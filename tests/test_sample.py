@@ -175,12 +175,8 @@ def test_a_group_runs_the_tower_and_the_prefill_once_for_each_prompt(tiny, promp
     )
     draw(tiny, prompts, G=5, length=4)
     assert towers == [3]  # the three images of three prompts, in one call, not five times
-    assert tokens == [
-        sum(len(p.ids) for p in prompts),
-        15,
-        15,
-        15,
-    ]  # prefill, then all rows at once
+    # the prefill sees every prompt once, then each step all 15 rows
+    assert tokens == [sum(len(p.ids) for p in prompts), 15, 15, 15]
 
 
 def test_in_bfloat16_sampling_and_training_stay_close(tiny_dir, prompts):
