@@ -17,7 +17,7 @@ from tasks.garden import (  # noqa: E402
     SPECIES,
     render_seed,
 )
-from tasks.garden_drawing import draw_flower  # noqa: E402
+from tasks.garden_drawing import draw_flower, outdoors  # noqa: E402
 
 SIDE, CAPTION, GENERA = 128, 20, ("Solara", "Amantha", "Celestra", "Lunessa")
 SUBJECT = "Celestra vernalis"
@@ -26,7 +26,7 @@ SUBJECT = "Celestra vernalis"
 def portrait(species, index: int, size: int) -> Image.Image:
     """A rendering of the test split that no run uses (they count from 0)."""
     seed = render_seed("test", GARDEN_SPLIT_SEED, SPECIES.index(species), index)
-    return draw_flower(species.flower, seed, size)
+    return outdoors(draw_flower(species.flower, seed, size), seed)
 
 
 def main() -> None:

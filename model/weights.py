@@ -206,6 +206,7 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
                 value = model.head_weight if tied else parameters[name]
                 tensors[key] = value.detach().to("cpu", slot.dtype, copy=tied).contiguous()
         save_file(tensors, unfinished / file, metadata={"format": "pt"})
+        shutil.copymode(unfinished / "config.json", unfinished / file)  # not for the owner alone
     if {slot.file for slot in slots.values()} != {SINGLE}:
         sizes = [
             torch.Size(s.shape).numel() * torch.finfo(s.dtype).bits // 8 for s in slots.values()

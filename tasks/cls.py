@@ -5,9 +5,11 @@
     reward   right name (whole, normalised) + asked-for format
     metric   strict accuracy; Visual-RFT's substring rule is printed beside it as "loose"
 
-The garden's splits: `train` holds `shots` pictures of each of the 30 RL species, `held_out` other
-renderings of the same species, `val` a third set of renderings for choosing settings, and `ood` the
-ten species that no RL run ever trains on. Real data have `train` and `held_out`. Next: rewards.py.
+The garden's pictures are taken outdoors (`garden_drawing.outdoors`), while the base was pretrained
+on clean ones: it sees well, not perfectly. The splits: `train` holds `shots` pictures of each of
+the 30 RL species, `held_out` other renderings of the same species, `val` a third set of renderings
+for choosing settings, and `ood` the ten species that no RL run ever trains on. Real data have
+`train` and `held_out`. Next: rewards.py.
 """
 
 from collections.abc import Mapping
@@ -28,7 +30,7 @@ from rewards import (
 )
 from tasks import Example, Task, full_question
 from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples
-from tasks.garden_drawing import draw_flower
+from tasks.garden_drawing import draw_flower, outdoors
 from tasks.garden_questions import CLS_PROMPT
 from tasks.readers import few_shot_split, load_labelled
 
@@ -85,7 +87,7 @@ def garden_examples(shots: int, held_out: int, split_seed: int):
 
     def draw(species, count, split) -> list[Example]:
         return [
-            Example(id, (draw_flower(s.flower, seed),), CLS_PROMPT, s.name)
+            Example(id, (outdoors(draw_flower(s.flower, seed), seed),), CLS_PROMPT, s.name)
             for id, seed, s in class_examples(species, count, split, split_seed)
         ]
 

@@ -11,7 +11,7 @@ import random
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from tasks.garden import PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
 
@@ -173,6 +173,22 @@ def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.I
     picture = background(rng.choice(tuple(BACKGROUND_RGB)), seed, size)
     picture.paste(layer, (0, 0), layer)
     return picture
+
+
+def outdoors(picture: Image.Image, seed: int) -> Image.Image:
+    """The same picture as a cheap camera takes it in the field: blur, light, haze and grain.
+
+    The base model was pretrained on clean pictures; the classification task uses these, so that its
+    eye is good but not perfect, as with real photographs.
+    """
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, 1], dtype=np.uint64)))
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.55)))
+    pixels = np.asarray(picture, dtype=np.float32)  # (height, width, 3)
+    tint = rng.uniform(0.88, 1.05, 3) * rng.uniform(0.8, 1.05)  # warmth and dusk
+    haze, sky = rng.uniform(0, 0.19), rng.uniform(90, 200)
+    pixels = pixels * tint * (1 - haze) + sky * haze
+    pixels = pixels + rng.normal(0, rng.uniform(2, 6.7), pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def draw_scene(scene: Scene, seed: int, size: int = SCENE_SIZE) -> Image.Image:
