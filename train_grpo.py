@@ -343,6 +343,12 @@ def train(cfg: Config) -> dict[str, float]:
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
     optimizer = Optimizer(model, cfg)
     forbidden = processor.forbidden.to(device)  # (V,)
+    sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{task.name}: {len(task.train)} training examples, {sizes}; "
+        f"{millions:.1f} M parameters, {cfg.dtype} on {device}"
+    )
     log = RunLog(cfg)
     with log.timed("eval"):
         first = last = held_out_metrics(model, processor, task, cfg)
