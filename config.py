@@ -21,6 +21,7 @@ from model.errors import InputError
 from tasks.garden import GARDEN_SPLIT_SEED
 
 C = TypeVar("C")
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 BASE_MODEL = Path(__file__).parent / "assets" / "garden-vlm"
 
 
@@ -128,7 +129,12 @@ def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
     """
     argv = sys.argv[1:] if argv is None else argv
     argv = [_with_underscores(word) for word in argv]
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = _Parser(
+        usage="%(prog)s [--flag value ...]",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
+    )
     for item in dataclasses.fields(kind):
         inner, optional = _inner_type(item.type)
         required = item.default is dataclasses.MISSING
@@ -144,6 +150,8 @@ def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
         if get_origin(inner) is Literal:
             options["choices"] = get_args(inner)
             inner = str
+        elif inner in METAVARS:
+            options["metavar"] = METAVARS[inner]
         parser.add_argument(f"--{item.name}", type=_reader(inner, optional), **options)
     return kind(**vars(parser.parse_args(argv)))
 

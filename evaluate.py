@@ -1,6 +1,7 @@
 """Held-out accuracy of any checkpoint on any split, strict and loose, with its uncertainty.
 
-    python evaluate.py --task cls --split ood --model runs/cls-.../step_150/hf
+    python evaluate.py --run runs/cls-20260101-120000 --split ood
+    python evaluate.py --task cls --split ood --model path/to/checkpoint
 
 Strict: the one answer must be the whole name. Loose: the rule of the field's reference code, which
 accepts a substring in either direction; printed beside the strict number and never instead of it.
@@ -10,7 +11,7 @@ Answers are greedy (temperature 0) unless --temperature says otherwise.
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,9 @@ class EvalConfig:
     task: Literal["cls"] = flag("cls", "what is asked")
     split: str = flag("held_out", "held_out, ood, val, or train")
     model: Path = flag(BASE_MODEL, "checkpoint directory")
+    run: Path | None = flag(
+        None, "a run's directory: its last checkpoint, data, prompt and lengths"
+    )
     data: str = flag("garden", "as in train_grpo.py")
     question: str | None = flag(None, "asked of every image; default: the data's own question")
     shots: int = flag(1, "as in training: the shots are excluded from the held-out images")
@@ -52,7 +56,25 @@ class EvalConfig:
         for name in "shots held_out_per_class max_completion_length batch_size".split():
             require(getattr(self, name) >= 1, name, "at least 1", self)
         require(0 <= self.temperature < math.inf, "temperature", "0 or a positive number", self)
+        both = self.run is not None and self.model != BASE_MODEL
+        require(not both, "model", "left out when --run is given", self)
         require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
+
+
+def as_in_run(cfg: EvalConfig) -> EvalConfig:
+    """Take from a run's config.json what decides its metrics, and its last checkpoint.
+
+    Raises InputError for a directory that is no run, or one that has no checkpoint yet.
+    """
+    trained = config.load(Config, cfg.run / "config.json")
+    saved = [path for path in cfg.run.glob("step_*/hf") if path.parent.name[5:].isdigit()]
+    steps = {int(path.parent.name[5:]): path for path in saved}
+    if not steps:
+        raise InputError(f"--run {cfg.run}: has no checkpoint (step_N/hf) yet")
+    shared = {f.name for f in fields(EvalConfig)} & {f.name for f in fields(Config)}
+    own = {"temperature", "seed", "device", "model"}  # of this evaluation, not of the run
+    values = {name: getattr(trained, name) for name in shared - own}
+    return replace(cfg, run=None, model=steps[max(steps)], **values)
 
 
 TASKS = {"cls": cls.load}  # --task name -> function that reads its data and wires its rewards
@@ -128,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0])
     if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
         raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
+    if cfg.run is not None:
+        cfg = as_in_run(cfg)
     task = load_task(cfg)
     splits = task.splits | {"train": task.train}
     if cfg.split not in splits:

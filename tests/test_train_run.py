@@ -218,6 +218,23 @@ def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, 
     )
     out = capsys.readouterr().out
     assert "tokens/s" in out and "cls held_out, 30 images: strict" in out
+    # the whole run at once: same data, prompt and lengths, so the same numbers as its last row
+    evaluate.main(["--run", str(tmp_path / "run"), "--output", str(tmp_path / "answers.jsonl")])
+    assert "cls held_out, 30 images: strict" in capsys.readouterr().out
+    answers, last = rows(tmp_path / "answers.jsonl"), rows(tmp_path / "run/metrics.jsonl")[-1]
+    assert sum(a["length"] for a in answers) / 30 == pytest.approx(last["eval/mean_length"])
+    assert sum(a["format"] for a in answers) / 30 == pytest.approx(last["eval/format"])
+
+
+@pytest.mark.parametrize("missing", ["config.json", "step_3"])
+def test_a_directory_that_is_no_finished_run_is_one_line(tiny_dir, tmp_path, capsys, missing):
+    run = tmp_path / "run"
+    run.mkdir()
+    if missing != "config.json":
+        config.save(Config(model=tiny_dir), run / "config.json")
+    with pytest.raises(SystemExit) as stop:
+        config.run(lambda: evaluate.main(["--run", str(run)]))
+    assert stop.value.code == 2 and str(run) in capsys.readouterr().err
 
 
 def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsys):
