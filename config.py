@@ -78,21 +78,22 @@ class Config:
     seed: int = flag(0, "of data order and sampling")
 
     def __post_init__(self) -> None:
-        positive = (
-            "shots held_out_per_class max_prompt_length prompts_per_step max_completion_length "
-            "max_steps num_iterations groups_per_micro_batch eval_steps"
+        require_counts(
+            self,
+            "shots held_out_per_class max_prompt_length prompts_per_step num_generations "
+            "max_completion_length max_steps num_iterations groups_per_micro_batch eval_steps",
         )
-        for name in positive.split():
-            require(getattr(self, name) >= 1, name, "at least 1", self)
         require(self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self)
-        for name in ("temperature", "learning_rate", "max_grad_norm", "epsilon"):
-            require(0 < getattr(self, name) < math.inf, name, "a positive number", self)
+        require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
+        require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
+        require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
         for name in ("correct_weight", "format_weight", "beta", "weight_decay"):
-            require(0 <= getattr(self, name) < math.inf, name, "0 or a positive number", self)
-        require(self.correct_weight + self.format_weight > 0, "correct_weight", "above 0", self)
-        require(self.epsilon < 1, "epsilon", "below 1", self)
+            require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
+        weights = self.correct_weight + self.format_weight
+        require(weights > 0, "correct_weight", "above 0 where --format_weight is 0", self)
+        require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
-        require(high is None or 0 < high < math.inf, "epsilon_high", "a positive number", self)
+        require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
         require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
         require(self.save_steps >= 0, "save_steps", "0 or more", self)
         require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)
@@ -102,7 +103,13 @@ class Config:
 def require(holds: bool, name: str, what: str, config: Any) -> None:
     """Raise InputError naming the flag `name` of `config` unless the condition holds."""
     if not holds:
-        raise InputError(f"--{name} {getattr(config, name)}: must be {what}")
+        raise InputError(f"--{name} {str(getattr(config, name))[:80]}: must be {what}")
+
+
+def require_counts(config: Any, names: str) -> None:
+    """Raise InputError unless the named fields are between 1 and a million."""
+    for name in names.split():
+        require(1 <= getattr(config, name) <= 10**6, name, "at least 1, at most a million", config)
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -229,8 +236,21 @@ def _from_json(name: str, value: Any, annotation: Any) -> Any:
 
 def run(main) -> None:
     """Run a script's main(): bad input becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter gets \\xNN
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("interrupted; checkpoints and logs already written are whole", 130)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        fix = "lower --prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
+        _stop(f"out of memory; {fix} or --groups_per_micro_batch ({error})", 2)
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())[:2000]}", file=sys.stderr)
+    sys.exit(code)

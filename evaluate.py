@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 import config
-from config import BASE_MODEL, Config, flag, require
+from config import BASE_MODEL, Config, flag, require, require_counts
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
@@ -53,9 +53,12 @@ class EvalConfig:
     output: Path | None = flag(None, "write every answer to this jsonl file")
 
     def __post_init__(self) -> None:
-        for name in "shots held_out_per_class max_completion_length batch_size".split():
-            require(getattr(self, name) >= 1, name, "at least 1", self)
-        require(0 <= self.temperature < math.inf, "temperature", "0 or a positive number", self)
+        require_counts(
+            self,
+            "shots held_out_per_class max_completion_length max_prompt_length batch_size",
+        )
+        cold = self.temperature == 0
+        require(cold or 1e-3 <= self.temperature <= 1e3, "temperature", "0 or 0.001 .. 1000", self)
         both = self.run is not None and self.model != BASE_MODEL
         require(not both, "model", "left out when --run is given", self)
         require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
@@ -171,8 +174,11 @@ def main(argv: list[str] | None = None) -> None:
         seed=cfg.seed,
     )
     if cfg.output is not None:
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        cfg.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        try:
+            cfg.output.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise InputError(f"--output {cfg.output}: cannot be written ({error})") from None
     interval = f"[{metrics['strict_low']:.1%}, {metrics['strict_high']:.1%}]"
     print(
         f"{cfg.task} {cfg.split}, {metrics['n']} images: "

@@ -61,12 +61,15 @@ def completion_records(step, examples, rollout, rewards, parts, advantages) -> l
 
 def check_output_dir(directory: Path | None) -> None:
     """Raise InputError for a place where a run would mix with something that is there already."""
-    if directory is None or not directory.exists():
-        return
-    if not directory.is_dir():
-        raise InputError(f"--output_dir {directory}: is a file; choose another name")
-    if any(directory.iterdir()):
-        raise InputError(f"--output_dir {directory}: not empty; choose another name")
+    try:
+        if directory is None or not directory.exists():
+            return
+        if not directory.is_dir():
+            raise InputError(f"--output_dir {directory}: is a file; choose another name")
+        if any(directory.iterdir()):
+            raise InputError(f"--output_dir {directory}: not empty; choose another name")
+    except OSError as error:
+        raise InputError(f"--output_dir: cannot be used ({error})") from None
 
 
 class RunLog:

@@ -18,8 +18,6 @@ Next: train_grpo.py.
 """
 
 import hashlib
-import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor
 
 import config
-from config import BASE_MODEL, flag, require
+from config import BASE_MODEL, flag, require, require_counts
 from model.attention import KVCache, PackLayout
 from model.errors import InputError
 from model.text import Processor
@@ -90,6 +88,7 @@ def generate_group(
         temperature: 0 takes the likeliest token (its log-probability is that at temperature 1).
         seed, step: with the prompt's id and the sample's index, the key of the random numbers.
     Returns: a Rollout of N * G rows, the G rows of a prompt next to each other.
+    Raises: InputError if a log-probability is not finite, before anything can learn from it.
     """
     N, G, device = len(prompts), num_generations, model.device
     B = N * G
@@ -132,6 +131,11 @@ def generate_group(
         hidden = model(chosen, position + t, None, cache=cache)  # (B, D)
 
     tokens, logps, end_ids = tokens[:, : t + 1].cpu(), logps[:, : t + 1].cpu(), end_ids.cpu()
+    if not bool(torch.isfinite(logps).all()):
+        raise InputError(
+            "the model's probabilities are not finite numbers: its weights are damaged, or "
+            "--learning_rate was too high"
+        )
     is_end = torch.isin(tokens, end_ids)  # (B, t + 1)
     lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, t + 1).tolist()
     return Rollout(
@@ -173,6 +177,7 @@ class SampleConfig:
     model: Path = flag(BASE_MODEL, "checkpoint directory")
     num_generations: int = flag(4, "answers to draw")
     max_completion_length: int = flag(64, "tokens")
+    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
     max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
     temperature: float = flag(1.0, "0 takes the likeliest token every time")
     seed: int = flag(0, "another seed draws other answers")
@@ -180,9 +185,9 @@ class SampleConfig:
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights")
 
     def __post_init__(self) -> None:
-        for name in ("num_generations", "max_completion_length"):
-            require(getattr(self, name) >= 1, name, "at least 1", self)
-        require(0 <= self.temperature < math.inf, "temperature", "0 or a positive number", self)
+        require_counts(self, "num_generations max_completion_length max_prompt_length")
+        cold = self.temperature == 0
+        require(cold or 1e-3 <= self.temperature <= 1e3, "temperature", "0 or 0.001 .. 1000", self)
         if self.target is not None:
             named = len(self.target) <= MAX_NAME_CHARS and normalise_name(self.target)
             require(bool(named), "target", "a name", self)
@@ -195,7 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     question = (
         cfg.prompt if cfg.prompt_mode == "plain" else full_question(cfg.prompt, cfg.prompt_mode)
     )
-    prompt = processor.prompt("cli", [cfg.image] if cfg.image else [], question)
+    images = [cfg.image] if cfg.image else []
+    prompt = processor.prompt("cli", images, question, cfg.max_prompt_length)
     start = time.perf_counter()
     rollout = generate_group(
         model,
@@ -218,5 +224,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
     config.run(main)

@@ -220,9 +220,12 @@ def pretrain(cfg: PretrainConfig) -> None:
     began = time.time()
     output_dir = cfg.output_dir.resolve()
     check_output_dir(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     journal = output_dir.with_name(output_dir.name + ".pretrain.jsonl")
-    journal.write_text("", encoding="utf-8")
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        journal.write_text("", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output_dir: cannot be written ({error})") from None
 
     def log(row: dict) -> None:
         line = json.dumps(row)

@@ -7,6 +7,7 @@ looks at the JSON again. Next: model/vision.py.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +111,10 @@ class VLMConfig:
         """Raise InputError unless the sizes fit together."""
         text, vision = self.text, self.vision
         for name, value in (vars(text) | vars(vision)).items():
-            if name != "mrope_section" and value <= 0:
-                raise InputError(f"{origin}: {name} is {value}, must be positive")
+            if name != "mrope_section" and not 0 < value < math.inf:
+                raise InputError(f"{origin}: {name} is {value}, must be a positive number")
+        if max(text.num_hidden_layers, vision.depth) > 1000:
+            raise InputError(f"{origin}: more than 1000 layers")
         wrong = {
             "num_attention_heads must divide hidden_size": text.hidden_size
             % text.num_attention_heads,
@@ -121,7 +124,8 @@ class VLMConfig:
             "vision embed_dim / num_heads must be a multiple of 4": vision.embed_dim
             // vision.num_heads
             % 4,
-            "mrope_section must have three parts": len(text.mrope_section) != 3,
+            "mrope_section must have three positive parts": len(text.mrope_section) != 3
+            or min(text.mrope_section) <= 0,
             "mrope_section must sum to half the head width": sum(text.mrope_section)
             != text.head_dim // 2,
             "vision hidden_size must equal the text hidden_size": vision.hidden_size

@@ -59,7 +59,16 @@ class Processor:
             raise InputError(
                 f"{directory / 'tokenizer.json'}: missing; is this a complete checkpoint?"
             )
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        self.directory = directory
+        try:
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                directory, local_files_only=True, model_max_length=10**9
+            )
+        except Exception as error:  # the library raises almost anything on damaged files
+            raise InputError(
+                f"{directory}: the tokenizer files cannot be read "
+                f"({_in_one_line(error)}); copy them again from the source"
+            ) from error
         legacy = directory / "chat_template.json"  # read by transformers' processors only
         if self.tokenizer.chat_template is None and legacy.is_file():
             self.tokenizer.chat_template = _read_json(legacy).get("chat_template")
@@ -85,12 +94,16 @@ class Processor:
         path = directory / "generation_config.json"
         listed = _read_json(path).get("eos_token_id") if path.is_file() else None
         listed = [] if listed is None else listed
-        ids = set(listed if isinstance(listed, list) else [listed])
+        listed = listed if isinstance(listed, list) else [listed]
         if self.tokenizer.eos_token_id is not None:
-            ids.add(self.tokenizer.eos_token_id)
-        if not ids:
+            listed = [*listed, self.tokenizer.eos_token_id]
+        for id in listed:
+            is_token = type(id) is int and 0 <= id < self.cfg.text.vocab_size
+            if not is_token or id == self.cfg.image_token_id:
+                raise InputError(f"{path}: eos_token_id {id!r} is not a token that can end a text")
+        if not listed:
             raise InputError(f"{directory}: no eos_token_id in tokenizer or generation_config.json")
-        return sorted(ids)
+        return sorted(set(listed))
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; special tokens inside it are ordinary characters."""
@@ -108,11 +121,18 @@ class Processor:
         """Token ids of one user turn before and after the user's words, one slot per image."""
         content = [*({"type": "image"} for _ in range(num_images))]
         content.append({"type": "text", "text": USER_TEXT})
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the checkpoint's author
+            raise InputError(
+                f"{self.directory}: the chat template cannot be rendered ({_in_one_line(error)})"
+            ) from error
         if rendered.count(USER_TEXT) != 1:
-            raise InputError("the chat template does not give the user's text exactly once")
+            raise InputError(
+                f"{self.directory}: the chat template does not give the user's text exactly once"
+            )
         before, after = rendered.split(USER_TEXT)
         encode = self.tokenizer.encode
         return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
@@ -160,8 +180,15 @@ class Processor:
         return prompt
 
 
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+    return content

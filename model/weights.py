@@ -190,13 +190,32 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
         raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
     slots = read_slots(companions) if slots is None else slots
     check_slots(slots, model, companions)
-    parameters = dict(model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise InputError(f"{directory}: not saved, since {name} is not finite")
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished.mkdir(parents=True)
+        _write_files(model, unfinished, companions, slots)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise InputError(f"{directory}: cannot be saved ({error}); is the disk full?") from error
+    # Deleted last: at every moment a complete checkpoint lies under one of the three names.
+    previous = directory.with_name(directory.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, previous)
+    os.replace(unfinished, directory)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) -> None:
+    """The companion files, then every shard, then the index if there are several."""
+    parameters = dict(model.named_parameters())
     for source in companions.iterdir():
         if source.is_file() and source.suffix != ".safetensors" and source.name != INDEX:
-            shutil.copyfile(source, unfinished / source.name)
+            shutil.copyfile(source, directory / source.name)
     for file in sorted({slot.file for slot in slots.values()}):
         tensors: dict[str, Tensor] = {}
         for key, slot in slots.items():
@@ -205,8 +224,8 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
                 tied = name == "lm_head.weight" and model.cfg.tie_word_embeddings
                 value = model.head_weight if tied else parameters[name]
                 tensors[key] = value.detach().to("cpu", slot.dtype, copy=tied).contiguous()
-        save_file(tensors, unfinished / file, metadata={"format": "pt"})
-        shutil.copymode(unfinished / "config.json", unfinished / file)  # not for the owner alone
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        shutil.copymode(directory / "config.json", directory / file)  # not for the owner alone
     if {slot.file for slot in slots.values()} != {SINGLE}:
         sizes = [
             torch.Size(s.shape).numel() * torch.finfo(s.dtype).bits // 8 for s in slots.values()
@@ -216,11 +235,4 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
             "weight_map": {key: slots[key].file for key in sorted(slots)},
         }
         text = json.dumps(index, indent=2) + "\n"
-        (unfinished / INDEX).write_text(text, encoding="utf-8")
-    # Deleted last: at every moment a complete checkpoint lies under one of the three names.
-    previous = directory.with_name(directory.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, previous)
-    os.replace(unfinished, directory)
-    shutil.rmtree(previous, ignore_errors=True)
+        (directory / INDEX).write_text(text, encoding="utf-8")

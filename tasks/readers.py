@@ -374,6 +374,8 @@ def _inside(root: Path, name: str, where: str) -> Path:
 def _check_files(items: list[LabelledImage]) -> None:
     """Raise for images that are no regular files: a whole set with wrong paths is no small loss."""
     paths = [(item.id, item.image) for item in items if isinstance(item.image, Path)]
+    if strange := [i for i, _ in paths if not i.isprintable()]:
+        raise InputError(f"--data: {strange[0]!r} is no printable name; rename the file or folder")
     if missing := [(i, path) for i, path in paths if not os.path.isfile(path)]:
         listed = "; ".join(f"{i}: {str(path)!r}{_similar_name(path)}" for i, path in missing[:5])
         raise InputError(f"--data: {len(missing)} images missing or no regular files: {listed}")

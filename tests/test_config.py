@@ -199,7 +199,7 @@ def test_a_real_script_ends_with_code_2_and_one_line():
     command = [sys.executable, "train_grpo.py", "--shots", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --shots 0: must be at least 1\n"
+    assert done.stderr == "error: --shots 0: must be at least 1, at most a million\n"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,6 +290,25 @@ def fields_read(kind: type) -> set[str]:
                 if name in ("cfg", "config"):
                     found.add(node.attr)
     return found
+
+
+def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    def too_large():
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    def a_bug():
+        raise RuntimeError("shapes do not match")
+
+    for main, code, words in ((interrupted, 130, "interrupted"), (too_large, 2, "out of memory")):
+        with pytest.raises(SystemExit) as stop:
+            config.run(main)
+        error = capsys.readouterr().err
+        assert stop.value.code == code and error.count("\n") == 1 and words in error
+    with pytest.raises(RuntimeError, match="shapes"):  # a bug keeps its traceback
+        config.run(a_bug)
 
 
 @pytest.mark.parametrize("kind, field", FIELDS)

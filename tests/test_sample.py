@@ -11,6 +11,7 @@ import torch
 
 import config
 import sample
+from model.errors import InputError
 from model.text import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
@@ -188,6 +189,14 @@ def test_in_bfloat16_sampling_and_training_stay_close(tiny_dir, prompts):
     assert (torch.cat(rollout.logps) - logp).abs().mean() < 2e-2
 
 
+def test_a_model_that_is_not_finite_cannot_be_sampled(tiny_dir, prompts):
+    model = load_model(tiny_dir)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match="probabilities are not finite"):
+        generate_group(model, Processor(tiny_dir), prompts, 2, 4)
+
+
 # ---- the command line ----------------------------------------------------------------------------
 
 
@@ -223,6 +232,9 @@ def test_the_command_line_answers_without_an_image(tiny_dir, capsys):
         (["--model", "/nowhere"], "--model /nowhere: no such directory"),
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--temperature", "-1"], "--temperature -1.0"),
+        (["--temperature", "1e-40"], "--temperature 1e-40"),
+        (["--max_completion_length", "1000000000"], "--max_completion_length"),
+        (["--prompt", "why " * 9000], "--max_prompt_length is 2048"),
         (["--num_generations", "0"], "--num_generations 0"),
         (["--device", "meta"], "--device meta"),
         (["--target", " . "], "--target"),

@@ -212,6 +212,25 @@ SPOILED = {
     "other patches": (edit("preprocessor_config.json", patch_size=14), "patch_size is 14, but 4"),
     "other merging": (edit("preprocessor_config.json", merge_size=1), "merge_size is 1, but 2"),
     "no directory": (shutil.rmtree, "no such directory"),
+    "generation config is a list": (
+        lambda d: (d / "generation_config.json").write_text("[]"),
+        "generation_config.json: must hold a JSON object",
+    ),
+    "deep preprocessor": (
+        lambda d: (d / "preprocessor_config.json").write_text("[" * 100_000),
+        "preprocessor_config.json: cannot be read",
+    ),
+    "end id is text": (edit("generation_config.json", eos_token_id=["2"]), "eos_token_id '2'"),
+    "end id is no token": (edit("generation_config.json", eos_token_id=10**6), "1000000"),
+    "end id is an image": (edit("generation_config.json", eos_token_id=6), "eos_token_id 6"),
+    "tokenizer cut off": (
+        lambda d: (d / "tokenizer.json").write_text('{"version": "1.0"'),
+        "the tokenizer files cannot be read",
+    ),
+    "tokenizer without model": (
+        lambda d: (d / "tokenizer.json").write_text("{}"),
+        "the tokenizer files cannot be read",
+    ),
 }
 
 
@@ -222,6 +241,13 @@ def test_files_that_are_missing_or_do_not_fit_are_refused_by_name(copy_dir, case
     with pytest.raises(InputError, match="checkpoint") as refusal:
         Processor(copy_dir)
     assert words in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ 1/0 }}", "{{ raise_exception('no') }}"])
+def test_a_template_that_cannot_be_rendered_is_refused(copy_dir, template):
+    (copy_dir / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match="checkpoint: the chat template cannot be rendered"):
+        Processor(copy_dir).template(1)
 
 
 @pytest.mark.parametrize("template", ["no words at all", "{{ messages[0]['content'] }}" * 2])

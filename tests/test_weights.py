@@ -247,12 +247,24 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_old_checkpoint_as_it_was(
         save_file(tensors, path, metadata)
 
     monkeypatch.setattr(model.weights, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="cannot be saved .*No space left"):
         save_model(m, tmp_path / "source", companions=tmp_path / "source")
     assert snapshot(tmp_path / "source") == before
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
     monkeypatch.undo()
     save_model(m, tmp_path / "source", companions=tmp_path / "source")  # what was left is no hurdle
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_never_saved(skeleton, tmp_path, value):
+    write_source(skeleton, tmp_path / "source")
+    m = load_model(tmp_path / "source")
+    with torch.no_grad():
+        m.model.norm.weight[3] = value
+    with pytest.raises(InputError, match="not saved, since model.norm.weight is not finite"):
+        save_model(m, tmp_path / "out", companions=tmp_path / "source")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- Damaged directories. Each function spoils a copy; the words must be in the message. ----
