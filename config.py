@@ -140,7 +140,7 @@ def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
         usage="%(prog)s [--flag value ...]",
         description=description,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=100),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34),
     )
     for item in dataclasses.fields(kind):
         inner, optional = _inner_type(item.type)
@@ -190,7 +190,10 @@ def _reader(kind: type, optional: bool):
 
 
 def _show(value: Any) -> Any:
-    return value.name if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        root = Path(__file__).parent
+        return value.relative_to(root) if value.is_relative_to(root) else value
+    return value
 
 
 # ---- JSON ----------------------------------------------------------------------------------------

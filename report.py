@@ -122,5 +122,6 @@ class RunLog:
         }
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
-        if self.bar.disable and row["step"] % 10 == 0:  # no terminal: plain lines instead
+        is_shown = row["step"] % 10 == 0 or row["step"] in (1, self.bar.total)
+        if self.bar.disable and is_shown:  # no terminal: plain lines instead
             print(f"step {row['step']}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))

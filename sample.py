@@ -8,13 +8,12 @@ N * G rows together. Finished rows go on being computed until all rows have fini
 a step costs the same with or without them.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
-step, prompt id, sample index) alone. How prompts are batched, how many processes share the work,
-and whether a run was resumed cannot change them; the tokens are then the same up to the rounding of
-the logits. A token is chosen by inverting the cumulative distribution at one uniform number, from
-float32 log-probabilities of the *whole* distribution (no top-k, no top-p: what is sampled is what
-is trained), and its log-probability is kept.
+step, prompt id, sample index) alone. How prompts are batched cannot change them; the tokens are
+then the same up to the rounding of the logits. A token is chosen by inverting the cumulative
+distribution at one uniform number, from float32 log-probabilities of the *whole* distribution (no
+top-k, no top-p: what is sampled is what is trained), and its log-probability is kept.
 
-Next: train_grpo.py.
+Next: evaluate.py, then model/vlm.py.
 """
 
 import hashlib

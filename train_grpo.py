@@ -16,7 +16,7 @@ verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the pap
 - Standard deviations are Bessel-corrected, with 1e-4 added, as in TRL.
 
 A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py).
-Read first: rewards.py. Next: model/vlm.py.
+Read first: rewards.py, tasks/cls.py. Next: sample.py.
 """
 
 import copy
@@ -136,6 +136,8 @@ def accumulate_gradient(
     model: VLM, reference: VLM | None, groups: list[Group], forbidden: Tensor, cfg: Config
 ) -> dict[str, float]:
     """Backward over all groups, `groups_per_micro_batch` at a time; gradients add up in the model.
+
+    `forbidden` (V,) marks the tokens that are never sampled.
 
     At beta = 0 a group without spread has zero advantages and so exactly no gradient: it is
     skipped. Returns the metrics of the update, means over the tokens that were computed.
@@ -382,7 +384,7 @@ def train(cfg: Config) -> dict[str, float]:
         # 4. Advantage: compare inside each group.
         advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
         groups = make_groups(prompts, rollout, advantages, cfg)
-        # 5. Update: mu passes over the same completions.
+        # 5. Update: num_iterations passes (mu in the paper) over the same completions.
         with log.timed("update"):
             for _ in range(cfg.num_iterations):
                 update = accumulate_gradient(model, reference, groups, forbidden, cfg)
@@ -403,7 +405,7 @@ def train(cfg: Config) -> dict[str, float]:
     log.bar.close()
     seconds = time.time() - began
     line = closing_line(first, last)
-    print(f"{line}; {seconds:.0f} s; checkpoint {saved}, log {log.directory}")
+    print(f"{line}; {seconds:.0f} s; {saved}")
     return last
 
 

@@ -3,7 +3,7 @@
 Two layouts exist in the wild. The files published with Qwen2-VL keep the language model's fields at
 the top level; transformers >= 4.52 nests them in `text_config` and calls `rope_scaling`
 `rope_parameters`. Both are read into the same frozen dataclass, and nothing else in the project
-looks at the JSON again. Next: model/vision.py.
+looks at the JSON again. Next: kernels/advantage.py.
 """
 
 import json
@@ -101,6 +101,10 @@ class VLMConfig:
     @classmethod
     def from_directory(cls, directory: Path) -> "VLMConfig":
         path = Path(directory) / "config.json"
+        if not path.is_file():
+            raise InputError(
+                f"--model {directory}: has no config.json; name a checkpoint directory"
+            )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ The same forward serves three uses, told apart by its arguments alone: training 
 (`layout`), prefill (`layout` and `cache`: the prefix is stored), one decoding step (`cache` alone).
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1 (M-RoPE). Letters: T packed tokens, B rows, D width,
-H query heads, K key/value heads, E head width. Next: model/vlm.py.
+H query heads, K key/value heads, E head width. Next: model/image.py.
 """
 
 import torch

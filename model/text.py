@@ -6,7 +6,7 @@ tokens switched off, so a question that contains `<|im_end|>` or `<|image_pad|>`
 and cannot end its own turn or add an image slot.
 
 The sampler and the trainer share `forbidden`: vision tokens, chat control tokens and the untrained
-padding rows of the embedding have probability zero in both. Next: sample.py.
+padding rows of the embedding have probability zero in both. Next: model/weights.py.
 """
 
 import json

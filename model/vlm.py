@@ -15,7 +15,7 @@
 | P      | prompt tokens, image tokens included   | M, Q   | patches; image tokens after merging |
 | C_i, C | tokens of completion i; C = sum C_i    | T      | tokens of a packed sequence         |
 
-Next: model/weights.py, model/text.py, then sample.py.
+Next: model/attention.py.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ transformers >= 4.52 holds (and some tools save) `model.language_model.layers.0.
 same key set, shapes and dtypes in the same shards, and every companion file (tokenizer, chat
 template, preprocessor, generation config) byte for byte, so that whatever loaded the source loads
 the result. Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
-No pickle is ever read. Next: model/text.py.
+No pickle is ever read. Next: model/config.py.
 """
 
 import json

@@ -4,7 +4,7 @@ Every source of questions, generated or read from disk, hands over the same thin
 `Example`. A training loop that understands `Example` understands every task, and a new task is
 one new file in this folder.
 
-Next: tasks/readers.py (real data sets) or tasks/garden.py (the generated world).
+Next: tasks/cls.py; its data come from tasks/readers.py and tasks/garden.py.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Example:
 
     Attributes:
         id: stable and unique inside its data set; it keys the random numbers of its completions,
-            so that the same example draws the same tokens in any batch and after any resume.
+            so that the same example draws the same tokens in any batch.
         images: in the order of the question; a path or an open image, always opened through
             `model.image.load_image`, which is where size, format and orientation are handled.
         question: the text shown to the model, without the instruction on the answer's format.

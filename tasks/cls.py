@@ -9,7 +9,7 @@ The garden's pictures are taken outdoors (`garden_drawing.outdoors`), while the 
 on clean ones: it sees well, not perfectly. The splits: `train` holds `shots` pictures of each of
 the 30 RL species, `held_out` other renderings of the same species, `val` a third set of renderings
 for choosing settings, and `ood` the ten species that no RL run ever trains on. Real data have
-`train` and `held_out`. Next: rewards.py.
+`train` and `held_out`. Next: train_grpo.py.
 """
 
 from collections.abc import Mapping

@@ -63,15 +63,16 @@ class SkipLog:
         self.first = [*self.first, f"{reason}: {offender}"][:5]
 
     def check(self, total: int, max_skip: float = 0.01) -> None:
-        """Print one line, or raise InputError if more than max(2, max_skip * total) are lost.
+        """Print one line if any are lost; raise InputError for more than max(2, max_skip * total).
 
         `total` counts the records read, the skipped ones included.
         """
         skipped = self.counts.total()
         summary = "; ".join([f"{skipped} of {total} records skipped", *self.first])
         if skipped > max(2, max_skip * total):
-            raise InputError(f"--data: too many ({dict(self.counts)}) lost, repair them: {summary}")
-        print(f"data: {summary}")
+            raise InputError(f"--data: too many lost, repair them: {summary}")
+        if skipped:
+            print(f"data: {summary}")
 
 
 def load_labelled(data: str, max_skip: float = 0.01) -> list[LabelledImage]:
@@ -300,7 +301,9 @@ def _labelled_row(row: dict, row_id: str, root: Path, skips: SkipLog) -> Labelle
     name = normalise_name(label[:MAX_NAME_CHARS])
     for column, value in zip(COLUMNS, (image, question.strip(), name), strict=True):
         if not value:
-            skips.add(f"empty {column}", row_id)
+            untagged = column == "solution" and solution.strip()
+            reason = "solution without <answer>name</answer>" if untagged else f"empty {column}"
+            skips.add(reason, row_id)
             return None
     if isinstance(image, str):
         return LabelledImage(row_id, _inside(root, image, row_id), label, question)

@@ -217,7 +217,7 @@ def test_help_prints_every_field_once_with_its_default(kind, capsys, monkeypatch
         entry = entry.partition(" --")[0] if field.type is not bool else entry.split(" --")[1]
         assert field.metadata["help"] in entry
         if field.default is not None:
-            shown = field.default.name if isinstance(field.default, Path) else field.default
+            shown = config._show(field.default)
             assert entry.count(f"(default: {shown})") == 1
 
 

@@ -398,6 +398,7 @@ def test_the_learning_rate_warms_up_and_ends_at_a_hundredth_of_the_peak():
 @pytest.fixture
 def miniature(monkeypatch):
     """Sizes with which `--pretrain` takes a second; the global float precision is put back."""
+    pytest.importorskip("sklearn")  # the base sees digits as well
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     sizes |= dict(num_key_value_heads=2, vision_depth=1, vision_embed_dim=32, vision_num_heads=2)
     monkeypatch.setattr(train_sft, "SIZES", sizes | dict(vision_mlp_ratio=2, patch_size=8))
