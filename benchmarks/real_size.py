@@ -71,7 +71,7 @@ def sample(model: VLM) -> dict[str, torch.Tensor]:
 def small_prompt(cfg: VLMConfig) -> Prompt:
     """Twenty words and one 56 x 56 image: 16 patches, 4 image tokens."""
     words, image = torch.arange(1000, 1020), torch.full((4,), cfg.image_token_id)
-    ids = torch.cat([torch.tensor([cfg.vision_start_token_id]), image, words])  # (P,)
+    ids = torch.cat([torch.tensor([CONFIG["vision_start_token_id"]]), image, words])  # (P,)
     pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
     return Prompt("tiny", ids, rope_positions(ids, [(1, 4, 4)], cfg), pixels, [(1, 4, 4)])
 
@@ -87,7 +87,7 @@ def check_names_and_shapes(model: VLM) -> None:
 def check_equal_files(first: Path, second: Path) -> None:
     """Same keys, files, dtypes, shapes, and every single value."""
     slots = read_slots(first)
-    assert slots == read_slots(second) and len(slots) > 700
+    assert slots and slots == read_slots(second)
     assert {p.name for p in first.iterdir()} == {p.name for p in second.iterdir()}
     for file in sorted({slot.file for slot in slots.values()}):
         with safe_open(first / file, "pt") as a, safe_open(second / file, "pt") as b:

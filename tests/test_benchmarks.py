@@ -1,0 +1,69 @@
+"""The scripts behind benchmarks/RESULTS.md run, and report what they measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import base_skills, garden_picture, real_size
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_real_size_check_runs_at_a_small_size(tmp_path, monkeypatch, capsys):
+    small = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
+    small |= dict(num_key_value_heads=1, rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]})
+    vision = real_size.CONFIG["vision_config"] | dict(
+        depth=2, embed_dim=64, num_heads=2, hidden_size=64
+    )
+    monkeypatch.setattr(real_size, "CONFIG", real_size.CONFIG | small | {"vision_config": vision})
+    monkeypatch.setattr(real_size, "FREE_BYTES", 0)
+    report = real_size.run(tmp_path)
+    assert report["parameters"] > 10**6
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_first_run_benchmark_prints_a_row_per_seed_and_json():
+    command = [sys.executable, "benchmarks/first_run.py", "--name", "short", "--seeds", "3", "--"]
+    command += ["--max_steps", "2", "--held_out_per_class", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    report = json.loads(lines[-1])
+    assert report["name"] == "short" and [run["seed"] for run in report["runs"]] == [3]
+    assert 0 < report["runs"][0]["first_step_s"] <= report["runs"][0]["run_s"]
+    assert lines[3].startswith("| 3 |") and report["runs"][0]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        ([0, 0, 2, 2], [0, 0, 2, 2], 1.0),
+        ([0, 0, 2, 2], [1, 0, 3, 2], 1 / 3),
+        ([0, 0, 1, 1], [1, 1, 2, 2], 0.0),
+        ([2, 2, 0, 0], [0, 0, 2, 2], 0.0),
+    ],
+)
+def test_the_skills_are_scored_by_true_overlap(a, b, expected):
+    assert base_skills.overlap(a, b) == pytest.approx(expected)
+
+
+def test_a_box_list_is_scored_by_the_share_of_true_boxes_found():
+    truth = '[{"Position": [0, 0, 100, 100]}, {"Position": [500, 500, 600, 600]}]'
+    found = '[{"Position": [0, 0, 100, 90]}]'
+    assert base_skills.right("det", found, truth) == 0.5
+    assert base_skills.right("det", "nonsense", truth) == 0.0
+    assert base_skills.right("det", "No Objects", "No Objects") == 1.0
+    assert base_skills.right("ground", "[0, 0, 100, 50]", "[0, 0, 100, 100]") == 0.5
+
+
+def test_the_pictures_of_the_readme_are_those_of_the_garden(tmp_path, monkeypatch):
+    (tmp_path / "assets").mkdir()
+    monkeypatch.setattr(garden_picture, "ROOT", tmp_path)
+    garden_picture.main()
+    for name in ("garden.png", "flower.png"):
+        drawn, kept = (Image.open(root / "assets" / name) for root in (tmp_path, ROOT))
+        assert drawn.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
