@@ -385,13 +385,16 @@ def train(cfg: Config) -> dict[str, float]:
         advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
         groups = make_groups(prompts, rollout, advantages, cfg)
         # 5. Update: num_iterations passes (mu in the paper) over the same completions.
+        mismatch: dict[str, float] = {}
         with log.timed("update"):
             for _ in range(cfg.num_iterations):
                 update = accumulate_gradient(model, reference, groups, forbidden, cfg)
                 update |= optimizer.step(step / cfg.max_steps)
+                # Sampler and trainer are compared on the same weights: in the first pass.
+                mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
         # 6. Log, evaluate, save.
         is_last = step + 1 == cfg.max_steps
-        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | update
+        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | update | mismatch
         if (step + 1) % cfg.eval_steps == 0 or is_last:
             with log.timed("eval"):
                 last = held_out_metrics(model, processor, task, cfg)
