@@ -112,6 +112,12 @@ def require_counts(config: Any, names: str) -> None:
         require(1 <= getattr(config, name) <= 10**6, name, "at least 1, at most a million", config)
 
 
+def require_temperature(config: Any) -> None:
+    """Raise InputError unless the temperature is 0 (greedy) or one that float32 can divide by."""
+    t = config.temperature
+    require(t == 0 or 1e-3 <= t <= 1e3, "temperature", "0 or in 0.001 .. 1000", config)
+
+
 # ---- command line --------------------------------------------------------------------------------
 
 

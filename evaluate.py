@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 import config
-from config import BASE_MODEL, Config, flag, require, require_counts
+from config import BASE_MODEL, Config, flag, require, require_counts, require_temperature
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
@@ -57,15 +57,14 @@ class EvalConfig:
             self,
             "shots held_out_per_class max_completion_length max_prompt_length batch_size",
         )
-        cold = self.temperature == 0
-        require(cold or 1e-3 <= self.temperature <= 1e3, "temperature", "0 or 0.001 .. 1000", self)
+        require_temperature(self)
         both = self.run is not None and self.model != BASE_MODEL
         require(not both, "model", "left out when --run is given", self)
         require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
 
 
 def as_in_run(cfg: EvalConfig) -> EvalConfig:
-    """Take from a run's config.json what decides its metrics, and its last checkpoint.
+    """Take the run's last checkpoint, and its settings wherever a flag was left at its default.
 
     Raises InputError for a directory that is no run, or one that has no checkpoint yet.
     """
@@ -74,9 +73,13 @@ def as_in_run(cfg: EvalConfig) -> EvalConfig:
     steps = {int(path.parent.name[5:]): path for path in saved}
     if not steps:
         raise InputError(f"--run {cfg.run}: has no checkpoint (step_N/hf) yet")
-    shared = {f.name for f in fields(EvalConfig)} & {f.name for f in fields(Config)}
     own = {"temperature", "seed", "device", "model"}  # of this evaluation, not of the run
-    values = {name: getattr(trained, name) for name in shared - own}
+    shared = {field.name for field in fields(Config)} - own
+    values = {
+        field.name: getattr(trained, field.name)
+        for field in fields(EvalConfig)
+        if field.name in shared and getattr(cfg, field.name) == field.default
+    }
     return replace(cfg, run=None, model=steps[max(steps)], **values)
 
 

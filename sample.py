@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import config
-from config import BASE_MODEL, flag, require, require_counts
+from config import BASE_MODEL, flag, require, require_counts, require_temperature
 from model.attention import KVCache, PackLayout
 from model.errors import InputError
 from model.text import Processor
@@ -185,8 +185,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, "num_generations max_completion_length max_prompt_length")
-        cold = self.temperature == 0
-        require(cold or 1e-3 <= self.temperature <= 1e3, "temperature", "0 or 0.001 .. 1000", self)
+        require_temperature(self)
         if self.target is not None:
             named = len(self.target) <= MAX_NAME_CHARS and normalise_name(self.target)
             require(bool(named), "target", "a name", self)

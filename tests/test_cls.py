@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,6 +21,7 @@ from rewards import normalise_name
 from tasks import INSTRUCTIONS, Example, cls, full_question
 from tasks.garden import GARDEN_SPLIT_SEED, OOD_SPECIES, RL_SPECIES
 from tasks.readers import DIGIT_NAMES, read_digits
+from tests.test_readers import class_folders, picture
 
 ROOT = Path(cls.__file__).parents[1]
 WEIGHTS = {"correct": 1.0, "format": 0.5}
@@ -36,21 +36,6 @@ def pixels(example: Example) -> bytes:
     (image,) = example.images
     image = image if isinstance(image, Image.Image) else Image.open(image)
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).digest()
-
-
-def picture(number: int) -> Image.Image:
-    noise = np.random.Generator(np.random.Philox(number)).integers(0, 256, (40, 36, 3))
-    return Image.fromarray(noise.astype(np.uint8))
-
-
-def class_folders(root: Path, **counts: int) -> Path:
-    number = 0
-    for label, count in counts.items():
-        (root / label).mkdir(parents=True)
-        for i in range(count):
-            picture(number).save(root / label / f"{i}.png")
-            number += 1
-    return root
 
 
 def ids(examples: list[Example]) -> list[str]:

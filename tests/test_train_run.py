@@ -226,6 +226,9 @@ def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, 
     answers, last = rows(tmp_path / "answers.jsonl"), rows(tmp_path / "run/metrics.jsonl")[-1]
     assert sum(a["length"] for a in answers) / 30 == pytest.approx(last["eval/mean_length"])
     assert sum(a["format"] for a in answers) / 30 == pytest.approx(last["eval/format"])
+    # a flag that is given wins over the run's setting
+    evaluate.main(["--run", str(tmp_path / "run"), "--held_out_per_class", "2"])
+    assert "cls held_out, 60 images: strict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("missing", ["config.json", "step_3"])
