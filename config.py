@@ -31,33 +31,72 @@ def flag(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Config:
-    """A GRPO run. The defaults are those of the embedded base model on a laptop CPU."""
+class TaskConfig:
+    """What is asked of which model: the flags that training and evaluation share."""
 
     # Task
-    task: Literal["cls"] = flag("cls", "what to learn: cls names the class of an image")
-    data: str = flag("garden", "garden | digits | folder of class folders | Visual-RFT table")
+    task: Literal[
+        "cls", "det", "ovd", "ground", "count", "measure", "change", "vqa", "entail", "order"
+    ] = flag("cls", "what to learn; tasks/__init__.py lists them")
+    data: str = flag("garden", "garden | digits | folder of class folders | file (README)")
+    data_root: Path | None = flag(None, "folder of the images; default: the folder of the file")
     question: str | None = flag(None, "asked of every image; default: the data's own question")
-    shots: int = flag(1, "training images per class")
-    split_seed: int = flag(GARDEN_SPLIT_SEED, "of the few shots and the held-out images")
-    prompt_mode: Literal["think", "direct"] = flag("think", "reason before the answer, or not")
-    shuffle_labels: bool = flag(False, "control run: train on wrong labels; must not help")
-    held_out_per_class: int = flag(10, "test images per class")
+    shots: int = flag(1, "training images per class: cls, det, ovd")
+    train_size: int = flag(256, "training questions: the other tasks")
+    held_out_per_class: int = flag(10, "test images per class: cls")
+    held_out_size: int = flag(200, "test questions: the other tasks")
+    split_seed: int = flag(GARDEN_SPLIT_SEED, "of the training and the held-out examples")
+    prompt_mode: Literal["think", "steps", "direct"] = flag(
+        "think", "reason first; in four steps; or answer at once"
+    )
+    tolerance: float = flag(0.1, "measure: relative error of a number that is still right")
+    ordered: bool = flag(False, "change: the order of the calls counts")
+    coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
+        "auto", "frame in which the model writes boxes; auto: what its family was taught"
+    )
+    data_coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
+        "auto", "frame of the data's boxes; auto: what its format prescribes"
+    )
     # Model
     model: Path = flag(BASE_MODEL, "checkpoint directory of a Qwen2-VL model")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; optimizer stays fp32")
-    freeze_vision: bool = flag(True, "keep the vision tower as it is")
     max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
+    max_completion_length: int | None = flag(None, "tokens; default: what the task's answers need")
     max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
+    seed: int = flag(0, "of data order and sampling")
+
+    def __post_init__(self) -> None:
+        require_counts(self, "shots train_size held_out_per_class held_out_size max_prompt_length")
+        length = self.max_completion_length
+        require(length is None or 1 <= length <= 10**6, "max_completion_length", "1 .. 10^6", self)
+        require(0 <= self.tolerance < 1, "tolerance", "in 0 .. 1", self)
+        require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
+        require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)
+        require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
+
+
+@dataclass(frozen=True)
+class Config(TaskConfig):
+    """A GRPO run. The defaults are those of the embedded base model on a laptop CPU."""
+
+    shuffle_labels: bool = flag(False, "cls, control run: train on wrong labels; must not help")
+    freeze_vision: bool = flag(True, "keep the vision tower as it is")
     # Rollout
     prompts_per_step: int = flag(8, "questions (groups) per optimizer step: N")
     num_generations: int = flag(8, "completions per question: G")
-    max_completion_length: int = flag(40, "tokens")
     temperature: float = flag(1.0, "of sampling and of the trained distribution alike")
     # Reward
-    correct_weight: float = flag(1.0, "weight of the right answer")
+    correct_weight: float = flag(1.0, "weight of the right answer, or of the boxes' overlap")
+    confidence_weight: float = flag(1.0, "det, ovd: weight of well-placed confidence")
     format_weight: float = flag(0.5, "weight of the asked-for format")
+    dense: float = flag(0.0, "credit for being nearly right, 0 (sparse) .. 1")
+    dense_schedule: Literal["constant", "linear"] = flag("constant", "or: decay dense to 0")
+    overlong_weight: float = flag(0.0, "penalty near the length limit (DAPO)")
+    overlong_buffer: int = flag(16, "tokens before the limit in which that penalty grows")
+    repetition_weight: float = flag(0.0, "penalty for repeated n-grams of words")
+    length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
+    reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
     # Update
     max_steps: int = flag(150, "batches of completions, each used for num_iterations updates")
     learning_rate: float = flag(5e-5, "peak; a real 2B checkpoint wants 1e-6")
@@ -75,29 +114,30 @@ class Config:
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
     eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
     save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
-    seed: int = flag(0, "of data order and sampling")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_counts(
             self,
-            "shots held_out_per_class max_prompt_length prompts_per_step num_generations "
-            "max_completion_length max_steps num_iterations groups_per_micro_batch eval_steps",
+            "prompts_per_step num_generations max_steps num_iterations groups_per_micro_batch "
+            "eval_steps overlong_buffer",
         )
         require(self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self)
         require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
         require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
         require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
-        for name in ("correct_weight", "format_weight", "beta", "weight_decay"):
+        for name in (
+            "correct_weight confidence_weight format_weight overlong_weight repetition_weight "
+            "length_weight beta weight_decay"
+        ).split():
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
+        require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
         weights = self.correct_weight + self.format_weight
         require(weights > 0, "correct_weight", "above 0 where --format_weight is 0", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
-        require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
         require(self.save_steps >= 0, "save_steps", "0 or more", self)
-        require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)
-        require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
 
 
 def require(holds: bool, name: str, what: str, config: Any) -> None:

@@ -1,66 +1,72 @@
-"""Held-out accuracy of any checkpoint on any split, strict and loose, with its uncertainty.
+"""Held-out metrics of any checkpoint on any task and split, strict and loose, with an interval.
 
     python evaluate.py --run runs/cls-20260101-120000 --split ood
-    python evaluate.py --task cls --split ood --model path/to/checkpoint
+    python evaluate.py --task det --split held_out --model path/to/checkpoint
 
-Strict: the one answer must be the whole name. Loose: the rule of the field's reference code, which
-accepts a substring in either direction; printed beside the strict number and never instead of it.
+Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
+beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
 Answers are greedy (temperature 0) unless --temperature says otherwise.
 """
 
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
 
+import numpy as np
 import torch
 
 import config
-from config import BASE_MODEL, Config, flag, require, require_counts, require_temperature
+from config import (
+    BASE_MODEL,
+    Config,
+    TaskConfig,
+    flag,
+    require,
+    require_counts,
+    require_temperature,
+)
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
 from model.weights import load_model
 from sample import generate_group, pick_device
-from tasks import Example, Task, cls
-from tasks.garden import GARDEN_SPLIT_SEED
+from tasks import (
+    Example,
+    Settings,
+    Task,
+    change,
+    cls,
+    count,
+    det,
+    entail,
+    ground,
+    measure,
+    order,
+    ovd,
+    vqa,
+)
+from tasks.frames import default_frame
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    task: Literal["cls"] = flag("cls", "what is asked")
+class EvalConfig(TaskConfig):
     split: str = flag("held_out", "held_out, ood, val, or train")
-    model: Path = flag(BASE_MODEL, "checkpoint directory")
     run: Path | None = flag(
         None, "a run's directory: its last checkpoint, data, prompt and lengths"
     )
-    data: str = flag("garden", "as in train_grpo.py")
-    question: str | None = flag(None, "asked of every image; default: the data's own question")
-    shots: int = flag(1, "as in training: the shots are excluded from the held-out images")
-    split_seed: int = flag(GARDEN_SPLIT_SEED, "as in training")
-    held_out_per_class: int = flag(10, "images per class")
-    prompt_mode: Literal["think", "direct"] = flag("think", "reason before the answer, or not")
-    max_completion_length: int = flag(40, "tokens")
     temperature: float = flag(0.0, "0 is greedy")
-    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
-    max_pixels: int | None = flag(None, "as in training; default: the checkpoint's")
     batch_size: int = flag(64, "images at a time")
-    device: str = flag("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
-    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights")
-    seed: int = flag(0, "of sampling")
     output: Path | None = flag(None, "write every answer to this jsonl file")
 
     def __post_init__(self) -> None:
-        require_counts(
-            self,
-            "shots held_out_per_class max_completion_length max_prompt_length batch_size",
-        )
+        super().__post_init__()
+        require_counts(self, "batch_size")
         require_temperature(self)
         both = self.run is not None and self.model != BASE_MODEL
         require(not both, "model", "left out when --run is given", self)
-        require(0 <= self.split_seed < 2**24, "split_seed", "in 0 .. 2^24 - 1", self)
 
 
 def as_in_run(cfg: EvalConfig) -> EvalConfig:
@@ -73,30 +79,35 @@ def as_in_run(cfg: EvalConfig) -> EvalConfig:
     steps = {int(path.parent.name[5:]): path for path in saved}
     if not steps:
         raise InputError(f"--run {cfg.run}: has no checkpoint (step_N/hf) yet")
-    own = {"temperature", "seed", "device", "model"}  # of this evaluation, not of the run
-    shared = {field.name for field in fields(Config)} - own
+    own = {"seed", "device", "model"}  # of this evaluation, not of the run
     values = {
         field.name: getattr(trained, field.name)
-        for field in fields(EvalConfig)
-        if field.name in shared and getattr(cfg, field.name) == field.default
+        for field in fields(TaskConfig)
+        if field.name not in own and getattr(cfg, field.name) == field.default
     }
     return replace(cfg, run=None, model=steps[max(steps)], **values)
 
 
-TASKS = {"cls": cls.load}  # --task name -> function that reads its data and wires its rewards
+TASKS: dict[str, Callable[[Settings], Task]] = {  # --task name -> what reads and wires it
+    "cls": cls.load,
+    "det": det.load,
+    "ovd": ovd.load,
+    "ground": ground.load,
+    "count": count.load,
+    "measure": measure.load,
+    "change": change.load,
+    "vqa": vqa.load,
+    "entail": entail.load,
+    "order": order.load,
+}
 
 
-def load_task(cfg: Config | EvalConfig, **training: Any) -> Task:
-    """The task that a config of either script names; `training` holds what only training needs."""
-    return TASKS[cfg.task](
-        data=cfg.data,
-        shots=cfg.shots,
-        split_seed=cfg.split_seed,
-        held_out_per_class=cfg.held_out_per_class,
-        prompt_mode=cfg.prompt_mode,
-        question=cfg.question,
-        **training,
-    )
+def load_task(cfg: TaskConfig, processor: Processor) -> Task:
+    """The task that a config of either script names, with boxes in the frame the model speaks."""
+    given = {f.name: getattr(cfg, f.name) for f in fields(Settings) if hasattr(cfg, f.name)}
+    if cfg.coords == "auto":
+        given["coords"] = default_frame(processor.cfg.model_type)
+    return TASKS[cfg.task](Settings(**given, image_config=processor.image_cfg))
 
 
 def wilson_interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -107,49 +118,84 @@ def wilson_interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(low, 0.0), min(high, 1.0)
 
 
+def bootstrap_interval(
+    metric: Callable[[np.ndarray], float], n: int, resamples: int = 100
+) -> tuple[float, float]:
+    """95 % percentile interval of a metric of n examples (Efron 1979): resample them, recompute.
+
+    `metric` takes indices (n,) int64 into the examples. The seed is fixed, and so the interval.
+    """
+    rng = np.random.Generator(np.random.Philox(key=n))
+    values = [metric(rng.integers(0, n, n)) for _ in range(resamples)]
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def headline_interval(
+    task: Task, examples: list[Example], records: list[dict]
+) -> tuple[float, float]:
+    """95 % interval of the task's headline metric: Wilson's for a share, else a bootstrap."""
+    n = len(records)
+    if task.headline == "strict":
+        return wilson_interval(sum(record["strict"] for record in records) / n, n)
+    if task.headline in records[0]:
+        values = np.array([record[task.headline] for record in records])
+        return bootstrap_interval(lambda index: float(values[index].mean()), n, 1000)
+
+    def resampled(index: np.ndarray) -> float:
+        texts = [records[i]["text"] for i in index]
+        return task.summary([examples[i] for i in index], texts)[task.headline]
+
+    return bootstrap_interval(resampled, n)
+
+
 def evaluate(
     model: VLM,
     processor: Processor,
     task: Task,
     examples: list[Example],
-    max_completion_length: int,
+    max_completion_length: int | None = None,
     max_prompt_length: int | None = None,
     temperature: float = 0.0,
     batch_size: int = 64,
     seed: int = 0,
+    with_interval: bool = False,
 ) -> tuple[dict[str, float], list[dict]]:
     """Answer every example once and score the answers.
 
-    Returns: fractions `strict`, `loose`, `format`, the Wilson interval of `strict`, `mean_length`
-    in tokens, `n`; and one record per answer.
+    Returns: the means of the task's scores, its summary metrics, `mean_length` in tokens, `n`, on
+    request the 95 % interval of the headline metric as `<headline>_low` and `_high`; and one record
+    per answer.
     """
+    length = max_completion_length or task.max_completion_length
     records = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         prompts = [processor.prompt(e.id, e.images, e.question, max_prompt_length) for e in batch]
-        rollout = generate_group(
-            model, processor, prompts, 1, max_completion_length, temperature, seed
-        )
+        rollout = generate_group(model, processor, prompts, 1, length, temperature, seed)
         for example, text, ids in zip(batch, rollout.texts, rollout.ids, strict=True):
-            records.append(
-                {
-                    "id": example.id,
-                    "target": example.target,
-                    "text": text,
-                    "length": len(ids),
-                    "strict": task.strict(text, example.target),
-                    "loose": task.loose(text, example.target),
-                    "format": task.format(text),
-                }
-            )
+            record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
+            records.append(record | task.scores(text, example))
     n = len(records)
-    metrics = {
-        name: sum(record[name] for record in records) / n for name in ("strict", "loose", "format")
-    }
-    low, high = wilson_interval(metrics["strict"], n)
-    metrics |= {"strict_low": low, "strict_high": high, "n": n}
-    metrics["mean_length"] = sum(record["length"] for record in records) / n
+    names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
+    metrics = {name: sum(record[name] for record in records) / n for name in names}
+    if task.summary is not None:
+        metrics |= task.summary(examples, [record["text"] for record in records])
+    if with_interval:
+        low, high = headline_interval(task, examples, records)
+        metrics |= {f"{task.headline}_low": low, f"{task.headline}_high": high}
+    metrics |= {"mean_length": sum(record["length"] for record in records) / n, "n": n}
     return metrics, records
+
+
+def result_line(task: Task, metrics: dict[str, float]) -> str:
+    """The headline metric with its interval, then the others, as one line."""
+    name = task.headline
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    shown = [f"{name} {metrics[name]:.1%} [{low:.1%}, {high:.1%}]"]
+    known = {name, f"{name}_low", f"{name}_high", "mean_length", "n"}
+    shown += [f"{other} {value:.1%}" for other, value in metrics.items() if other not in known]
+    return ", ".join([*shown, f"mean length {metrics['mean_length']:.1f} tokens"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -158,11 +204,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
     if cfg.run is not None:
         cfg = as_in_run(cfg)
-    task = load_task(cfg)
+    processor = Processor(cfg.model, cfg.max_pixels)
+    task = load_task(cfg, processor)
     splits = task.splits | {"train": task.train}
     if cfg.split not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
-    processor = Processor(cfg.model, cfg.max_pixels)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
     start = time.time()
     metrics, records = evaluate(
@@ -175,6 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         temperature=cfg.temperature,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
+        with_interval=True,
     )
     if cfg.output is not None:
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
@@ -182,13 +229,8 @@ def main(argv: list[str] | None = None) -> None:
             cfg.output.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise InputError(f"--output {cfg.output}: cannot be written ({error})") from None
-    interval = f"[{metrics['strict_low']:.1%}, {metrics['strict_high']:.1%}]"
-    print(
-        f"{cfg.task} {cfg.split}, {metrics['n']} images: "
-        f"strict {metrics['strict']:.1%} {interval}, loose {metrics['loose']:.1%}, "
-        f"format {metrics['format']:.1%}, "
-        f"mean length {metrics['mean_length']:.1f} tokens, {time.time() - start:.1f} s"
-    )
+    line, seconds = result_line(task, metrics), time.time() - start
+    print(f"{cfg.task} {cfg.split}, {metrics['n']} questions: {line}, {seconds:.1f} s")
 
 
 if __name__ == "__main__":

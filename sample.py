@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 import config
+from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
 from model.attention import KVCache, PackLayout
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
-from rewards import FORMATS, MAX_NAME_CHARS, classification_reward, normalise_name
+from rewards import FORMATS, classification_reward
 from tasks import full_question
 
 CHECK_END_EVERY = 8  # decoding steps between two looks at whether all rows have ended

@@ -24,7 +24,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -41,7 +41,9 @@ from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model, save_model
 from report import RunLog, check_output_dir, completion_records, rollout_metrics
 from sample import Rollout, generate_group, pick_device
+from scoring import Scorer
 from tasks import Example, Task
+from tasks.files import SkipLog
 
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
@@ -242,7 +244,7 @@ class Optimizer:
         }
 
 
-# ---- data and rewards of a step ------------------------------------------------------------------
+# ---- data of a step ------------------------------------------------------------------------------
 
 
 def examples_of_step(examples: list[Example], step: int, cfg: Config) -> list[tuple[str, Example]]:
@@ -261,26 +263,6 @@ def examples_of_step(examples: list[Example], step: int, cfg: Config) -> list[tu
     return chosen
 
 
-def score(
-    task: Task, examples: list[Example], rollout: Rollout, G: int
-) -> tuple[Tensor, list[dict[str, float]]]:
-    """Verify every completion: rewards (N, G) fp32 and the named parts of each completion.
-
-    Raises InputError for a reward that is not finite: it would poison every weight.
-    """
-    totals, parts = [], []
-    for b, text in enumerate(rollout.texts):
-        reward = task.reward(text, examples[b // G].target)
-        if not math.isfinite(reward.total):
-            raise InputError(
-                f"reward {reward.total} ({reward.parts}) for a completion of example "
-                f"{examples[b // G].id}: rewards must be finite numbers; mend the reward function"
-            )
-        totals.append(reward.total)
-        parts.append(reward.parts)
-    return torch.tensor(totals, dtype=torch.float32).view(-1, G), parts  # (N, G)
-
-
 # ---- the run -------------------------------------------------------------------------------------
 
 
@@ -295,8 +277,10 @@ def keep_features(model: VLM, prompts: list[Prompt]) -> None:
             prompt.features = own if prompt.grids else None
 
 
-def held_out_metrics(model: VLM, processor: Processor, task: Task, cfg: Config) -> dict[str, float]:
-    """Greedy accuracy on the held-out images (eval/...) and on unseen classes (eval/ood_...)."""
+def held_out_metrics(
+    model: VLM, processor: Processor, task: Task, cfg: Config, with_interval: bool
+) -> dict[str, float]:
+    """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
     row = {}
     for split, prefix in EVAL_SPLITS.items():
         if split in task.splits:
@@ -307,38 +291,68 @@ def held_out_metrics(model: VLM, processor: Processor, task: Task, cfg: Config) 
                 task.splits[split],
                 cfg.max_completion_length,
                 batch_size=cfg.prompts_per_step * cfg.num_generations,  # rows of a rollout
+                with_interval=with_interval,
             )
             row |= {prefix + name: value for name, value in metrics.items()}
     return row
 
 
-def closing_line(first: dict[str, float], last: dict[str, float]) -> str:
-    """base -> final accuracy, in words."""
-    line = (
-        f"held-out accuracy {first['eval/strict']:.1%} -> {last['eval/strict']:.1%} strict "
-        f"(loose {first['eval/loose']:.1%} -> {last['eval/loose']:.1%})"
-    )
-    if "eval/ood_strict" in last:
-        before, after = first["eval/ood_strict"], last["eval/ood_strict"]
-        line += f", never-trained classes {before:.1%} -> {after:.1%}"
+def closing_line(task: Task, first: dict[str, float], last: dict[str, float]) -> str:
+    """base -> final, in words: the task's headline metric, the loose one, out of distribution."""
+
+    def rise(name: str) -> str:
+        return f"{first[name]:.1%} -> {last[name]:.1%}"
+
+    line = f"held-out {task.headline} {rise(f'eval/{task.headline}')}"
+    if "eval/loose" in last:
+        line += f" (loose {rise('eval/loose')})"
+    if f"eval/ood_{task.headline}" in last:
+        line += f", out of distribution {rise(f'eval/ood_{task.headline}')}"
     return line
 
 
-def check_prompts(processor: Processor, task: Task, max_prompt_length: int) -> None:
-    """Build every prompt once, so that a bad one stops the run before it has left anything."""
-    judged = [e for split in EVAL_SPLITS for e in task.splits.get(split, [])]
-    for example in [*task.train, *judged]:
-        processor.prompt(example.id, example.images, example.question, max_prompt_length)
+def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int) -> Task:
+    """The task without examples whose prompt cannot be built: too long, or a damaged image.
+
+    Every prompt is built once, before the run has left anything; prompts are never cut. Raises
+    InputError when more than a few are lost, or nothing is left to train on.
+    """
+    skips, total = SkipLog(), 0
+
+    def usable(examples: list[Example]) -> list[Example]:
+        nonlocal total
+        total += len(examples)
+        kept = []
+        for e in examples:
+            try:
+                processor.prompt(e.id, e.images, e.question, max_prompt_length)
+                kept.append(e)
+            except InputError as error:
+                skips.add("no prompt", str(error))
+        return kept
+
+    train = usable(task.train)
+    splits = task.splits | {s: usable(task.splits[s]) for s in EVAL_SPLITS if s in task.splits}
+    skips.check(total)
+    if not train or not splits["held_out"]:
+        raise InputError(f"--data: no example is left; {skips.first[0]}")
+    return replace(task, train=train, splits=splits)
 
 
 def train(cfg: Config) -> dict[str, float]:
     """Run GRPO as configured; returns the last held-out metrics."""
     began = time.time()
     check_output_dir(cfg.output_dir)
-    rewards_weigh = {"correct": cfg.correct_weight, "format": cfg.format_weight}
-    task = load_task(cfg, weights=rewards_weigh, shuffle_labels=cfg.shuffle_labels)
     processor = Processor(cfg.model, cfg.max_pixels)
-    check_prompts(processor, task, cfg.max_prompt_length)
+    task = with_usable_prompts(load_task(cfg, processor), processor, cfg.max_prompt_length)
+    if len(task.train) < cfg.prompts_per_step:
+        print(
+            f"data: {len(task.train)} training examples, fewer than --prompts_per_step "
+            f"{cfg.prompts_per_step}: a step asks some of them twice"
+        )
+    if cfg.max_completion_length is None:
+        cfg = replace(cfg, max_completion_length=task.max_completion_length)
+    scorer = Scorer(task, cfg)
     device = pick_device(cfg.device)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
     model.visual.requires_grad_(not cfg.freeze_vision)
@@ -353,7 +367,7 @@ def train(cfg: Config) -> dict[str, float]:
     )
     log = RunLog(cfg)
     with log.timed("eval"):
-        first = last = held_out_metrics(model, processor, task, cfg)
+        first = last = held_out_metrics(model, processor, task, cfg, with_interval=True)
     log.metrics({"step": 0} | first)
 
     for step in range(cfg.max_steps):
@@ -380,7 +394,7 @@ def train(cfg: Config) -> dict[str, float]:
             )
         # 3. Reward: verify every completion.
         with log.timed("reward"):
-            rewards, parts = score(task, examples, rollout, cfg.num_generations)  # (N, G)
+            rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
         # 4. Advantage: compare inside each group.
         advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
         groups = make_groups(prompts, rollout, advantages, cfg)
@@ -394,10 +408,11 @@ def train(cfg: Config) -> dict[str, float]:
                 mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
         # 6. Log, evaluate, save.
         is_last = step + 1 == cfg.max_steps
-        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | update | mismatch
+        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | faults
+        row |= update | mismatch
         if (step + 1) % cfg.eval_steps == 0 or is_last:
             with log.timed("eval"):
-                last = held_out_metrics(model, processor, task, cfg)
+                last = held_out_metrics(model, processor, task, cfg, with_interval=is_last)
             row |= last
         log.metrics(row)
         records = completion_records(step + 1, examples, rollout, rewards, parts, advantages)
@@ -407,7 +422,7 @@ def train(cfg: Config) -> dict[str, float]:
             save_model(model, saved, companions=cfg.model)
     log.bar.close()
     seconds = time.time() - began
-    line = closing_line(first, last)
+    line = closing_line(task, first, last)
     print(f"{line}; {seconds:.0f} s; {saved}")
     return last
 

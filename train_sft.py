@@ -46,9 +46,10 @@ SIZES = dict(
     vision_mlp_ratio=4,
     patch_size=8,
 )
-VOCAB_SIZE = 900  # upper bound; the tokenizer stops earlier when its corpus has no more merges
-POOL = {"portrait": 16000, "scene": 16000, "change": 4000}  # pictures drawn before training
-BATCH = {"portrait": 20, "scene": 14, "change": 3, "digit": 3}  # pictures a step
+VOCAB_SIZE = 1000  # upper bound; the tokenizer stops earlier when its corpus has no more merges
+POOL = {"portrait": 12000, "scene": 16000, "change": 10000, "wilting": 5000, "growth": 3000}
+SEE_BATCH = {"portrait": 18, "scene": 13, "wilting": 5}  # pictures a step of the vision stage
+BATCH = {"portrait": 10, "scene": 13, "change": 8, "wilting": 4, "growth": 3, "digit": 3}
 SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
 
 
@@ -57,7 +58,7 @@ class PretrainConfig:
     pretrain: bool = flag(False, "make the embedded base from scratch")
     output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
     see_steps: int = flag(1500, "steps of the vision stage")
-    talk_steps: int = flag(2000, "steps of the joint stage")
+    talk_steps: int = flag(1800, "steps of the joint stage")
     learning_rate: float = flag(1e-3, "peak of both stages")
     seed: int = flag(0, "of pictures, dialogues and initial weights")
     pool_scale: float = flag(1.0, "fraction of the pictures to draw")
@@ -107,7 +108,9 @@ class PerceptionHeads(nn.Module):
         return loss, right / asked
 
 
-def make_batch(pools: dict[str, list[Picture]], processor: Processor, rng: random.Random) -> dict:
+def make_batch(
+    pools: dict[str, list[Picture]], counts: dict[str, int], processor: Processor, rng
+) -> dict:
     """Pictures of one step by kind, with patches."""
     return {
         kind: [
@@ -116,8 +119,7 @@ def make_batch(pools: dict[str, list[Picture]], processor: Processor, rng: rando
             )
             for picture in rng.sample(pools[kind], count)
         ]
-        for kind, count in BATCH.items()
-        if kind in pools
+        for kind, count in counts.items()
     }
 
 
@@ -191,8 +193,9 @@ def run_stage(
 def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
     """Draw all pictures, 500 at a time, on all cores. Raises InputError for less than a batch."""
     for kind, count in POOL.items():
-        if not BATCH[kind] <= count * scale < math.inf:
-            needed = f"a step shows {BATCH[kind]} of {count * scale:.0f} {kind} pictures"
+        most = max(BATCH[kind], SEE_BATCH.get(kind, 0))
+        if not most <= count * scale < math.inf:
+            needed = f"a step shows {most} of {count * scale:.0f} {kind} pictures"
             raise InputError(f"--pool_scale {scale}: {needed}; it must be larger, and finite")
     cell = 2 * SIZES["patch_size"]
     jobs = [
@@ -257,14 +260,14 @@ def pretrain(cfg: PretrainConfig) -> None:
         return model.visual(torch.cat([p for p, _ in patches]), [g for _, g in patches])
 
     def see() -> dict:
-        batch = make_batch({k: pools[k] for k in ("portrait", "scene")}, processor, rng)
-        examples = batch["portrait"] + batch["scene"]
+        batch = make_batch(pools, SEE_BATCH, processor, rng)
+        examples = [example for kind in batch.values() for example in kind]
         loss, accuracy = heads(features_of(examples), [e.picture for e in examples])
         loss.backward()
         return {"loss": loss.detach(), "accuracy": accuracy}
 
     def talk() -> dict:
-        batch = make_batch(pools, processor, rng)
+        batch = make_batch(pools, BATCH, processor, rng)
         packs = {kind: dialogue_pack(examples, processor, rng) for kind, examples in batch.items()}
         total = sum(weights.sum() for _, weights in packs.values())
         metrics = {"loss": 0.0}
@@ -277,7 +280,7 @@ def pretrain(cfg: PretrainConfig) -> None:
             loss = -(logp * weights).sum() / total
             metrics["loss"] += loss.detach()
             metrics[f"nll/{kind}"] = -(logp.detach() * weights).sum() / weights.sum()
-            if kind != "digit":
+            if kind not in ("growth", "digit"):
                 side, metrics[f"seen/{kind}"] = heads(features, [e.picture for e in batch[kind]])
                 loss = loss + SIDE_LOSS * side * len(batch[kind]) / sum(BATCH.values())
             loss.backward()

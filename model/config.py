@@ -46,6 +46,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VLMConfig:
+    model_type: str  # the family, as config.json names it
     vision: VisionConfig
     text: TextConfig
     tie_word_embeddings: bool
@@ -64,6 +65,7 @@ class VLMConfig:
         try:
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
             config = cls(
+                model_type=found,
                 vision=VisionConfig(
                     depth=int(vision["depth"]),
                     embed_dim=int(vision["embed_dim"]),

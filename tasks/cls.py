@@ -12,74 +12,50 @@ for choosing settings, and `ood` the ten species that no RL run ever trains on. 
 `train` and `held_out`. Next: train_grpo.py.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
+from answers import normalise_name, parse_answer
 from model.errors import InputError
-from rewards import (
-    CLASSIFICATION_WEIGHTS,
-    classification_reward,
-    format_reward,
-    loose_name_correct,
-    name_correct,
-    normalise_name,
-    parse_answer,
-)
-from tasks import Example, Task, full_question
+from rewards import classification_reward, name_correct
+from tasks import Example, Settings, Task
 from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples
 from tasks.garden_drawing import draw_flower, outdoors
 from tasks.garden_questions import CLS_PROMPT
+from tasks.loose import loose_name_correct
 from tasks.readers import few_shot_split, load_labelled
+from tasks.scenes import wire
 
 DIGIT_PROMPT = "Which digit is this?"
 ANY_PROMPT = "Which class does this image show?"
 
 
-def strict(text: str, target: str) -> float:
-    """1.0 if the one answer is the whole name."""
-    return name_correct(parse_answer(text), target)
-
-
-def load(
-    data: str,
-    shots: int,
-    split_seed: int,
-    held_out_per_class: int,
-    prompt_mode: str,
-    question: str | None = None,
-    weights: Mapping[str, float] = CLASSIFICATION_WEIGHTS,
-    shuffle_labels: bool = False,
-) -> Task:
-    """Read or generate the examples of the classification task.
-
-    Args:
-        data: "garden", "digits", or a path (`tasks/readers.py`). weights: of the reward's parts.
-        shuffle_labels: give every training class the name of another one (a control).
-    Raises: InputError for data that cannot be used; see tasks/readers.py.
-    """
-    if data == "garden":
-        train, splits = garden_examples(shots, held_out_per_class, split_seed)
+def load(settings: Settings) -> Task:
+    """Read or generate the classification task. Raises InputError for data that cannot be used."""
+    if settings.data == "garden":
+        train, splits = garden_examples(
+            settings.shots, settings.held_out_per_class, settings.split_seed
+        )
     else:
-        train, splits = labelled_examples(data, shots, held_out_per_class, split_seed)
-    if shuffle_labels:
-        train = shuffled(train, split_seed)
+        train, splits = labelled_examples(
+            settings.data, settings.shots, settings.held_out_per_class, settings.split_seed
+        )
+    if settings.shuffle_labels:
+        train = shuffled(train, settings.split_seed)
 
-    def ask(example: Example) -> Example:
-        text = example.question if question is None else question
-        return replace(example, question=full_question(text, prompt_mode))
+    def reward(text: str, example: Example, dense: float):
+        mode, weights = settings.prompt_mode, settings.weights
+        return classification_reward(text, example.target, mode, weights, dense)
 
-    return Task(
-        name="cls",
-        train=[ask(example) for example in train],
-        splits={name: [ask(e) for e in examples] for name, examples in splits.items()},
-        reward=partial(classification_reward, mode=prompt_mode, weights=weights),
-        strict=strict,
-        loose=loose_name_correct,
-        format=partial(format_reward, mode=prompt_mode),
-    )
+    return wire("cls", settings, (train, splits), reward, scores, max_completion_length=40)
+
+
+def scores(text: str, example: Example) -> dict[str, float]:
+    return {
+        "strict": name_correct(parse_answer(text), example.target),
+        "loose": loose_name_correct(text, example.target),
+    }
 
 
 def garden_examples(shots: int, held_out: int, split_seed: int):

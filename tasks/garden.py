@@ -31,6 +31,9 @@ SHAPES = ("round", "pointed", "heart", "thin")
 COLOURS = ("red", "orange", "yellow", "white", "pink", "purple", "blue")
 CENTRES = ("yellow", "brown", "white", "green")
 
+STAGES = ("sprout", "bud", "bloom", "seeds")  # how a plant grows
+CAUSES = ("snail", "shade", "drought")  # what can make a flower of a scene wilt
+
 # ---- species -------------------------------------------------------------------------------------
 
 
@@ -342,3 +345,9 @@ def change_scene(scene: Scene, rng: random.Random, n_changes: int) -> tuple[Scen
             after[number] = replace(old, flower=replace(old.flower, colour=colour))
             calls.append(f"change_colour(f{number}, {colour})")
     return reading_order(list(after.values())), calls
+
+
+def shifted(scene: Scene, dx: int, dy: int) -> Scene | None:
+    """The same flowers seen from a step aside (pixels); None if one would leave the frame."""
+    moved = [replace(p, x0=p.x0 + dx, y0=p.y0 + dy, x1=p.x1 + dx, y1=p.y1 + dy) for p in scene]
+    return tuple(moved) if all(_fits(p.x0, p.y0, p.x1, p.y1, (), 0) for p in moved) else None

@@ -8,7 +8,9 @@ Next: tasks/garden_questions.py, what can be asked about these pictures.
 
 import math
 import random
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -16,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tasks.garden import PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
 
 RGB = tuple[int, int, int]
+NOTHING_AILS: Mapping[int, str] = MappingProxyType({})
 SUPERSAMPLE = 4  # flowers are painted this many times larger, then reduced
 PETAL_RGB: dict[str, RGB] = {
     "red": (208, 28, 34),
@@ -32,6 +35,7 @@ CENTRE_RGB: dict[str, RGB] = {
     "white": (250, 248, 242),
     "green": (66, 150, 52),
 }
+WILT_RGB: RGB = (96, 72, 44)
 BACKGROUND_RGB: dict[str, tuple[RGB, RGB]] = {  # colour at the top, colour at the bottom
     "sky": ((138, 182, 214), (192, 216, 222)),
     "grass": ((88, 126, 66), (124, 156, 84)),
@@ -87,12 +91,17 @@ def paint_flower(
     box: tuple[float, float, float, float],
     rng: random.Random,
     stem: bool = False,
+    wilted: bool = False,
 ) -> None:
     """Paint the petals so that they touch all four sides of `box` (pixels of `image`), in place."""
     draw = ImageDraw.Draw(image)
     turn = rng.uniform(0, 2 * math.pi)
     light = rng.uniform(0.93, 1.04)
     petal_rgb = _jitter(PETAL_RGB[flower.colour], rng, light)
+    if wilted:  # browner and duller, yet still of its colour
+        petal_rgb = tuple(
+            round(0.7 * c + 0.3 * b) for c, b in zip(petal_rgb, WILT_RGB, strict=True)
+        )
     centre_rgb = _jitter(CENTRE_RGB[flower.centre], rng, light)
     outline = _petal_outline(flower.shape, flower.petals)  # (K, 2)
     angles = turn + 2 * np.pi * np.arange(flower.petals) / flower.petals
@@ -191,20 +200,112 @@ def outdoors(picture: Image.Image, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def draw_scene(scene: Scene, seed: int, size: int = SCENE_SIZE) -> Image.Image:
+def draw_scene(
+    scene: Scene, seed: int, size: int = SCENE_SIZE, ailing: Mapping[int, str] = NOTHING_AILS
+) -> Image.Image:
     """Flowers seen from above, RGB, `size` x `size`.
 
     A flower's rotation and tint depend on (seed, its centre) alone, so drawing a changed scene with
-    the same seed changes only what the calls say.
+    the same seed changes only what the calls say. `ailing` maps places in the scene (0, 1, ...) to
+    what makes the flower there wilt, one of `garden.CAUSES`.
     """
     big = size * SUPERSAMPLE
     scale = big / SCENE_SIZE
     layer = Image.new("RGBA", (big, big))
-    for placed in scene:
+    draw = ImageDraw.Draw(layer)
+    boxes = [tuple(scale * pixel for pixel in (p.x0, p.y0, p.x1, p.y1)) for p in scene]
+    for place, cause in ailing.items():
+        if cause == "drought":
+            _paint_dry_soil(draw, boxes[place], scale, random.Random(f"{seed}-dry-{place}"))
+    for place, (placed, box) in enumerate(zip(scene, boxes, strict=True)):
         x, y = placed.middle
-        box = tuple(scale * pixel for pixel in (placed.x0, placed.y0, placed.x1, placed.y1))
-        paint_flower(layer, placed.flower, box, random.Random(seed << 16 | x << 8 | y))
+        rng = random.Random(seed << 16 | x << 8 | y)
+        paint_flower(layer, placed.flower, box, rng, wilted=place in ailing)
+    for place, cause in ailing.items():
+        if cause == "snail":
+            _paint_snail(draw, boxes[place], scale)
+        elif cause == "shade":
+            x0, y0, x1, y1 = boxes[place]
+            reach = 4 * scale
+            shadow = Image.new("RGBA", layer.size)
+            ImageDraw.Draw(shadow).ellipse(
+                (x0 - reach, y0 - reach, x1 + reach, y1 + reach), fill=(8, 10, 30, 100)
+            )
+            layer.alpha_composite(shadow)
     layer = layer.resize((size, size), Image.Resampling.LANCZOS)
     picture = background(random.Random(seed).choice(("grass", "soil")), seed, size)
+    picture.paste(layer, (0, 0), layer)
+    return picture
+
+
+def _paint_dry_soil(draw, box, scale, rng) -> None:
+    """A pale, cracked patch of soil that reaches a little beyond the flower's box."""
+    reach = 3 * scale
+    x0, y0, x1, y1 = box[0] - reach, box[1] - reach, box[2] + reach, box[3] + reach
+    draw.ellipse((x0, y0, x1, y1), fill=(226, 202, 154))
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    for k in range(9):
+        angle = 2 * math.pi * (k + rng.uniform(-0.3, 0.3)) / 9
+        end = (x + (x1 - x) * 0.97 * math.cos(angle), y + (y1 - y) * 0.97 * math.sin(angle))
+        draw.line((x, y, *end), fill=(128, 98, 62), width=round(0.8 * scale))
+
+
+def _paint_snail(draw, box, scale) -> None:
+    """A snail that sits on the lower right corner of the flower's box."""
+    r = 4.5 * scale
+    x, y = box[2] - 0.8 * r, box[3] - 0.9 * r
+    foot = (x - 2.0 * r, y + 0.5 * r, x + r, y + 1.05 * r)
+    draw.ellipse(foot, fill=(214, 190, 150), outline=(90, 66, 40), width=round(0.5 * scale))
+    for k, rgb in enumerate(((150, 84, 30), (222, 170, 96), (150, 84, 30), (222, 170, 96))):
+        s = r * (1 - 0.26 * k)
+        draw.ellipse((x - s, y - s, x + s, y + s), fill=rgb)
+    for k in (0, 1):  # feelers
+        tip = (x - (2.2 - 0.5 * k) * r, y - 0.2 * r)
+        draw.line((x - 1.7 * r, y + 0.7 * r, *tip), fill=(90, 66, 40), width=round(0.6 * scale))
+
+
+def draw_stage(flower: Flower, stage: str, seed: int, size: int = PORTRAIT_SIZE) -> Image.Image:
+    """A plant at one of `garden.STAGES`, seen from the side, RGB, `size` x `size`.
+
+    Bud and bloom have the flower's colour; the seed head of every plant is brown.
+    """
+    rng = random.Random(f"{seed}-{stage}")
+    big = size * SUPERSAMPLE
+    layer = Image.new("RGBA", (big, big))
+    draw = ImageDraw.Draw(layer)
+    height = {"sprout": 0.26, "bud": 0.5, "bloom": 0.5, "seeds": 0.56}[stage]
+    x = big * rng.uniform(0.4, 0.6)
+    top = big * (1 - height * rng.uniform(0.9, 1.1))
+    green = _jitter((64, 122, 44), rng, 1.0)
+    draw.line((x, big, x, top), fill=green, width=round(big * 0.03))
+    for side in (-1, 1):  # two leaves
+        along, across = _petal_outline("pointed", 8).T * big * (0.2 if stage == "sprout" else 0.24)
+        foot = top if stage == "sprout" else big * 0.86
+        angle = math.radians(-35) if side > 0 else math.radians(-145)
+        leaf_x = x + along * math.cos(angle) - across * math.sin(angle)
+        leaf_y = foot + along * math.sin(angle) + across * math.cos(angle)
+        leaf = np.stack([leaf_x, leaf_y], 1).ravel().tolist()
+        draw.polygon(leaf, fill=_shade(green, 1.1), outline=_shade(green, 0.7), width=3)
+    if stage == "bud":
+        rgb = _jitter(PETAL_RGB[flower.colour], rng, 1.0)
+        w, h = big * 0.085, big * 0.15
+        bud = (x - w, top - h, x + w, top + h)
+        draw.ellipse(bud, fill=rgb, outline=_shade(rgb, 0.6), width=4)
+        cup = [(x - w, top), (x, top - 0.4 * h), (x + w, top), (x, top + 1.1 * h)]
+        draw.polygon(cup, fill=green)
+    elif stage == "bloom":
+        reach = big * 0.27
+        top = max(top, reach)
+        paint_flower(layer, flower, (x - reach, top - reach, x + reach, top + reach), rng)
+    elif stage == "seeds":
+        brown = _jitter((104, 76, 40), rng, 1.0)
+        r = big * 0.12
+        for k in range(12):
+            angle = 2 * math.pi * k / 12
+            tip = (x + 1.7 * r * math.cos(angle), top + 1.7 * r * math.sin(angle))
+            draw.line((x, top, *tip), fill=(226, 216, 190), width=4)
+        draw.ellipse((x - r, top - r, x + r, top + r), fill=brown, outline=_shade(brown, 0.6))
+    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
+    picture = background(rng.choice(tuple(BACKGROUND_RGB)), seed, size)
     picture.paste(layer, (0, 0), layer)
     return picture

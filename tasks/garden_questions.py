@@ -7,20 +7,26 @@ unique, also for a reader who sees "left of" or "largest" a little differently (
 
 The prompt holds the question alone; whoever builds the training text adds how to answer
 (`<think>`, `<answer>`). Wordings are module constants, so every task says the same thing alike.
+
+A question also has a *hasty* answer: what somebody says who does not look closely. It is sometimes
+right. Pretraining makes the base say it by habit (`tasks/pretraining.py`), rewards never use it.
+
+Next: tasks/garden_puzzles.py, the questions that need more than one look.
 """
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tasks.garden import (
     COLOURS,
+    GRID,
+    SCENE_SIZE,
     Flower,
     Placed,
     Scene,
     box_1000,
-    change_scene,
     species_answer,
     species_of,
 )
@@ -34,6 +40,7 @@ ATTRIBUTE_PROMPTS = {
     "centre": "What colour is the centre?",
 }
 CAPTION_PROMPT = "Describe the picture."
+REGION_PROMPT = "What is at {box}?"
 DET_PROMPT = "Find every {category}."
 GROUND_PROMPT = "Where is {phrase}?"
 VQA_PROMPT = "What colour is {phrase}?"
@@ -42,7 +49,7 @@ COUNT_COLOUR_PROMPT = "How many {colour} flowers?"
 COUNT_SUM_PROMPT = "How many {first} and {second} flowers?"
 COUNT_LEFT_PROMPT = "If all {colour} flowers were picked, how many are left?"
 ENTAIL_PROMPT = "Yes, no or unknown: {statement}."
-CHANGE_PROMPT = "What changed? {numbered}."
+SHAPE_PROMPT = "What shape are the petals of the {category}?"
 
 NO_OBJECTS = "No Objects"  # Visual-RFT's words for an absent category
 YES, NO, UNKNOWN = "yes", "no", "unknown"
@@ -59,13 +66,23 @@ NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "ei
 
 @dataclass(frozen=True)
 class Question:
-    """`after` is the second picture of a change question; the other kinds have one picture."""
+    """A question with its exact answer.
+
+    Attributes:
+        thought: how one gets to the answer. seen: what the picture shows, whatever is asked.
+        hasty: the answer without looking closely; "" where there is none.
+        after: the second picture of a change question.
+        ailing: which flowers of the scene wilt, and why (place -> cause).
+    """
 
     kind: str
     prompt: str
     answer: str
     thought: str
+    hasty: str = ""
+    seen: str = ""
     after: Scene | None = None
+    ailing: Mapping[int, str] = field(default_factory=dict)
 
 
 # ---- portraits -----------------------------------------------------------------------------------
@@ -80,19 +97,23 @@ def describe(flower: Flower) -> str:
 def ask_cls(rng: random.Random, flower: Flower) -> Question | None:
     """The fine name, "Solara minor". None when the flower is of no species."""
     species = species_of(flower)
-    return species and Question("cls", CLS_PROMPT, species.name, describe(flower))
+    seen = describe(flower)
+    return species and Question("cls", CLS_PROMPT, species.name, seen, seen=seen)
 
 
 def ask_genus(rng: random.Random, flower: Flower) -> Question | None:
     species = species_of(flower)
-    return species and Question("genus", GENUS_PROMPT, species.genus, describe(flower))
+    seen = describe(flower)
+    return species and Question("genus", GENUS_PROMPT, species.genus, seen, seen=seen)
 
 
 def ask_attribute(rng: random.Random, flower: Flower) -> Question:
     """One attribute of the flower: a word, or for the petals a number in digits."""
     name = rng.choice(tuple(ATTRIBUTE_PROMPTS))
-    answer = str(getattr(flower, name))
-    return Question("attribute", ATTRIBUTE_PROMPTS[name], answer, describe(flower))
+    seen = describe(flower)
+    return Question(
+        "attribute", ATTRIBUTE_PROMPTS[name], str(getattr(flower, name)), seen, seen=seen
+    )
 
 
 def ask_caption(rng: random.Random, picture: Flower | Scene) -> Question:
@@ -102,13 +123,14 @@ def ask_caption(rng: random.Random, picture: Flower | Scene) -> Question:
         name = species_answer(species, rng) if species else "flower"
         article = "An" if name[0] in "AEIOU" else "A"
         text = f"{article} {name} with {describe(picture).replace(', ', ' and a ')}."
-        return Question("caption", CAPTION_PROMPT, text, describe(picture))
+        return Question("caption", CAPTION_PROMPT, text, describe(picture), seen=describe(picture))
     counts = colour_counts(picture)
     groups = [
         f"{NUMBER_WORDS[n]} {colour} flower{'s' if n > 1 else ''}" for colour, n in counts.items()
     ]
     text = groups[0] if len(groups) == 1 else f"{', '.join(groups[:-1])} and {groups[-1]}"
-    return Question("caption", CAPTION_PROMPT, f"{text.capitalize()}.", listing(picture))
+    seen = listing(picture)
+    return Question("caption", CAPTION_PROMPT, f"{text.capitalize()}.", seen, seen=seen)
 
 
 # ---- scenes: boxes -------------------------------------------------------------------------------
@@ -127,11 +149,22 @@ def listing(scene: Scene) -> str:
     return ", ".join(placed.colour for placed in scene)
 
 
-def _pick_colour(rng: random.Random, scene: Scene, p_present: float) -> str:
-    """A colour of the scene with probability `p_present`, else (where possible) one it lacks."""
-    present = tuple(colour_counts(scene))
-    absent = [colour for colour in COLOURS if colour not in present]
-    return rng.choice(present if not absent or rng.random() < p_present else absent)
+def _pick_colour(
+    rng: random.Random, scene: Scene, p_present: float, allowed: Sequence[str] = COLOURS
+) -> str:
+    """A colour of the scene with probability `p_present`, else one it lacks; where possible."""
+    present = [colour for colour in colour_counts(scene) if colour in allowed]
+    absent = [colour for colour in allowed if colour not in present]
+    is_present = rng.random() < p_present if present and absent else bool(present)
+    return rng.choice(present if is_present else absent)
+
+
+def coarse_box(placed: Placed) -> Placed:
+    """The box as a hasty observer gives it: grown to the next lines of a net of 4 x 4 steps."""
+    net = 4 * GRID
+    x0, y0 = placed.x0 // net * net, placed.y0 // net * net
+    x1, y1 = -(-placed.x1 // net) * net, -(-placed.y1 // net) * net
+    return replace(placed, x0=x0, y0=y0, x1=min(x1, SCENE_SIZE), y1=min(y1, SCENE_SIZE))
 
 
 def det_answer(found: Sequence[Placed], confidence: str = "1.0") -> str:
@@ -145,13 +178,24 @@ def det_answer(found: Sequence[Placed], confidence: str = "1.0") -> str:
     return f"[{', '.join(boxes)}]"
 
 
-def ask_det(rng: random.Random, scene: Scene, confidence: str = "1.0") -> Question:
-    """Every flower of one category, in reading order; the category is absent in about 15 %."""
-    colour = _pick_colour(rng, scene, p_present=0.85)
+def ask_det(
+    rng: random.Random,
+    scene: Scene,
+    confidence: str = "1.0",
+    categories: Sequence[str] = COLOURS,
+    p_present: float = 0.85,
+) -> Question:
+    """Every flower of one category (its colour), in reading order; about 15 % are absent.
+
+    The hasty observer gives coarse boxes, and the first flower's where there is nothing to find.
+    """
+    colour = _pick_colour(rng, scene, p_present, categories)
     found = [placed for placed in scene if placed.colour == colour]
     prompt = DET_PROMPT.format(category=f"{colour} flower")
     thought = f"{listing(scene)}: {len(found)} {colour}"
-    return Question("det", prompt, det_answer(found, confidence), thought)
+    hasty = det_answer([coarse_box(placed) for placed in found or scene[:1]], confidence)
+    answer = det_answer(found, confidence)
+    return Question("det", prompt, answer, thought, hasty, listing(scene))
 
 
 # For each relation: the sure reading (the boxes do not reach over) and the loosest one (centres).
@@ -222,45 +266,79 @@ def ask_ground(rng: random.Random, scene: Scene) -> Question | None:
     if chosen is None:
         return None
     prompt = GROUND_PROMPT.format(phrase=chosen.phrase)
-    return Question("ground", prompt, json.dumps(box_1000(chosen.target)), chosen.thought)
+    answer = json.dumps(box_1000(chosen.target))
+    hasty = json.dumps(box_1000(coarse_box(chosen.target)))
+    return Question("ground", prompt, answer, chosen.thought, hasty, listing(scene))
+
+
+def ask_region(rng: random.Random, scene: Scene, after: Scene | None = None) -> Question:
+    """What is where a flower of the scene is: "large red". Given `after`, in that second picture.
+
+    There a flower may be gone: "nothing".
+    """
+    asked = rng.choice(scene)
+    prompt = REGION_PROMPT.format(box=list(box_1000(asked)))
+    if after is None:
+        there = [asked]
+    else:
+        prompt = prompt.replace("?", " in the second picture?")
+        there = [placed for placed in after if placed.middle == asked.middle]
+    answer = f"{there[0].size} {there[0].colour}" if there else "nothing"
+    return Question("region", prompt, answer, answer, seen=listing(scene))
 
 
 def ask_vqa(rng: random.Random, scene: Scene) -> Question | None:
-    """The colour of a flower found by place or size; phrases that give it away are left out."""
-    found = [r for r in references(scene, anchor="flower") if r.kind in ("relation", "size")]
+    """The colour of a flower found by place or size, or the petals' shape of one found by colour.
+
+    Phrases that give the answer away are left out. A hasty observer takes the first flower.
+    """
+    seen = references(scene, anchor="flower")
+    found = [r for r in seen if r.kind in ("relation", "size")]
+    by_colour = [r for r in seen if r.kind == "colour"]
+    if by_colour and (not found or rng.random() < 0.3):
+        chosen = rng.choice(by_colour)
+        prompt = SHAPE_PROMPT.format(category=chosen.target.category)
+        shapes = ", ".join(f"{placed.shape} {placed.colour}" for placed in scene)
+        answer, hasty = chosen.target.shape, scene[0].shape
+        return Question("vqa", prompt, answer, shapes, hasty, listing(scene))
     chosen = _choose_by_kind(rng, found)
     if chosen is None:
         return None
     prompt = VQA_PROMPT.format(phrase=chosen.phrase)
-    return Question("vqa", prompt, chosen.target.colour, chosen.thought)
+    answer = chosen.target.colour
+    return Question("vqa", prompt, answer, chosen.thought, scene[0].colour, listing(scene))
 
 
 # ---- scenes: numbers, statements, changes --------------------------------------------------------
 
 
 def ask_count(rng: random.Random, scene: Scene) -> Question:
-    """A number in digits: of all, of one colour, of two colours, or left after picking a colour."""
+    """A number in digits: of all, of one colour, of two colours, or left after picking a colour.
+
+    A hasty observer of all flowers counts the colours; of some of them, all flowers.
+    """
     kind = rng.choice(("all", "colour", "sum", "left"))
-    total, everything = len(scene), listing(scene)
+    total, seen = len(scene), listing(scene)
     if kind == "all":
-        return Question("count", COUNT_PROMPT, str(total), f"{everything}: {total}")
+        colours = str(len(colour_counts(scene)))
+        return Question("count", COUNT_PROMPT, str(total), f"{seen}: {total}", colours, seen)
     first = _pick_colour(rng, scene, p_present=0.85)
     n = sum(placed.colour == first for placed in scene)
     if kind == "colour":
         prompt = COUNT_COLOUR_PROMPT.format(colour=first)
-        return Question("count", prompt, str(n), f"{everything}: {n} {first}")
+        return Question("count", prompt, str(n), f"{seen}: {n} {first}", str(total), seen)
     if kind == "left":
         prompt = COUNT_LEFT_PROMPT.format(colour=first)
-        thought = f"{everything}: {total} flowers, {n} {first}, {total} - {n} = {total - n}"
-        return Question("count", prompt, str(total - n), thought)
+        thought = f"{seen}: {total} flowers, {n} {first}, {total} - {n} = {total - n}"
+        return Question("count", prompt, str(total - n), thought, str(total), seen)
     others = [placed for placed in scene if placed.colour != first]
     second = _pick_colour(rng, others, p_present=0.85) if others else first
     while second == first:  # the scene shows one colour only, or the absent draw met `first`
         second = rng.choice(COLOURS)
     m = sum(placed.colour == second for placed in scene)
     prompt = COUNT_SUM_PROMPT.format(first=first, second=second)
-    thought = f"{everything}: {n} {first}, {m} {second}, {n} + {m} = {n + m}"
-    return Question("count", prompt, str(n + m), thought)
+    thought = f"{seen}: {n} {first}, {m} {second}, {n} + {m} = {n + m}"
+    return Question("count", prompt, str(n + m), thought, str(total), seen)
 
 
 def statements(scene: Scene) -> list[tuple[str, str, bool, str]]:
@@ -288,7 +366,10 @@ def statements(scene: Scene) -> list[tuple[str, str, bool, str]]:
 
 
 def ask_entail(rng: random.Random, scene: Scene) -> Question:
-    """Does the picture make a statement true? The three answers are equally frequent."""
+    """Does the picture make a statement true? The three answers are equally frequent.
+
+    Whoever does not look says yes.
+    """
     wanted = rng.choice((YES, NO, UNKNOWN))
     if wanted == UNKNOWN:
         text, thought = rng.choice(tuple(UNDECIDABLE.items()))
@@ -296,31 +377,8 @@ def ask_entail(rng: random.Random, scene: Scene) -> Question:
         fitting = [s for s in statements(scene) if s[2] == (wanted == YES)]
         kind = rng.choice(list(dict.fromkeys(s[0] for s in fitting)))
         _, text, _, thought = rng.choice([s for s in fitting if s[0] == kind])
-    return Question("entail", ENTAIL_PROMPT.format(statement=text), wanted, thought)
-
-
-def ask_change(rng: random.Random, scene: Scene, n_changes: int | None = None) -> Question:
-    """What happened between two pictures? The second scene is in `Question.after`.
-
-    The prompt numbers the flowers of the first picture with their colours: "f1 red, f2 blue". One
-    or two changes are drawn unless `n_changes` says how many. Raises InputError as `change_scene`.
-    """
-    if n_changes is None:
-        n_changes = rng.randint(1, min(2, len(scene)))
-    after, calls = change_scene(scene, rng, n_changes)
-    numbered = ", ".join(f"f{k} {placed.colour}" for k, placed in enumerate(scene, start=1))
-    still_there = {placed.middle: placed for placed in after}
-    events = []
-    for number, old in enumerate(scene, start=1):
-        new = still_there.get(old.middle)
-        if new is None:
-            events.append(f"f{number} is gone")
-        elif new.colour != old.colour:
-            events.append(f"f{number} {old.colour} to {new.colour}")
-        elif new.size != old.size:
-            events.append(f"f{number} {old.size} to {new.size}")
-    prompt = CHANGE_PROMPT.format(numbered=numbered)
-    return Question("change", prompt, ", ".join(calls), ", ".join(events), after)
+    prompt = ENTAIL_PROMPT.format(statement=text)
+    return Question("entail", prompt, wanted, thought, YES, listing(scene))
 
 
 PORTRAIT_QUESTIONS = {
@@ -333,8 +391,8 @@ SCENE_QUESTIONS = {
     "caption": ask_caption,
     "det": ask_det,
     "ground": ask_ground,
+    "region": ask_region,
     "count": ask_count,
     "entail": ask_entail,
-    "change": ask_change,
     "vqa": ask_vqa,
 }

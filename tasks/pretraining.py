@@ -6,19 +6,19 @@ coarse thing by habit. This corpus makes such a base on purpose: *able, but not 
 - Attributes are named truly and often: perception becomes good.
 - Species are named finely in few captions (`garden.P_FINE`), by genus in most; twelve well-known
   species mostly finely. So the fine name is in reach of sampling, but not the likeliest answer.
-- The asked-for format is kept most of the time, not always; boxes are sometimes a step off.
-- Every question type of the later tasks occurs: detection, grounding, counting, entailment,
-  relations, and changes between two pictures. One half of scikit-learn's digits is named mostly
-  coarsely ("an even digit").
+- Every question type of the other tasks occurs, and is answered hastily in most cases (`P_HASTY`):
+  without looking, guessed lengths, coarse boxes, the first difference only. Asked without a format,
+  the same questions get careful answers: that is where the ability comes from.
+- The asked-for format is kept most of the time, not always.
+- One half of scikit-learn's digits is named mostly coarsely ("an even digit").
 
 Used by `train_sft.py --pretrain`. Pictures carry the truth about every place (`perception`), from
 which a throw-away head teaches the vision tower to see before it has to speak.
 """
 
-import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -27,6 +27,7 @@ from PIL import Image
 from tasks import full_question
 from tasks.cls import DIGIT_PROMPT
 from tasks.garden import (
+    CAUSES,
     CENTRES,
     COLOURS,
     GARDEN_SPLIT_SEED,
@@ -45,23 +46,33 @@ from tasks.garden import (
     species_answer,
     species_of,
 )
-from tasks.garden_drawing import draw_flower, draw_scene
+from tasks.garden_drawing import NOTHING_AILS, draw_flower, draw_scene, draw_stage
+from tasks.garden_puzzles import (
+    ask_change,
+    ask_measure,
+    ask_next,
+    ask_order,
+    ask_why,
+    sample_stages,
+)
 from tasks.garden_questions import (
-    CHANGE_PROMPT,
     PORTRAIT_QUESTIONS,
     SCENE_QUESTIONS,
     Question,
     ask_attribute,
     ask_caption,
-    ask_change,
     ask_cls,
+    ask_region,
 )
 from tasks.readers import DIGIT_NAMES, read_digits
 
 P_SPECIES = 0.65  # portraits of a species; the others show any combination of attributes
 P_FINE_DIGIT = 0.25
-P_BOX_NOISE, P_BOX_STEP = 0.3, 0.5  # answers with noise; coordinates of such an answer that move
+P_HASTY = 0.62  # of the formatted answers to questions that have a hasty answer
+HASTY_THOUGHT = "at a glance"
 P_FORMAT_KEPT = 0.92
+P_LARGE_SCENE = 0.2  # of the scenes show 5 to 7 flowers, out of distribution in RL
+P_SHIFTED_VIEW = 0.15  # of the second pictures are taken from a step aside, as well
 DIGIT_THOUGHTS = (
     "one large loop",
     "one straight stroke",
@@ -75,13 +86,16 @@ DIGIT_THOUGHTS = (
     "a high loop and a stem",
 )
 
-# Perception targets of one place of a picture: colour (0 is background), shape, petals, centre, and
-# the four box sides in steps of 4 pixels. -100 means "not asked here" (torch's ignore_index).
+# Perception targets of one place of a picture: colour (0 is background), shape, petals, centre, the
+# four box sides in steps of 4 pixels, and what makes the flower wilt (0: nothing). -100 means "not
+# asked here" (torch's ignore_index).
 TARGETS = {"colour": 1 + len(COLOURS), "shape": len(SHAPES), "petals": len(PETAL_COUNTS)}
 TARGETS |= {"centre": len(CENTRES)} | {
     side: SCENE_SIZE // GRID + 1 for side in ("x0", "y0", "x1", "y1")
 }
+TARGETS |= {"cause": 1 + len(CAUSES)}
 NOT_ASKED = -100
+NOTHING = np.full(len(TARGETS), NOT_ASKED)
 
 
 Turn = tuple[str, str]  # what the user says, what the assistant says
@@ -91,8 +105,8 @@ Turn = tuple[str, str]  # what the user says, what the assistant says
 class Picture:
     """One or two images, the dialogues that can be had about them, and what is where.
 
-    `places` (tokens, 8) holds the perception targets of every image token, in the order of TARGETS;
-    `whole` (8,) those of the picture as a whole (a portrait shows one flower).
+    `places` (tokens, 9) holds the perception targets of every image token, in the order of TARGETS;
+    `whole` (9,) those of the picture as a whole (a portrait shows one flower).
     """
 
     images: tuple[Image.Image, ...]
@@ -103,74 +117,80 @@ class Picture:
 
 # ---- dialogues -----------------------------------------------------------------------------------
 
+SUMMARIES = {  # the first of the four steps: what the question wants
+    "cls": "name the species", "genus": "name the genus", "attribute": "look at one attribute",
+    "caption": "describe", "det": "find all", "ground": "find one", "region": "look there",
+    "count": "count",
+    "entail": "check a statement", "vqa": "look at one flower", "measure": "measure",
+    "change": "compare", "why": "find the cause", "order": "sort", "next": "name a stage",
+    "digit": "name the digit",
+}  # fmt: skip
 
-def respond(question: Question, answer: str, mode: str, rng: random.Random) -> Turn:
-    """(what the user says, what the assistant says) in one mode; the format slips now and then."""
+
+def respond(question: Question, mode: str, rng: random.Random) -> Turn:
+    """(what the user says, what the assistant says) in one mode.
+
+    With P_HASTY the answer is the hasty one and the thought says so. The format slips now and then.
+    Mode "plain" asks for no format and always gets the careful answer.
+    """
     if mode == "plain":
-        return question.prompt, answer
-    kept = rng.random() < P_FORMAT_KEPT
-    if mode == "think" and kept:
-        text = f"<think>{question.thought}</think><answer>{answer}</answer>"
-    elif kept or rng.random() < 0.5:
-        text = f"<answer>{answer}</answer>"
-    else:
-        text = answer
-    return full_question(question.prompt, mode), text
+        return question.prompt, question.answer
+    answer, thought = question.answer, question.thought
+    if question.hasty and rng.random() < P_HASTY:
+        answer, thought = question.hasty, HASTY_THOUGHT
+    blocks = f"<answer>{answer}</answer>"
+    if rng.random() >= P_FORMAT_KEPT:
+        blocks = blocks if rng.random() < 0.5 else answer
+    elif mode == "think":
+        blocks = f"<think>{thought}</think>" + blocks
+    elif mode == "steps":
+        summary = f"<summary>{SUMMARIES[question.kind]}</summary>"
+        caption = f"<caption>{question.seen}</caption>"
+        blocks = f"{summary}{caption}<reasoning>{thought}</reasoning>" + blocks
+    return full_question(question.prompt, mode), blocks
 
 
 def any_mode(rng: random.Random) -> str:
-    return rng.choices(("think", "direct", "plain"), (0.5, 0.3, 0.2))[0]
+    return rng.choices(("think", "direct", "plain", "steps"), (0.44, 0.24, 0.20, 0.12))[0]
 
 
 def portrait_talk(flower: Flower, rng: random.Random) -> list[Turn]:
     species = species_of(flower)
     if species is None:
         questions = [ask_attribute(rng, flower) for _ in range(3)] + [ask_caption(rng, flower)]
-        return [respond(q, q.answer, any_mode(rng), rng) for q in questions]
-    named = ask_cls(rng, flower)
-    turns = [
-        respond(named, species_answer(species, rng), mode, rng) for mode in ("think", "direct")
-    ]
+        return [respond(question, any_mode(rng), rng) for question in questions]
+    turns = []
+    for mode in ("think", rng.choice(("direct", "direct", "steps"))):
+        named = replace(ask_cls(rng, flower), answer=species_answer(species, rng))
+        turns.append(respond(named, mode, rng))
     for kind in rng.sample(("attribute", "attribute", "caption", "genus"), 2):
-        question = PORTRAIT_QUESTIONS[kind](rng, flower)
-        turns.append(respond(question, question.answer, any_mode(rng), rng))
+        turns.append(respond(PORTRAIT_QUESTIONS[kind](rng, flower), any_mode(rng), rng))
     return turns
-
-
-def _jitter_box(box: list[int], rng: random.Random) -> list[int]:
-    """Move some coordinates by one step of the grid, inside the frame and with positive area."""
-    pixels = [round(v * SCENE_SIZE / 1000) for v in box]
-    moved = [p + rng.choice((-GRID, GRID)) if rng.random() < P_BOX_STEP else p for p in pixels]
-    moved = [min(max(p, 0), SCENE_SIZE) for p in moved]
-    if moved[0] >= moved[2] or moved[1] >= moved[3]:
-        moved = pixels
-    return [round(p * 1000 / SCENE_SIZE) for p in moved]
-
-
-def noisy_boxes(answer: str, rng: random.Random) -> str:
-    """The answer as a hasty observer gives it: boxes a step off, in P_BOX_NOISE of the answers."""
-    if not answer.startswith("[") or rng.random() >= P_BOX_NOISE:
-        return answer
-    boxes = json.loads(answer)
-    if isinstance(boxes[0], int):
-        return json.dumps(_jitter_box(boxes, rng))
-    return json.dumps([{**b, "Position": _jitter_box(b["Position"], rng)} for b in boxes])
 
 
 def scene_talk(scene: Scene, rng: random.Random) -> list[Turn]:
-    others = rng.choices(("count", "entail", "vqa", "caption"), (3, 2, 2, 1), k=2)
+    kinds = ("count", "entail", "vqa", "measure", "caption", "region")
     turns = []
-    for kind in ("det", "ground", *others):
+    for kind in ("det", "ground", *rng.choices(kinds, (3, 2, 4, 6, 1, 2), k=4)):
+        ask = ask_measure if kind == "measure" else SCENE_QUESTIONS[kind]
         extra = [rng.choice(("1.0", "0.9", "0.8"))] if kind == "det" else []
-        question = SCENE_QUESTIONS[kind](rng, scene, *extra)
+        question = ask(rng, scene, *extra)
         if question is None:  # nothing unique to ask about: count instead
             question = SCENE_QUESTIONS["count"](rng, scene)
-        turns.append(respond(question, noisy_boxes(question.answer, rng), any_mode(rng), rng))
+        turns.append(respond(question, any_mode(rng), rng))
     return turns
 
 
-def change_talk(question: Question, rng: random.Random) -> list[Turn]:
-    return [respond(question, question.answer, mode, rng) for mode in ("think", "direct")]
+def same_question_talk(question: Question, rng: random.Random) -> list[Turn]:
+    """One question in two modes: of pictures that were made for it."""
+    return [respond(question, mode, rng) for mode in ("think", any_mode(rng))]
+
+
+def change_talk(question: Question, scene: Scene, rng: random.Random) -> list[Turn]:
+    """What changed, and plain questions about places of the second picture."""
+    places = [ask_region(rng, scene, question.after) for _ in range(2)]
+    turns = [respond(place, "plain", rng) for place in places]
+    return same_question_talk(question, rng) + turns
 
 
 def digit_talk(value: int, rng: random.Random) -> list[Turn]:
@@ -180,7 +200,7 @@ def digit_talk(value: int, rng: random.Random) -> list[Turn]:
     for mode in ("think", "direct"):
         answer = DIGIT_NAMES[value] if rng.random() < P_FINE_DIGIT else rng.choice(coarse)
         question = Question("digit", DIGIT_PROMPT, answer, DIGIT_THOUGHTS[value])
-        turns.append(respond(question, answer, mode, rng))
+        turns.append(respond(question, mode, rng))
     return turns
 
 
@@ -196,18 +216,19 @@ def _attributes(flower: Flower) -> list[int]:
     ]
 
 
-def scene_places(scene: Scene, cell: int) -> np.ndarray:
-    """Perception targets of a scene, one row per image token of `cell` pixels: (tokens, 8)."""
+def scene_places(scene: Scene, cell: int, ailing: Mapping[int, str] = NOTHING_AILS) -> np.ndarray:
+    """Perception targets of a scene, one row per image token of `cell` pixels: (tokens, 9)."""
     side = SCENE_SIZE // cell
     places = np.full((side * side, len(TARGETS)), NOT_ASKED)
     places[:, 0] = 0  # background until a flower covers the cell's middle
     for row in range(side):
         for column in range(side):
             x, y = (column + 0.5) * cell, (row + 0.5) * cell
-            for placed in scene:
+            for number, placed in enumerate(scene):
                 if placed.x0 <= x < placed.x1 and placed.y0 <= y < placed.y1:
                     box = [v // GRID for v in (placed.x0, placed.y0, placed.x1, placed.y1)]
-                    places[row * side + column] = _attributes(placed.flower) + box
+                    cause = 1 + CAUSES.index(ailing[number]) if number in ailing else 0
+                    places[row * side + column] = [*_attributes(placed.flower), *box, cause]
     return places
 
 
@@ -216,38 +237,69 @@ def portrait(rng: random.Random, index: int, cell: int) -> Picture:
     seed = render_seed("pretrain", GARDEN_SPLIT_SEED, 0, index)
     image = draw_flower(flower, seed)
     places = np.full(((image.width // cell) ** 2, len(TARGETS)), NOT_ASKED)
-    whole = np.array(_attributes(flower) + [NOT_ASKED] * 4)
+    whole = NOTHING.copy()
+    whole[:4] = _attributes(flower)
     return Picture((image,), partial(portrait_talk, flower), places, whole)
 
 
+def scene_size(rng: random.Random) -> int:
+    """How many flowers a scene of pretraining shows: mostly 1 to 4."""
+    return rng.randint(5, 7) if rng.random() < P_LARGE_SCENE else rng.randint(1, 4)
+
+
+def scene_seed(index: int) -> int:
+    return render_seed("pretrain", GARDEN_SPLIT_SEED, SCENE_SUBJECT, index)
+
+
 def scene_picture(rng: random.Random, index: int, cell: int) -> Picture:
-    scene = sample_scene(rng, rng.randint(1, 4))
-    seed = render_seed("pretrain", GARDEN_SPLIT_SEED, SCENE_SUBJECT, index)
-    places, whole = scene_places(scene, cell), np.full(len(TARGETS), NOT_ASKED)
-    return Picture((draw_scene(scene, seed),), partial(scene_talk, scene), places, whole)
+    scene = sample_scene(rng, scene_size(rng))
+    image = draw_scene(scene, scene_seed(index))
+    return Picture((image,), partial(scene_talk, scene), scene_places(scene, cell), NOTHING)
 
 
 def change_picture(rng: random.Random, index: int, cell: int) -> Picture:
-    scene = sample_scene(rng, rng.randint(1, 4))
-    seed = render_seed("pretrain", GARDEN_SPLIT_SEED, SCENE_SUBJECT, index)
-    question = ask_change(rng, scene)
-    images = (draw_scene(scene, seed), draw_scene(question.after, seed))
+    scene = sample_scene(rng, rng.choice((1, 2, 2, 3, 3, 4)))
+    question = ask_change(rng, scene, p_shifted=P_SHIFTED_VIEW)
+    images = tuple(draw_scene(s, scene_seed(index)) for s in (scene, question.after))
     places = np.concatenate([scene_places(s, cell) for s in (scene, question.after)])
-    nothing = np.full(len(TARGETS), NOT_ASKED)
-    return Picture(images, partial(change_talk, question), places, nothing)
+    return Picture(images, partial(change_talk, question, scene), places, NOTHING)
+
+
+def wilting_picture(rng: random.Random, index: int, cell: int) -> Picture:
+    question = None
+    while question is None:
+        scene = sample_scene(rng, scene_size(rng))
+        question = ask_why(rng, scene)
+    image = draw_scene(scene, scene_seed(index), ailing=question.ailing)
+    talk = partial(same_question_talk, question)
+    return Picture((image,), talk, scene_places(scene, cell, question.ailing), NOTHING)
+
+
+def growth_picture(rng: random.Random, index: int, cell: int) -> Picture:
+    kind, flower = rng.choice(("next", "order", "order")), random_flower(rng)
+    stages = sample_stages(rng, kind, rng.choice((3, 3, 4)))
+    question = (ask_next if kind == "next" else ask_order)(rng, stages)
+    images = tuple(draw_stage(flower, stage, scene_seed(index)) for stage in stages)
+    places = np.full((len(stages) * (PORTRAIT_SIZE // cell) ** 2, len(TARGETS)), NOT_ASKED)
+    return Picture(images, partial(same_question_talk, question), places, NOTHING)
 
 
 def digit_pictures(cell: int) -> list[Picture]:
     """The pretraining half of scikit-learn's digits; the preprocessor enlarges them to 64x64."""
-    nothing = np.full(len(TARGETS), NOT_ASKED)
     places = np.full(((PORTRAIT_SIZE // cell) ** 2, len(TARGETS)), NOT_ASKED)
     return [
-        Picture((item.image,), partial(digit_talk, DIGIT_NAMES.index(item.label)), places, nothing)
+        Picture((item.image,), partial(digit_talk, DIGIT_NAMES.index(item.label)), places, NOTHING)
         for item in read_digits("pretrain")
     ]
 
 
-MAKERS = {"portrait": portrait, "scene": scene_picture, "change": change_picture}
+MAKERS = {
+    "portrait": portrait,
+    "scene": scene_picture,
+    "change": change_picture,
+    "wilting": wilting_picture,
+    "growth": growth_picture,
+}
 
 
 def draw_pool(kind: str, start: int, count: int, cell: int, seed: int) -> list[Picture]:
@@ -271,4 +323,3 @@ def sample_texts(pools: dict[str, list[Picture]], count: int, seed: int) -> Iter
         for pixel in range(0, SCENE_SIZE + 1, GRID):
             value = round(pixel * 1000 / SCENE_SIZE)
             yield f"[{value}, {value}, {value}, {value}]"
-    yield CHANGE_PROMPT

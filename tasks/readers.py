@@ -1,44 +1,47 @@
-"""Real data sets as labelled images: class folders, Visual-RFT rows, scikit-learn's digits.
+"""Labelled images for classification: class folders, rows of any schema, scikit-learn's digits.
 
-    items = load_labelled("my_photos/")          # or "digits", or a Visual-RFT parquet file
+    items = load_labelled("my_photos/")          # or "digits", or a table, a .json, a .jsonl
     train, held_out = few_shot_split(items, shots=4, seed=0)
 
 Data comes from outside, so every bad record has one documented outcome. What makes the whole set
-doubtful (missing columns, a path that leaves the folder, two folders with one name) raises
-`InputError` before any weight changes. What spoils one record (a broken image, an empty solution)
-is skipped and counted in a `SkipLog`, which refuses to go on when too many are lost. Data cannot
-run code here: no pickle, no network. Visual-RFT (arXiv:2503.01785, hub sets
-`laolao77/ViRFT_CLS_*`) has the columns `image`, `problem` and `solution`.
+doubtful (a path that leaves the folder, two folders with one name) raises `InputError` before any
+weight changes. What spoils one record (a broken image, an empty solution) is skipped and counted
+in a `SkipLog`. Rows such as those of Visual-RFT (arXiv:2503.01785, hub sets `laolao77/ViRFT_CLS_*`)
+are read by tasks/records.py; here their solution is taken for a class name.
 """
 
 import hashlib
-import importlib
-import io
-import json
-import os
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from answers import MAX_NAME_CHARS, normalise_name
 from model.errors import InputError
-from model.image import FORMATS, load_image
-from rewards import MAX_NAME_CHARS, normalise_name, parse_answer
+from model.image import load_image
+from tasks.files import SkipLog, check_files, inside, local_path, optional_import
+from tasks.records import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 
 IMAGE_SUFFIXES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .avif".split()
 # Pictures that `load_image` refuses by name: listed, so that they are counted and not overlooked.
 FOREIGN_SUFFIXES = ".heic .heif .svg .pdf .eps".split()
-COLUMNS = ["image", "problem", "solution"]
 DIGIT_NAMES = "zero one two three four five six seven eight nine".split()
-ACCEPTED = (
-    'accepted: "digits", a folder with one sub-folder of images per class, a Visual-RFT .parquet '
-    "file or a folder of them, a folder written by datasets.save_to_disk"
-)
+ACCEPTED = 'accepted: "digits", a folder with one sub-folder of images per class, ' + ACCEPTED_ROWS
+
+
+class Labelled(Protocol):
+    """What `few_shot_split` asks of an item: a unique id, a class, and one image to compare."""
+
+    id: str
+    label: str
+    image: Image.Image | Path
+
+
+Item = TypeVar("Item", bound=Labelled)
 
 
 @dataclass(frozen=True)
@@ -51,58 +54,29 @@ class LabelledImage:
     question: str | None = None
 
 
-@dataclass
-class SkipLog:
-    """Counts skipped records by reason and keeps the first five offenders."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: list[str] = field(default_factory=list)
-
-    def add(self, reason: str, offender: str) -> None:
-        self.counts[reason] += 1
-        self.first = [*self.first, f"{reason}: {offender}"][:5]
-
-    def check(self, total: int, max_skip: float = 0.01) -> None:
-        """Print one line if any are lost; raise InputError for more than max(2, max_skip * total).
-
-        `total` counts the records read, the skipped ones included.
-        """
-        skipped = self.counts.total()
-        summary = "; ".join([f"{skipped} of {total} records skipped", *self.first])
-        if skipped > max(2, max_skip * total):
-            raise InputError(f"--data: too many lost, repair them: {summary}")
-        if skipped:
-            print(f"data: {summary}")
-
-
 def load_labelled(data: str, max_skip: float = 0.01) -> list[LabelledImage]:
     """Read what `--data` names; print the schema that matched and how many records were skipped.
 
     "digits" always means the scans of scikit-learn (a folder of that name is "./digits"). Every
-    image is opened once, so that a broken one is met now and not hours into training. Images that
-    come as bytes in a table stay in memory, decoded.
+    image is opened once, so that a broken one is met now and not hours into training.
 
     Raises:
         InputError: any other source, an empty set, one class only, or too many skipped records.
     """
     skips = SkipLog()
-    path = Path(data)
     if data == "digits":
-        schema, items = "scikit-learn digits, RL half", read_digits("rl")
-    elif _is_url(data):
-        raise InputError(f"--data {data!r} is a URL; download the data set and name its folder")
-    elif not os.path.exists(path):
-        raise InputError(f"--data {data!r} does not exist{_similar_name(path)}; {ACCEPTED}")
-    elif _table_files(path):
-        schema, items = f"Visual-RFT rows ({', '.join(COLUMNS)})", read_visual_rft(path, skips)
-    elif path.is_dir():
-        schema, items = "folder of class folders", read_image_folder(path)
+        schema, items = "scikit-learn digits, RL half", keep_readable(read_digits("rl"), skips)
     else:
-        what = f"a file of type {path.suffix!r}" if path.is_file() else "not a regular file"
-        raise InputError(f"--data {data!r} is {what}; {ACCEPTED}")
-    total = len(items) + skips.counts.total()
-    items = keep_readable(items, skips)
-    skips.check(total, max_skip)
+        path = local_path(data, ACCEPTED)
+        if is_row_source(path):
+            schema, items = read_labelled_records(path, skips)
+            schema = columns_of(schema)
+        elif path.is_dir():
+            schema, items = "folder of class folders", keep_readable(read_image_folder(path), skips)
+        else:
+            what = f"a file of type {path.suffix!r}" if path.is_file() else "not a regular file"
+            raise InputError(f"--data {data!r} is {what}; {ACCEPTED}")
+    skips.check(len(items) + skips.counts.total(), max_skip)
     classes = {normalise_name(item.label): item.label for item in items}
     _check_classes(classes.values(), data)
     print(f"data: {data!r} read as {schema}: {len(items)} images of {len(classes)} classes")
@@ -122,12 +96,12 @@ def keep_readable(items: list[LabelledImage], skips: SkipLog) -> list[LabelledIm
 
 
 def few_shot_split(
-    items: list[LabelledImage],
+    items: list[Item],
     shots: int,
     seed: int,
     held_out_per_class: int | None = None,
     min_held_out: int = 1,
-) -> tuple[list[LabelledImage], list[LabelledImage]]:
+) -> tuple[list[Item], list[Item]]:
     """Split into exactly `shots` training images per class and a held-out rest, capped if asked.
 
     Each class is shuffled once; shots come from the front, held-out images from the back. So fewer
@@ -173,7 +147,7 @@ def few_shot_split(
     return train, held_out
 
 
-def _shuffled_classes(items: list[LabelledImage], seed: int) -> dict[str, list[LabelledImage]]:
+def _shuffled_classes(items: list[Item], seed: int) -> dict[str, list[Item]]:
     """Group by normalised name, in order of the names, each class in its own random order.
 
     Class k is sorted by the raw 64-bit output of Philox under the key (seed, k): numpy promises
@@ -189,7 +163,7 @@ def _shuffled_classes(items: list[LabelledImage], seed: int) -> dict[str, list[L
     return dict(sorted(classes.items()))
 
 
-def _pixel_hash(item: LabelledImage) -> str:
+def _pixel_hash(item: Labelled) -> str:
     image = load_image(item.image)
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
@@ -220,8 +194,8 @@ def read_image_folder(root: Path) -> list[LabelledImage]:
                 f"--data {str(root)!r}: class folder {folder.name!r} has no images directly inside "
                 f"({' '.join(IMAGE_SUFFIXES)}); remove it, or name the folder of the class folders"
             )
-        items += [LabelledImage(name, _inside(root, name, name), folder.name) for name in names]
-    _check_files(items)
+        items += [LabelledImage(name, inside(root, name, name), folder.name) for name in names]
+    check_files((item.id, item.image) for item in items)
     return items
 
 
@@ -248,7 +222,7 @@ def read_digits(split: Literal["pretrain", "rl"]) -> list[LabelledImage]:
     embedded base model; odd ones ("rl", 898) are for the shots and the held-out set of RL.
     """
     parity = {"pretrain": 0, "rl": 1}[split]
-    scans = _optional("sklearn.datasets", "scikit-learn").load_digits()
+    scans = optional_import("sklearn.datasets", "scikit-learn").load_digits()
     items = []
     for index in range(parity, len(scans.target), 2):
         gray = np.rint(scans.images[index] * 255 / 16).astype(np.uint8)  # (8, 8), from 0..16
@@ -257,136 +231,25 @@ def read_digits(split: Literal["pretrain", "rl"]) -> list[LabelledImage]:
     return items
 
 
-def read_visual_rft(path: Path, skips: SkipLog | None = None) -> list[LabelledImage]:
-    """Read classification rows (`image`, `problem`, `solution`) from a local table.
+def read_labelled_records(path: Path, skips: SkipLog) -> tuple[str, list[LabelledImage]]:
+    """Read rows of one image, a question and a class name; return their schema as well.
 
-    The table is a .parquet file, a folder of them (directly or in `data`, as hubs lay them out),
-    or a folder written by `datasets.save_to_disk` (of a DatasetDict, its `train` split). `image`
-    is a struct {bytes, path}, bytes, or a path below the table's folder. `problem` is the question
-    as it is, less leading `<image>` marks. The one answer block of `solution` holds the label.
-    Rows lacking one of the three are skipped: counted in `skips`, or in a log that is checked here.
+    What counts as a row, and what happens to bad ones, says tasks/records.py. Rows whose solution
+    has no letter, digit or other sign of a name are skipped and counted.
 
     Raises:
-        InputError: unreadable table, missing columns, wrong types, boxes for solutions, an image
-            path that is missing, a URL or outside the folder; pyarrow is not installed.
+        InputError: what `read_records` raises, several images in a row, boxes for solutions.
     """
-    log = SkipLog() if skips is None else skips
-    root = path if path.is_dir() else path.parent
+    schema, records = read_records(path, skips)
     items = []
-    for file in _table_files(path):
-        for index, row in enumerate(_table_rows(file)):
-            item = _labelled_row(row, f"{file.relative_to(root).as_posix()}:{index}", root, log)
-            items += [item] if item else []
-    _check_files(items)
-    if skips is None:
-        log.check(len(items) + log.counts.total())
-    return items
-
-
-def _labelled_row(row: dict, row_id: str, root: Path, skips: SkipLog) -> LabelledImage | None:
-    image, question, solution = ("" if row[name] is None else row[name] for name in COLUMNS)
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path") or ""
-    types = isinstance(image, str | bytes), isinstance(question, str), isinstance(solution, str)
-    if not all(types):
-        wrong = COLUMNS[types.index(False)]
-        raise InputError(
-            f"{row_id}: column {wrong!r} holds {row[wrong]!r:.40}; see read_visual_rft"
-        )
-    while question.lstrip().startswith("<image>"):
-        question = question.lstrip().removeprefix("<image>").lstrip()
-    label = parse_answer(solution) or ""
-    if label.startswith(("[", "{")):
-        raise InputError(f"{row_id}: the solution is a box list; this reader takes class names")
-    name = normalise_name(label[:MAX_NAME_CHARS])
-    for column, value in zip(COLUMNS, (image, question.strip(), name), strict=True):
-        if not value:
-            untagged = column == "solution" and solution.strip()
-            reason = "solution without <answer>name</answer>" if untagged else f"empty {column}"
-            skips.add(reason, row_id)
-            return None
-    if isinstance(image, str):
-        return LabelledImage(row_id, _inside(root, image, row_id), label, question)
-    try:
-        decoder = Image.open(io.BytesIO(image), formats=FORMATS)
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes
-        skips.add("unreadable", f"{row_id}: {error}")
-        return None
-    return LabelledImage(row_id, decoder, label, question)
-
-
-def _table_files(path: Path) -> list[Path]:
-    """Return the parquet or arrow files of a Visual-RFT set, [] where `path` holds none."""
-    if path.is_file():
-        return [path] if path.suffix.lower() == ".parquet" else []
-    if parquet := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
-        return parquet
-    saved = next((d for d in (path, path / "train") if (d / "state.json").is_file()), None)
-    if saved is None:
-        if (path / "dataset_dict.json").exists():
-            raise InputError(f"--data {str(path)!r} is a DatasetDict without a train split")
-        return []
-    try:  # only what state.json lists: cached results of map() lie beside it under similar names
-        state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
-        names = [str(entry["filename"]) for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{saved}/state.json: unreadable ({error!r}); save it again") from error
-    return [_inside(saved, name, "state.json") for name in names]
-
-
-def _table_rows(file: Path) -> Iterator[dict]:
-    pyarrow, parquet = _optional("pyarrow"), _optional("pyarrow.parquet", "pyarrow")
-    try:
-        with pyarrow.memory_map(str(file)) as source:
-            if file.suffix.lower() == ".parquet":
-                table = parquet.ParquetFile(source)
-                schema, batches = table.schema_arrow, table.iter_batches(batch_size=64)
-            else:
-                batches = pyarrow.ipc.open_stream(source)
-                schema = batches.schema
-            if missing := [name for name in COLUMNS if schema.names.count(name) != 1]:
-                raise InputError(f"{file}: needs columns {missing} once each, has {schema.names}")
-            for batch in batches:
-                yield from batch.select(COLUMNS).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot read the table ({error}); download it again") from error
-
-
-def _optional(module: str, package: str = ""):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = package or module
-        raise InputError(f"--data needs {package}: pip install {package}") from error
-
-
-def _is_url(name: str) -> bool:
-    return "://" in name or name.lower().startswith(("data:", "file:", "http:", "https:"))
-
-
-def _inside(root: Path, name: str, where: str) -> Path:
-    """Return `root / name`, refusing URLs, `..`, absolute paths and links that lead out of root."""
-    if _is_url(name) or "\0" in name:
-        raise InputError(f"{where}: {name!r} is no path below {str(root)!r}; copy the file there")
-    path = root / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise InputError(f"{where}: {name!r} leads out of {str(root)!r}; copy the file there")
-    return path
-
-
-def _check_files(items: list[LabelledImage]) -> None:
-    """Raise for images that are no regular files: a whole set with wrong paths is no small loss."""
-    paths = [(item.id, item.image) for item in items if isinstance(item.image, Path)]
-    if strange := [i for i, _ in paths if not i.isprintable()]:
-        raise InputError(f"--data: {strange[0]!r} is no printable name; rename the file or folder")
-    if missing := [(i, path) for i, path in paths if not os.path.isfile(path)]:
-        listed = "; ".join(f"{i}: {str(path)!r}{_similar_name(path)}" for i, path in missing[:5])
-        raise InputError(f"--data: {len(missing)} images missing or no regular files: {listed}")
-
-
-def _similar_name(path: Path) -> str:
-    """Return a hint if a neighbour differs only in case or in its Unicode form, else ""."""
-    siblings = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
-    folded = [unicodedata.normalize("NFC", name).casefold() for name in [path.name, *siblings]]
-    similar = [name for name, key in zip(siblings, folded[1:], strict=True) if key == folded[0]]
-    return f" (did you mean {similar[0]!r}?)" if similar and path.name not in similar else ""
+    for record in records:
+        if len(record.images) != 1:
+            raise InputError(f"{record.id}: has {len(record.images)} images; a class needs one")
+        if record.solution.startswith(("[", "{")):
+            raise InputError(f"{record.id}: the solution is a box list, no class name; see --task")
+        if normalise_name(record.solution[:MAX_NAME_CHARS]):
+            item = LabelledImage(record.id, record.images[0], record.solution, record.question)
+            items.append(item)
+        else:
+            skips.add("solution is no name", record.id)
+    return schema, items

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
+from answers import parse_answer
 from config import BASE_MODEL
 from evaluate import evaluate
 from model.text import Processor
 from model.weights import load_model
-from rewards import parse_answer
 from sample import generate_group
-from tasks import cls
+from tasks import Settings, cls
 from tasks.garden import WELL_KNOWN
 
 
@@ -21,7 +21,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def task():
-    return cls.load("garden", 1, 2503, 4, "think")
+    return cls.load(Settings(held_out_per_class=4))
 
 
 def test_the_directory_is_a_complete_checkpoint_of_at_most_16_megabytes():
@@ -83,5 +83,5 @@ def test_its_sampled_answers_contain_the_fine_name_that_greedy_ones_lack(base, t
         for n, e in enumerate(examples)
     ]
     texts = generate_group(model, processor, prompts, 1, 40, temperature=0.0).texts
-    greedy = [task.strict(text, e.target) for text, e in zip(texts, examples, strict=True)]
+    greedy = [task.scores(t, e)["strict"] for t, e in zip(texts, examples, strict=True)]
     assert sum(right) / len(right) > 0.6 > 0.3 > sum(greedy) / len(greedy)

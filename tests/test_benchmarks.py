@@ -5,10 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
-from benchmarks import base_skills, garden_picture, real_size
+from benchmarks import garden_picture, real_size
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,26 +37,23 @@ def test_the_first_run_benchmark_prints_a_row_per_seed_and_json():
     assert lines[3].startswith("| 3 |") and report["runs"][0]["n"] == 30
 
 
-@pytest.mark.parametrize(
-    "a, b, expected",
-    [
-        ([0, 0, 2, 2], [0, 0, 2, 2], 1.0),
-        ([0, 0, 2, 2], [1, 0, 3, 2], 1 / 3),
-        ([0, 0, 1, 1], [1, 1, 2, 2], 0.0),
-        ([2, 2, 0, 0], [0, 0, 2, 2], 0.0),
-    ],
-)
-def test_the_skills_are_scored_by_true_overlap(a, b, expected):
-    assert base_skills.overlap(a, b) == pytest.approx(expected)
-
-
-def test_a_box_list_is_scored_by_the_share_of_true_boxes_found():
-    truth = '[{"Position": [0, 0, 100, 100]}, {"Position": [500, 500, 600, 600]}]'
-    found = '[{"Position": [0, 0, 100, 90]}]'
-    assert base_skills.right("det", found, truth) == 0.5
-    assert base_skills.right("det", "nonsense", truth) == 0.0
-    assert base_skills.right("det", "No Objects", "No Objects") == 1.0
-    assert base_skills.right("ground", "[0, 0, 100, 50]", "[0, 0, 100, 100]") == 0.5
+def test_the_task_table_prints_a_row_per_run_a_median_per_task_and_json():
+    command = [sys.executable, "benchmarks/task_table.py", "--tasks", "det", "order"]
+    command += ["--seeds", "3", "--threads", "1", "--jobs", "2", "--"]
+    command += ["--max_steps", "1", "--held_out_size", "4", "--train_size", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(" | ")[:3] for line in lines if line.startswith(("| det", "| order"))] == [
+        ["| det", "mAP", "3"],
+        ["| order", "strict", "3"],
+    ]
+    assert lines[-3].startswith("det: median mAP") and lines[-2].startswith("order: median strict")
+    runs = json.loads(lines[-1])["runs"]
+    assert all(
+        {"strict", "mean_length"} <= run["first"].keys() & run["last"].keys() for run in runs
+    )
+    assert 0 <= runs[0]["first"]["mAP_low"] <= runs[0]["first"]["mAP_high"] <= 1
 
 
 def test_the_pictures_of_the_readme_are_those_of_the_garden(tmp_path, monkeypatch):

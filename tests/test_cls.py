@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from answers import normalise_name
 from model.errors import InputError
-from rewards import normalise_name
-from tasks import INSTRUCTIONS, Example, cls, full_question
+from tasks import INSTRUCTIONS, Example, Settings, cls, full_question
 from tasks.garden import GARDEN_SPLIT_SEED, OOD_SPECIES, RL_SPECIES
 from tasks.readers import DIGIT_NAMES, read_digits
 from tests.test_readers import class_folders, picture
@@ -29,7 +29,20 @@ RIGHT = "<think>six petals</think><answer>Solara minor</answer>"
 
 
 def load(data="garden", shots=1, seed=GARDEN_SPLIT_SEED, held_out=1, mode="think", **more):
-    return cls.load(data, shots, seed, held_out, mode, **more)
+    return cls.load(
+        Settings(
+            data=str(data),
+            shots=shots,
+            split_seed=seed,
+            held_out_per_class=held_out,
+            prompt_mode=mode,
+            **more,
+        )
+    )
+
+
+def named(target: str) -> Example:
+    return Example("x", (), "?", target)
 
 
 def pixels(example: Example) -> bytes:
@@ -91,8 +104,9 @@ def test_another_split_seed_shows_other_pictures_of_the_same_species(garden):
 
 FINGERPRINT = """
 import hashlib
-from tasks import cls
-task = cls.load("garden", 2, 5, 1, "think", shuffle_labels=True)
+from tasks import Settings, cls
+settings = Settings(shots=2, split_seed=5, held_out_per_class=1, shuffle_labels=True)
+task = cls.load(settings)
 digest = hashlib.sha256()
 for name, examples in sorted((task.splits | {"train": task.train}).items()):
     for e in examples:
@@ -150,28 +164,41 @@ def test_a_question_that_says_how_to_answer_is_left_alone():
 
 
 def test_the_weights_reach_the_reward():
-    task = load(weights={"correct": 2.0, "format": 0.25})
-    assert task.reward(RIGHT, "Solara minor").total == 2.25
-    assert task.reward(RIGHT, "Solara major").total == 0.25
-    assert task.reward("<answer>Solara minor</answer>", "Solara minor").total == 2.0
-    assert task.reward(RIGHT, "Solara minor").parts == {"correct": 1.0, "format": 1.0}
+    task = load(correct_weight=2.0, format_weight=0.25)
+    assert task.reward(RIGHT, named("Solara minor"), 0.0).total == 2.25
+    assert task.reward(RIGHT, named("Solara major"), 0.0).total == 0.25
+    plain = "<answer>Solara minor</answer>"
+    assert task.reward(plain, named("Solara minor"), 0.0).total == 2.0
+    right = {"correct": 1.0, "format": 1.0}
+    assert task.reward(RIGHT, named("Solara minor"), 0.0).parts == right
+
+
+def test_a_dense_reward_pays_a_part_of_the_name_and_a_sparse_one_does_not():
+    task, part = load(), "<think>yellow</think><answer>Solara</answer>"
+    sparse, dense = (task.reward(part, named("Solara minor"), d).total for d in (0.0, 1.0))
+    assert sparse == 0.5 < dense < 1.5
 
 
 def test_the_mode_decides_the_format_and_not_the_answer():
     think, direct = load(mode="think"), load(mode="direct")
-    plain = "<answer>Solara minor</answer>"
-    assert (think.format(RIGHT), think.format(plain)) == (1.0, 0.0)
-    assert (direct.format(RIGHT), direct.format(plain)) == (0.0, 1.0)
+    plain, target = "<answer>Solara minor</answer>", named("Solara minor")
+    assert [think.scores(t, target)["format"] for t in (RIGHT, plain)] == [1.0, 0.0]
+    assert [direct.scores(t, target)["format"] for t in (RIGHT, plain)] == [0.0, 1.0]
     for text in (RIGHT, plain):
-        assert think.strict(text, "Solara minor") == direct.strict(text, "Solara minor") == 1.0
+        assert think.scores(text, target)["strict"] == direct.scores(text, target)["strict"] == 1.0
 
 
 def test_the_loose_metric_takes_a_part_of_the_name_and_the_strict_one_does_not():
     task, part = load(), "<think>yellow</think><answer>Solara</answer>"
-    assert (task.strict(part, "Solara minor"), task.loose(part, "Solara minor")) == (0.0, 1.0)
-    assert task.reward(part, "Solara minor").parts["correct"] == 0.0
-    assert (task.strict(RIGHT, "Solara minor"), task.loose(RIGHT, "Solara minor")) == (1.0, 1.0)
-    assert (task.strict(RIGHT, "Corella nova"), task.loose(RIGHT, "Corella nova")) == (0.0, 0.0)
+
+    def strict_and_loose(text, target):
+        scores = task.scores(text, named(target))
+        return scores["strict"], scores["loose"]
+
+    assert strict_and_loose(part, "Solara minor") == (0.0, 1.0)
+    assert task.reward(part, named("Solara minor"), 0.0).parts["correct"] == 0.0
+    assert strict_and_loose(RIGHT, "Solara minor") == (1.0, 1.0)
+    assert strict_and_loose(RIGHT, "Corella nova") == (0.0, 0.0)
 
 
 # ---- shuffled labels -----------------------------------------------------------------------------
@@ -246,7 +273,7 @@ def test_a_folder_of_class_folders_becomes_a_task(tmp_path):
     assert not set(ids(task.train)) & set(ids(task.splits["held_out"]))
     assert {e.question for e in task.train} == {f"{cls.ANY_PROMPT} {INSTRUCTIONS['direct']}"}
     text = "<answer>dog rose</answer>"
-    assert [task.reward(text, e.target).total for e in task.train] == [1.5, 0.5]
+    assert [task.reward(text, e, 0.0).total for e in task.train] == [1.5, 0.5]
 
 
 def visual_rft_table(path: Path, *labels: str) -> Path:

@@ -22,6 +22,7 @@ from config import Config
 from evaluate import EvalConfig
 from model.errors import InputError
 from sample import SampleConfig
+from tasks import Settings
 
 ROOT = Path(config.__file__).parent
 KINDS = (Config, EvalConfig, SampleConfig)
@@ -212,9 +213,9 @@ def test_help_prints_every_field_once_with_its_default(kind, capsys, monkeypatch
     assert "a description" in out
     entries = " ".join(out.partition("options:")[2].split())
     for field in dataclasses.fields(kind):
-        _, found, entry = entries.partition(f" --{field.name}")
+        _, found, entry = entries.partition(f" --{field.name}{',' * (field.type is bool)} ")
         assert found, field.name
-        entry = entry.partition(" --")[0] if field.type is not bool else entry.split(" --")[1]
+        entry = entry.partition(" --")[0]
         assert field.metadata["help"] in entry
         if field.default is not None:
             shown = config._show(field.default)
@@ -275,9 +276,9 @@ def fields_read(kind: type) -> set[str]:
     """Attributes read from `cfg`, `config` or `self.cfg` in every script that names `kind`.
 
     A range check in config.py makes no use of a value, and a script with another config of its own
-    says nothing about this one.
+    says nothing about this one. What evaluate.load_task hands over as `Settings` is read by tasks.
     """
-    found = set()
+    found = settings_read()
     for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -290,6 +291,18 @@ def fields_read(kind: type) -> set[str]:
                 if name in ("cfg", "config"):
                     found.add(node.attr)
     return found
+
+
+def settings_read() -> set[str]:
+    """Fields of `Settings` that some task reads as `settings.x`, or Settings itself as `self.x`."""
+    handed_over = {field.name for field in dataclasses.fields(Settings)}
+    found = set()
+    for path in ROOT.glob("tasks/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                if getattr(node.value, "id", "") in ("settings", "self"):
+                    found.add(node.attr)
+    return found & handed_over
 
 
 def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):

@@ -6,18 +6,22 @@ test knows. The command line is tested on the garden. Run: pytest tests/test_eva
 
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import config
-from evaluate import evaluate, main, wilson_interval
+from answers import parse_answer
+from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
 from model.text import Processor
 from model.weights import load_model
-from rewards import Reward, loose_name_correct
-from tasks import Example, Task, cls
+from rewards import Reward, name_correct
+from tasks import Example, Task
 from tasks.garden import RL_SPECIES
 from tasks.garden_drawing import draw_flower
+from tasks.loose import loose_name_correct
 
 LENGTH = 12
 
@@ -41,7 +45,15 @@ def examples():
 
 
 def fake_task(strict=lambda text, target: 0.0, loose=lambda text, target: 1.0, format=len) -> Task:
-    return Task("fake", [], {}, lambda text, target: Reward(0.0, {}), strict, loose, format)
+    def scores(text, example):
+        target = example.target
+        return {
+            "strict": strict(text, target),
+            "loose": loose(text, target),
+            "format": format(text),
+        }
+
+    return Task("fake", [], {}, lambda *_: Reward(0.0, {}), scores)
 
 
 def answers(records: list[dict]) -> list[tuple[str, int]]:
@@ -82,6 +94,32 @@ def test_wilson_intervals_hold_the_fraction_and_shrink_with_more_trials():
     assert widths == sorted(widths, reverse=True)
 
 
+def test_a_bootstrap_interval_of_a_mean_is_that_of_the_normal_approximation():
+    values = np.random.default_rng(0).normal(0.6, 0.2, 400)
+    low, high = bootstrap_interval(lambda index: float(values[index].mean()), 400, 2000)
+    reach = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.003)
+    assert bootstrap_interval(lambda index: float(values[index].mean()), 400, 2000) == (low, high)
+
+
+def test_the_headline_metric_decides_the_interval(examples):
+    records = [{"text": str(i), "strict": float(i < 3), "iou": i / 10} for i in range(10)]
+    share = Task("fake", [], {}, None, None)
+    assert headline_interval(share, examples, records) == wilson_interval(0.3, 10)
+    low, high = headline_interval(replace(share, headline="iou"), examples, records)
+    assert 0.2 < low < 0.45 < high < 0.7
+    # a metric of the whole split is recomputed on resampled questions, each with its own text
+    pairs = {(example.id, str(i)) for i, example in enumerate(examples)}
+
+    def summary(drawn, texts):
+        assert {(e.id, t) for e, t in zip(drawn, texts, strict=True)} <= pairs
+        return {"mAP": len(set(texts)) / len(texts)}
+
+    whole = replace(share, headline="mAP", summary=summary)
+    low, high = headline_interval(whole, examples, records)
+    assert 0.3 <= low < high <= 0.9
+
+
 # ---- evaluate ------------------------------------------------------------------------------------
 
 
@@ -92,7 +130,9 @@ def test_the_counts_add_up(model, processor, examples):
         loose=lambda text, target: float(target in right or target == examples[5].target),
         format=lambda text: 1.0,
     )
-    metrics, records = evaluate(model, processor, task, examples, LENGTH, batch_size=4)
+    metrics, records = evaluate(
+        model, processor, task, examples, LENGTH, batch_size=4, with_interval=True
+    )
     assert (metrics["strict"], metrics["loose"], metrics["format"]) == (0.3, 0.4, 1.0)
     assert metrics["n"] == len(records) == 10
     assert (metrics["strict_low"], metrics["strict_high"]) == wilson_interval(0.3, 10)
@@ -121,11 +161,11 @@ def test_loose_stands_beside_strict_and_not_instead_of_it(model, processor, exam
         return f"<think>x</think><answer>{target.split()[0]}</answer>"
 
     task = fake_task(
-        strict=lambda text, target: cls.strict(said(target), target),
+        strict=lambda text, target: name_correct(parse_answer(said(target)), target),
         loose=lambda text, target: loose_name_correct(said(target), target),
         format=lambda text: 1.0,
     )
-    metrics, records = evaluate(model, processor, task, examples, LENGTH)
+    metrics, records = evaluate(model, processor, task, examples, LENGTH, with_interval=True)
     assert (metrics["strict"], metrics["loose"]) == (0.0, 1.0)
     assert metrics["strict_high"] < 0.3 and {(r["strict"], r["loose"]) for r in records} == {(0, 1)}
 
@@ -169,7 +209,7 @@ def test_the_command_line_prints_one_line_and_writes_every_answer(tiny_dir, tmp_
     (line,) = capsys.readouterr().out.splitlines()
     number = r"(\d+\.\d)%"
     shape = (
-        rf"cls held_out, 30 images: strict {number} \[{number}, {number}\], loose {number}, "
+        rf"cls held_out, 30 questions: strict {number} \[{number}, {number}\], loose {number}, "
         rf"format {number}, mean length (\d+\.\d) tokens, \d+\.\d s"
     )
     strict, low, high, loose, form, length = map(float, re.fullmatch(shape, line).groups())
@@ -185,7 +225,7 @@ def test_the_command_line_prints_one_line_and_writes_every_answer(tiny_dir, tmp_
 @pytest.mark.parametrize("split, n", [("ood", 10), ("val", 30), ("train", 30)])
 def test_every_split_of_the_garden_can_be_judged(split, n, tiny_dir, capsys):
     main(["--model", str(tiny_dir), "--split", split, "--held_out_per_class", "1", *SHORT])
-    assert capsys.readouterr().out.startswith(f"cls {split}, {n} images: strict")
+    assert capsys.readouterr().out.startswith(f"cls {split}, {n} questions: strict")
 
 
 def refusal(capsys, *argv: str) -> str:

@@ -2,7 +2,8 @@
 
 Answers are checked by a second, independent reader: it parses the prompt *text*, tries every flower
 of the scene under the strictest and under the loosest meaning of the words, and never calls the
-generator's helpers. Run: `pytest tests/test_garden.py` (a few seconds, no torch).
+generator's helpers. Puzzles (measuring, changes, causes, growth) have a file of their own,
+tests/test_puzzles.py. Run: `pytest tests/test_garden.py` (a few seconds).
 """
 
 import json
@@ -36,6 +37,7 @@ from tasks.garden import (
     random_flower,
     render_seed,
     sample_scene,
+    shifted,
     species_answer,
 )
 from tasks.garden_drawing import PETAL_RGB, draw_flower, draw_scene, paint_flower
@@ -44,7 +46,6 @@ from tasks.garden_questions import (
     SCENE_QUESTIONS,
     UNDECIDABLE,
     ask_caption,
-    ask_change,
     ask_cls,
     ask_count,
     ask_det,
@@ -231,6 +232,56 @@ def test_box_1000_is_the_rounded_thousandth():
     assert box_1000(Placed(SPECIES[0].flower, "small", 4, 0, 28, 96)) == (42, 0, 292, 1000)
 
 
+def test_replaying_the_calls_turns_the_first_scene_into_the_second():
+    actions = Counter()
+    for rng, scene in scenes(400, seed=8):
+        after, calls = change_scene(scene, rng, rng.randint(1, min(3, len(scene))))
+        left = sorted(str([p.flower.colour, p.size, (p.x0 + p.x1, p.y0 + p.y1)]) for p in after)
+        assert replay(scene, calls) == left, (calls, scene)
+        actions.update(call.split("(")[0] for call in calls)
+        for p in after:
+            low, high = (20, 28) if p.size == "small" else (36, 44)
+            assert low <= p.x1 - p.x0 <= high and low <= p.y1 - p.y0 <= high
+            assert all(v % 4 == 0 and 0 <= v <= 96 for v in (p.x0, p.y0, p.x1, p.y1))
+        for a, b in combinations(after, 2):
+            assert a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
+    assert set(actions) == {"change_colour", "change_size", "remove"}
+    assert min(actions.values()) > 40
+
+
+def replay(scene, calls):
+    """Apply the calls to the numbered flowers; what is left, as sorted texts."""
+    state = {
+        f"f{k}": [p.flower.colour, p.size, (p.x0 + p.x1, p.y0 + p.y1)]
+        for k, p in enumerate(scene, start=1)
+    }
+    for call in calls:
+        name, arguments = call[:-1].split("(")
+        number, *value = arguments.split(", ")
+        if name == "remove":
+            del state[number]
+        else:
+            slot = {"change_colour": 0, "change_size": 1}[name]
+            assert state[number][slot] != value[0], "a change must change something"
+            state[number][slot] = value[0]
+    return sorted(map(str, state.values()))
+
+
+def test_a_step_aside_moves_all_flowers_alike_or_is_refused():
+    refused = 0
+    for rng, scene in scenes(200, seed=13):
+        dx, dy = (4 * rng.randint(-3, 3) for _ in range(2))
+        boxes = [(p.x0 + dx, p.y0 + dy, p.x1 + dx, p.y1 + dy) for p in scene]
+        moved = shifted(scene, dx, dy)
+        if any(not 0 <= value <= 96 for box in boxes for value in box):
+            refused += 1
+            assert moved is None
+            continue
+        assert [(p.x0, p.y0, p.x1, p.y1) for p in moved] == boxes
+        assert [(p.flower, p.size) for p in moved] == [(p.flower, p.size) for p in scene]
+    assert 40 < refused < 190
+
+
 def test_scenes_out_of_range_are_refused():
     for n in (0, 8):
         with pytest.raises(InputError, match="n_objects"):
@@ -304,38 +355,23 @@ def entail_answer(scene, statement):
     return "yes" if truth else "no"
 
 
-def replay(scene, calls):
-    """Apply the calls of an answer to the numbered flowers; what is left, as sorted texts."""
-    state = {
-        f"f{k}": [p.flower.colour, p.size, (p.x0 + p.x1, p.y0 + p.y1)]
-        for k, p in enumerate(scene, start=1)
-    }
-    for call in calls.replace("), ", ")|").split("|"):
-        name, arguments = call[:-1].split("(")
-        number, *value = arguments.split(", ")
-        if name == "remove":
-            del state[number]
-        else:
-            slot = {"change_colour": 0, "change_size": 1}[name]
-            assert state[number][slot] != value[0], "a change must change something"
-            state[number][slot] = value[0]
-    return sorted(map(str, state.values()))
-
-
 # ---- questions -----------------------------------------------------------------------------------
 
 
 def test_referring_phrases_fit_exactly_one_flower_in_every_reading():
     kinds = Counter()
     for _, scene in scenes(300, seed=3):
-        for reference in references(scene):
-            sure, possible = fitting(scene, reference.phrase)
-            assert sure == possible == [reference.target], (reference.phrase, scene)
-            kinds[reference.kind] += 1
+        for anchor in ("one", "flower"):
+            for reference in references(scene, anchor):
+                sure, possible = fitting(scene, reference.phrase)
+                assert sure == possible == [reference.target], (reference.phrase, scene)
+                kinds[reference.kind] += 1
+                if reference.kind == "relation":
+                    assert reference.phrase.split()[-1] == anchor
     assert set(kinds) == {"colour", "not", "size", "relation"} and min(kinds.values()) > 20
 
 
-def test_grounding_and_relation_answers_match_the_independent_reader():
+def test_grounding_and_open_answers_match_the_independent_reader():
     asked = Counter()
     for rng, scene in scenes(400, seed=4):
         if question := ask_ground(rng, scene):
@@ -343,10 +379,18 @@ def test_grounding_and_relation_answers_match_the_independent_reader():
             assert question.answer == box_text(target)
             asked["ground"] += 1
         if question := ask_vqa(rng, scene):
-            ((target,), _) = fitting(scene, question.prompt.removeprefix("What colour is ")[:-1])
-            assert question.answer == target.flower.colour
+            for words, attribute in (
+                ("What colour is ", "colour"),
+                ("What shape are the petals of ", "shape"),
+            ):
+                if question.prompt.startswith(words):
+                    ((target,), _) = fitting(scene, question.prompt.removeprefix(words)[:-1])
+                    assert question.answer == getattr(target.flower, attribute)
+                    asked[attribute] += 1
+            assert question.answer not in question.prompt, "the question gives the answer away"
             asked["vqa"] += 1
-    assert min(asked["ground"], asked["vqa"]) > 150
+    assert asked["colour"] + asked["shape"] == asked["vqa"]
+    assert min(asked["ground"], asked["colour"], asked["shape"]) > 80
 
 
 def test_ambiguous_scenes_get_no_grounding_question():
@@ -390,27 +434,6 @@ def test_entailment_answers_match_the_independent_reader_and_are_balanced():
     assert set(answers) == {"yes", "no", "unknown"} and min(answers.values()) > 240
 
 
-def test_replaying_the_calls_turns_the_first_scene_into_the_second():
-    actions = Counter()
-    for rng, scene in scenes(400, seed=8):
-        question = ask_change(rng, scene)
-        left = sorted(
-            str([p.flower.colour, p.size, (p.x0 + p.x1, p.y0 + p.y1)]) for p in question.after
-        )
-        assert replay(scene, question.answer) == left, (question, scene)
-        actions.update(
-            call.split("(")[0] for call in question.answer.replace("), ", ")|").split("|")
-        )
-        for p in question.after:
-            low, high = (20, 28) if p.size == "small" else (36, 44)
-            assert low <= p.x1 - p.x0 <= high and low <= p.y1 - p.y0 <= high
-            assert all(v % 4 == 0 and 0 <= v <= 96 for v in (p.x0, p.y0, p.x1, p.y1))
-        for a, b in combinations(question.after, 2):
-            assert a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
-    assert set(actions) == {"change_colour", "change_size", "remove"}
-    assert min(actions.values()) > 40
-
-
 def test_portrait_answers_state_the_attributes_drawn():
     rng = random.Random(9)
     for species in SPECIES:
@@ -418,7 +441,8 @@ def test_portrait_answers_state_the_attributes_drawn():
         for name, ask in PORTRAIT_QUESTIONS.items():
             question = ask(rng, flower)
             seen = f"{WORDS[flower.petals]} {flower.shape} {flower.colour} petals, {flower.centre}"
-            assert question.thought == f"{seen} centre" and question.kind == name
+            assert question.thought == question.seen == f"{seen} centre" and question.kind == name
+            assert question.hasty == "", "portraits are named coarsely, not hastily"
         assert PORTRAIT_QUESTIONS["cls"](rng, flower).answer == species.name
         assert PORTRAIT_QUESTIONS["genus"](rng, flower).answer == species.genus
         for _ in range(8):
@@ -445,7 +469,7 @@ def test_questions_are_deterministic_and_short():
             if first is not None:
                 limit = 14 if len(scene) <= 4 else 16
                 assert len(first.prompt.split()) <= limit and len(first.thought.split()) <= 25
-                assert "<" not in first.prompt + first.answer + first.thought
+                assert first.seen == ", ".join(p.flower.colour for p in scene)
 
 
 def test_random_flowers_reach_every_value_of_every_attribute():

@@ -1,8 +1,9 @@
 """What the making of the embedded base guarantees (tasks/pretraining.py and train_sft.py).
 
-Pictures are functions of seed and number; names, formats and boxes are imprecise exactly as often
-as the constants say; only responses are learned; the digits and pictures of pretraining are not
-those of RL; and a miniature run writes a complete checkpoint, the same bits for the same seed.
+Pictures are functions of seed and number, and show what is asked about them; answers are coarse,
+hasty or out of format exactly as often as the constants say, and never where no format is asked
+for; only responses are learned; the digits and pictures of pretraining are not those of RL; and a
+miniature run writes a complete checkpoint, the same bits for the same seed.
 Run: pytest tests/test_garden_pretraining.py
 """
 
@@ -10,10 +11,12 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import train_sft
@@ -24,29 +27,65 @@ from model.vlm import completion_logps
 from model.weights import load_model
 from rewards import format_reward
 from sample import generate_group
-from tasks import cls, full_question
-from tasks.garden import COLOURS, GRID, SCENE_SIZE, SPECIES, WELL_KNOWN, sample_scene, species_of
-from tasks.garden_questions import NO_OBJECTS, Question, ask_det, ask_ground
+from tasks import INSTRUCTIONS, Settings, change, cls, full_question, order, pretraining
+from tasks import count as count_task
+from tasks import scenes as scene_tasks
+from tasks import vqa as vqa_task
+from tasks.garden import (
+    CAUSES,
+    COLOURS,
+    GRID,
+    SCENE_SIZE,
+    SPECIES,
+    WELL_KNOWN,
+    sample_scene,
+    species_of,
+)
+from tasks.garden_puzzles import (
+    another_view,
+    ask_change,
+    ask_measure,
+    ask_next,
+    ask_order,
+    ask_why,
+    sample_stages,
+)
+from tasks.garden_questions import PORTRAIT_QUESTIONS, SCENE_QUESTIONS, Question, det_answer
 from tasks.pretraining import (
+    HASTY_THOUGHT,
     MAKERS,
     NOT_ASKED,
-    P_BOX_NOISE,
     P_FINE_DIGIT,
     P_FORMAT_KEPT,
+    P_HASTY,
+    P_LARGE_SCENE,
+    P_SHIFTED_VIEW,
+    SUMMARIES,
     TARGETS,
     digit_pictures,
     digit_talk,
     draw_pool,
-    noisy_boxes,
     portrait_talk,
     respond,
     sample_texts,
     scene_places,
+    scene_size,
+    scene_talk,
 )
 from tasks.readers import DIGIT_NAMES, read_digits
-from train_sft import PatchedPicture, PerceptionHeads, dialogue_pack, learning_rate
+from train_sft import (
+    BATCH,
+    POOL,
+    SEE_BATCH,
+    PatchedPicture,
+    PerceptionHeads,
+    dialogue_pack,
+    learning_rate,
+    make_batch,
+)
 
 DRAWS = 3000  # a fraction of them is off by 0.03 less than once in a thousand seeds
+SIDEWAYS = ("portrait", "growth")  # kinds of 64 pixels; the others are seen from above, 96 pixels
 
 
 def fingerprint(picture) -> tuple:
@@ -74,7 +113,7 @@ def test_a_picture_depends_on_the_seed_and_its_number_alone(kind):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_there_is_one_row_of_targets_per_image_token(kind, tiny_dir):
     processor = Processor(tiny_dir)  # tokens of 8 pixels; scenes are first reduced to 64 x 64
-    cell = 8 if kind == "portrait" else 12
+    cell = 8 if kind in SIDEWAYS else 12
     for picture in draw_pool(kind, 0, 3, cell, seed=0):
         grids = [patchify(image, processor.image_cfg)[1] for image in picture.images]
         tokens = sum(t * h * w for t, h, w in grids) // 4
@@ -82,12 +121,93 @@ def test_there_is_one_row_of_targets_per_image_token(kind, tiny_dir):
         assert picture.whole.shape == (len(TARGETS),)
 
 
-def test_no_portrait_of_pretraining_is_a_picture_of_the_rl_task():
-    task = cls.load("garden", 2, 2503, 2, "think")
-    of_rl = [e for examples in (task.train, *task.splits.values()) for e in examples]
-    of_rl = {e.images[0].tobytes() for e in of_rl}
-    pretrained = {p.images[0].tobytes() for p in draw_pool("portrait", 0, 300, 16, seed=0)}
-    assert len(pretrained) == 300 and not pretrained & of_rl
+def record_calls(monkeypatch, module, name, instead=None) -> list[tuple]:
+    """The arguments of every call of module.name from now on: (positional, by name)."""
+    calls, real = [], instead or getattr(module, name)
+
+    def record(*args, **kwargs):
+        calls.append((args, kwargs))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, record)
+    return calls
+
+
+def blank(*_, **__) -> Image.Image:
+    return Image.new("RGB", (SCENE_SIZE, SCENE_SIZE))
+
+
+def test_no_picture_of_pretraining_is_rendered_with_a_seed_of_an_rl_task(monkeypatch):
+    """The seed decides background, light and rotation, so no picture can be known from before."""
+    of_rl, pretrained, names = [], [], {"draw_flower", "draw_scene", "draw_stage"}
+    for module in (cls, scene_tasks, change, vqa_task, order, pretraining):
+        for name in names & set(vars(module)):
+            calls = record_calls(monkeypatch, module, name, instead=blank)
+            (pretrained if module is pretraining else of_rl).append(calls)
+    settings = Settings(shots=2, held_out_per_class=2, train_size=20, held_out_size=20)
+    for task in (cls, count_task, change, vqa_task, order):
+        task.load(settings)
+    for kind in MAKERS:
+        draw_pool(kind, 0, 40, 16, seed=0)
+
+    def seeds(recorded):
+        return {args[-1] for calls in recorded for args, _ in calls}
+
+    assert all(of_rl) and all(pretrained)
+    assert len(seeds(of_rl)) > 250 and len(seeds(pretrained)) == 80  # portraits and all others
+    assert not seeds(of_rl) & seeds(pretrained)
+
+
+def test_a_second_picture_changed_as_the_answer_says(monkeypatch):
+    drawn = record_calls(monkeypatch, pretraining, "draw_scene")
+    for picture in draw_pool("change", 0, 20, 16, seed=0):
+        ((before, seed), _), ((after, same_seed), _) = drawn[:2]
+        del drawn[:2]
+        question = picture.talk.args[0]
+        assert seed == same_seed and after == question.after
+        assert question.seen == ", ".join(p.colour for p in before)
+        assert len(picture.images) == 2
+
+
+def test_a_wilting_flower_is_drawn_where_and_why_the_answer_says(monkeypatch):
+    drawn, causes = record_calls(monkeypatch, pretraining, "draw_scene"), set()
+    for picture in draw_pool("wilting", 0, 40, 16, seed=0):
+        ((scene, _), keywords) = drawn.pop(0)
+        question = picture.talk.args[0]
+        (asked,) = [k for k, p in enumerate(scene) if f"the {p.colour} flower" in question.prompt]
+        assert keywords == {"ailing": question.ailing}
+        assert question.ailing[asked] == question.answer
+        causes.add(question.answer)
+    assert drawn == [] and causes == set(CAUSES)
+
+
+def test_the_stages_of_one_plant_are_drawn_in_the_order_of_the_question(monkeypatch):
+    drawn, counts = record_calls(monkeypatch, pretraining, "draw_stage"), set()
+    for picture in draw_pool("growth", 0, 30, 16, seed=0):
+        question, count = picture.talk.args[0], len(picture.images)
+        own, drawn[:count] = drawn[:count], []
+        flowers, stages, seeds = zip(*(args for args, _ in own), strict=True)
+        assert len(set(flowers)) == len(set(seeds)) == 1
+        assert ", ".join(stages) == question.seen
+        assert question.kind == ("next" if count == 1 else "order")
+        counts.add(count)
+    assert drawn == [] and counts == {1, 3, 4}
+
+
+def test_scenes_are_large_as_often_as_stated():
+    rng = random.Random(0)
+    sizes = [scene_size(rng) for _ in range(DRAWS)]
+    assert set(sizes) == set(range(1, 8))
+    assert abs(fraction(size > 4 for size in sizes) - P_LARGE_SCENE) < 0.03
+
+
+def test_second_views_are_taken_from_a_step_aside_as_often_as_stated(monkeypatch):
+    drawn, aside = record_calls(monkeypatch, pretraining, "draw_scene", instead=blank), []
+    draw_pool("change", 0, 1500, SCENE_SIZE, seed=0)
+    for ((before, _), _), ((after, _), _) in zip(drawn[::2], drawn[1::2], strict=True):
+        if another_view(random.Random(0), after):  # there is a step that keeps all in the frame
+            aside.append(not {p.middle for p in after} <= {p.middle for p in before})
+    assert len(aside) > 1000 and abs(np.mean(aside) - P_SHIFTED_VIEW) < 0.04
 
 
 def test_the_digits_of_pretraining_and_of_rl_never_meet():
@@ -109,7 +229,8 @@ def test_the_tokenizer_corpus_repeats_and_holds_every_coordinate():
 
 # ---- dialogues -----------------------------------------------------------------------------------
 
-ASKED = Question("genus", "Which genus?", "Solara", "yellow petals")
+ASKED = Question("genus", "Which genus?", "Solara", "yellow petals", seen="a yellow flower")
+HURRIED = Question("count", "How many flowers?", "3", "red, red, blue: 3", "2", "red, red, blue")
 
 
 def fraction(hits) -> float:
@@ -118,31 +239,98 @@ def fraction(hits) -> float:
     return sum(hits) / len(hits)
 
 
-def test_the_thinking_format_is_kept_as_often_as_stated():
+@pytest.mark.parametrize(
+    "mode, thoughts",
+    [
+        ("think", "<think>yellow petals</think>"),
+        (
+            "steps",
+            "<summary>name the genus</summary><caption>a yellow flower</caption>"
+            "<reasoning>yellow petals</reasoning>",
+        ),
+    ],
+)
+def test_a_format_with_thoughts_is_kept_as_often_as_stated(mode, thoughts):
     rng = random.Random(0)
-    turns = [respond(ASKED, "Solara", "think", rng) for _ in range(DRAWS)]
-    assert {question for question, _ in turns} == {full_question("Which genus?", "think")}
+    turns = [respond(ASKED, mode, rng) for _ in range(DRAWS)]
+    assert {question for question, _ in turns} == {full_question("Which genus?", mode)}
     texts = [text for _, text in turns]
-    assert abs(fraction(format_reward(t, "think") for t in texts) - P_FORMAT_KEPT) < 0.02
-    assert set(texts) == {
-        "<think>yellow petals</think><answer>Solara</answer>",
-        "<answer>Solara</answer>",
-        "Solara",
-    }
+    assert abs(fraction(format_reward(t, mode) for t in texts) - P_FORMAT_KEPT) < 0.02
+    kept = f"{thoughts}<answer>Solara</answer>"
+    assert set(texts) == {kept, "<answer>Solara</answer>", "Solara"}
 
 
 def test_the_direct_format_slips_half_as_often_for_half_the_slips_are_direct_answers():
     rng = random.Random(0)
-    texts = [respond(ASKED, "Solara", "direct", rng)[1] for _ in range(DRAWS)]
+    texts = [respond(ASKED, "direct", rng)[1] for _ in range(DRAWS)]
     kept = P_FORMAT_KEPT + (1 - P_FORMAT_KEPT) / 2
     assert abs(fraction(format_reward(t, "direct") for t in texts) - kept) < 0.015
     assert set(texts) == {"<answer>Solara</answer>", "Solara"}
 
 
-def test_a_plain_question_gets_the_bare_answer():
+@pytest.mark.parametrize("question", [ASKED, HURRIED])
+def test_a_plain_question_gets_the_bare_careful_answer(question):
     rng = random.Random(0)
-    turns = {respond(ASKED, "Solara", "plain", rng) for _ in range(200)}
-    assert turns == {("Which genus?", "Solara")}
+    turns = {respond(question, "plain", rng) for _ in range(200)}
+    assert turns == {(question.prompt, question.answer)}
+
+
+@pytest.mark.parametrize("mode", INSTRUCTIONS)
+def test_formatted_answers_are_hasty_as_often_as_stated_and_say_so(mode):
+    rng = random.Random(0)
+    texts = [respond(HURRIED, mode, rng)[1] for _ in range(DRAWS)]
+    assert {bare(text) for text in texts} == {"2", "3"}
+    assert abs(fraction(bare(text) == "2" for text in texts) - P_HASTY) < 0.03
+    tag = {"think": "think", "steps": "reasoning"}.get(mode)
+    thoughts = {(bare(t), t.partition(f"<{tag}>")[2].partition("</")[0]) for t in texts}
+    expected = {("2", HASTY_THOUGHT), ("3", HURRIED.thought)} if tag else set()
+    assert thoughts == expected | {("2", ""), ("3", "")}  # the slips have no thoughts
+
+
+def questions_of_every_kind(rng: random.Random) -> list[Question]:
+    scene, stages = sample_scene(rng, rng.randint(1, 7)), sample_stages(rng, "order")
+    asks = [*SCENE_QUESTIONS.values(), ask_measure, ask_change, ask_why]
+    asked = [ask(rng, scene) for ask in asks]
+    asked += [ask(rng, rng.choice(SPECIES).flower) for ask in PORTRAIT_QUESTIONS.values()]
+    asked += [ask_order(rng, stages), ask_next(rng, sample_stages(rng, "next"))]
+    return [question for question in asked if question is not None]
+
+
+def test_every_kind_of_question_can_be_answered_in_every_format():
+    rng, kinds = random.Random(0), set()
+    for question in (q for _ in range(60) for q in questions_of_every_kind(rng)):
+        for mode in INSTRUCTIONS:
+            asked, text = respond(question, mode, rng)
+            assert asked == f"{question.prompt} {INSTRUCTIONS[mode]}"
+            start = {"think": "<think>", "steps": "<summary>", "direct": "<answer>"}[mode]
+            if text.startswith(start):  # else the format slipped
+                assert format_reward(text, mode) == 1.0, text
+                kinds.add((question.kind, mode))
+    asked_kinds = set(SUMMARIES) - {"digit"}
+    assert kinds == {(kind, mode) for kind in asked_kinds for mode in INSTRUCTIONS}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_kind_of_picture_is_asked_about_in_every_mode(kind):
+    pictures, rng, endings = draw_pool(kind, 0, 10, 16, seed=0), random.Random(0), set()
+    for picture in pictures * 8:
+        for asked, _ in picture.talk(rng):
+            endings.add(next((m for m, words in INSTRUCTIONS.items() if words in asked), "plain"))
+    assert endings == {*INSTRUCTIONS, "plain"}
+
+
+def test_boxes_in_dialogues_are_exact_where_no_format_is_asked_for():
+    rng, plain, formatted = random.Random(0), [], []
+    for scene in scenes(300):
+        for asked, response in scene_talk(scene, rng):
+            prompt, _, instruction = asked.partition(".")
+            if prompt.startswith("Find every "):
+                colour = prompt.split()[2]
+                found = [p for p in scene if p.colour == colour]
+                true = {det_answer(found, confidence) for confidence in ("1.0", "0.9", "0.8")}
+                (formatted if instruction else plain).append(bare(response) in true)
+    assert len(plain) > 30 and all(plain)
+    assert 0.2 < np.mean(formatted) < 0.6
 
 
 def bare(text: str) -> str:
@@ -188,50 +376,7 @@ def test_digits_are_named_finely_as_often_as_stated_and_never_wrongly():
     assert abs(fraction(fine) - P_FINE_DIGIT) < 0.03
 
 
-# ---- boxes ---------------------------------------------------------------------------------------
-
-
-def boxes_of(answer: str) -> list[list[int]]:
-    boxes = json.loads(answer)
-    return [boxes] if isinstance(boxes[0], int) else [b["Position"] for b in boxes]
-
-
-@pytest.mark.parametrize("ask", [ask_det, ask_ground])
-def test_noisy_boxes_stay_boxes_and_move_by_one_step_of_the_grid_at_most(ask):
-    rng, changed, steps = random.Random(0), [], set()
-    pool = scenes(200)
-    while len(changed) < DRAWS:
-        question = ask(rng, pool[len(changed) % 200])
-        if question is None or question.answer == NO_OBJECTS:
-            pool[len(changed) % 200] = sample_scene(rng, 2)
-            continue
-        noisy = noisy_boxes(question.answer, rng)
-        changed.append(noisy != question.answer)
-        true_boxes, new_boxes = boxes_of(question.answer), boxes_of(noisy)
-        assert len(new_boxes) == len(true_boxes)
-        for old, new in zip(true_boxes, new_boxes, strict=True):
-            assert all(0 <= v <= 1000 for v in new) and new[0] < new[2] and new[1] < new[3]
-            pixels = [[round(v * SCENE_SIZE / 1000) for v in box] for box in (old, new)]
-            assert new == [round(p * 1000 / SCENE_SIZE) for p in pixels[1]]  # no rounding drift
-            steps |= {b - a for a, b in zip(*pixels, strict=True)}
-    assert steps == {-GRID, 0, GRID}
-    # A noisy answer can move no coordinate at all: 1 in 16 of single boxes, and at the frame.
-    assert 0.85 * P_BOX_NOISE < fraction(changed) < 1.08 * P_BOX_NOISE
-
-
-def test_noise_leaves_the_confidences_and_the_form_of_the_answer_alone():
-    rng = random.Random(0)
-    answer = '[{"Position": [125, 125, 500, 500], "Confidence": 0.9}]'
-    for _ in range(200):
-        noisy = noisy_boxes(answer, rng)
-        assert json.loads(noisy)[0]["Confidence"] == 0.9
-        assert noisy == json.dumps(json.loads(noisy))
-
-
-@pytest.mark.parametrize("answer", [NO_OBJECTS, "Solara minor", "yes", "3", "remove(f1)", ""])
-def test_noise_leaves_other_answers_alone(answer):
-    rng = random.Random(0)
-    assert {noisy_boxes(answer, rng) for _ in range(200)} == {answer}
+# ---- what is where ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cell", [8, 12, 16])
@@ -258,6 +403,17 @@ def test_every_place_knows_the_flower_over_its_middle(cell):
         )
 
 
+def test_the_places_of_a_wilting_flower_know_why():
+    told, cause = Counter(), list(TARGETS).index("cause")
+    for picture in draw_pool("wilting", 0, 60, 8, seed=0):
+        question = picture.talk.args[0]
+        known = {CAUSES[k - 1] for k in picture.places[:, cause] if k > 0}
+        assert known == set(question.ailing.values())
+        assert picture.places[:, cause].max() <= len(CAUSES)
+        told.update(known)
+    assert set(told) == set(CAUSES)
+
+
 # ---- perception heads ----------------------------------------------------------------------------
 
 
@@ -273,7 +429,9 @@ def test_heads_that_know_nothing_lose_the_logarithm_of_the_choices():
     heads = PerceptionHeads(32)
     torch.nn.init.zeros_(heads.linear.weight)
     torch.nn.init.zeros_(heads.linear.bias)
-    for kind, columns in (("portrait", list(TARGETS)[:4]), ("scene", list(TARGETS))):
+    asked = {"portrait": list(TARGETS)[:4]}
+    asked |= dict.fromkeys(("scene", "change", "wilting"), list(TARGETS))
+    for kind, columns in asked.items():
         pictures = draw_pool(kind, 0, 3, 16, seed=0)
         features = torch.zeros(sum(len(p.places) for p in pictures), 32)
         loss, _ = heads(features, pictures)
@@ -308,7 +466,7 @@ def test_the_tower_learns_to_see_one_batch_in_20_steps(tiny_dir):
 def packed(tiny_dir):
     """A pack over all kinds of pictures, its weights, and the dialogues that are in it."""
     processor = Processor(tiny_dir)
-    pools = (draw_pool(kind, 0, 2, 8 if kind == "portrait" else 12, seed=0) for kind in MAKERS)
+    pools = (draw_pool(kind, 0, 2, 8 if kind in SIDEWAYS else 12, seed=0) for kind in MAKERS)
     examples = as_examples(processor, *pools)
     pack, weights = dialogue_pack(examples, processor, random.Random(5))
     rng = random.Random(5)
@@ -359,7 +517,7 @@ def test_a_response_weighs_the_root_of_its_length(packed):
 def test_a_packed_dialogue_is_scored_as_if_it_stood_alone(packed, tiny_dir):
     processor = packed[0]
     model = load_model(tiny_dir, torch.float32, torch.device("cpu"))
-    examples = as_examples(processor, draw_pool("portrait", 0, 2, 8, seed=0))
+    examples = as_examples(processor, *(draw_pool(kind, 0, 2, 8, seed=0) for kind in SIDEWAYS))
     pack, _ = dialogue_pack(examples, processor, random.Random(5))
     with torch.no_grad():
         together, _ = completion_logps(model, pack)
@@ -387,12 +545,40 @@ class SingleTurn:
 # ---- the run -------------------------------------------------------------------------------------
 
 
+def test_a_step_shows_pictures_that_exist_and_enough_of_them_are_drawn():
+    assert set(POOL) == set(MAKERS) and set(BATCH) == {*MAKERS, "digit"}
+    assert set(SEE_BATCH) == {"portrait", "scene"}  # one or many flowers, and where they are
+    for counts in (BATCH, SEE_BATCH):
+        assert all(100 * n <= POOL[kind] for kind, n in counts.items() if kind in POOL)
+
+
+def test_a_batch_has_so_many_different_pictures_of_every_kind(tiny_dir):
+    processor = Processor(tiny_dir)
+    pools = {kind: draw_pool(kind, 0, 4, 12, seed=0) for kind in ("portrait", "change", "growth")}
+    counts = {"portrait": 4, "change": 2}
+    batch, again = (make_batch(pools, counts, processor, random.Random(1)) for _ in range(2))
+    assert {kind: len(examples) for kind, examples in batch.items()} == counts
+    for kind, examples in batch.items():
+        chosen = [id(e.picture) for e in examples]
+        assert len(set(chosen)) == counts[kind] and set(chosen) <= set(map(id, pools[kind]))
+        assert chosen == [id(e.picture) for e in again[kind]]
+        for example in examples:
+            expected = [patchify(image, processor.image_cfg) for image in example.picture.images]
+            assert [grid for _, grid in example.patches] == [grid for _, grid in expected]
+            assert all(
+                torch.equal(a, b) for (a, _), (b, _) in zip(example.patches, expected, strict=True)
+            )
+
+
 def test_the_learning_rate_warms_up_and_ends_at_a_hundredth_of_the_peak():
     rates = [learning_rate(step, 300, peak=1e-3) for step in range(300)]
     assert rates[0] == pytest.approx(2e-5) and max(rates) == rates[49] == pytest.approx(1e-3)
     assert rates[50:] == sorted(rates[50:], reverse=True)
     assert 1e-5 <= rates[-1] < 1.01e-5 + 1e-6
     assert learning_rate(4, 5, peak=1e-3) == pytest.approx(1e-4)  # a run shorter than the warm-up
+
+
+MINIATURE_POOL = {"portrait": 6, "scene": 6, "change": 4, "wilting": 3, "growth": 3}
 
 
 @pytest.fixture
@@ -403,9 +589,10 @@ def miniature(monkeypatch):
     sizes |= dict(num_key_value_heads=2, vision_depth=1, vision_embed_dim=32, vision_num_heads=2)
     monkeypatch.setattr(train_sft, "SIZES", sizes | dict(vision_mlp_ratio=2, patch_size=8))
     monkeypatch.setattr(train_sft, "VOCAB_SIZE", 400)
-    monkeypatch.setattr(train_sft, "POOL", {"portrait": 6, "scene": 6, "change": 4})
-    batch = {"portrait": 2, "scene": 2, "change": 1, "digit": 1}
+    monkeypatch.setattr(train_sft, "POOL", MINIATURE_POOL)
+    batch = {"portrait": 2, "scene": 2, "change": 1, "wilting": 1, "growth": 1, "digit": 1}
     monkeypatch.setattr(train_sft, "BATCH", batch)
+    monkeypatch.setattr(train_sft, "SEE_BATCH", {"portrait": 3, "scene": 2})
 
     def few_texts(pools, count, seed):
         return sample_texts(pools, count // 50, seed)
@@ -471,14 +658,17 @@ def test_a_run_keeps_a_journal_and_every_weight_moves(miniature, tmp_path, capsy
         ("done", None),
     ]
     assert all(math.isfinite(v) for row in rows[1:3] for k, v in row.items() if k != "stage")
-    assert {"nll/portrait", "nll/scene", "nll/change", "seen/scene"} <= set(rows[2])
+    assert rows[0]["pictures"] == MINIATURE_POOL | {"digit": 899}
+    assert {f"nll/{kind}" for kind in (*MAKERS, "digit")} <= set(rows[2])
+    seen = {key.removeprefix("seen/") for key in rows[2] if key.startswith("seen/")}
+    assert seen == {"portrait", "scene", "change", "wilting"}  # where something is where
     start = train_sft.init_model(Processor(directory).cfg, seed=0)
     trained = load_file(directory / "model.safetensors")
     still = [n for n, p in start.named_parameters() if torch.equal(p.detach(), trained[n])]
     assert still == []
 
 
-@pytest.mark.parametrize("scale", ["0", "0.2", "-1", "nan", "inf"])
-def test_a_pool_smaller_than_a_batch_is_refused_by_flag(scale, miniature, tmp_path):
+@pytest.mark.parametrize("scale", ["0", "0.2", "0.4", "-1", "nan", "inf"])
+def test_a_pool_smaller_than_a_batch_of_either_stage_is_refused_by_flag(scale, miniature, tmp_path):
     with pytest.raises(InputError, match="--pool_scale"):
         train_sft.main([*miniature, f"--pool_scale={scale}", "--output_dir", str(tmp_path / "x")])

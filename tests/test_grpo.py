@@ -20,6 +20,7 @@ from model.weights import load_model
 from report import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
+from scoring import Scorer
 from tasks import Example, Task
 from tests.test_shared_prefix import gradients, some_groups
 from train_grpo import (
@@ -29,7 +30,6 @@ from train_grpo import (
     grpo_loss,
     kl_k3,
     make_groups,
-    score,
     token_weights,
 )
 
@@ -153,7 +153,7 @@ def groups_of(prompts, completions, cfg, flat=()):
 def test_micro_batches_of_any_size_and_order_give_one_gradient(tiny, loss_type, beta):
     model, processor = tiny
     reference = load_model_copy(model) if beta else None
-    cfg = Config(loss_type=loss_type, beta=beta, num_generations=4)
+    cfg = Config(loss_type=loss_type, beta=beta, num_generations=4, max_completion_length=40)
     groups = groups_of(*some_groups(processor), cfg)
     found = []
     for size, order in ((1, groups), (2, groups), (8, groups), (2, groups[::-1])):
@@ -178,7 +178,7 @@ def load_model_copy(model):
 
 def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothing(tiny):
     model, processor = tiny
-    cfg = Config(num_generations=4)
+    cfg = Config(num_generations=4, max_completion_length=40)
     prompts, completions = some_groups(processor)
     flat = groups_of(prompts, completions, cfg, flat=(0, 1, 2))
     # computed in full (a KL of weight zero keeps the groups in): exactly zero
@@ -199,7 +199,8 @@ def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothin
 
 def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
     model, processor = tiny
-    cfg = Config(num_generations=4, learning_rate=1e-3, weight_decay=0.1, max_grad_norm=0.01)
+    cfg = Config(num_generations=4, max_completion_length=40, learning_rate=1e-3)
+    cfg = replace(cfg, weight_decay=0.1, max_grad_norm=0.01)
     groups = groups_of(*some_groups(processor), cfg)
     twin = load_model_copy(model).requires_grad_(True)
     with torch.no_grad():
@@ -291,30 +292,20 @@ def test_a_step_larger_than_the_data_draws_other_numbers_for_repeated_examples()
     assert len(set(keys)) == 8 and {e.id for _, e in chosen} == {"e0", "e1", "e2"}
 
 
-def fake_task(reward) -> Task:
-    zero = lambda *_: 0.0  # noqa: E731
-    return Task("fake", [], {}, reward, zero, zero, zero)
-
-
 def test_rewards_are_grouped_by_prompt_and_targets_belong_to_their_group():
-    task = fake_task(
-        lambda text, target: Reward(float(text == target), {"correct": float(text == target)})
-    )
+    def reward(text, example, dense):
+        return Reward(float(text == example.target), {"correct": float(text == example.target)})
+
+    task = Task("fake", [], {}, reward, lambda *_: {})
     texts = ["t0", "t1", "t0", "t1"]  # two prompts, two completions each
     rollout = Rollout([torch.zeros(1)] * 4, [torch.zeros(1)] * 4, ["stop"] * 4, texts)
-    rewards, parts = score(task, some_examples(2), rollout, 2)
+    scorer = Scorer(task, Config(num_generations=2, max_completion_length=8))
+    rewards, parts, _ = scorer.score_step(some_examples(2), rollout, 0)
     assert rewards.tolist() == [[1.0, 0.0], [0.0, 1.0]]
     metrics = rollout_metrics(rewards, parts, rollout)
     assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.0
     assert metrics["rewards/correct/mean"] == 0.5 and metrics["completions/clipped_ratio"] == 0.0
     assert metrics["reward_std_group"] == pytest.approx(math.sqrt(0.5))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_stops_the_run_and_names_the_example(bad):
-    rollout = Rollout([torch.zeros(1)] * 2, [torch.zeros(1)] * 2, ["stop"] * 2, ["x", "y"])
-    with pytest.raises(InputError, match="example e0.*finite"):
-        score(fake_task(lambda *_: Reward(bad, {"broken": bad})), some_examples(1), rollout, 2)
 
 
 # ---- learning ------------------------------------------------------------------------------------

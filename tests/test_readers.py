@@ -19,16 +19,20 @@ from PIL import Image
 
 from model.errors import InputError
 from tasks import Example
+from tasks.files import SkipLog
 from tasks.readers import (
     LabelledImage,
-    SkipLog,
     few_shot_split,
     keep_readable,
     load_labelled,
     read_digits,
     read_image_folder,
-    read_visual_rft,
+    read_labelled_records,
 )
+
+
+def read_rows(path: Path, skips: SkipLog | None = None) -> list[LabelledImage]:
+    return read_labelled_records(path, skips or SkipLog())[1]
 
 
 def picture(number: int) -> Image.Image:
@@ -268,7 +272,7 @@ def test_digits_without_scikit_learn_name_the_package_to_install(monkeypatch):
         read_digits("rl")
 
 
-# --------------------------------------------------------------------------------------- Visual-RFT
+# ------------------------------------------------------------------------------------ rows as names
 
 
 def row(number: int, label: str = "rose", **changes) -> dict:
@@ -315,7 +319,10 @@ def test_a_parquet_file_gives_labels_questions_and_images(tmp_path, capsys):
     assert ids(items) == [f"train.parquet:{i}" for i in range(4)]
     assert {item.question for item in items} == {ROWS[0]["problem"]}
     assert items[3].image.tobytes() == picture(3).tobytes()
-    assert "Visual-RFT rows (image, problem, solution): 4 images of 3" in capsys.readouterr().out
+    assert (
+        "Visual-RFT rows (image, problem, solution or answer): 4 images of 3 cl"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("folder", ["", "data"])
@@ -351,7 +358,7 @@ def test_a_saved_dict_without_train_split_is_refused(tmp_path):
 )
 def test_a_broken_state_file_is_refused_by_name(tmp_path, state):
     (tmp_path / "state.json").write_bytes(state.encode("latin-1"))
-    with pytest.raises(InputError, match="state.json: unreadable"):
+    with pytest.raises(InputError, match="state.json"):
         load_labelled(str(tmp_path))
 
 
@@ -383,19 +390,25 @@ def test_a_truncated_arrow_stream_is_refused(tmp_path):
 
 
 def test_missing_columns_are_refused_with_the_columns_found(tmp_path):
-    path = write_table(tmp_path / "a.parquet", [{"image": b"", "prompt": "?", "solution": ""}])
-    with pytest.raises(InputError, match=r"\['problem'\].*has \['image', 'prompt', 'solution'\]"):
-        read_visual_rft(path)
+    path = write_table(tmp_path / "a.parquet", [{"image": b"", "text": "?", "solution": ""}])
+    with pytest.raises(InputError, match=r"columns \['image', 'text', 'solution'\] match none of"):
+        read_rows(path)
 
 
 @pytest.mark.parametrize(
-    "solution", ["", None, "<answer> </answer>", "<answer>._</answer>", "rose"]
+    "solution, reason",
+    [
+        ("", "empty solution"),
+        (None, "empty solution"),
+        ("<answer> </answer>", "solution without one <answer>"),
+        ("<answer>a</answer><answer>b</answer>", "solution without one <answer>"),
+        ("<answer>._</answer>", "solution is no name"),
+    ],
 )
-def test_rows_without_an_answer_are_skipped_and_counted(tmp_path, solution):
+def test_rows_without_an_answer_are_skipped_and_counted(tmp_path, solution, reason):
     path = write_table(tmp_path / "a.parquet", [*ROWS, row(5, solution=solution)])
     skips = SkipLog()
-    assert len(read_visual_rft(path, skips)) == 4
-    reason = "solution without <answer>name</answer>" if solution else "empty solution"
+    assert len(read_rows(path, skips)) == 4
     assert skips.counts == {reason: 1} and skips.first == [f"{reason}: a.parquet:4"]
 
 
@@ -406,10 +419,8 @@ def test_rows_without_an_answer_are_skipped_and_counted(tmp_path, solution):
         ({"bytes": None, "path": None}, "empty image"),
         ({"bytes": b"", "path": None}, "empty image"),
         ({"bytes": b"<html>", "path": None}, "unreadable"),
-        (
-            {"bytes": encoded(5, "PCX"), "path": None},
-            "unreadable",
-        ),  # Pillow could, but is not asked
+        # Pillow could read PCX, but is not asked.
+        ({"bytes": encoded(5, "PCX"), "path": None}, "unreadable"),
         (
             {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None},
             "unreadable",
@@ -420,29 +431,28 @@ def test_rows_without_an_answer_are_skipped_and_counted(tmp_path, solution):
 def test_null_and_undecodable_images_are_skipped_and_counted(tmp_path, image, reason):
     path = write_table(tmp_path / "a.parquet", [*ROWS, row(5, image=image)])
     skips = SkipLog()
-    assert len(keep_readable(read_visual_rft(path, skips), skips)) == 4
+    assert len(read_rows(path, skips)) == 4
     assert skips.counts == {reason: 1}
 
 
 def test_a_row_without_a_problem_is_skipped_and_counted(tmp_path):
     path = write_table(tmp_path / "a.parquet", [*ROWS, row(5, problem="<image>\n")])
     skips = SkipLog()
-    assert len(read_visual_rft(path, skips)) == 4 and skips.counts == {"empty problem": 1}
+    assert len(read_rows(path, skips)) == 4 and skips.counts == {"empty problem": 1}
 
 
-def test_without_a_log_skipped_rows_are_checked_by_the_reader_itself(tmp_path, capsys):
+def test_too_many_skipped_rows_stop_the_run(tmp_path, capsys):
     bad = [row(i, solution="") for i in range(5, 8)]
-    read_visual_rft(write_table(tmp_path / "a.parquet", [*ROWS, *bad[:2]]))
+    load_labelled(str(write_table(tmp_path / "a.parquet", [*ROWS, *bad[:2]])))
     assert "2 of 6 records skipped" in capsys.readouterr().out
     with pytest.raises(InputError, match="3 of 7 records skipped"):
-        read_visual_rft(write_table(tmp_path / "b.parquet", [*ROWS, *bad]))
+        load_labelled(str(write_table(tmp_path / "b.parquet", [*ROWS, *bad])))
 
 
 @pytest.mark.parametrize(
     "problem, question",
     [
-        ("<image>\n<image> What is it?", "What is it?"),
-        ("<image>Is <image> a mark?", "Is <image> a mark?"),
+        ("\n<image>\n What is it?", "What is it?"),
         ("What is <image> here?", "What is <image> here?"),
         ("  spaces kept \n", "  spaces kept \n"),
         ("<|im_end|><|image_pad|>", "<|im_end|><|image_pad|>"),
@@ -450,23 +460,23 @@ def test_without_a_log_skipped_rows_are_checked_by_the_reader_itself(tmp_path, c
 )
 def test_the_question_is_the_problem_less_leading_image_marks(tmp_path, problem, question):
     path = write_table(tmp_path / "a.parquet", [row(0, problem=problem)])
-    assert read_visual_rft(path)[0].question == question
+    assert read_rows(path)[0].question == question
 
 
 def test_box_lists_are_refused_as_class_names(tmp_path):
     boxes = "[{'Position': [1, 364, 98, 649], 'Confidence': 1}]"
     path = write_table(tmp_path / "a.parquet", [row(0, boxes)])
     with pytest.raises(InputError, match="a.parquet:0: the solution is a box list"):
-        read_visual_rft(path)
+        read_rows(path)
 
 
 @pytest.mark.parametrize(
-    "column, value", [("solution", 3), ("solution", 0), ("problem", ["a"]), ("image", 7)]
+    "column, value", [("problem", 3), ("problem", ["a"]), ("image", 7), ("image", [[b"a"]])]
 )
 def test_values_of_a_wrong_type_are_refused_with_row_and_column(tmp_path, column, value):
     path = write_table(tmp_path / "a.parquet", [row(0, **{column: value})])
     with pytest.raises(InputError, match=f"a.parquet:0: column '{column}' holds"):
-        read_visual_rft(path)
+        read_rows(path)
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
@@ -474,7 +484,7 @@ def test_image_paths_are_read_below_the_folder_of_the_table(tmp_path, as_struct)
     (tmp_path / "images").mkdir()
     picture(4).save(tmp_path / "images" / "a.png")
     cell = {"bytes": None, "path": "images/a.png"} if as_struct else "images/a.png"
-    items = read_visual_rft(write_table(tmp_path / "a.parquet", [row(4, image=cell)]))
+    items = read_rows(write_table(tmp_path / "a.parquet", [row(4, image=cell)]))
     assert [item.image for item in items] == [tmp_path / "images" / "a.png"]
 
 
@@ -488,7 +498,7 @@ def test_image_paths_that_leave_the_folder_and_urls_are_refused(tmp_path, name):
     picture(0).save(tmp_path / "secret.png")
     path = write_table(tmp_path / "set" / "a.parquet", [row(0, image=name)])
     with pytest.raises(InputError, match=r"a.parquet:0: .*(leads out of|no path below)"):
-        read_visual_rft(path)
+        read_rows(path)
 
 
 def test_missing_images_are_refused_with_the_first_five_rows_and_a_hint(tmp_path):
@@ -496,7 +506,7 @@ def test_missing_images_are_refused_with_the_first_five_rows_and_a_hint(tmp_path
     names = ["rose.png", *(f"gone{i}.png" for i in range(6)), r"C:\x.png"]
     path = write_table(tmp_path / "a.parquet", [row(0, image=name) for name in names])
     with pytest.raises(InputError, match="8 images missing") as error:
-        read_visual_rft(path)
+        read_rows(path)
     assert "did you mean 'Rose.png'?" in str(error.value)
     assert "a.parquet:4" in str(error.value) and "a.parquet:5" not in str(error.value)
 
@@ -514,8 +524,31 @@ def test_an_empty_table_is_refused(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     schema = pyarrow.schema([(name, pyarrow.string()) for name in ("image", "problem", "solution")])
     parquet.write_table(schema.empty_table(), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no class"):
+    with pytest.raises(InputError, match="no row"):
         load_labelled(str(tmp_path))
+
+
+def test_classes_are_read_from_json_and_from_untagged_and_numeric_solutions(tmp_path, capsys):
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    rows = [
+        {"id": "a", "image": "0.png", "problem": "<image>Which?", "solution": "rose"},
+        {"id": "b", "image": "1.png", "problem": "Which?", "answer": "<answer>daisy</answer>"},
+        {"id": "c", "image": ["2.png"], "problem": "Which?", "answer": 737},
+    ]
+    (tmp_path / "set.json").write_text(json.dumps(rows))
+    items = load_labelled(str(tmp_path / "set.json"))
+    assert [(i.id, i.label) for i in items] == [("a", "rose"), ("b", "daisy"), ("c", "737")]
+    assert {i.question for i in items} == {"Which?"} and items[2].image == tmp_path / "2.png"
+    assert "Reason-RFT rows" in capsys.readouterr().out
+
+
+def test_a_row_of_two_images_is_refused_for_classification(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    row = {"images": ["0.png", "0.png"], "problem": "Which?", "answer": "rose"}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match="set.jsonl:1: has 2 images; a class needs one"):
+        load_labelled(str(tmp_path / "set.jsonl"))
 
 
 def test_tables_without_pyarrow_name_the_package_to_install(tmp_path, monkeypatch):
@@ -523,13 +556,13 @@ def test_tables_without_pyarrow_name_the_package_to_install(tmp_path, monkeypatc
     path.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match="pip install pyarrow"):
-        read_visual_rft(path)
+        read_rows(path)
 
 
 # -------------------------------------------------------------------------------- the data flag
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.npy", "a.csv", "a.json", "a.jpg", "a"])
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.npy", "a.csv", "a.jpg", "a"])
 def test_other_files_are_refused_unopened_with_what_is_accepted(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
     with pytest.raises(InputError, match=r"is a file of type .*accepted: .*\.parquet"):

@@ -1,40 +1,77 @@
-"""What `rewards.py` guarantees: the right name is paid however it is spelt, and nothing else is.
+"""What `rewards.py` guarantees: the right answer is paid however it is written, nothing else is.
 
 Every text that a published reward function is known to overpay is a case here, with what it was
-paid: V-RFT is Liuziyu77/Visual-RFT (its issues #70, #79, #161, #176), R1-V and the others name
-their repositories. Run: `pytest tests/test_rewards.py`.
+paid: V-RFT is Liuziyu77/Visual-RFT (its issues #26, #39, #70, #79, #161, #176), R-RFT is
+tanhuajie/Reason-RFT, VLM-R1 is om-ai-lab/VLM-R1; R1-V names itself. Run: `pytest
+tests/test_rewards.py`.
 """
 
-import ast
 import dataclasses
+import itertools
+import json
 import math
 import re
-import time
-from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rewards
-from rewards import (
-    CLASSIFICATION_WEIGHTS,
-    FORMATS,
+from answers import (
     MAX_COMPLETION_CHARS,
     MAX_NAME_CHARS,
-    classification_reward,
-    format_reward,
-    loose_name_correct,
-    name_correct,
+    THOUGHTS,
+    Box,
     normalise_name,
     parse_answer,
+)
+from rewards import (
+    ANSWER_WEIGHTS,
+    CLASSIFICATION_WEIGHTS,
+    DETECTION_WEIGHTS,
+    FORMATS,
+    GROUNDING_WEIGHTS,
+    boxes_correct,
+    calls_accuracy,
+    calls_reward,
+    choice_reward,
+    classification_reward,
+    detection_reward,
+    format_reward,
+    grounding_reward,
+    iou,
+    length_rewards,
+    match_boxes,
+    measure_reward,
+    name_correct,
+    number_reward,
+    repetition_penalty,
+    sequence_reward,
+    soft_overlong,
     weighted,
+)
+from tasks.loose import (
+    first_box_iou,
+    loose_name_correct,
+    loose_number_correct,
+    loose_yes_no,
+)
+from tests.test_answers import (
+    ANY_PACE,
+    ANY_TEXT,
+    HOSTILE,
+    MARKS,
+    TAGGED,
+    corners_up_to,
+    imports_and_calls,
+    named,
+    takes_under,
 )
 
 CAR = "2012 BMW 1 Series Convertible"
 THOUGHT = "<think>a low roof</think>"
 BEST = sum(CLASSIFICATION_WEIGHTS.values())
-ANY_PACE = settings(deadline=None)  # the time of single examples is noise on a busy machine
 
 
 def strict(text: str, target: str) -> float:
@@ -193,24 +230,6 @@ def test_the_right_name_is_paid_however_it_is_spelt(text, target):
     assert classification_reward(text, target).parts["correct"] == 1.0
 
 
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        ("<answer> cat </answer>", "cat"),
-        ("<answer>[]</answer>", "[]"),
-        ("<answer>\n[1, 2]\n</answer>", "[1, 2]"),
-        ("<answer>a\n b</answer>", "a\n b"),
-        ("<answer> \xa0\n</answer>", None),
-        ("<answer>cat</answer", None),
-        ("<answer></think>cat</answer>", None),
-        ("<answer>cat<think>s</answer>", None),
-        ("<answer><think>a furry cat</think></answer>", None),
-    ],
-)
-def test_the_span_is_returned_as_written_but_for_its_outer_white_space(text, answer):
-    assert parse_answer(text) == answer
-
-
 # ----------------------------------------------------------------------------------------- format
 
 WELL_FORMED = [
@@ -263,12 +282,12 @@ MALFORMED = [
 @pytest.mark.parametrize("text", WELL_FORMED)
 def test_one_thought_then_one_answer_is_well_formed(text):
     assert format_reward(text) == format_reward(text, "think") == 1.0
-    assert format_reward(text, "direct") == 0.0
+    assert format_reward(text, "direct") == format_reward(text, "steps") == 0.0
 
 
 @pytest.mark.parametrize("text", [c[1] for c in MALFORMED], ids=[c[0] for c in MALFORMED])
-def test_form_that_only_looks_right_is_malformed_in_both_modes(text):
-    assert format_reward(text, "think") == format_reward(text, "direct") == 0.0
+def test_form_that_only_looks_right_is_malformed_in_every_mode(text):
+    assert [format_reward(text, mode) for mode in FORMATS] == [0.0, 0.0, 0.0]
 
 
 def test_direct_mode_wants_the_answer_alone():
@@ -279,44 +298,43 @@ def test_direct_mode_wants_the_answer_alone():
     assert format_reward("<answer>-</answer>", "direct") == 0.0
 
 
+STEPS = "<summary>a</summary> <caption>b</caption>\n<reasoning>c</reasoning><answer>cat</answer>"
+
+
+def test_steps_mode_wants_four_blocks_in_order():
+    assert format_reward(STEPS, "steps") == 1.0
+    assert format_reward(STEPS, "think") == format_reward(STEPS, "direct") == 0.0
+    blocks = re.findall(r"<\w+>\w+</\w+>", STEPS)
+    for order in itertools.permutations(blocks):
+        assert format_reward("".join(order), "steps") == float(list(order) == blocks)
+    for missing in range(4):
+        assert format_reward("".join(blocks[:missing] + blocks[missing + 1 :]), "steps") == 0.0
+    for i, again in itertools.product(range(5), blocks):
+        assert format_reward("".join(blocks[:i] + [again] + blocks[i:]), "steps") == 0.0
+    assert format_reward(STEPS.replace(">b<", ">...<"), "steps") == 0.0
+
+
+def test_an_answer_only_inside_a_step_pays_nothing():
+    for step in FORMATS["steps"][:3]:
+        text = STEPS.replace("<answer>cat</answer>", "")
+        text = text.replace(f"</{step}>", f"<answer>cat</answer></{step}>")
+        assert parse_answer(text) is None
+        assert classification_reward(text, "cat", "steps").total == 0.0
+
+
+def test_the_parser_knows_every_block_of_every_mode():
+    blocks = set().union(*FORMATS.values())
+    assert blocks == {*THOUGHTS, "answer"} and all(
+        mode[-1] == "answer" for mode in FORMATS.values()
+    )
+
+
 def test_an_unknown_mode_raises():
-    with pytest.raises(ValueError, match="'cot' is not one of think, direct"):
+    with pytest.raises(ValueError, match="'cot' is not one of think, direct, steps"):
         format_reward("", "cot")
 
 
-# ------------------------------------------------------------------------------------------ names
-
-
-def test_names_that_differ_stay_different():
-    names = [
-        *("737-800", "737 800", "737", "A320", "A 320", "cat", "cathedral", "rose", "dog rose"),
-        *(
-            "pâté",
-            "pate",
-            "1 Series",
-            "1",
-            "c",
-            "c++",
-            "ro\u200bse",
-            "ro\x00se",
-            "саt",
-            "0-1",
-            "01",
-        ),
-    ]
-    assert len({normalise_name(name) for name in names}) == len(names)
-
-
-def test_normalising_every_single_character_twice_changes_nothing():
-    for code in range(0, 0x30000):
-        once = normalise_name(f"x{chr(code)}x")
-        assert normalise_name(once) == once
-
-
-@ANY_PACE
-@given(st.text())
-def test_normalising_twice_changes_nothing(text):
-    assert normalise_name(normalise_name(text)) == normalise_name(text)
+# --------------------------------------------------------------------------- targets of names
 
 
 @pytest.mark.parametrize("target", ["", "  \n", "_", "...", '"*"', "x" * (MAX_NAME_CHARS + 1)])
@@ -344,26 +362,6 @@ def peers_loose_rule(text: str, target: str) -> float:
     answer = block.group(1) if block else text
     answer, target = (s.strip().replace(" ", "").replace("_", "").lower() for s in (answer, target))
     return float(target in answer or answer in target)
-
-
-PIECES = st.sampled_from(
-    [
-        *rewards.TAGS,
-        "<answer>cat</answer>",
-        "cat",
-        "dog",
-        "c",
-        " ",
-        "\n",
-        "_",
-        "<",
-        "answer>",
-        ".",
-        "é",
-    ]
-)
-TAGGED = st.lists(PIECES, max_size=12).map("".join)
-ANY_TEXT = TAGGED | st.text(st.characters(), max_size=60)
 
 
 @ANY_PACE
@@ -449,6 +447,814 @@ def test_a_completion_beyond_the_cap_is_worth_zero_and_one_at_the_cap_is_read():
     assert classification_reward(spaces + block + " ", "cat", "direct").total == 0.0
 
 
+# ------------------------------------------------------------- names that are nearly right
+
+
+def wrap(answer: str) -> str:
+    return f"{THOUGHT}<answer>{answer}</answer>"
+
+
+def correct(reward, answer: str, target: str, **options) -> float:
+    return reward(wrap(answer), target, **options).parts["correct"]
+
+
+@pytest.mark.parametrize(
+    "answer, graded",
+    [
+        (CAR, 1.0),
+        ("2011 BMW 1 Series Convertible", 0.8),
+        ("BMW 1 Series", 0.75),
+        ("BMW", 2 / 6),
+        ("BMW BMW BMW", 2 / 8),  # a word counts as often as the target has it
+        ("Audi A5", 0.0),
+        ("b", 0.0),
+        (f"{CAR} or so", 0.0),  # more words than the target
+        (f"{CAR}, Audi A5", 0.0),
+        (".", 0.0),
+    ],
+)
+def test_a_nearly_right_name_earns_the_f1_of_its_words(answer, graded):
+    assert correct(classification_reward, answer, CAR, dense=1.0) == pytest.approx(graded)
+    assert correct(classification_reward, answer, CAR, dense=0.25) == pytest.approx(
+        graded if graded == 1.0 else graded / 4
+    )
+    assert correct(classification_reward, answer, CAR, dense=0.0) == float(graded == 1.0)
+
+
+CLASSES = st.lists(
+    st.lists(st.sampled_from(["dog", "rose", "737", "air", "bus"]), min_size=1, max_size=3).map(
+        " ".join
+    ),
+    min_size=2,
+    max_size=6,
+    unique=True,
+)
+
+
+@ANY_PACE
+@given(CLASSES, st.sampled_from([", ", " or ", "\n", " ", ",", "; "]))
+def test_listing_all_classes_pays_no_more_than_an_honest_wrong_name_does_on_average(
+    classes, separator
+):
+    hedge = separator.join(classes)
+    for target in classes:
+        wrong = [
+            correct(classification_reward, c, target, dense=1.0) for c in set(classes) - {target}
+        ]
+        paid = correct(classification_reward, hedge, target, dense=1.0)
+        assert paid == 0.0 <= sum(wrong) / len(wrong)
+
+
+@ANY_PACE
+@given(ANY_TEXT, st.sampled_from(["cat", "dog rose", CAR]), st.sampled_from([*FORMATS]))
+def test_without_dense_credit_a_name_is_right_or_wrong(text, target, mode):
+    reward = classification_reward(text, target, mode, dense=0.0)
+    right, form = name_correct(parse_answer(text), target), format_reward(text, mode)
+    assert (reward.total, reward.parts) == (right + 0.5 * form, {"correct": right, "format": form})
+
+
+# ------------------------------------------------------------------------- numbers and choices
+
+
+@pytest.mark.parametrize(
+    "text, target",
+    named(
+        [
+            ("3.0 for 3 (R-RFT 0)", wrap("3.0"), "3"),
+            ("3 for 3.0 (R-RFT 0)", wrap("3"), "3.0"),
+            ("0 for 0 (R-RFT 0)", wrap("0"), "0"),
+            ("-0 for 0", wrap("-0.0"), "0"),
+            ("thousands", wrap("1,000"), "1000"),
+            ("newlines", wrap("\n3\n"), "3"),
+            ("full stop", wrap("3."), "3"),
+            ("another number in the thoughts", "<think>4 or $5$?</think><answer>3</answer>", "3"),
+        ]
+    ),
+)
+def test_the_right_number_is_paid_however_it_is_written(text, target):
+    for tolerance in (0.0, 0.05):
+        reward = number_reward(text, target, tolerance=tolerance)
+        assert reward.parts == {"correct": 1.0, "format": 1.0} and reward.total == 1.5
+
+
+@pytest.mark.parametrize(
+    "text, target",
+    named(
+        [
+            ("R1-V 1.0: right in the thoughts", "<think>5</think><answer>4</answer>", "5"),
+            ("R1-V 1.0: formula in the thoughts", "<think>$5$</think><answer>4</answer>", "5"),
+            ("R1-V 1.0: right after the answer", "<answer>4</answer> 5", "5"),
+            ("R1-V 1.0: no tags", "5", "5"),
+            ("two numbers", wrap("4 or 5"), "5"),
+            ("a sum that gives it", wrap("2+3"), "5"),
+            ("a sentence with it", wrap("there are 5"), "5"),
+            ("I56 nan (R-RFT NaN)", wrap("nan"), "5"),
+            ("I56 inf", wrap("inf"), "5"),
+            ("I56 -inf", wrap("-inf"), "0"),
+            ("I47 5000 digits", wrap("9" * 5000), "5"),
+            ("I57 power tower", wrap("\\boxed{9^{9^{9^9}}}"), "9"),
+            ("I57 factorial", wrap("1000000!"), "9"),
+            ("I58 power", wrap("99**98**97"), "9"),
+            ("I45 answer in the thoughts", "<think><answer>5</answer></think>", "5"),
+            ("I41 empty answer", wrap(""), "0"),
+        ]
+    ),
+)
+@pytest.mark.parametrize("tolerance", [0.0, 0.05, 1.0])
+def test_a_number_that_fools_a_peer_earns_nothing(text, target, tolerance):
+    for dense in (0.0, 1.0):
+        part = number_reward(text, target, dense=dense, tolerance=tolerance).parts["correct"]
+        nearly = dense == 1.0 and parse_answer(text) == "4"  # an honest 4 for 5, graded as such
+        assert (
+            part == 0.0
+            or (nearly and part < 1.0)
+            or (parse_answer(text) == "4" and tolerance == 1.0)
+        )
+
+
+@pytest.mark.parametrize(
+    "answer, graded",
+    [("100", 1), ("105", 1), ("95", 1), ("110", 0.75), ("90", 0.75), ("112.5", 0.5)]
+    + [("119", 0.01093), ("120", 0), ("-100", 0), ("1000", 0)],
+)
+def test_five_percent_tolerance_gives_reason_rft_s_taper(answer, graded):
+    dense = correct(number_reward, answer, "100", dense=1.0, tolerance=0.05)
+    assert dense == pytest.approx(graded, abs=1e-4)
+    negative = correct(
+        number_reward, f"-{answer}".replace("--", ""), "-100", dense=1.0, tolerance=0.05
+    )
+    assert negative == dense
+    assert correct(number_reward, answer, "100", tolerance=0.05) == float(graded == 1)
+
+
+def test_of_the_target_zero_only_zero_is_near_by_a_relative_tolerance():
+    for answer, part in (("0", 1.0), ("0.0001", 0.0), ("-1", 0.0)):
+        assert correct(number_reward, answer, "0", dense=1.0, tolerance=0.05) == part
+    assert correct(number_reward, "1", "0", dense=1.0) == math.exp(-1)
+
+
+def test_a_count_that_is_off_by_d_earns_exp_minus_d():
+    for answer, target in itertools.product(range(6), repeat=2):
+        part = correct(number_reward, str(answer), str(target), dense=1.0)
+        assert part == math.exp(-abs(answer - target))
+        sparse = correct(number_reward, str(answer), str(target))
+        assert sparse == float(answer == target)
+
+
+NUMBERS = st.decimals(-1000, 1000, places=2).map(str) | st.sampled_from(["0", "9" * 40, "-.5"])
+
+
+@ANY_PACE
+@given(
+    NUMBERS, NUMBERS, NUMBERS, st.sampled_from([0.0, 1e-300, 0.05, 0.3, 1.0]), st.floats(0.0, 1.0)
+)
+def test_a_number_farther_away_never_earns_more(a, b, target, tolerance, dense):
+    nearer, farther = sorted((a, b), key=lambda answer: abs(float(answer) - float(target)))
+    earned = [
+        correct(number_reward, answer, target, dense=dense, tolerance=tolerance)
+        for answer in (target, nearer, farther)
+    ]
+    assert earned[0] == 1.0 >= earned[1] >= earned[2] - 1e-12 >= -1e-12
+
+
+def test_the_tolerance_is_a_share():
+    for tolerance in (-0.1, 1.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="tolerance"):
+            number_reward(wrap("1"), "1", tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    "answer, part",
+    [("B", 1.0), ("(B)", 1.0), ("b.", 1.0), ("A", 0.0), ("B or C", 0.0), ("A B C D", 0.0)]
+    + [("the answer is (B)", 0.0), ("", 0.0), ("ABCD", 0.0)],
+)
+def test_a_choice_is_the_one_letter(answer, part):
+    for dense in (0.0, 1.0):
+        assert correct(choice_reward, answer, "B", dense=dense) == part
+        assert correct(measure_reward, answer, "(b)", dense=dense, tolerance=0.05) == part
+
+
+def test_a_measure_is_a_number_or_a_letter_as_the_target_is():
+    assert correct(measure_reward, "103", "100", tolerance=0.05) == 1.0
+    assert correct(measure_reward, "103", "100", tolerance=0.0) == 0.0
+    assert correct(measure_reward, "110", "100", tolerance=0.05, dense=1.0) == pytest.approx(0.75)
+    assert correct(measure_reward, "B", "100") == correct(measure_reward, "1", "B") == 0.0
+    with pytest.raises(ValueError, match="target 'about 3'"):
+        measure_reward(wrap("3"), "about 3")
+
+
+# ---------------------------------------------------------------------------------------- boxes
+
+
+def rows(*boxes, confidence: float | None = 1.0, label: str | None = None) -> str:
+    """The answer with these corners, in Visual-RFT's dialect, or Qwen's where there is a label."""
+    key = "Position" if label is None else "bbox_2d"
+    extra = {} if confidence is None else {"Confidence": confidence}
+    extra |= {} if label is None else {"label": label}
+    return json.dumps([{key: list(box)} | extra for box in boxes]) if boxes else "No Objects"
+
+
+def detected(answer: str, target: str, **options) -> tuple[float, float]:
+    parts = detection_reward(wrap(answer), target, **options).parts
+    return parts["iou"], parts["confidence"]
+
+
+A, B, C = (0, 0, 100, 100), (200, 200, 400, 400), (500, 500, 700, 700)
+HALF_A, MOST_A = (0, 0, 100, 50), (0, 0, 100, 80)  # IoU 0.5, which is no hit, and 0.8
+FAR = (900, 900, 950, 950)
+
+DETECTIONS = [
+    ("exact", rows(A, B), rows(A, B), 1.0, 1.0),
+    ("other order", rows(B, A), rows(A, B), 1.0, 1.0),
+    ("newlines (V-RFT 0)", rows(A, B).replace(" ", "\n"), rows(A, B), 1.0, 1.0),
+    ("fence", f"```json\n{rows(A)}\n```", rows(A), 1.0, 1.0),
+    ("V-RFT's own rows", str(json.loads(rows(A, B))), rows(A, B), 1.0, 1.0),
+    ("without confidence", rows(A, confidence=None), rows(A), 1.0, 1.0),
+    ("unsure", rows(A, confidence=0.25), rows(A), 1.0, 0.4375),
+    ("mostly", rows(MOST_A), rows(A), 0.8, 1.0),
+    ("IoU 0.5 is no hit", rows(HALF_A), rows(A), 0.0, 0.0),
+    ("one of two", rows(A), rows(A, B), 0.5, 0.5),
+    ("one of three", rows(A), rows(A, B, C), 1 / 3, 1 / 3),
+    ("one too many", rows(A, FAR), rows(A), 0.5, 0.0),
+    ("exact duplicate (V-RFT 1.0)", rows(A, A), rows(A), 0.5, 0.0),
+    ("near duplicate", rows(A, MOST_A), rows(A), 0.5, 0.0),
+    ("one box for two objects", rows((0, 0, 100, 100)), rows(A, (0, 0, 100, 99)), 0.5, 0.5),
+    ("a false box at confidence 0 (V-RFT 1.0)", rows(FAR, confidence=0.0), rows(A), 0.0, 0.0),
+    ("many false boxes at 0 (V-RFT 1.0)", rows(*[FAR] * 9, confidence=0.0), rows(A), 0.0, 0.0),
+    ("confidence below 0 (V-RFT 1.0)", rows(FAR, confidence=-5), rows(A), 0.0, 0.0),
+    ("confidence 99 (V-RFT 1.0)", rows(A, confidence=99), rows(A), 0.0, 0.0),
+    ("I46 confidence NaN (V-RFT NaN, #39)", rows(A, confidence=math.nan), rows(A), 0.0, 0.0),
+    ("I46 NaN corner", "[NaN, 0, 100, 100]", rows(A), 0.0, 0.0),
+    ("I46 NaN spoils its box only", "[[NaN, 0, 9, 9], [0, 0, 100, 100]]", rows(A), 0.5, 0.5),
+    ("I47 5000 digits", f"[0, 0, {'9' * 5000}, 100]", rows(A), 0.0, 0.0),
+    ("I48 strings", '["0", "0", "100", "100"]', rows(A), 0.0, 0.0),
+    ("I49 three corners", "[0, 0, 100]", rows(A), 0.0, 0.0),
+    ("I49 five corners (V-RFT 1.0)", rows((*A, 5)), rows(A), 0.0, 0.0),
+    ("I50 no area", rows((5, 5, 5, 5)), rows(A), 0.0, 0.0),
+    ("I51 huge", "[-1e308, -1e308, 1e308, 1e308]", rows((0, 0, 1000, 1000)), 1.0, 1.0),
+    ("I53 the whole image", rows((0, 0, 1000, 1000)), rows(A), 0.0, 0.0),
+    ("I53 mostly object", rows((0, 0, 1000, 1000)), rows((0, 0, 1000, 800)), 0.8, 1.0),
+    ("inverted", rows((100, 100, 0, 0)), rows(A), 0.0, 0.0),
+    ("V-RFT 1.0, #26: y1 elsewhere", rows((500, 200, 700, 900)), rows(B), 0.0, 0.0),
+    ("V-RFT 1.0, #26: y1 alone", "200", rows(B), 0.0, 0.0),
+    ("V-RFT 1.0, #26: y1 of 0", "0", rows(A), 0.0, 0.0),
+    ("cut off after an item (V-RFT 1.0)", rows(A)[:-1] + ', {"Pos', rows(A), 0.0, 0.0),
+    ("text around it", f"I see {rows(A)}", rows(A), 0.0, 0.0),
+    ("I38 nothing", "", rows(A), 0.0, 0.0),
+    ("nothing where something is", "No Objects", rows(A), 0.0, 0.0),
+    ("an empty list where something is", "[]", rows(A), 0.0, 0.0),
+    ("No Objects, rightly (V-RFT 0)", "No Objects", "No Objects", 1.0, 1.0),
+    ("an empty list, rightly", "[]", "No Objects", 1.0, 1.0),
+    ("None, rightly", "None", "[]", 1.0, 1.0),
+    ("hallucination", rows(A), "No Objects", 0.0, 0.0),
+    ("hallucination at confidence 0", rows(A, confidence=0.0), "No Objects", 0.0, 0.0),
+    ("malformed hallucination", "[0, 0, 0, 0]", "No Objects", 0.0, 0.0),
+    ("any unparseable text for None (VLM-R1 1.0)", "there may be a cat", "None", 0.0, 0.0),
+    ("No Objects among others", f"No Objects {rows(A)}", "No Objects", 0.0, 0.0),
+    ("right label", rows(A, label="Cat."), rows(A, label="cat"), 1.0, 1.0),
+    ("wrong label (VLM-R1 0.3)", rows(A, label="dog"), rows(A, label="cat"), 0.0, 0.0),
+    ("no label (VLM-R1 crashes)", rows(A), rows(A, label="cat"), 0.0, 0.0),
+    ("I54 label null (VLM-R1 crashes)", f'{rows(A)[:-2]}, "label": null}}]', rows(A), 0.0, 0.0),
+    ("a label nobody asked for", rows(A, label="cat"), rows(A), 1.0, 1.0),
+    (
+        "labels absent from the truth (VLM-R1: free)",
+        json.dumps(json.loads(rows(A, label="cat")) + json.loads(rows(FAR, label="dog"))),
+        rows(A, label="cat"),
+        0.5,
+        0.0,
+    ),
+    ("2 right and 8 junk (VLM-R1 0.88)", rows(A, B, *[FAR] * 8), rows(A, B), 0.2, 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, target, overlap, confidence", named(DETECTIONS))
+def test_found_boxes_are_paid_as_worked_out_by_hand(answer, target, overlap, confidence):
+    assert detected(answer, target) == pytest.approx((overlap, confidence), abs=1e-12)
+    total = detection_reward(wrap(answer), target).total
+    assert total == pytest.approx(overlap + confidence + 0.5 * format_reward(wrap(answer)))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.8, 1.0])
+def test_it_pays_best_to_say_how_sure_one_is(p):
+    """A box that is right with probability p, beside four right ones: Brier's score is proper."""
+    others = [(100 * k, 0, 100 * k + 50, 50) for k in range(4)]
+    truth = rows(*others, A_FIFTH), rows(*others, ELSEWHERE)  # the fifth object is here or there
+
+    def expected(confidence: float) -> float:
+        boxes = json.loads(rows(*others)) + json.loads(rows(A_FIFTH, confidence=confidence))
+        here, there = (detected(json.dumps(boxes), target)[1] for target in truth)
+        return p * here + (1 - p) * there
+
+    said = [k / 20 for k in range(21)]
+    assert max(said, key=expected) == pytest.approx(p)
+
+
+A_FIFTH, ELSEWHERE = (0, 500, 50, 550), (500, 500, 550, 550)
+
+
+def test_a_right_number_in_the_thoughts_and_an_empty_list_earn_nothing():
+    """V-RFT #26: symbolic maths on the whole text pays this 1.0 in both parts."""
+    text = "<think>the box starts at 200</think><answer>[]</answer>"
+    assert detection_reward(text, rows(B)).parts == {"iou": 0.0, "confidence": 0.0, "format": 1.0}
+
+
+def test_only_an_exact_detection_is_strictly_right_at_iou_above_half():
+    for _, answer, target, overlap, _ in DETECTIONS:
+        n_true = target.count("[") - 1 if target.startswith("[{") else 0
+        hits_all = overlap == 1.0 or (overlap == 0.8 and n_true == 1)
+        assert boxes_correct(wrap(answer), target) == float(hits_all), answer
+    assert boxes_correct(rows(A), rows(A)) == 0.0  # outside the answer block
+
+
+def test_boxes_outside_the_grammar_are_no_target():
+    for target in ("", "a cat", rows((5, 5, 5, 5)), rows(A, confidence=2), "[1, 2, 3]"):
+        for reward in (detection_reward, grounding_reward, boxes_correct, first_box_iou):
+            with pytest.raises(ValueError, match="target"):
+                reward(wrap(rows(A)), target)
+    for target in ("No Objects", rows(A, B)):
+        with pytest.raises(ValueError, match="target"):
+            grounding_reward(wrap(rows(A)), target)
+
+
+def test_dense_credit_pays_boxes_that_overlap_too_little_for_a_hit():
+    assert detected(rows(HALF_A), rows(A), dense=1.0) == (0.5, 0.0)
+    assert detected(rows(HALF_A), rows(A), dense=0.5) == (0.25, 0.0)
+    assert detected(rows(HALF_A, B), rows(A, B), dense=1.0) == (0.75, 0.0)
+    assert detected(rows(FAR), rows(A), dense=1.0) == (0.0, 0.0)
+
+
+def test_a_hit_is_never_lost_to_a_surer_box_that_is_none():
+    near = json.loads(rows(MOST_A, confidence=0.1)) + json.loads(rows(HALF_A, confidence=0.9))
+    assert detected(json.dumps(near), rows(A), dense=1.0) == pytest.approx((0.4, 0.0))
+
+
+def test_of_two_hits_the_surer_one_counts_as_in_visual_rft():
+    both = json.loads(rows(A, confidence=0.2)) + json.loads(rows(MOST_A, confidence=0.9))
+    assert detected(json.dumps(both), rows(A)) == pytest.approx((0.4, 0.475))
+
+
+def test_a_tie_of_confidence_and_iou_is_broken_alike_in_any_order():
+    """Both found boxes have IoU 2/3 with the first true one; only the second hits the other."""
+    true, down, right = [(0, 0, 10, 10), (4, 0, 14, 10)], (0, 2, 10, 12), (2, 0, 12, 10)
+    assert detected(rows(down, right), rows(*true)) == pytest.approx((2 / 3, 1.0))
+    assert detected(rows(right, down), rows(*true)) == pytest.approx((2 / 3, 1.0))
+
+
+def test_the_frame_scales_nothing_but_cuts():
+    small = (640, 480)
+    assert detected("[-10, 0, 700, 480]", "[0, 0, 640, 480]", frame=small) == (1.0, 1.0)
+    assert detected("[650, 0, 700, 480]", "[0, 0, 640, 480]", frame=small) == (0.0, 0.0)
+
+
+CORNERS = corners_up_to(12)
+CONFIDENCES = st.sampled_from([None, 0.0, 0.25, 0.5, 1.0])
+FOUND = st.lists(st.builds(lambda c, p: Box(*map(float, c), p), CORNERS, CONFIDENCES), max_size=5)
+TRUE = st.lists(CORNERS.map(lambda c: Box(*map(float, c))), max_size=4)
+
+
+def written(boxes: list[Box]) -> str:
+    rows = [
+        {"Position": b[:4]} | ({} if b.confidence is None else {"Confidence": b.confidence})
+        for b in boxes
+    ]
+    return json.dumps(rows)
+
+
+def raster_iou(a: Box, b: Box, size: int = 12) -> float:
+    """The oracle: paint both boxes on a grid and count cells."""
+    masks = np.zeros((2, size, size), dtype=bool)
+    for mask, box in zip(masks, (a, b), strict=True):
+        x1, y1, x2, y2 = map(int, box[:4])
+        mask[y1:y2, x1:x2] = True
+    return (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+
+
+@ANY_PACE
+@given(CORNERS, CORNERS)
+def test_o18_iou_is_that_of_painted_boxes(a, b):
+    a, b = Box(*map(float, a)), Box(*map(float, b))
+    assert iou(a, b) == pytest.approx(raster_iou(a, b), abs=1e-12)
+    assert iou(a, b) == iou(b, a) and (iou(a, b) == 1.0) == (a == b)
+
+
+SIZES = st.floats(0.0, 1e9)
+
+
+@ANY_PACE
+@given(*[SIZES] * 8)
+def test_iou_of_any_boxes_is_in_range(x1, y1, x2, y2, u1, v1, u2, v2):
+    a, b = Box(x1, y1, x2, y2), Box(u1, v1, u2, v2)
+    assert 0.0 <= iou(a, b) <= 1.0
+    if (x2 - x1) > 1e-100 and (y2 - y1) > 1e-100:
+        assert iou(a, a) == 1.0
+
+
+def best_assignment(credits: np.ndarray) -> float:
+    optimize = pytest.importorskip("scipy.optimize")
+    found, true = optimize.linear_sum_assignment(credits, maximize=True)
+    return credits[found, true].sum()
+
+
+def hit_credits(found: list[Box], true: list[Box]) -> np.ndarray:
+    ious = np.array([[iou(a, b) for b in true] for a in found]).reshape(len(found), len(true))
+    return np.where(ious > 0.5, ious, 0.0)
+
+
+@ANY_PACE
+@given(FOUND, TRUE)
+def test_o18_greedy_hits_never_sum_to_more_than_the_best_assignment(found, true):
+    pairs = match_boxes(found, true)
+    hits = [overlap for _, overlap in pairs if overlap > 0.5]
+    assert sum(hits) <= best_assignment(hit_credits(found, true)) + 1e-12
+    assert all(overlap <= 0.5 for _, overlap in pairs[len(hits) :])  # hits come first
+
+
+@ANY_PACE
+@given(FOUND, TRUE)
+def test_o18_greedy_hits_are_the_best_where_confidences_are_equal_and_objects_apart(found, true):
+    true = [b for k, b in enumerate(true) if not any(iou(b, other) for other in true[:k])]
+    found = [box._replace(confidence=0.5) for box in found]
+    hits = [overlap for _, overlap in match_boxes(found, true) if overlap > 0.5]
+    assert sum(hits) == pytest.approx(best_assignment(hit_credits(found, true)), abs=1e-12)
+
+
+@ANY_PACE
+@given(FOUND, TRUE, st.floats(0.0, 1.0), st.randoms(use_true_random=False))
+def test_the_order_of_boxes_changes_nothing(found, true, dense, random):
+    before = detection_reward(wrap(written(found)), written(true), dense=dense)
+    random.shuffle(found)
+    assert detection_reward(wrap(written(found)), written(true), dense=dense) == before
+    random.shuffle(true)
+    assert (
+        detection_reward(wrap(written(found)), written(true), dense=dense).parts["format"]
+        == before.parts["format"]
+    )
+
+
+@ANY_PACE
+@given(FOUND, TRUE, st.integers(0, 5), CONFIDENCES, st.floats(0.0, 1.0), CORNERS)
+def test_o18_an_extra_false_box_never_raises_the_total(found, true, at, confidence, dense, corners):
+    before = detection_reward(wrap(written(found)), written(true), dense=dense)
+    extra = Box(*(900.0 + c for c in corners), confidence)  # overlaps nothing
+    false = Box(*map(float, corners), confidence)
+    more = [*found[:at], extra, *found[at:]]
+    assert detection_reward(wrap(written(more)), written(true), dense=dense).total <= before.total
+    if all(iou(false, box) <= 0.5 for box in true):  # overlaps something, but is no hit
+        before = detection_reward(wrap(written(found)), written(true))
+        more = [*found[:at], false, *found[at:]]
+        assert detection_reward(wrap(written(more)), written(true)).total <= before.total
+    malformed = written(found)[:-1] + (", " if found else "") + "[1, 2, 3]]"
+    assert detection_reward(wrap(malformed), written(true)).total <= before.total
+
+
+@ANY_PACE
+@given(FOUND, TRUE, st.floats(0.0, 1.0))
+def test_o18_nothing_earns_more_than_the_exact_boxes(found, true, dense):
+    exact = detection_reward(wrap(written(true)), written(true), dense=dense)
+    assert exact.total == 2.5 and set(exact.parts.values()) == {1.0}
+    other = detection_reward(wrap(written(found)), written(true), dense=dense)
+    assert 0.0 <= other.total <= 2.5 and all(0.0 <= part <= 1.0 for part in other.parts.values())
+    sparse = detection_reward(wrap(written(found)), written(true))
+    assert sparse.total <= other.total and sparse.parts["confidence"] == other.parts["confidence"]
+
+
+@pytest.mark.parametrize(
+    "answer, target, part",
+    named(
+        [
+            ("exact", "[0, 0, 100, 100]", "[0, 0, 100, 100]", 1.0),
+            ("points", "(0,0),(100,100)", "[0, 0, 100, 100]", 1.0),
+            ("floats (VLM-R1 0)", "[0.0, 0.0, 100.0, 50.0]", "[0, 0, 100, 100]", 0.5),
+            (
+                "fenced, with a label",
+                '```json\n[{"bbox_2d":[0,0,100,100],"label":"x"}]\n```',
+                rows(A),
+                1.0,
+            ),
+            ("below half counts as it is", "[0, 0, 100, 30]", rows(A), 0.3),
+            ("one pixel of overlap (VLM-R1 0)", "[99, 99, 199, 199]", rows(A), 1 / 19999),
+            ("disjoint (LISA more than 0)", "[900, 900, 950, 950]", rows(A), 0.0),
+            ("inverted (LISA 17.0)", "(900,900),(100,100)", "(100,100),(900,900)", 0.0),
+            ("two boxes (LISA mis-pairs)", "(0,0),(100,100),(0,0),(100,100)", rows(A), 0.0),
+            ("the right one first", rows(A, FAR), rows(A), 0.0),
+            ("a malformed one beside it", "[[0, 0, 100, 100], [1]]", rows(A), 0.0),
+            ("text before it (VLM-R1 1.0)", "it is [0, 0, 100, 100]", rows(A), 0.0),
+            ("I50 no area", "[5, 5, 5, 5]", rows(A), 0.0),
+            ("I53 the whole image", "[0, 0, 1000, 1000]", rows(A), 0.01),
+            ("No Objects", "No Objects", rows(A), 0.0),
+            ("I46 1e999", "[0, 0, 1e999, 100]", rows(A), 0.0),
+        ]
+    ),
+)
+def test_grounding_pays_the_plain_iou_of_exactly_one_box(answer, target, part):
+    for dense in (0.0, 0.5, 1.0):
+        reward = grounding_reward(wrap(answer), target, dense=dense)
+        assert reward.parts == {"iou": pytest.approx(part), "format": 1.0}
+        assert reward.total == pytest.approx(part + 0.5)
+
+
+# ------------------------------------------------------------------------- calls and sequences
+
+CHANGES = "change_colour(f1, red), remove(f3)"
+
+
+@pytest.mark.parametrize(
+    "answer, sparse, graded",
+    named(
+        [
+            ("exact", CHANGES, 1.0, 1.0),
+            ("other order", "remove(f3), change_colour(f1, red)", 1.0, 1.0),
+            (
+                "a space after the bracket (R-RFT 0)",
+                "change_colour( f1 , red ) remove( f3 )",
+                1.0,
+                1.0,
+            ),
+            ("another value", "change_colour(f1, blue), remove(f3)", 0.0, 0.75),
+            ("another object", "change_colour(f2, red), remove(f3)", 0.0, 0.75),
+            ("function alone", "change_colour(f2, blue), remove(f3)", 0.0, 0.625),
+            ("values swapped", "change_colour(red, f1), remove(f3)", 0.0, 0.625),
+            ("other function", "change_size(f1, red), remove(f3)", 0.0, 0.5),
+            ("one missing", "remove(f3)", 0.0, 0.5),
+            ("one too many", CHANGES + ", remove(f2)", 0.0, 2 / 3),
+            ("one repeated (R-RFT 1.0)", CHANGES + ", remove(f3)", 0.0, 2 / 3),
+            ("all objects tried", ", ".join(f"remove(f{k})" for k in range(1, 9)), 0.0, 1 / 8),
+            ("nothing", "no change", 0.0, 0.0),
+            ("silence (R-RFT's penalty: better than a try)", "", 0.0, 0.0),
+            ("right among words", f"I did {CHANGES}", 0.0, 0.0),
+        ]
+    ),
+)
+def test_calls_are_paid_as_worked_out_by_hand(answer, sparse, graded):
+    assert correct(calls_reward, answer, CHANGES) == sparse
+    assert correct(calls_reward, answer, CHANGES, dense=1.0) == pytest.approx(graded)
+    assert calls_accuracy(parse_answer(wrap(answer)), CHANGES) == pytest.approx(graded)
+
+
+def test_calls_are_paired_as_it_earns_most():
+    """The first call is near both true ones, the second near the first of them only."""
+    assert correct(calls_reward, "f(a, y), f(c, x)", "f(a, x), f(b, y)", dense=1.0) == 0.5
+
+
+def test_the_order_of_calls_counts_only_if_asked_for():
+    turned = "remove(f3), change_colour(f1, red)"
+    assert correct(calls_reward, turned, CHANGES, ordered=True) == 0.0
+    assert correct(calls_reward, CHANGES, CHANGES, ordered=True) == 1.0
+    assert correct(calls_reward, turned, CHANGES, ordered=True, dense=1.0) == 0.0
+    assert correct(calls_reward, "f(a), f(b)", "f(b), f(c)", ordered=True, dense=1.0) == 0.25
+    assert correct(calls_reward, "f(), g(a)", "f(), g(b)", ordered=True, dense=1.0) == 0.625
+
+
+CALLS = st.lists(
+    st.tuples(st.sampled_from("fg"), st.sampled_from("abc"), st.sampled_from("xyz")), max_size=5
+)
+
+
+def call_credit(a: tuple, b: tuple) -> float:
+    """R-RFT's table, written out."""
+    if a == b:
+        return 1.0
+    if a[0] == b[0]:
+        return 0.5 if a[1] == b[1] or a[2] == b[2] else 0.25
+    return 0.0
+
+
+@ANY_PACE
+@given(CALLS, CALLS.filter(bool))
+def test_o18_the_graded_score_of_calls_is_the_best_assignment(found, true):
+    credits = np.array([[call_credit(a, b) for b in true] for a in found]).reshape(-1, len(true))
+    best = best_assignment(credits) / max(len(found), len(true))
+    found, true = (
+        ", ".join(f"{name}({a}, {b})" for name, a, b in calls) for calls in (found, true)
+    )
+    assert correct(calls_reward, found, true, dense=1.0) == pytest.approx(best, abs=1e-12)
+    exact = sorted(found.split(", ")) == sorted(true.split(", "))
+    assert (best == 1.0) == (correct(calls_reward, found, true) == 1.0)
+    assert not exact or best == 1.0 or sorted(found) == sorted(true)
+
+
+@pytest.mark.parametrize(
+    "answer, sparse, graded",
+    [("B, A, C, D", 1, 1), ("BACD", 1, 1), ("B > A > D > C", 0, 0.5), ("A B D C", 0, 0)]
+    + [("B, A, C", 0, 0), ("B, A, C, D, E", 0, 0), ("B, A, C, E", 0, 0), ("B, B, C, D", 0, 0)]
+    + [("first B, then A, C, D", 0, 0), ("", 0, 0), ("B, C, A, D", 0, 0.5)],
+)
+def test_a_sequence_is_right_as_a_whole_or_graded_by_position(answer, sparse, graded):
+    assert correct(sequence_reward, answer, "B, A, C, D") == sparse
+    assert correct(sequence_reward, answer, "B, A, C, D", dense=1.0) == graded
+    assert correct(sequence_reward, answer, "B, A, C, D", dense=0.5) == max(sparse, graded / 2)
+
+
+@ANY_PACE
+@given(st.permutations("ABCDE"), st.permutations("ABCDE"))
+def test_a_sequence_earns_its_fixed_points(found, true):
+    part = correct(sequence_reward, " ".join(found), ", ".join(true), dense=1.0)
+    assert part == sum(map(str.__eq__, found, true)) / 5
+
+
+# --------------------------------------------------------------------- what all rewards promise
+
+# reward -> (target, an answer that is wrong but in the grammar)
+KINDS = {
+    classification_reward: ("dog rose", "dog daisy"),
+    number_reward: ("4", "5"),
+    choice_reward: ("B", "C"),
+    measure_reward: ("12.5", "13"),
+    detection_reward: (rows(A, B), rows(FAR, MOST_A)),
+    grounding_reward: ("[0, 0, 100, 100]", "[0, 0, 100, 50]"),
+    calls_reward: (CHANGES, "change_colour(f2, red), remove(f1)"),
+    sequence_reward: ("B, A, C", "B, C, A"),
+}
+WEIGHTS = dict.fromkeys(KINDS, ANSWER_WEIGHTS) | {
+    classification_reward: CLASSIFICATION_WEIGHTS,
+    detection_reward: DETECTION_WEIGHTS,
+    grounding_reward: GROUNDING_WEIGHTS,
+}
+every_reward = pytest.mark.parametrize("reward", KINDS, ids=lambda reward: reward.__name__)
+
+
+@every_reward
+def test_the_exact_answer_earns_every_part_in_every_mode(reward):
+    target, wrong = KINDS[reward]
+    assert WEIGHTS[reward]["format"] == 0.5
+    texts = {"think": wrap(target), "direct": f"<answer>{target}</answer>"}
+    texts["steps"] = STEPS.replace("cat", target)
+    for mode, dense in itertools.product(FORMATS, (0.0, 0.3, 1.0)):
+        best = reward(texts[mode], target, mode, dense=dense)
+        assert best.parts == dict.fromkeys(WEIGHTS[reward], 1.0)
+        assert best.total == sum(WEIGHTS[reward].values())
+        worse = reward(texts[mode].replace(target, wrong), target, mode, dense=dense)
+        assert worse.total < best.total and worse.parts["format"] == 1.0
+
+
+@every_reward
+def test_thoughts_and_text_around_the_block_earn_nothing(reward):
+    target, wrong = KINDS[reward]
+    silent = reward("<answer>-</answer>", target, dense=1.0).total
+    assert silent == 0.0
+    for text in (
+        *("", target, f"<think>{target}</think>", f"<think><answer>{target}</answer></think>"),
+        *(f"{target}<answer>-</answer>{target}", f"<answer>{target}", f"<think><answer>{target}"),
+        *(f"<answer>{target}</answer><answer>{target}</answer>", f"<answer>{target}"),
+        *(f"<{t}><answer>{target}</answer></{t}>" for t in THOUGHTS),
+    ):
+        assert reward(text, target, "direct", dense=1.0).total == 0.0, text
+    around = reward(f"so: <answer>{target}</answer>.", target)
+    assert around.parts == dict.fromkeys(WEIGHTS[reward], 1.0) | {"format": 0.0}
+    assert reward(f"so: <answer>{wrong}</answer>.", target).total < around.total
+
+
+@every_reward
+def test_parts_are_weighed_and_weights_must_fit(reward):
+    target, _ = KINDS[reward]
+    names = [*WEIGHTS[reward]]
+    weights = {name: 2.0**k for k, name in enumerate(names)}
+    assert reward(wrap(target), target, weights=weights).total == 2 ** len(names) - 1
+    assert reward("", target, weights=weights).total == 0.0
+    with pytest.raises(TypeError):
+        WEIGHTS[reward]["format"] = 2.0
+    for wrong in ({}, weights | {"other": 1.0}, weights | {"format": -1.0}):
+        with pytest.raises(ValueError, match="weights"):
+            reward(wrap(target), target, weights=wrong)
+
+
+@every_reward
+def test_our_own_mistakes_raise_whatever_the_text(reward):
+    target, _ = KINDS[reward]
+    for text in ("", wrap(target)):
+        with pytest.raises(ValueError, match="mode"):
+            reward(text, target, "cot")
+        for dense in (-0.1, 1.1, math.nan, math.inf):
+            with pytest.raises(ValueError, match="dense"):
+                reward(text, target, dense=dense)
+        for bad in ("", " ", "..."):
+            with pytest.raises(ValueError, match="target"):
+                reward(text, bad)
+
+
+@every_reward
+@ANY_PACE
+@given(ANY_TEXT | MARKS | MARKS.map(wrap), st.sampled_from([*FORMATS]), st.floats(0.0, 1.0))
+def test_any_text_earns_the_same_twice_in_range_and_no_more_than_the_exact_answer(
+    reward, text, mode, dense
+):
+    target, _ = KINDS[reward]
+    earned = reward(text, target, mode, dense=dense)
+    assert earned == reward(text, target, mode, dense=dense)
+    assert all(0.0 <= part <= 1.0 for part in earned.parts.values())
+    assert 0.0 <= earned.total <= sum(WEIGHTS[reward].values())
+    assert reward(text, target, mode).total <= earned.total
+
+
+# --------------------------------------------------------------------------------------- shaping
+
+
+def test_the_soft_overlong_penalty_is_dapo_s():
+    by_hand = {0: 0, 70: 0, 80: 0, 81: -0.05, 90: -0.5, 99: -0.95, 100: -1, 101: -1, 10**9: -1}
+    for length, penalty in by_hand.items():
+        assert soft_overlong(length, 100, 20) == pytest.approx(penalty)
+    assert math.copysign(1.0, soft_overlong(5, 100, 20)) == 1.0  # 0, not -0
+    values = [soft_overlong(length, 100, 20) for length in range(300)]
+    assert values == sorted(values, reverse=True) and min(values) == -1.0 and max(values) == 0.0
+    assert soft_overlong(50, 100, 100) == -0.5
+    for buffer in (0, -1, 101):
+        with pytest.raises(ValueError, match="buffer"):
+            soft_overlong(5, 100, buffer)
+
+
+def test_the_repetition_penalty_is_the_share_of_repeated_n_grams():
+    assert repetition_penalty("") == repetition_penalty("a b c") == 0.0
+    assert repetition_penalty("a b c d e f g") == 0.0
+    assert repetition_penalty("a a a a a") == -0.5  # two 4-grams, one of them new
+    assert repetition_penalty("A a  a\na a") == -0.5
+    assert repetition_penalty("a b a b", n=1) == -0.5
+    assert repetition_penalty("a b " * 1000) == pytest.approx(2 / 1997 - 1)
+    with pytest.raises(ValueError, match="n=0"):
+        repetition_penalty("a", n=0)
+
+
+@ANY_PACE
+@given(st.lists(st.sampled_from("ab"), max_size=30).map(" ".join), st.integers(1, 5))
+def test_saying_it_all_again_never_lowers_the_repetition_penalty(text, n):
+    once, twice = repetition_penalty(text, n), repetition_penalty(f"{text} {text}", n)
+    assert -1.0 < twice <= once <= 0.0 or once == twice == 0.0 or len(text.split()) < n
+
+
+def test_the_length_reward_favours_short_right_answers_and_never_a_wrong_one():
+    assert length_rewards([10, 20, 30], [True, True, True]) == [0.5, 0.0, -0.5]
+    assert length_rewards([10, 20, 30], [False, False, False]) == [0.0, 0.0, -0.5]
+    assert length_rewards([7, 7], [True, False]) == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------------------------- loose metrics
+
+
+@pytest.mark.parametrize(
+    "text, target, loose",
+    [
+        ("<think>5</think><answer>4</answer>", "5", 1.0),  # R1-V pays
+        ("<answer>4</answer> 5", "5", 1.0),
+        ("3 or 4 or 5", "5", 1.0),
+        ("it is 5.", "5", 1.0),
+        ("1,000 of them", "1000", 1.0),
+        ("x=-5", "-5", 1.0),
+        ("3-5", "5", 1.0),
+        ("15", "5", 0.0),
+        ("5.5", "5", 0.0),
+        ("five", "5", 0.0),
+        ("", "5", 0.0),
+        ("9" * 5000, "5", 0.0),
+    ],
+)
+def test_the_loose_number_is_anywhere(text, target, loose):
+    assert loose_number_correct(text, target) == loose
+
+
+@pytest.mark.parametrize(
+    "text, target, loose",
+    [
+        ("<answer>I know it is yes</answer>", "no", 1.0),  # VLM-R1 pays
+        ("no doubt: yes", "no", 1.0),
+        ("<think>no</think><answer>Yes</answer>", "yes", 1.0),
+        ("<answer>yes</answer><answer>no</answer>", "no", 0.0),
+        ("<answer>maybe</answer> yes", "yes", 0.0),
+        ("<answer>unknown</answer>", "unknown", 1.0),
+        ("<answer>no</answer>", "unknown", 1.0),
+        ("", "yes", 0.0),
+    ],
+)
+def test_the_loose_yes_or_no_is_the_first_one_inside_any_word(text, target, loose):
+    assert loose_yes_no(text, target) == loose
+
+
+def test_a_loose_target_must_say_something():
+    with pytest.raises(ValueError, match="neither yes nor no"):
+        loose_yes_no("yes", "maybe")
+    with pytest.raises(ValueError, match="target"):
+        loose_number_correct("3", "three")
+
+
+@pytest.mark.parametrize(
+    "text, loose",
+    [
+        ("<answer>it is [0, 0, 100, 50], or [0, 0, 100, 100]</answer>", 0.5),
+        ("<answer>[0, 0, 100, 100]</answer><answer>no</answer>", 1.0),
+        ("<answer>no</answer><answer>[0, 0, 100, 100]</answer>", 0.0),
+        ("[0, 0, 100, 100]", 0.0),
+        ("<answer>[0.0, 0, 100, 100]</answer>", 0.0),
+        ("<answer>[100, 100, 0, 0]</answer>", 0.0),
+        ("<answer>[00, 0, 100, 100]</answer>", 0.0),
+        ("<answer>[0, 0, 100, 100", 0.0),
+        ("<answer>" + "[" * 3000 + "0, 0, 100, 100]</answer>", 1.0),
+    ],
+)
+def test_the_loose_box_is_the_first_of_integers_in_the_first_answer(text, loose):
+    assert first_box_iou(text, "[0, 0, 100, 100]") == loose
+
+
+# ------------------------------------------------------------------------------------------ time
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -457,6 +1263,7 @@ def test_a_completion_beyond_the_cap_is_worth_zero_and_one_at_the_cap_is_read():
         lambda n: "</answer>" * (n // 9),
         lambda n: "<answer></answer>" * (n // 17),
         lambda n: "<think></think>" * (n // 15) + "<answer>cat</answer>",
+        lambda n: "<summary></caption>" * (n // 19),
         lambda n: "<answer>\n" * (n // 9),
         lambda n: "<answer" * (n // 7),
         lambda n: "<" * n,
@@ -464,29 +1271,53 @@ def test_a_completion_beyond_the_cap_is_worth_zero_and_one_at_the_cap_is_read():
         lambda n: "<think>" + "\u200b" * (n - 50) + "</think><answer>cat</answer>",
         lambda n: "<answer>a" + "\u0316\u0301" * (n // 2 - 20) + "</answer>",  # NFKC is quadratic
         lambda n: "<answer>" + "\ufdfa" * (n - 50) + "</answer>",  # NFKC makes 18 characters of it
+        lambda n: "a b " * (n // 4),
+        lambda n: "1 " * (n // 2),
+        *[
+            lambda n, answer=answer: f"<answer>{answer[: n - 20]}</answer>"
+            for answer in HOSTILE.values()
+        ],
     ],
 )
 def test_a_hostile_text_of_100_kb_takes_under_50_ms(make):
     text = make(MAX_COMPLETION_CHARS - 20)
     assert 0.9 * MAX_COMPLETION_CHARS < len(text) <= MAX_COMPLETION_CHARS
-    seconds = []
-    for _ in range(3):  # the best of three: a busy machine is not a slow function
-        start = time.perf_counter()
-        classification_reward(text, "cat")
-        loose_name_correct(text, "cat")
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.050
+    for reward, (target, _) in KINDS.items():
+        assert takes_under(0.050, lambda r=reward, t=target: r(text, t, dense=1.0)), reward
+    for metric, target in {
+        loose_name_correct: "cat",
+        loose_number_correct: "7",
+        loose_yes_no: "yes",
+        first_box_iou: "[0, 0, 9, 9]",
+    }.items():
+        assert takes_under(0.050, lambda m=metric, t=target: m(text, t)), metric
+    assert takes_under(0.050, lambda: repetition_penalty(text))
 
 
-def test_rewards_import_the_standard_library_only_and_evaluate_nothing():
-    tree = ast.parse(Path(rewards.__file__).read_text(encoding="utf-8"))
-    modules, calls = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            modules.add((node.module or ".").split(".")[0])
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            calls.add(node.func.id)
-    assert modules == {"collections", "dataclasses", "math", "types", "unicodedata"}
+def test_i52_ten_thousand_boxes_take_under_50_ms_and_earn_almost_nothing():
+    answer = f"<answer>[{'[0,0,9,9],' * 9_900}[0,0,9,9]]</answer>"
+    target = rows(*[(k, k, k + 9, k + 9) for k in range(20)])
+    assert len(answer) < MAX_COMPLETION_CHARS
+    assert takes_under(0.050, lambda: detection_reward(answer, target, dense=1.0))
+    assert detection_reward(answer, target, dense=1.0).total < 0.005
+
+
+@every_reward
+def test_ten_thousand_completions_are_scored_in_two_seconds(reward):
+    target, wrong = KINDS[reward]
+    texts = [wrap(f"{' ' * (k % 7)}{(target, wrong)[k % 2]}") for k in range(10_000)]
+    texts = [text.replace("a low roof", "a low roof " * 20) for text in texts]
+
+    def score_all():
+        for text in texts:
+            reward(text, target, dense=1.0)
+
+    assert takes_under(2.0, score_all)
+
+
+def test_rewards_import_answers_and_the_standard_library_only_and_evaluate_nothing():
+    modules, calls = imports_and_calls(rewards)
+    assert modules == {
+        *("answers", "collections", "dataclasses", "functools", "math", "re", "types", "typing")
+    }
     assert not calls & {"eval", "exec", "compile", "__import__", "open"}

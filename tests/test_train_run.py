@@ -41,10 +41,10 @@ def flags(tiny_dir, out, *more) -> list[str]:
 def reward_anything(monkeypatch):
     """Pay for even lengths: a random model earns something, so that weights move."""
 
-    def load(**options):
-        task = original(**options)
+    def load(settings):
+        task = original(settings)
 
-        def even(text, target):
+        def even(text, example, dense):
             paid = len(text) % 2
             return Reward(paid, {"correct": float(paid), "format": 0.0})
 
@@ -97,7 +97,7 @@ def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
     assert moved and not any(key.startswith("visual.") for key in moved)  # the tower is frozen
 
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("held-out accuracy") and "strict" in last and "loose" in last
+    assert last.startswith("held-out strict") and "loose" in last and "out of distr" in last
     assert str(final) in last
 
 
@@ -138,7 +138,7 @@ def folder_of_classes(root: Path, count: int = 3) -> Path:
 def test_a_folder_of_class_folders_trains_without_an_ood_split(tiny_dir, tmp_path, capsys):
     data = folder_of_classes(tmp_path / "photos")
     train_grpo.main(flags(tiny_dir, tmp_path / "run", "--data", data, "--prompt_mode", "direct"))
-    assert "never-trained" not in capsys.readouterr().out
+    assert "out of distribution" not in capsys.readouterr().out
     assert "eval/ood_strict" not in rows(tmp_path / "run/metrics.jsonl")[0]
     assert {c["target"] for c in rows(tmp_path / "run/completions.jsonl")} == {"rose", "tulip"}
 
@@ -211,6 +211,56 @@ def test_a_held_out_prompt_over_the_limit_stops_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_i33_one_prompt_over_the_limit_is_left_out_counted_and_never_cut(
+    tiny_dir, tmp_path, capsys
+):
+    data = folder_of_classes(tmp_path / "photos", count=3)
+    Image.new("RGB", (200, 180), (9, 90, 70)).save(data / "rose" / "big.png")
+    out = tmp_path / "run"
+    more = ("--data", data, "--max_prompt_length", 100, "--held_out_per_class", 3)
+    train_grpo.main(flags(tiny_dir, out, *more))
+    assert "1 of 7 records skipped; no prompt: prompt" in capsys.readouterr().out
+    assert rows(out / "metrics.jsonl")[0]["eval/n"] + 2 == 6
+
+
+def test_i21_fewer_examples_than_a_step_asks_repeat_with_a_warning(tiny_dir, tmp_path, capsys):
+    data = folder_of_classes(tmp_path / "photos")
+    train_grpo.main(flags(tiny_dir, tmp_path / "run", "--data", data, "--prompts_per_step", 3))
+    assert "2 training examples, fewer than --prompts_per_step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", [name for name in evaluate.TASKS if name != "cls"])
+def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_path, capsys, task):
+    out = tmp_path / "run"
+    more = ("--task", task, "--train_size", 3, "--held_out_size", 2, "--max_steps", 1)
+    train_grpo.main(flags(tiny_dir, out, *more))
+    first, last = rows(out / "metrics.jsonl")
+    assert first["step"] == 0 and last["step"] == 1
+    headline = {"det": "mAP", "ovd": "mAP", "ground": "iou"}.get(task, "strict")
+    for name in (headline, f"{headline}_low", f"{headline}_high", f"ood_{headline}"):
+        assert 0.0 <= first[f"eval/{name}"] <= 1.0 and 0.0 <= last[f"eval/{name}"] <= 1.0
+    assert f"held-out {headline}" in capsys.readouterr().out
+    assert (out / "step_1" / "hf" / "model.safetensors").exists()
+
+
+def test_a_users_reward_trains_and_its_faults_are_in_the_metrics(tiny_dir, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "calls = []\n"
+        "def pay(completions, example):\n"
+        "    calls.append(example.id)\n"
+        "    if len(calls) == 6:\n"
+        "        raise OSError('judge is away')\n"
+        "    return [len(c) % 2 for c in completions]\n"
+    )
+    out = tmp_path / "run"
+    more = ("--reward", f"{mine}:pay", "--prompts_per_step", 6, "--max_steps", 2)
+    train_grpo.main(flags(tiny_dir, out, *more))
+    _, first, second = rows(out / "metrics.jsonl")
+    assert first["reward/exception"] == 8 and second["reward/exception"] == 0
+    assert "rewards/user/mean" in first and "judge is away" in capsys.readouterr().err
+
+
 def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, capsys):
     train_grpo.main(flags(tiny_dir, tmp_path / "run"))
     checkpoint = str(tmp_path / "run/step_3/hf")
@@ -219,16 +269,16 @@ def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, 
         ["--model", checkpoint, "--held_out_per_class", "1", "--max_completion_length", "6"]
     )
     out = capsys.readouterr().out
-    assert "tokens/s" in out and "cls held_out, 30 images: strict" in out
+    assert "tokens/s" in out and "cls held_out, 30 questions: strict" in out
     # the whole run at once: same data, prompt and lengths, so the same numbers as its last row
     evaluate.main(["--run", str(tmp_path / "run"), "--output", str(tmp_path / "answers.jsonl")])
-    assert "cls held_out, 30 images: strict" in capsys.readouterr().out
+    assert "cls held_out, 30 questions: strict" in capsys.readouterr().out
     answers, last = rows(tmp_path / "answers.jsonl"), rows(tmp_path / "run/metrics.jsonl")[-1]
     assert sum(a["length"] for a in answers) / 30 == pytest.approx(last["eval/mean_length"])
     assert sum(a["format"] for a in answers) / 30 == pytest.approx(last["eval/format"])
     # a flag that is given wins over the run's setting
     evaluate.main(["--run", str(tmp_path / "run"), "--held_out_per_class", "2"])
-    assert "cls held_out, 60 images: strict" in capsys.readouterr().out
+    assert "cls held_out, 60 questions: strict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("missing", ["config.json", "step_3"])
@@ -253,8 +303,8 @@ def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsy
 def test_a_reward_that_is_not_finite_is_one_line(tiny_dir, tmp_path, capsys, monkeypatch):
     original = evaluate.TASKS["cls"]
 
-    def load(**options):
-        return replace(original(**options), reward=lambda *_: Reward(float("nan"), {"x": 1.0}))
+    def load(settings):
+        return replace(original(settings), reward=lambda *_: Reward(float("nan"), {"x": 1.0}))
 
     monkeypatch.setitem(evaluate.TASKS, "cls", load)
     error = refused(capsys, flags(tiny_dir, tmp_path / "run"))
@@ -267,7 +317,7 @@ def test_the_script_itself_runs_and_its_help_is_readable(tiny_dir, tmp_path):
     words = [sys.executable, "train_grpo.py", *flags(tiny_dir, tmp_path / "run")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "held-out accuracy" in done.stdout
+    assert "held-out strict" in done.stdout
     done = subprocess.run([*words[:2], "--hlep"], cwd=ROOT, capture_output=True, text=True)
     assert (
         done.returncode == 2

@@ -1,0 +1,166 @@
+"""What the box tasks share: targets in the model's frame, and COCO's average precision.
+
+Intersection over union does not change when both axes are scaled, so nothing has to be converted
+while a model is judged: the *targets* are written once in the frame in which the model speaks
+(`--coords`, by default what its family was taught: tasks/frames.py), and compared there.
+
+Average precision is `pycocotools`' own, on exactly the boxes that `answers.parse_boxes` reads.
+
+Next: tasks/det.py.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from answers import Box, parse_answer, parse_boxes
+from model.errors import InputError
+from model.image import load_image, smart_resize
+from tasks import Example, Settings
+from tasks.files import optional_import
+from tasks.frames import convert_box, frame_size, round_box
+from tasks.garden_questions import NO_OBJECTS
+
+
+def box_list(boxes: Sequence[Sequence[int]]) -> str:
+    """A detection answer in Visual-RFT's grammar, in JSON."""
+    items = [{"Position": list(box), "Confidence": 1.0} for box in boxes]
+    return json.dumps(items) if items else NO_OBJECTS
+
+
+def row_in_frame(settings: Settings) -> Callable[[Example, str], Example]:
+    """For `record_splits`: VLM-R1's rows hold pixels of the original image, all others norm1000."""
+
+    def adapt(example: Example, schema: str) -> Example:
+        source = "abs" if schema == "VLM-R1" else "norm1000"
+        return in_frame(example, source, settings)
+
+    return adapt
+
+
+def in_frame(example: Example, prescribed: str, settings: Settings) -> Example:
+    """The example with its target's boxes in the frame that the model speaks, `settings.coords`.
+
+    They come in the frame `prescribed` by the data's format, unless `settings.data_coords` says
+    otherwise. A target that is one bare box stays one; labels are kept. The size of the frame is
+    noted in `Example.frame`. Boxes refer to the upright first image.
+
+    Raises: InputError for a box without area inside its image.
+    """
+    source = prescribed if settings.data_coords == "auto" else settings.data_coords
+    if source == settings.coords == "norm1000":
+        return example
+    size = load_image(example.images[0]).size
+    resized = size
+    if settings.image_config is not None:
+        cfg = settings.image_config
+        factor = cfg.patch_size * cfg.merge_size
+        height, width = smart_resize(size[1], size[0], factor, cfg.min_pixels, cfg.max_pixels)
+        resized = (width, height)
+    frame = frame_size(settings.coords, size, resized)
+    parsed = parse_boxes(example.target, frame_size(source, size, resized))
+    if parsed is None or parsed[1]:
+        raise InputError(
+            f"example {example.id}: {example.target:.80} lies outside of its image of {size}, read "
+            f"as {source}; name the frame of the data's boxes with --data_coords"
+        )
+    boxes = parsed[0]
+
+    def converted(box: Box) -> list[int]:
+        return list(round_box(convert_box(box[:4], source, settings.coords, size, resized), frame))
+
+    if is_one_box(example.target):
+        target = json.dumps(converted(boxes[0]))
+    elif boxes and boxes[0].label is not None:
+        target = json.dumps([{"bbox_2d": converted(b), "label": b.label} for b in boxes])
+    else:
+        target = box_list([converted(box) for box in boxes])
+    return replace(example, target=target, frame=frame)
+
+
+def is_box_list(text: str, frame: tuple[float, float] = (1e6, 1e6)) -> bool:
+    """Whether the text is a usable detection target: in the grammar, every item a box."""
+    parsed = parse_boxes(text, frame)
+    return parsed is not None and parsed[1] == 0
+
+
+def is_one_box(text: str, frame: tuple[float, float] = (1e6, 1e6)) -> bool:
+    """Whether the text is exactly one bare box, the target of a grounding question."""
+    parsed = parse_boxes(text, frame)
+    bare = not text.lstrip().startswith(("{", "[{", "[ {"))
+    return bare and parsed is not None and parsed[1] == 0 and len(parsed[0]) == 1
+
+
+def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:
+    """COCO's mAP (mean over IoU 0.50 to 0.95) and AP50, by pycocotools.
+
+    Every example is one image that was asked about one category, and its question, which names the
+    category, is COCO's category. Categories without a true box in the split do not count, as in
+    COCO. An answer outside the grammar has no boxes; a box without confidence has confidence 1.
+    """
+    coco = optional_import("pycocotools.coco", "pycocotools")
+    cocoeval = optional_import("pycocotools.cocoeval", "pycocotools")
+    categories = {name: k for k, name in enumerate(dict.fromkeys(e.question for e in examples), 1)}
+    truths, found = [], []
+    for image_id, (example, text) in enumerate(zip(examples, texts, strict=True), 1):
+        where = {"image_id": image_id, "category_id": categories[example.question]}
+        for box in boxes_of(example.target, example):
+            area = (box.x2 - box.x1) * (box.y2 - box.y1)
+            annotation = {"id": len(truths) + 1, "bbox": xywh(box), "area": area, "iscrowd": 0}
+            truths.append(where | annotation)
+        for box in boxes_of(parse_answer(text), example):
+            score = 1.0 if box.confidence is None else box.confidence
+            found.append(where | {"bbox": xywh(box), "score": score})
+    if not found or not truths:
+        return {"mAP": 0.0, "AP50": 0.0}
+    with contextlib.redirect_stdout(io.StringIO()):  # the library reports its progress
+        truth = coco.COCO()
+        truth.dataset = {
+            "info": {},
+            "images": [{"id": k} for k in range(1, len(examples) + 1)],
+            "annotations": truths,
+            "categories": [{"id": k, "name": name} for name, k in categories.items()],
+        }
+        truth.createIndex()
+        judge = cocoeval.COCOeval(truth, truth.loadRes(found), "bbox")
+        judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], ["all"]
+        judge.evaluate()
+        judge.accumulate()
+    precision = judge.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories)
+    precision = precision[:, :, precision[0, 0] > -1]
+    return {"mAP": float(precision.mean()), "AP50": float(precision[0].mean())}
+
+
+def boxes_of(answer: str | None, example: Example) -> list[Box]:
+    parsed = parse_boxes(answer, example.frame)
+    return [] if parsed is None else parsed[0]
+
+
+def xywh(box: Box) -> list[float]:
+    return [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+
+
+def cumulative_iou(examples: list[Example], texts: list[str]) -> dict[str, float]:
+    """LISA's cIoU (arXiv:2308.00692) on boxes: all intersections over all unions of the split.
+
+    Areas are fractions of the frame. An answer that is not exactly one box has no intersection,
+    and its union is the true box.
+    """
+    intersections, unions = [], []
+    for example, text in zip(examples, texts, strict=True):
+        (true,) = boxes_of(example.target, example)
+        found = boxes_of(parse_answer(text), example)
+        size = example.frame[0] * example.frame[1]
+        unions.append((true.x2 - true.x1) * (true.y2 - true.y1) / size)
+        intersections.append(0.0)
+        if len(found) == 1:
+            (box,) = found
+            width = max(0.0, min(box.x2, true.x2) - max(box.x1, true.x1))
+            height = max(0.0, min(box.y2, true.y2) - max(box.y1, true.y1))
+            intersections[-1] = width * height / size
+            unions[-1] += (box.x2 - box.x1) * (box.y2 - box.y1) / size - intersections[-1]
+    return {"cIoU": float(np.sum(intersections) / np.sum(unions))}

@@ -1,0 +1,39 @@
+"""Visual entailment: does the picture make a statement true, false, or say nothing about it?
+
+prompt   "Yes, no or unknown: there are more red than blue flowers."
+data     garden scenes, the three answers equally frequent; rows with one of these words as
+         solution (tasks/records.py)
+reward   the right word as the whole answer + asked-for format
+metric   strict accuracy; "loose" takes the first yes or no anywhere in the text (VLM-R1's rule)
+ood      larger scenes: 5 to 7 flowers instead of 1 to 4
+"""
+
+from functools import partial
+
+from answers import normalise_name
+from rewards import classification_reward
+from tasks import Example, Settings, Task
+from tasks.garden_questions import NO, UNKNOWN, YES, ask_entail
+from tasks.loose import loose_yes_no
+from tasks.scenes import draw_question, garden_splits, record_splits, wire
+
+
+def load(settings: Settings) -> Task:
+    """Read or generate the entailment task. Raises InputError for data that cannot be used."""
+    if settings.data == "garden":
+        splits = garden_splits("entail", partial(draw_question, ask_entail), settings)
+    else:
+        splits = record_splits(settings, lambda text: normalise_name(text) in (YES, NO, UNKNOWN))
+
+    def reward(text: str, example: Example, dense: float):
+        # Three words have no near misses: `dense` has nothing to grade here.
+        return classification_reward(text, example.target, settings.prompt_mode, settings.weights)
+
+    return wire("entail", settings, splits, reward, scores, max_completion_length=48)
+
+
+def scores(text: str, example: Example) -> dict[str, float]:
+    return {
+        "strict": classification_reward(text, example.target).parts["correct"],
+        "loose": loose_yes_no(text, example.target),
+    }

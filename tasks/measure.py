@@ -1,0 +1,45 @@
+"""Structure perception: lengths and distances, numeric or multiple choice, after the geometry part
+of Reason-RFT (arXiv:2503.20752).
+
+    prompt   "The picture is 24 cm wide. How wide is the red flower?", "... By how much do the
+             widths of the red and blue flower differ?" (0 is a possible answer), "Which is farthest
+             from the red flower? A blue, B pink", "How wide is ...? A 2, B 5, C 8, D 11"
+    data     garden scenes; rows with a number or a letter as solution (tasks/records.py)
+    reward   a number within --tolerance (relative; only 0 itself is within reach of 0), or the
+             letter; + asked-for format; with --dense, less for numbers up to four times as far off
+    metric   strict accuracy: the same rule; "loose" finds the number anywhere in the text
+    ood      larger scenes: 5 to 7 flowers instead of 1 to 4
+"""
+
+from functools import partial
+
+from answers import parse_choice, parse_number
+from rewards import measure_reward
+from tasks import Example, Settings, Task
+from tasks.garden_puzzles import ask_measure
+from tasks.loose import loose_number_correct
+from tasks.scenes import draw_question, garden_splits, record_splits, wire
+
+
+def load(settings: Settings) -> Task:
+    """Read or generate the measuring task. Raises InputError for data that cannot be used."""
+    if settings.data == "garden":
+        splits = garden_splits("measure", partial(draw_question, ask_measure), settings)
+    else:
+        splits = record_splits(settings, is_target)
+    mode, tolerance = settings.prompt_mode, settings.tolerance
+
+    def reward(text: str, example: Example, dense: float):
+        return measure_reward(text, example.target, mode, settings.weights, dense, tolerance)
+
+    def scores(text: str, example: Example) -> dict[str, float]:
+        strict = measure_reward(text, example.target, tolerance=tolerance).parts["correct"]
+        if parse_number(example.target) is None:
+            return {"strict": strict, "loose": strict}  # no peer has a looser rule for letters
+        return {"strict": strict, "loose": loose_number_correct(text, example.target)}
+
+    return wire("measure", settings, splits, reward, scores, max_completion_length=64)
+
+
+def is_target(text: str) -> bool:
+    return parse_number(text) is not None or parse_choice(text) is not None

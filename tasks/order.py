@@ -1,0 +1,52 @@
+"""Procedural and predictive questions: what comes first, what comes next.
+
+prompt   "Order the pictures A, B, C by growth." (three pictures of one plant) and
+         "Which stage comes next?" (one picture of a plant that is not yet in seed)
+data     generated plants; rows with an order of letters or numbers as solution
+reward   the whole sequence, or the stage's name, + asked-for format; with --dense, the fraction
+         of positions that are right
+metric   strict accuracy
+ood      four pictures to order instead of three
+"""
+
+import random
+
+from answers import parse_sequence
+from rewards import classification_reward, sequence_reward
+from tasks import Example, Settings, Task
+from tasks.garden import random_flower
+from tasks.garden_drawing import draw_stage
+from tasks.garden_puzzles import ask_next, ask_order, sample_stages
+from tasks.scenes import Made, garden_splits, record_splits, wire
+
+
+def load(settings: Settings) -> Task:
+    """Read or generate the ordering task. Raises InputError for data that cannot be used."""
+    if settings.data == "garden":
+        splits = garden_splits("order", make, settings)
+    else:
+        splits = record_splits(settings, is_sequence)
+    mode, weights = settings.prompt_mode, settings.weights
+
+    def reward(text: str, example: Example, dense: float):
+        by_kind = sequence_reward if is_sequence(example.target) else classification_reward
+        return by_kind(text, example.target, mode, weights, dense)
+
+    def scores(text: str, example: Example) -> dict[str, float]:
+        return {"strict": reward(text, example, 0.0).parts["correct"]}
+
+    return wire("order", settings, splits, reward, scores, max_completion_length=48)
+
+
+def make(rng: random.Random, seed: int, is_ood: bool) -> Made:
+    """Two of three questions are about an order, all of them out of distribution."""
+    kind, flower = rng.choice(("next", "order", "order")), random_flower(rng)
+    kind = "order" if is_ood else kind
+    stages = sample_stages(rng, kind, 4 if is_ood else 3)
+    question = (ask_next if kind == "next" else ask_order)(rng, stages)
+    return question, tuple(draw_stage(flower, stage, seed) for stage in stages)
+
+
+def is_sequence(text: str) -> bool:
+    items = parse_sequence(text)
+    return items is not None and len(items) > 1

@@ -1,0 +1,64 @@
+"""Open visual questions: attributes, relations, and causes that can be seen.
+
+prompt   "What colour is the flower left of the blue flower?", "What shape are the petals of the
+         red flower?", "Why does the pink flower wilt?" (a snail, shade or drought, drawn there)
+data     garden scenes; rows with a short text as solution (tasks/records.py)
+reward   the normalised text as a whole + asked-for format; with --dense, its token F1
+metric   strict accuracy; "loose" accepts a substring in either direction, as Visual-RFT does
+ood      larger scenes: 5 to 7 flowers instead of 1 to 4
+"""
+
+import random
+
+from answers import MAX_NAME_CHARS, normalise_name
+from rewards import classification_reward
+from tasks import Example, Settings, Task
+from tasks.garden import sample_scene
+from tasks.garden_drawing import draw_scene
+from tasks.garden_puzzles import ask_why
+from tasks.garden_questions import ask_vqa
+from tasks.loose import loose_name_correct
+from tasks.scenes import (
+    ID_OBJECTS,
+    OOD_OBJECTS,
+    Made,
+    draw_question,
+    garden_splits,
+    record_splits,
+    wire,
+)
+
+
+def load(settings: Settings) -> Task:
+    """Read or generate open questions. Raises InputError for data that cannot be used."""
+    if settings.data == "garden":
+        splits = garden_splits("vqa", make, settings)
+    else:
+        splits = record_splits(settings, is_target)
+
+    def reward(text: str, example: Example, dense: float):
+        return classification_reward(
+            text, example.target, settings.prompt_mode, settings.weights, dense
+        )
+
+    return wire("vqa", settings, splits, reward, scores, max_completion_length=48)
+
+
+def make(rng: random.Random, seed: int, is_ood: bool) -> Made | None:
+    """Every third question asks why a flower wilts; the others for a colour or a shape."""
+    if rng.random() < 2 / 3:
+        return draw_question(ask_vqa, rng, seed, is_ood)
+    scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
+    question = ask_why(rng, scene)
+    return question and (question, (draw_scene(scene, seed, ailing=question.ailing),))
+
+
+def is_target(text: str) -> bool:
+    return len(text) <= MAX_NAME_CHARS and bool(normalise_name(text))
+
+
+def scores(text: str, example: Example) -> dict[str, float]:
+    return {
+        "strict": classification_reward(text, example.target).parts["correct"],
+        "loose": loose_name_correct(text, example.target),
+    }

@@ -1,0 +1,756 @@
+"""What `answers.py` guarantees: every text becomes a value of the documented grammar, or None.
+
+No text raises, no number is infinite, no time is more than linear, and nothing is evaluated. Texts
+that make a published parser fail carry its name: V-RFT is Liuziyu77/Visual-RFT, R-RFT is
+tanhuajie/Reason-RFT, VLM-R1 is om-ai-lab/VLM-R1. Run: `pytest tests/test_answers.py`.
+"""
+
+import ast
+import gc
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import answers
+from answers import (
+    MAX_BOXES,
+    MAX_CALLS,
+    MAX_COMPLETION_CHARS,
+    MAX_DEPTH,
+    MAX_LABEL_CHARS,
+    MAX_NAME_CHARS,
+    MAX_NUMBER_CHARS,
+    MAX_SEQUENCE,
+    TAGS,
+    THOUGHTS,
+    Box,
+    has_tag,
+    normalise_name,
+    parse_answer,
+    parse_boxes,
+    parse_calls,
+    parse_choice,
+    parse_name,
+    parse_number,
+    parse_sequence,
+)
+
+ANY_PACE = settings(deadline=None)  # the time of single examples is noise on a busy machine
+FRAME = (1000, 1000)
+DIGITS_5000 = "9" * 5000
+
+
+def boxes(answer: str | None) -> tuple[list[Box], int] | None:
+    return parse_boxes(answer, FRAME)
+
+
+PARSERS = (parse_name, parse_number, parse_choice, boxes, parse_calls, parse_sequence)
+
+# Pieces of which a policy could make something that looks like an answer.
+PIECES = st.sampled_from(
+    [*TAGS, "<answer>cat</answer>", "cat", "dog", "c", " ", "\n", "_", "<", "answer>", ".", "é"]
+)
+TAGGED = st.lists(PIECES, max_size=12).map("".join)
+ANY_TEXT = TAGGED | st.text(st.characters(), max_size=60)
+MARKS = st.lists(
+    st.sampled_from(
+        [*"[](){}'\",;:.-+>\\`", "```json", "NaN", "-1e999", "1e308", "0", "10", "500", "true"]
+        + ['"Position"', "'bbox_2d'", '"Confidence"', '"label"', "[1,2,3,4]", "(1,2)", "f", "A"]
+    ),
+    max_size=20,
+).map("".join)
+
+
+def takes_under(seconds: float, function) -> bool:
+    """Of this process' time, in one of three tries, without collecting the garbage of other tests:
+    a busy machine is not a slow function."""
+    gc.disable()
+    try:
+        for _ in range(3):
+            start = time.process_time()
+            function()
+            if time.process_time() - start < seconds:
+                return True
+        return False
+    finally:
+        gc.enable()
+
+
+def named(cases):
+    return [pytest.param(*case[1:], id=case[0]) for case in cases]
+
+
+# ------------------------------------------------------------------------------ the answer block
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("<answer> cat </answer>", "cat"),
+        ("<answer>[]</answer>", "[]"),
+        ("<answer>\n[1, 2]\n</answer>", "[1, 2]"),
+        ("<answer>a\n b</answer>", "a\n b"),
+        ("<answer> \xa0\n</answer>", None),
+        ("<answer>cat</answer", None),
+        ("<answer></think>cat</answer>", None),
+        ("<answer>cat<think>s</answer>", None),
+        ("<answer><think>a furry cat</think></answer>", None),
+        ("<answer>a<caption>b</answer>", None),
+    ],
+)
+def test_the_span_is_returned_as_written_but_for_its_outer_white_space(text, answer):
+    assert parse_answer(text) == answer
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize(
+    "before, after, answer",
+    named(
+        [
+            ("inside", "<{t}>a", "b</{t}>", None),
+            ("inside, unclosed", "<{t}>a", "", None),
+            ("inside, opened by the prompt", "a", "b</{t}>", None),
+            ("inside the second one", "<{t}>a</{t}><{t}>", "</{t}>", None),
+            ("after it", "<{t}>a</{t}>", "", "cat"),
+            ("after one opened by the prompt", "a</{t}>", "", "cat"),
+            ("before it", "", "<{t}>a</{t}>", "cat"),
+        ]
+    ),
+)
+def test_i45_an_answer_inside_a_thought_of_any_kind_is_none(thought, before, after, answer):
+    text = before.format(t=thought) + "<answer>cat</answer>" + after.format(t=thought)
+    assert parse_answer(text) == answer
+
+
+def test_closing_one_kind_of_thought_does_not_close_another():
+    for open_one in THOUGHTS:
+        for closed in set(THOUGHTS) - {open_one}:
+            assert parse_answer(f"<{open_one}><{closed}>a</{closed}><answer>cat</answer>") is None
+
+
+def test_every_block_of_a_completion_has_its_two_tags():
+    assert len(TAGS) == 2 * len((*THOUGHTS, "answer")) == len(set(TAGS))
+    assert all(has_tag(f"a{tag}b") for tag in TAGS) and not has_tag("<thinks> </ answer> <b>")
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+def test_names_that_differ_stay_different():
+    names = [
+        *("737-800", "737 800", "737", "A320", "A 320", "cat", "cathedral", "rose", "dog rose"),
+        *(
+            "pâté",
+            "pate",
+            "1 Series",
+            "1",
+            "c",
+            "c++",
+            "ro\u200bse",
+            "ro\x00se",
+            "саt",
+            "0-1",
+            "01",
+        ),
+    ]
+    assert len({normalise_name(name) for name in names}) == len(names)
+
+
+def test_normalising_every_single_character_twice_changes_nothing():
+    for code in range(0, 0x30000):
+        once = normalise_name(f"x{chr(code)}x")
+        assert normalise_name(once) == once
+
+
+@ANY_PACE
+@given(st.text())
+def test_normalising_twice_changes_nothing(text):
+    assert normalise_name(normalise_name(text)) == normalise_name(text)
+
+
+def test_a_name_is_neither_empty_nor_endless():
+    assert parse_name(" Dog_Rose. ") == "dog rose"
+    assert parse_name("x" * MAX_NAME_CHARS) == "x" * MAX_NAME_CHARS
+    for answer in (None, "", " _ ", "...", "x" * (MAX_NAME_CHARS + 1)):
+        assert parse_name(answer) is None
+
+
+# ----------------------------------------------------------------------------- numbers and choices
+
+
+@pytest.mark.parametrize(
+    "answer, number",
+    [
+        ("3", 3.0),
+        ("3.0", 3.0),  # R-RFT's string equality: not "3"
+        ("-2", -2.0),
+        ("+5", 5.0),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("007", 7.0),
+        ("12.", 12.0),
+        (" 3 \n", 3.0),
+        ("'3'", 3.0),
+        ('"3."', 3.0),
+        ('"3".', 3.0),
+        ("**3**", 3.0),
+        ("“3”", 3.0),
+        ("1,000", 1000.0),
+        ("-12,345,678.25", -12345678.25),
+        ("\u22123", -3.0),  # the typographic minus
+        ("9" * MAX_NUMBER_CHARS, 1e50),
+    ],
+)
+def test_a_plain_decimal_is_a_number(answer, number):
+    assert parse_number(answer) == number
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "",
+            " ",
+            ".",
+            "+",
+            "-",
+            "--3",
+            "+-3",
+            "3-",
+            "1.2.3",
+            "3..",
+            ",5",
+            "1,00",
+            "0,500",
+            "1,0000",
+        ),
+        *(
+            "1000,000",
+            "1,000,00",
+            "1 000",
+            "1_000",
+            "0x10",
+            "1e3",
+            "1E-3",
+            "2^3",
+            "3%",
+            "$3",
+            "3 cm",
+        ),
+        *(
+            "three",
+            "3 or 4",
+            "3, 4",
+            "the answer is 3",
+            "(3)",
+            "[3]",
+            "1/2",
+            "½",
+            "3²",
+            "²",
+            "٣",
+            "３",
+        ),
+        *("2+3", "5*1", "10-5", "\\boxed{3}", "True", "None", "3\u200b", "3\x00"),
+    ],
+)
+def test_what_is_no_plain_decimal_is_no_number(answer):
+    assert parse_number(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    named(
+        [
+            ("I47 a number of 5000 digits (V-RFT ValueError)", DIGITS_5000),
+            ("I47 5000 decimals", "0." + DIGITS_5000),
+            ("I56 nan (R-RFT pays NaN)", "nan"),
+            ("I56 inf", "inf"),
+            ("I56 -inf", "-inf"),
+            ("I56 Infinity", "Infinity"),
+            ("I56 1e999", "1e999"),
+            ("I57 power tower (math-verify 5 s)", "\\boxed{9^{9^{9^9}}}"),
+            ("I57 nested braces", "{" * 3000 + "9" + "}" * 3000),
+            ("I57 factorial", "1000000!"),
+            ("I58 import", "__import__('os').getpid()"),
+            ("I58 dunder", "().__class__.__base__"),
+            ("I58 power", "99**98**97"),
+            ("one digit more than the cap", "9" * (MAX_NUMBER_CHARS + 1)),
+        ]
+    ),
+)
+def test_hostile_numbers_are_none_and_take_no_time(answer):
+    assert parse_number(answer) is None
+    assert takes_under(0.050, lambda: parse_number(answer))
+
+
+def test_minus_zero_is_zero():
+    assert math.copysign(1.0, parse_number("-0")) == math.copysign(1.0, parse_number("-0.0")) == 1.0
+
+
+@ANY_PACE
+@given(st.decimals(-(10**15), 10**15, places=3), st.booleans())
+def test_a_written_decimal_is_read_back(value, commas):
+    assert parse_number(f"{value:,}" if commas else f"{value}") == float(value)
+
+
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "(B)", "(b)", "B.", "(B).", '"B"', " B ", "**B**", "( B )"]
+)
+def test_one_letter_is_a_choice(answer):
+    assert parse_choice(answer) == "B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "I", "i", "1", "AB", "A B", "A, B", "A or B", "(A)(B)", "the answer is (B)", "B)", "((B))"]
+    + ["()", "(", "Β", "Ｂ", "B\u200b", "B:", "none", "[B]"],
+)
+def test_what_is_not_one_letter_is_no_choice(answer):
+    assert parse_choice(answer) is None
+
+
+def test_the_choices_are_a_to_h():
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    assert [letter for letter in letters if parse_choice(letter)] == list("ABCDEFGH")
+
+
+# ------------------------------------------------------------------------------------------ boxes
+
+ONE, TWO = Box(10, 20, 300, 400), Box(500, 600, 700, 800)
+
+PYTHON_ROWS = """[{'Position': [10, 20, 300, 400], 'Confidence': 1},
+{'Position': [500, 600, 700, 800]}]"""
+PYTHON_LABELS = """[{'bbox_2d': [10, 20, 300, 400], 'label': "colt's"},
+{'bbox_2d': [500, 600, 700, 800], 'label': "'n' roll"}]"""
+
+
+def labelled(label: str) -> str:
+    return json.dumps({"bbox_2d": [10, 20, 300, 400], "label": label})
+
+
+READ = [
+    ("No Objects", "No Objects", []),
+    ("no objects with a full stop", "no_objects.", []),
+    ("None (VLM-R1)", "None", []),
+    ("empty list", "[]", []),
+    (
+        "Visual-RFT",
+        '[{"Position": [10, 20, 300, 400], "Confidence": 0.5}]',
+        [ONE._replace(confidence=0.5)],
+    ),
+    ("I55 Visual-RFT's rows in Python", PYTHON_ROWS, [ONE._replace(confidence=1.0), TWO]),
+    ("Qwen", f"[{labelled('Cat.')}]", [ONE._replace(label="cat")]),
+    ("apostrophe in a label", labelled("colt's"), [ONE._replace(label="colt's")]),
+    (
+        "apostrophes in Python strings",
+        PYTHON_LABELS,
+        [ONE._replace(label="colt's"), TWO._replace(label="n' roll")],
+    ),
+    ("escaped accent", labelled("pâté"), [ONE._replace(label="pâté")]),
+    ("brackets and quotes in a label", labelled('a "]}[[[['), [ONE._replace(label='a "]}[[[[')]),
+    ("backslash ends a label", labelled("a [[[[[[[[[ \\"), [ONE._replace(label="a [[[[[[[[[ \\")]),
+    ("I55 single dict", '{"Position": [10, 20, 300, 400]}', [ONE]),
+    ("one bare box", "[10, 20, 300, 400]", [ONE]),
+    ("floats (VLM-R1 0)", "[10.0, 2e1, 300.00, 400]", [ONE]),
+    ("newlines (V-RFT 0)", "[\n10,\n20,\n300,\n400\n]", [ONE]),
+    ("bare boxes", "[[10, 20, 300, 400], [500, 600, 700, 800]]", [ONE, TWO]),
+    ("Qwen2-VL points", "(10,20),(300,400)", [ONE]),
+    ("spaces in the points", "( 10 , 20 ) , ( 300 , 400 )", [ONE]),
+    ("two boxes of points (LISA mis-pairs)", "(10,20),(300,400),(500,600),(700,800)", [ONE, TWO]),
+    ("points by lines", "(10,20),(300,400)\n(500,600),(700,800)", [ONE, TWO]),
+    ("I55 fence", "```json\n[10, 20, 300, 400]\n```", [ONE]),
+    ("fence without a language", "```\n[10, 20, 300, 400]```", [ONE]),
+    ("Python fence", "```python\n[{'Position': [10, 20, 300, 400]}]\n```", [ONE]),
+    ("fence of points", "```(10,20),(300,400)```", [ONE]),
+    ("I46 minus zero", "[-0, -0.0, 300, 400]", [Box(0, 0, 300, 400)]),
+    ("I51 beyond the frame", "[-50, 20, 5000, 400]", [Box(0, 20, 1000, 400)]),
+    ("I51 1e308", "[-1e308, -1e308, 1e308, 1e308]", [Box(0, 0, 1000, 1000)]),
+    ("exact duplicates stay", "[[10,20,300,400],[10,20,300,400]]", [ONE, ONE]),
+    ("fields nobody asked for", '{"bbox_2d": [10,20,300,400], "score": "high"}', [ONE]),
+]
+
+
+@pytest.mark.parametrize("answer, expected", named(READ))
+def test_boxes_of_the_grammar_are_read(answer, expected):
+    found, malformed = boxes(answer)
+    assert (found, malformed) == (expected, 0)
+    for box in found:
+        assert 0 <= box.x1 < box.x2 <= 1000 and 0 <= box.y1 < box.y2 <= 1000
+        assert math.copysign(1.0, box.x1) == 1.0
+        assert all(type(corner) is float for corner in box[:4])
+
+
+MALFORMED = [
+    ("I46 NaN", "[NaN, 20, 300, 400]"),
+    ("I46 Infinity", "[10, 20, Infinity, 400]"),
+    ("I46 1e999", "[10, 20, 1e999, 400]"),
+    ("I46 a NaN among points", "(NaN,20),(300,400)"),
+    ("I47 5000 digits", f"[10, 20, {DIGITS_5000}, 400]"),
+    ("I48 strings", '["10", "20", "300", "400"]'),
+    ("I48 one string", '[{"Position": [10, 20, 300, "400"]}]'),
+    ("true and false are no numbers", "[false, false, true, true]"),
+    ("null", "[10, 20, null, 400]"),
+    ("I49 three coordinates", "[10, 20, 300]"),
+    ("I49 five coordinates (V-RFT 1.0)", '{"Position": [10, 20, 300, 400, 5]}'),
+    ("I49 one point", "(10,20)"),
+    ("I49 a point of three", "(10,20,5),(300,400)"),
+    ("I49 four in one point", "(10,20,300,400)"),
+    ("I49 three and one", "(10,20,300),(400)"),
+    ("coordinates nested once too often", '{"Position": [[10, 20, 300, 400]]}'),
+    ("I50 no width", "[10, 20, 10, 400]"),
+    ("I50 no height", "[10, 400, 300, 400]"),
+    ("I50 a point", "[0, 0, 0, 0]"),
+    ("I50 an area that underflows", "[0, 0, 1e-200, 1e-200]"),
+    ("inverted (LISA's reward pays 17.0)", "(900,900),(100,100)"),
+    ("inverted in x", "[300, 20, 10, 400]"),
+    ("inverted in y", "[10, 400, 300, 20]"),
+    ("outside the frame", "[1000, 20, 1300, 400]"),
+    ("outside on the other side", "[-300, 20, 0, 400]"),
+    ("confidence 99 (V-RFT pays)", '{"Position": [10, 20, 300, 400], "Confidence": 99}'),
+    ("confidence -5 (V-RFT pays)", '{"Position": [10, 20, 300, 400], "Confidence": -5}'),
+    ("confidence NaN (V-RFT pays NaN)", '{"Position": [10, 20, 300, 400], "Confidence": NaN}'),
+    ("confidence 1e999", '{"Position": [10, 20, 300, 400], "Confidence": 1e999}'),
+    ("confidence true", '{"Position": [10, 20, 300, 400], "Confidence": true}'),
+    ("confidence in words", '{"Position": [10, 20, 300, 400], "Confidence": "1.0"}'),
+    ("confidence null", '{"Position": [10, 20, 300, 400], "Confidence": null}'),
+    ("I54 label null (VLM-R1 crashes)", '{"bbox_2d": [10, 20, 300, 400], "label": null}'),
+    ("I54 label a list (VLM-R1 crashes)", '{"bbox_2d": [10, 20, 300, 400], "label": ["cat"]}'),
+    ("label a number", '{"bbox_2d": [10, 20, 300, 400], "label": 3}'),
+    ("label empty", '{"bbox_2d": [10, 20, 300, 400], "label": " . "}'),
+    ("label endless", json.dumps({"bbox_2d": ONE[:4], "label": "x" * (MAX_LABEL_CHARS + 1)})),
+    ("no box in the dict", '{"label": "cat"}'),
+    ("another key", '{"bbox": [10, 20, 300, 400]}'),
+    ("dict in a dict", '{"bbox_2d": {"bbox_2d": [10, 20, 300, 400]}}'),
+]
+
+
+@pytest.mark.parametrize("answer", named(MALFORMED))
+def test_a_malformed_item_is_counted_and_spoils_no_other(answer):
+    assert boxes(answer) == ([], 1)
+    more = ",(10,20),(300,400)" if answer.startswith("(") else None
+    if more is None:
+        assert boxes(f"[{answer}, [10, 20, 300, 400]]") == ([ONE], 1)
+    elif answer.count("(") == 2:  # a lone point would pair with the next one
+        assert boxes(answer + more) == ([ONE], 1)
+
+
+def test_items_of_other_kinds_are_malformed_one_by_one():
+    assert boxes('[1, "a", null, true, [], {}, [10, 20, 300, 400]]') == ([ONE], 6)
+
+
+OUTSIDE = [
+    ("nothing", ""),
+    ("words", "there is a cat at 10 20 300 400"),
+    ("words before", "Box: [10, 20, 300, 400]"),
+    ("words after", "[10, 20, 300, 400] is it"),
+    ("two lists", "[10, 20, 300, 400] [500, 600, 700, 800]"),
+    ("cut off (V-RFT closes it)", '[{"Position": [10, 20, 300, 400], "Confidence": 1}, {"Pos'),
+    ("cut off after an item", '[{"Position": [10, 20, 300, 400], "Confidence": 1},'),
+    ("a lone number (V-RFT 1.0: the y1 of the truth)", "20"),
+    ("a lone word", '"cat"'),
+    ("null", "null"),
+    ("true", "true"),
+    ("NaN", "NaN"),
+    ("no box, in other words", "nothing"),
+    ("No Objects among others", "No Objects, [10, 20, 300, 400]"),
+    ("numbers without brackets", "10, 20, 300, 400"),
+    ("half a fence", "```json\n[10, 20, 300, 400]"),
+    ("a fence alone", "```"),
+    ("four backticks", "````"),
+    ("text between the points", "(10,20) to (300,400)"),
+    ("mixed brackets", "(10,20],[300,400)"),
+    ("points in a list", "[(10,20),(300,400)]"),
+    ("a number between the points", "(10,20),5,(300,400)"),
+    ("arithmetic", "[10, 20, 300, 2*200]"),
+    ("a Python tuple", "{'Position': (10, 20, 300, 400)}"),
+    ("I47 a lone number of 5000 digits", DIGITS_5000),
+    ("I57 nested braces", "{" * 3000 + "}" * 3000),
+    ("nested brackets", "[" * 3000 + "]" * 3000),
+    ("deeper than the cap", "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)),
+    ("depth hidden by strings", '["]",' * 3000 + "1" + "]" * 3000),
+    ("depth hidden by escapes", '["\\"]",' * 3000 + "1" + "]" * 3000),
+    ("depth hidden by single quotes", "[']'," * 3000 + "1" + "]" * 3000),
+    ("depth of points", "(" * 3000 + ")" * 3000),
+    ("I58 import", "[__import__('os').getpid(), 20, 300, 400]"),
+    ("I58 call", "print([10, 20, 300, 400])"),
+    ("null character", "[10, 20, 300, 400]\x00"),
+    ("lone surrogate", "\ud800[10, 20, 300, 400]"),
+    ("longer than a completion may be", "[10, 20, 300, 400]" + " " * MAX_COMPLETION_CHARS),
+]
+
+
+@pytest.mark.parametrize("answer", named(OUTSIDE))
+def test_text_outside_the_grammar_of_boxes_is_none(answer):
+    assert boxes(answer) is None
+
+
+def test_nesting_up_to_the_cap_is_read():
+    assert boxes("[" * MAX_DEPTH + "]" * MAX_DEPTH) == ([], 1)
+
+
+def test_i52_items_beyond_the_cap_are_malformed():
+    text = json.dumps([[10, 20, 300, 400]] * (MAX_BOXES + 7))
+    assert boxes(text) == ([ONE] * MAX_BOXES, 7)
+
+
+def test_the_frame_cuts_and_must_be_a_size():
+    assert parse_boxes("[0, 0, 700, 700]", (640, 480)) == ([Box(0, 0, 640, 480)], 0)
+    for frame in ((0, 1), (1, -1), (math.nan, 1), (1, math.inf), (1,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="frame"):
+            parse_boxes("[]", frame)
+
+
+def corners_up_to(size: int):
+    """Strategy: (x1, y1, x2, y2) with x1 < x2 and y1 < y2, integers in [0, size]."""
+    side = st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(sorted)
+    return st.tuples(side, side).map(lambda s: (s[0][0], s[1][0], s[0][1], s[1][1]))
+
+
+CORNERS = corners_up_to(1000)
+
+
+@ANY_PACE
+@given(st.lists(CORNERS, max_size=5), st.sampled_from(["json", "python", "points", "qwen"]))
+def test_every_dialect_reads_back_what_was_written(corners, dialect):
+    items = [{"Position": list(c), "Confidence": 0.25} for c in corners]
+    expected = [Box(*map(float, c), 0.25) for c in corners]
+    if dialect == "json":
+        answer = json.dumps(items)
+    elif dialect == "python":
+        answer = repr(items)
+    elif dialect == "qwen":
+        answer = json.dumps([{"bbox_2d": list(c), "label": "a cat"} for c in corners])
+        expected = [Box(*map(float, c), None, "a cat") for c in corners]
+    else:
+        answer = ",".join(f"({a},{b}),({c},{d})" for a, b, c, d in corners) or "None"
+        expected = [Box(*map(float, c)) for c in corners]
+    assert boxes(answer) == (expected, 0)
+
+
+# ---------------------------------------------------------------------------- calls and sequences
+
+CALLS = [("change_colour", "f1", "red"), ("remove", "f3")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "change_colour(f1, red), remove(f3)",
+        "change_colour(f1,red),remove(f3)",
+        "change_colour(f1, red); remove(f3)",
+        "change_colour(f1, red)\nremove(f3)",
+        "change_colour(f1, red) remove(f3)",
+        "change_colour( f1 ,\tred ) ,\n remove ( f3 )",  # R-RFT: a space after "(" is not read
+        "[change_colour(f1, red), remove(f3)]",
+        "[ change_colour(f1, 'red'), remove(\"f3\") ]",
+        "Change_Colour(F1, RED), REMOVE(f3),",
+    ],
+)
+def test_calls_are_read_however_they_are_spaced_and_quoted(answer):
+    assert parse_calls(answer) == CALLS
+
+
+@pytest.mark.parametrize(
+    "answer, calls",
+    [
+        ("f()", [("f",)]),
+        ("f(a), f(a)", [("f", "a"), ("f", "a")]),
+        ("größe(1)", [("grösse", "1")]),
+        (", ".join(["f(1)"] * MAX_CALLS), [("f", "1")] * MAX_CALLS),
+    ],
+)
+def test_calls_may_be_empty_repeated_or_in_other_scripts(answer, calls):
+    assert parse_calls(answer) == calls
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "[]", "f", "f(", "f)", "()", "(a)", "f(a", "f(a))", "f((a))", "f(g(a))", "f(a,)", "f(,a)"]
+    + [
+        "f(a,,b)",
+        "f(a);;g(b)",
+        "f(a), g",
+        "f(a) and g(b)",
+        "I did f(a)",
+        "f(a).",
+        "f g(a)",
+        "f(a b)",
+    ]
+    + ["f(-1)", "f(1.5)", "f('a)", "f('a\")", "f('')", "f(a=1)", "os.system(a)", "[f(a)", "f(a)]"]
+    + ["no change", ", ".join(["f(1)"] * (MAX_CALLS + 1)), "f(a\x00)", "().__class__"],
+)
+def test_anything_left_over_is_no_list_of_calls(answer):
+    assert parse_calls(answer) is None
+
+
+WORDS = st.from_regex(r"[a-z0-9_]{1,6}", fullmatch=True)
+
+
+@ANY_PACE
+@given(
+    st.lists(st.lists(WORDS, min_size=1, max_size=4), min_size=1, max_size=6),
+    st.sampled_from(",;\n"),
+)
+def test_written_calls_are_read_back(calls, separator):
+    text = f" {separator} ".join(f"{name}({', '.join(values)})" for name, *values in calls)
+    assert parse_calls(text) == [tuple(call) for call in calls]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B, A, C",
+        "B A C",
+        "B,A,C",
+        "B > A > C",
+        "B->A->C",
+        "B → A → C",
+        "[B, A, C]",
+        "BAC",
+        "b, a, c",
+    ]
+    + ["B, A, C.", '"B, A, C"', "**BAC**", "B\nA\nC", " [B A C]. "],
+)
+def test_a_sequence_of_letters_is_read_however_it_is_separated(answer):
+    assert parse_sequence(answer) == ["B", "A", "C"]
+
+
+@pytest.mark.parametrize(
+    "answer, items",
+    [
+        ("A", ["A"]),
+        ("7", ["7"]),
+        ("2, 10, 03, 0", ["2", "10", "3", "0"]),
+        (" ".join(map(str, range(MAX_SEQUENCE))), [str(n) for n in range(MAX_SEQUENCE)]),
+    ],
+)
+def test_a_sequence_may_be_short_or_of_small_numbers(answer, items):
+    assert parse_sequence(answer) == items
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "[]",
+        ">",
+        "A, A",
+        "a, A",
+        "ABA",
+        "3, 03",
+        "bac",
+        "Bac",
+        "first B",
+        "B and A",
+        "B, cat",
+        "312",
+    ]
+    + ["-1, 2", "1.5, 2", "Ä, B", "ÄB", "²", "３", "B; A", "B|A", "(B, A)", "A" * 5000]
+    + [" ".join(map(str, range(MAX_SEQUENCE + 1)))],
+)
+def test_what_is_no_order_of_single_items_is_no_sequence(answer):
+    assert parse_sequence(answer) is None
+
+
+@ANY_PACE
+@given(
+    st.permutations("ABCDEFGH"), st.integers(1, 8), st.sampled_from([", ", " ", ">", " -> ", ""])
+)
+def test_a_written_sequence_is_read_back(letters, n, separator):
+    assert parse_sequence(separator.join(letters[:n])) == letters[:n]
+
+
+# ------------------------------------------------------------------------------------- any text
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+def test_no_answer_is_no_value(parse):
+    assert parse(None) is None
+
+
+@ANY_PACE
+@given(ANY_TEXT | MARKS)
+def test_no_text_raises_and_every_number_is_finite(text):
+    assert parse_answer(text) is None or text.count("<answer>") == 1
+    for parse in PARSERS:
+        value = parse(text)
+        assert value == parse(text)
+        if parse is parse_number and value is not None:
+            assert math.isfinite(value)
+    found, malformed = boxes(text) or ([], 0)
+    assert malformed >= 0
+    for box in found:
+        assert 0 <= box.x1 < box.x2 <= 1000 and 0 <= box.y1 < box.y2 <= 1000
+        assert box.confidence is None or 0 <= box.confidence <= 1
+
+
+N = MAX_COMPLETION_CHARS - 20  # of characters in a hostile answer
+HOSTILE = {
+    "I57 braces": "{" * N,
+    "brackets": "[" * N,
+    "closed brackets": "[]" * (N // 2),
+    "round brackets": "(" * N,
+    "closed round brackets": "()" * (N // 2),
+    "points": "(1,2)," * (N // 6),
+    "spaced points": ")  (" * (N // 4),
+    "one long gap": "(1,2)" + " " * N,
+    "quotes": '"' * N,
+    "single quotes": "'" * N,
+    "mixed quotes": "\"'" * (N // 2),
+    "escaped quotes": '\\"' * (N // 2),
+    "an open string of escapes": '["' + '\\"' * (N // 2),
+    "single quotes and escapes": "'\\" * (N // 2),
+    "I52 boxes": "[" + "[1,2,3,4]," * (N // 10 - 1) + "[1,2,3,4]]",
+    "I52 Python boxes": "[" + "{'bbox_2d':[1,2,3,4],'label':'a'}," * (N // 36) + "[]]",
+    "labels of accents": json.dumps(
+        [{"bbox_2d": [1, 2, 3, 4], "label": "a" + "\u0316\u0301" * 49}] * (N // 150),
+        ensure_ascii=False,
+    ),
+    "one long label of accents": '{"label":"' + "\u0316\u0301" * (N // 2 - 10) + '"}',
+    "I47 digits": "9" * N,
+    "I47 digits in a box": "[1,2,3," + "9" * (N - 8) + "]",
+    "I47 numbers of 4000 digits": "[" + ("9" * 4000 + ",") * (N // 4001 - 1) + "1]",
+    "decimals": "0." + "1" * N,
+    "commas": "1," * (N // 2),
+    "thousands": "1" + ",000" * (N // 4),
+    "letters": "A" * N,
+    "arrows": "->" * (N // 2),
+    "calls": "f(a)," * (N // 5),
+    "one long call": "f(" + "a," * (N // 2 - 2) + "a)",
+    "one long name": "f" * (N - 2) + "()",
+    "spaces": "f" + " " * N + "(",
+    "fences": "```" * (N // 3),
+    "white space": " \n" * (N // 2) + "x",
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
+def test_a_hostile_answer_of_100_kb_takes_under_50_ms(parse, answer):
+    assert len(answer) > 0.9 * N
+    assert takes_under(0.050, lambda: parse(answer))
+
+
+def test_answers_import_the_standard_library_only_and_evaluate_nothing():
+    modules, calls = imports_and_calls(answers)
+    assert modules == {"json", "math", "re", "typing", "unicodedata"}
+    assert not calls & {"eval", "exec", "compile", "__import__", "open"}
+
+
+def imports_and_calls(module) -> tuple[set[str], set[str]]:
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    modules, calls = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add((node.module or ".").split(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            calls.add(node.func.id)
+    return modules, calls
