@@ -49,7 +49,7 @@ class TaskConfig:
     prompt_mode: Literal["think", "steps", "direct"] = flag(
         "think", "reason first; in four steps; or answer at once"
     )
-    tolerance: float = flag(0.1, "measure: relative error of a number that is still right")
+    tolerance: float = flag(0.04, "measure: relative error of a number that is still right")
     ordered: bool = flag(False, "change: the order of the calls counts")
     coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
         "auto", "frame in which the model writes boxes; auto: what its family was taught"

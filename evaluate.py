@@ -48,6 +48,7 @@ from tasks import (
     ovd,
     vqa,
 )
+from tasks.files import SkipLog
 from tasks.frames import default_frame
 
 
@@ -104,10 +105,51 @@ TASKS: dict[str, Callable[[Settings], Task]] = {  # --task name -> what reads an
 
 def load_task(cfg: TaskConfig, processor: Processor) -> Task:
     """The task that a config of either script names, with boxes in the frame the model speaks."""
+    check_flags(cfg)
     given = {f.name: getattr(cfg, f.name) for f in fields(Settings) if hasattr(cfg, f.name)}
     if cfg.coords == "auto":
         given["coords"] = default_frame(processor.cfg.model_type)
     return TASKS[cfg.task](Settings(**given, image_config=processor.image_cfg))
+
+
+# Flags that only some tasks read; elsewhere they would change nothing, so they are refused.
+READ_BY = {
+    "shots": ("cls", "det", "ovd"),
+    "held_out_per_class": ("cls",),
+    "shuffle_labels": ("cls",),
+    "confidence_weight": ("det", "ovd"),
+    "tolerance": ("measure",),
+    "ordered": ("change",),
+    "coords": ("det", "ovd", "ground"),
+    "data_coords": ("det", "ovd", "ground"),
+    "train_size": tuple(task for task in TASKS if task != "cls"),
+    "held_out_size": tuple(task for task in TASKS if task != "cls"),
+}
+
+
+def check_flags(cfg: TaskConfig) -> None:
+    """Raise InputError for a flag that is set and that the task does not read."""
+    for field in fields(cfg):
+        tasks = READ_BY.get(field.name, TASKS)
+        if cfg.task not in tasks and getattr(cfg, field.name) != field.default:
+            raise InputError(f"--{field.name}: --task {cfg.task} does not use it; leave it out")
+
+
+def usable_examples(
+    examples: list[Example], processor: Processor, max_prompt_length: int, skips: SkipLog
+) -> list[Example]:
+    """Those whose prompt can be built; the others (too long, a damaged image) are counted.
+
+    Prompts are never cut: that would separate image slots from image tokens.
+    """
+    usable = []
+    for e in examples:
+        try:
+            processor.prompt(e.id, e.images, e.question, max_prompt_length)
+            usable.append(e)
+        except InputError as error:
+            skips.add("no prompt", str(error))
+    return usable
 
 
 def wilson_interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -155,7 +197,6 @@ def evaluate(
     task: Task,
     examples: list[Example],
     max_completion_length: int | None = None,
-    max_prompt_length: int | None = None,
     temperature: float = 0.0,
     batch_size: int = 64,
     seed: int = 0,
@@ -171,7 +212,7 @@ def evaluate(
     records = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        prompts = [processor.prompt(e.id, e.images, e.question, max_prompt_length) for e in batch]
+        prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
         rollout = generate_group(model, processor, prompts, 1, length, temperature, seed)
         for example, text, ids in zip(batch, rollout.texts, rollout.ids, strict=True):
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
@@ -209,15 +250,19 @@ def main(argv: list[str] | None = None) -> None:
     splits = task.splits | {"train": task.train}
     if cfg.split not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
+    skips, examples = SkipLog(), splits[cfg.split]
+    usable = usable_examples(examples, processor, cfg.max_prompt_length, skips)
+    skips.check(len(examples))
+    if not usable:
+        raise InputError(f"--split {cfg.split}: no example is left; {skips.first[0]}")
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
     start = time.time()
     metrics, records = evaluate(
         model,
         processor,
         task,
-        splits[cfg.split],
+        usable,
         cfg.max_completion_length,
-        cfg.max_prompt_length,
         temperature=cfg.temperature,
         batch_size=cfg.batch_size,
         seed=cfg.seed,

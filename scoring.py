@@ -9,7 +9,7 @@ may be called from it (`from rewards import classification_reward`).
 
 It is code from outside, so a fault in it is counted and shown, never hidden: an exception, a wrong
 number of values, or a value that is no finite number takes the affected completions out of the
-comparison. Such a completion stands in with the mean of its group, so its advantage is exactly 0;
+comparison. Such a completion stands in with the mean of its group, so its advantage is 0;
 a reward of 0 would tell the policy that it was wrong. When more than `MAX_FAULTS` of a step's
 completions are lost, the run stops.
 
@@ -49,6 +49,7 @@ def load_user_reward(spec: str) -> UserFunction:
         raise InputError(f"--reward {path}: no such file")
     module_spec = importlib.util.spec_from_file_location("user_reward", path)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file does when it is imported
@@ -99,6 +100,8 @@ class Scorer:
     def __init__(self, task: Task, cfg: Config):
         self.task, self.cfg = task, cfg
         self.user = UserReward(load_user_reward(cfg.reward)) if cfg.reward else None
+        if cfg.reward and cfg.length_weight:
+            raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
             raise InputError(
                 f"--overlong_buffer {cfg.overlong_buffer}: must be at most "
@@ -125,7 +128,7 @@ class Scorer:
             else:
                 rewards = self.user.of_group(texts, example)
             lengths = [len(ids) for ids in rollout.ids[own]]
-            shaped = self._shaped(rewards, texts, lengths)
+            shaped = self._shaped(rewards, example, texts, lengths)
             counted = [reward.total for reward in shaped if reward is not None]
             mean = sum(counted) / len(counted) if counted else 0.0
             totals += [mean if reward is None else reward.total for reward in shaped]
@@ -146,13 +149,17 @@ class Scorer:
         return reward
 
     def _shaped(
-        self, rewards: list[Reward | None], texts: list[str], lengths: list[int]
+        self,
+        rewards: list[Reward | None],
+        example: Example,
+        texts: list[str],
+        lengths: list[int],
     ) -> list[Reward | None]:
         """Add the optional parts, each with its weight, to the rewards of one group."""
         cfg = self.cfg
-        is_right = [
-            bool(r and r.parts.get("correct", r.parts.get("iou", r.total)) > 0.5) for r in rewards
-        ]
+        is_right = [False] * len(texts)
+        if cfg.length_weight:  # of the whole answer: being nearly right does not count
+            is_right = [self.task.scores(text, example)["strict"] == 1.0 for text in texts]
         extras = {
             "overlong": (
                 cfg.overlong_weight,

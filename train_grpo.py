@@ -33,7 +33,7 @@ from torch import Tensor
 
 import config
 from config import Config
-from evaluate import evaluate, load_task
+from evaluate import evaluate, load_task, usable_examples
 from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
@@ -291,7 +291,7 @@ def held_out_metrics(
                 task.splits[split],
                 cfg.max_completion_length,
                 batch_size=cfg.prompts_per_step * cfg.num_generations,  # rows of a rollout
-                with_interval=with_interval,
+                with_interval=with_interval and split == "held_out",
             )
             row |= {prefix + name: value for name, value in metrics.items()}
     return row
@@ -312,31 +312,20 @@ def closing_line(task: Task, first: dict[str, float], last: dict[str, float]) ->
 
 
 def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int) -> Task:
-    """The task without examples whose prompt cannot be built: too long, or a damaged image.
+    """The task without examples whose prompt cannot be built, before the run leaves anything.
 
-    Every prompt is built once, before the run has left anything; prompts are never cut. Raises
-    InputError when more than a few are lost, or nothing is left to train on.
+    Raises InputError when more than a few are lost, or none is left.
     """
-    skips, total = SkipLog(), 0
-
-    def usable(examples: list[Example]) -> list[Example]:
-        nonlocal total
-        total += len(examples)
-        kept = []
-        for e in examples:
-            try:
-                processor.prompt(e.id, e.images, e.question, max_prompt_length)
-                kept.append(e)
-            except InputError as error:
-                skips.add("no prompt", str(error))
-        return kept
-
-    train = usable(task.train)
-    splits = task.splits | {s: usable(task.splits[s]) for s in EVAL_SPLITS if s in task.splits}
-    skips.check(total)
-    if not train or not splits["held_out"]:
-        raise InputError(f"--data: no example is left; {skips.first[0]}")
-    return replace(task, train=train, splits=splits)
+    skips = SkipLog()
+    judged = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
+    kept = {
+        name: usable_examples(examples, processor, max_prompt_length, skips)
+        for name, examples in ({"train": task.train} | judged).items()
+    }
+    skips.check(len(task.train) + sum(map(len, judged.values())))
+    if empty := [name for name, examples in kept.items() if not examples]:
+        raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
+    return replace(task, train=kept.pop("train"), splits=task.splits | kept)
 
 
 def train(cfg: Config) -> dict[str, float]:

@@ -103,7 +103,7 @@ def main() -> None:
     )
     print("| task | metric | seed | held out: base -> final (95 %) | ood | strict | loose | s |")
     print("|---|---|---|---|---|---|---|---|")
-    wanted = [(task, seed) for task in args.tasks for seed in args.seeds]
+    wanted = [(task, seed) for seed in args.seeds for task in args.tasks]
     runs: list[dict] = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for run in pool.map(lambda one: one_run(*one, args.threads, args.flags), wanted):

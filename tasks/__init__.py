@@ -36,7 +36,6 @@ class Example:
             `model.image.load_image`, which is where size, format and orientation are handled.
         question: the text shown to the model.
         target: what the reward compares the parsed answer with, written in the answer's grammar.
-        category: what a detection question asks for; average precision is taken per category.
         frame: width and height of the frame that the boxes of the target are written in.
     """
 
@@ -44,7 +43,6 @@ class Example:
     images: tuple[Image.Image | Path, ...]
     question: str
     target: str
-    category: str = ""
     frame: tuple[float, float] = (1000.0, 1000.0)
 
 
@@ -69,7 +67,7 @@ class Settings:
     correct_weight: float = 1.0
     confidence_weight: float = 1.0
     format_weight: float = 0.5
-    tolerance: float = 0.1
+    tolerance: float = 0.04
     ordered: bool = False
     data_coords: str = "auto"
     coords: str = "norm1000"

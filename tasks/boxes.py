@@ -25,6 +25,8 @@ from tasks.files import optional_import
 from tasks.frames import convert_box, frame_size, round_box
 from tasks.garden_questions import NO_OBJECTS
 
+ANY_FRAME = (1e6, 1e6)  # of boxes whose frame is not known yet
+
 
 def box_list(boxes: Sequence[Sequence[int]]) -> str:
     """A detection answer in Visual-RFT's grammar, in JSON."""
@@ -52,8 +54,6 @@ def in_frame(example: Example, prescribed: str, settings: Settings) -> Example:
     Raises: InputError for a box without area inside its image.
     """
     source = prescribed if settings.data_coords == "auto" else settings.data_coords
-    if source == settings.coords == "norm1000":
-        return example
     size = load_image(example.images[0]).size
     resized = size
     if settings.image_config is not None:
@@ -61,60 +61,69 @@ def in_frame(example: Example, prescribed: str, settings: Settings) -> Example:
         factor = cfg.patch_size * cfg.merge_size
         height, width = smart_resize(size[1], size[0], factor, cfg.min_pixels, cfg.max_pixels)
         resized = (width, height)
-    frame = frame_size(settings.coords, size, resized)
-    parsed = parse_boxes(example.target, frame_size(source, size, resized))
-    if parsed is None or parsed[1]:
+    limits, frame = (frame_size(f, size, resized) for f in (source, settings.coords))
+    boxes, _ = parse_boxes(example.target, ANY_FRAME)
+    if any(box.x2 > limits[0] + 1 or box.y2 > limits[1] + 1 for box in boxes):
         raise InputError(
             f"example {example.id}: {example.target:.80} lies outside of its image of {size}, read "
             f"as {source}; name the frame of the data's boxes with --data_coords"
         )
-    boxes = parsed[0]
 
     def converted(box: Box) -> list[int]:
         return list(round_box(convert_box(box[:4], source, settings.coords, size, resized), frame))
 
-    if is_one_box(example.target):
+    if is_bare(example.target):
         target = json.dumps(converted(boxes[0]))
-    elif boxes and boxes[0].label is not None:
-        target = json.dumps([{"bbox_2d": converted(b), "label": b.label} for b in boxes])
+    elif any(box.label is not None for box in boxes):
+        labels = [{} if box.label is None else {"label": box.label} for box in boxes]
+        items = zip(boxes, labels, strict=True)
+        target = json.dumps([{"bbox_2d": converted(box)} | label for box, label in items])
     else:
         target = box_list([converted(box) for box in boxes])
     return replace(example, target=target, frame=frame)
 
 
-def is_box_list(text: str, frame: tuple[float, float] = (1e6, 1e6)) -> bool:
+def is_box_list(text: str) -> bool:
     """Whether the text is a usable detection target: in the grammar, every item a box."""
-    parsed = parse_boxes(text, frame)
+    parsed = parse_boxes(text, ANY_FRAME)
     return parsed is not None and parsed[1] == 0
 
 
-def is_one_box(text: str, frame: tuple[float, float] = (1e6, 1e6)) -> bool:
-    """Whether the text is exactly one bare box, the target of a grounding question."""
-    parsed = parse_boxes(text, frame)
-    bare = not text.lstrip().startswith(("{", "[{", "[ {"))
-    return bare and parsed is not None and parsed[1] == 0 and len(parsed[0]) == 1
+def is_one_box(text: str) -> bool:
+    """Whether the text is a usable target of a grounding question: one box and nothing else."""
+    return is_box_list(text) and len(parse_boxes(text, ANY_FRAME)[0]) == 1
+
+
+def is_bare(target: str) -> bool:
+    return is_one_box(target) and "{" not in target
 
 
 def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """COCO's mAP (mean over IoU 0.50 to 0.95) and AP50, by pycocotools.
 
     Every example is one image that was asked about one category, and its question, which names the
-    category, is COCO's category. Categories without a true box in the split do not count, as in
-    COCO. An answer outside the grammar has no boxes; a box without confidence has confidence 1.
+    category, is COCO's category, together with the label where boxes have one. Categories without
+    a true box in the split do not count, as in COCO. An answer outside the grammar has no boxes; a
+    box without confidence has confidence 1.
     """
     coco = optional_import("pycocotools.coco", "pycocotools")
     cocoeval = optional_import("pycocotools.cocoeval", "pycocotools")
-    categories = {name: k for k, name in enumerate(dict.fromkeys(e.question for e in examples), 1)}
+    categories: dict[tuple[str, str], int] = {}  # (question, label) -> id
     truths, found = [], []
     for image_id, (example, text) in enumerate(zip(examples, texts, strict=True), 1):
-        where = {"image_id": image_id, "category_id": categories[example.question]}
+
+        def entry(box: Box, example=example, image_id=image_id) -> dict:
+            name = (example.question, box.label or "")
+            category_id = categories.setdefault(name, len(categories) + 1)
+            bbox = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+            return {"image_id": image_id, "category_id": category_id, "bbox": bbox}
+
         for box in boxes_of(example.target, example):
             area = (box.x2 - box.x1) * (box.y2 - box.y1)
-            annotation = {"id": len(truths) + 1, "bbox": xywh(box), "area": area, "iscrowd": 0}
-            truths.append(where | annotation)
+            truths.append(entry(box) | {"id": len(truths) + 1, "area": area, "iscrowd": 0})
         for box in boxes_of(parse_answer(text), example):
             score = 1.0 if box.confidence is None else box.confidence
-            found.append(where | {"bbox": xywh(box), "score": score})
+            found.append(entry(box) | {"score": score})
     if not found or not truths:
         return {"mAP": 0.0, "AP50": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):  # the library reports its progress
@@ -123,7 +132,7 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
             "info": {},
             "images": [{"id": k} for k in range(1, len(examples) + 1)],
             "annotations": truths,
-            "categories": [{"id": k, "name": name} for name, k in categories.items()],
+            "categories": [{"id": k, "name": str(name)} for name, k in categories.items()],
         }
         truth.createIndex()
         judge = cocoeval.COCOeval(truth, truth.loadRes(found), "bbox")
@@ -138,10 +147,6 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
 def boxes_of(answer: str | None, example: Example) -> list[Box]:
     parsed = parse_boxes(answer, example.frame)
     return [] if parsed is None else parsed[0]
-
-
-def xywh(box: Box) -> list[float]:
-    return [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
 
 
 def cumulative_iou(examples: list[Example], texts: list[str]) -> dict[str, float]:

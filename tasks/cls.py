@@ -13,6 +13,7 @@ for choosing settings, and `ood` the ten species that no RL run ever trains on. 
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +40,11 @@ def load(settings: Settings) -> Task:
         )
     else:
         train, splits = labelled_examples(
-            settings.data, settings.shots, settings.held_out_per_class, settings.split_seed
+            settings.data,
+            settings.data_root,
+            settings.shots,
+            settings.held_out_per_class,
+            settings.split_seed,
         )
     if settings.shuffle_labels:
         train = shuffled(train, settings.split_seed)
@@ -74,14 +79,18 @@ def garden_examples(shots: int, held_out: int, split_seed: int):
     }
 
 
-def labelled_examples(data: str, shots: int, held_out: int, split_seed: int):
+def labelled_examples(
+    data: str, data_root: Path | None, shots: int, held_out: int, split_seed: int
+):
     """Any labelled images: `shots` of every class train, up to `held_out` others judge."""
     default = DIGIT_PROMPT if data == "digits" else ANY_PROMPT
 
     def as_examples(items) -> list[Example]:
         return [Example(i.id, (i.image,), i.question or default, i.label) for i in items]
 
-    train, judged = few_shot_split(load_labelled(data), shots, split_seed, held_out)
+    train, judged = few_shot_split(
+        load_labelled(data, data_root=data_root), shots, split_seed, held_out
+    )
     return as_examples(train), {"held_out": as_examples(judged)}
 
 

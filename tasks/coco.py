@@ -174,7 +174,7 @@ def few_shot_categories(
             hint = f"; did you mean {close[0]!r}?" if close else "; see the file's categories"
             raise InputError(f"--categories: no box of {name!r}{hint}")
         having = [image for image in images if name in image.boxes and name not in image.unsure]
-        chosen[name] = list(islice(_usable(_shuffled(having, name, seed), skips), shots))
+        chosen[name] = list(islice(usable_images(_shuffled(having, name, seed), skips), shots))
     skips.check(skips.counts.total() + sum(map(len, chosen.values())), max_skip=0.1)
     if few := [f"{name!r} has {len(m)}" for name, m in chosen.items() if len(m) < shots]:
         listed = f"{', '.join(few[:10])} ({len(few)} categories)"
@@ -198,7 +198,8 @@ def _shuffled(images: list[CocoImage], category: str, seed: int) -> list[CocoIma
     return [images[i] for i in order]
 
 
-def _usable(images: Iterable[CocoImage], skips: SkipLog) -> Iterator[CocoImage]:
+def usable_images(images: Iterable[CocoImage], skips: SkipLog) -> Iterator[CocoImage]:
+    """Those whose picture can be read and has, upright, the annotated size; others are counted."""
     for image in images:
         try:
             found = load_image(image.path).size

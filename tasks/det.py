@@ -11,14 +11,23 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from model.errors import InputError
 from rewards import boxes_correct, detection_reward
 from tasks import Example, Settings, Task
 from tasks.boxes import average_precision, box_list, in_frame, is_box_list, row_in_frame
-from tasks.coco import CocoImage, few_shot_categories, is_coco, lacks, load_coco
+from tasks.coco import (
+    CocoImage,
+    few_shot_categories,
+    is_coco,
+    lacks,
+    load_coco,
+    usable_images,
+)
+from tasks.files import SkipLog
 from tasks.garden import COLOURS, sample_scene
 from tasks.garden_drawing import draw_scene
 from tasks.garden_questions import DET_PROMPT, ask_det
@@ -55,7 +64,7 @@ def few_shots(settings: Settings, colours: Sequence[str]) -> list[Example]:
     examples = []
     for k, (colour, is_present) in enumerate(wanted):
         make = partial(shows, colour, is_present)
-        examples += garden_examples(f"det-{k}", make, 1, "train", settings.split_seed)
+        examples += garden_examples("det", make, 1, "train", settings.split_seed, start=k)
     return to_frame("norm1000", examples, settings)
 
 
@@ -87,39 +96,65 @@ def to_frame(prescribed: str, examples: list[Example], settings: Settings) -> li
 
 
 def real_splits(settings: Settings) -> Splits:
-    if is_coco(settings.data):
-        images = load_coco(settings.data, settings.data_root)
-        categories = sorted({name for image in images for name in image.boxes})
-        return coco_splits(images, settings, categories, categories)
-    return record_splits(settings, is_box_list, row_in_frame(settings))
+    if not is_coco(settings.data):
+        return record_splits(settings, is_box_list, row_in_frame(settings))
+    images = coco_images(settings)
+    names = common_categories(images, settings.shots)
+    return coco_splits(images, settings, names, {"held_out": names})
+
+
+def coco_images(settings: Settings) -> list[CocoImage]:
+    if settings.data_coords not in ("auto", "abs"):
+        raise InputError(f"--data_coords {settings.data_coords}: COCO's boxes are pixels (abs)")
+    return load_coco(settings.data, settings.data_root)
+
+
+def common_categories(images: list[CocoImage], shots: int) -> list[str]:
+    """Categories with enough images to train on and one to be judged; the others are named."""
+    counts = Counter(name for i in images for name in i.boxes if name not in i.unsure)
+    names = sorted(name for name, count in counts.items() if count > shots)
+    if rare := sorted({name for i in images for name in i.boxes} - set(names)):
+        print(f"data: {len(rare)} categories have too few images and are left out: {rare[:10]}")
+    if not names:
+        raise InputError(f"--shots {shots}: no category has more images; lower it")
+    return names
 
 
 def coco_splits(
-    images: list[CocoImage], settings: Settings, trained: Sequence[str], asked: Sequence[str]
+    images: list[CocoImage],
+    settings: Settings,
+    trained: Sequence[str],
+    asked: Mapping[str, Sequence[str]],
 ) -> Splits:
-    """`--shots` images of each trained category; the others are asked about the `asked` ones.
+    """`--shots` images of each trained category; the others are asked about those in `asked`.
 
-    Every fourth judged question asks for a category that its image is known to lack.
+    `asked` names the categories of each judged split. The order of the judged images depends on the
+    seed alone, so more shots are judged on the same ones, less those trained on. Every fourth
+    question asks for a category that its image is known to lack.
     """
     shots = few_shot_categories(images, trained, settings.shots, settings.split_seed)
     train = [coco_example(image, name) for name, chosen in shots.items() for image in chosen]
     used = {image.id for chosen in shots.values() for image in chosen}
-    rng = random.Random(settings.split_seed)
-    rest = [image for image in images if image.id not in used]
-    rng.shuffle(rest)
-    held_out: list[Example] = []
-    for image in rest:
-        sure = [name for name in asked if name not in image.unsure]
-        absent = [name for name in sure if lacks(image, name)]
-        held_out += [coco_example(image, name) for name in sure if name in image.boxes]
-        if absent and len(held_out) % 4 == 3:
-            held_out.append(coco_example(image, rng.choice(absent)))
-        if len(held_out) >= settings.held_out_size:
-            break
-    if not held_out:
-        raise InputError(f"--data {settings.data!r}: no image is left to be judged; lower --shots")
-    held_out = held_out[: settings.held_out_size]
-    return to_frame("abs", train, settings), {"held_out": to_frame("abs", held_out, settings)}
+    order = images.copy()
+    random.Random(settings.split_seed).shuffle(order)
+    splits = {}
+    for split, names in asked.items():
+        skips, examples, n_absent = SkipLog(), [], 0
+        for image in usable_images((i for i in order if i.id not in used), skips):
+            rng = random.Random(f"{settings.split_seed}-{image.id}")
+            sure = [name for name in names if name not in image.unsure]
+            absent = [name for name in sure if lacks(image, name)]
+            examples += [coco_example(image, name) for name in sure if name in image.boxes]
+            if absent and 4 * n_absent < len(examples):
+                n_absent += 1
+                examples.append(coco_example(image, rng.choice(absent)))
+            if len(examples) >= settings.held_out_size:
+                break
+        skips.check(len(examples) + skips.counts.total(), max_skip=0.1)
+        if not examples:
+            raise InputError(f"--data {settings.data!r}: no image is left to judge; lower --shots")
+        splits[split] = to_frame("abs", examples[: settings.held_out_size], settings)
+    return to_frame("abs", train, settings), splits
 
 
 def coco_example(image: CocoImage, category: str) -> Example:

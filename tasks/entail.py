@@ -10,7 +10,7 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 from functools import partial
 
-from answers import normalise_name
+from answers import parse_name
 from rewards import classification_reward
 from tasks import Example, Settings, Task
 from tasks.garden_questions import NO, UNKNOWN, YES, ask_entail
@@ -23,7 +23,7 @@ def load(settings: Settings) -> Task:
     if settings.data == "garden":
         splits = garden_splits("entail", partial(draw_question, ask_entail), settings)
     else:
-        splits = record_splits(settings, lambda text: normalise_name(text) in (YES, NO, UNKNOWN))
+        splits = record_splits(settings, lambda text: parse_name(text) in (YES, NO, UNKNOWN))
 
     def reward(text: str, example: Example, dense: float):
         # Three words have no near misses: `dense` has nothing to grade here.

@@ -140,5 +140,5 @@ def warn_if_normalised(boxes: Iterable[tuple[Box, Size]]) -> None:
     if on_large and max(map(max, on_large)) <= 1000:
         print(
             f"data: all {len(on_large)} boxes on images above 2000 pixels end below 1000: "
-            "are they normalised (--coords norm1000) and not in pixels?"
+            "are they thousandths of the image and not pixels? Then convert them"
         )

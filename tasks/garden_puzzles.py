@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from tasks.garden import (
     CAUSES,
     GRID,
+    LARGE_SIDES,
     SCENE_SIZE,
+    SMALL_SIDES,
     STAGES,
     Placed,
     Scene,
@@ -39,6 +41,7 @@ WHY_PROMPT = "Why does the {colour} flower wilt?"
 ORDER_PROMPT = "Order the pictures {letters} by growth."
 NEXT_PROMPT = "Which stage comes next?"
 CM = GRID  # pixels
+WIDTHS = tuple(side // CM for side in SMALL_SIDES + LARGE_SIDES)
 GUESS = "12"  # cm
 CLEAR_DISTANCE_RATIO = 1.2  # the farthest flower is asked for only with this lead
 VIEW_SHIFTS = [(dx, dy) for dx in (-8, -4, 0, 4, 8) for dy in (-8, -4, 0, 4, 8) if dx or dy]
@@ -72,13 +75,13 @@ def ask_measure(rng: random.Random, scene: Scene) -> Question | None:
         thought = f"{first.colour} {answer}"
         return Question("measure", prompt, answer, thought, GUESS, listing(scene))
     if kind == "choice":
-        place = rng.randint(0, 3)  # of the right one among four widths, 3 cm apart
-        place = min(place, (wide // CM - 1) // 3)
-        widths = [wide // CM + 3 * (k - place) for k in range(4)]
+        # The wrong ones are widths of other flowers, so the options alone say little.
+        widths = rng.sample([w for w in WIDTHS if w != wide // CM], 3) + [wide // CM]
+        widths.sort()
         options = ", ".join(f"{k} {width}" for k, width in zip("ABCD", widths, strict=True))
         prompt = CHOICE_PROMPT.format(colour=first.colour, options=options)
-        thought = f"{first.colour} {in_cm(wide)}"
-        return Question("measure", prompt, "ABCD"[place], thought, "A", listing(scene))
+        letter, thought = "ABCD"[widths.index(wide // CM)], f"{first.colour} {in_cm(wide)}"
+        return Question("measure", prompt, letter, thought, "A", listing(scene))
     second = unique[1]
     if kind == "difference":
         prompt = DIFFERENCE_PROMPT.format(first=first.colour, second=second.colour)

@@ -11,6 +11,7 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 from functools import partial
 
+from model.errors import InputError
 from rewards import grounding_reward
 from tasks import Example, Settings, Task
 from tasks.boxes import cumulative_iou, in_frame, is_one_box, row_in_frame
@@ -56,6 +57,8 @@ def splits_of(settings: Settings) -> Splits:
         prescribed = "norm1000"
         train, judged = garden_splits("ground", partial(draw_question, ask_ground), settings)
     else:
+        if settings.data_coords not in ("auto", "abs"):
+            raise InputError(f"--data_coords {settings.data_coords}: these boxes are pixels (abs)")
         prescribed = "abs"
         examples = [
             Example(g.id, (g.path,), GROUND_PROMPT.format(phrase=g.phrase), str(list(g.box)))

@@ -35,12 +35,14 @@ def loose_name_correct(text: str, target: str) -> float:
     return 1.0 if target in answer or answer in target else 0.0
 
 
-def loose_number_correct(text: str, target: str) -> float:
+def loose_number_correct(text: str, target: str, tolerance: float = 0.0) -> float:
     """Return 1.0 if any number of the whole completion is the target: R1-V's rule, less its
-    symbolic maths. It reads the thoughts too, so whoever mentions many numbers is often right."""
+    symbolic maths. It reads the thoughts too, so whoever mentions many numbers is often right.
+    `tolerance` is relative, as in `rewards.number_reward`."""
     true = target_value(parse_number, target)
     numbers = re.findall(r"(?<!\d)[+-]?\d+(?:,\d{3})*(?:\.\d+)?", text, re.ASCII)
-    return 1.0 if any(float(number.replace(",", "")) == true for number in numbers) else 0.0
+    near = tolerance * abs(true)
+    return float(any(abs(float(number.replace(",", "")) - true) <= near for number in numbers))
 
 
 def loose_yes_no(text: str, target: str) -> float:

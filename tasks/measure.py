@@ -3,7 +3,7 @@ of Reason-RFT (arXiv:2503.20752).
 
     prompt   "The picture is 24 cm wide. How wide is the red flower?", "... By how much do the
              widths of the red and blue flower differ?" (0 is a possible answer), "Which is farthest
-             from the red flower? A blue, B pink", "How wide is ...? A 2, B 5, C 8, D 11"
+             from the red flower? A blue, B pink", "How wide is ...? A 5, B 7, C 9, D 10"
     data     garden scenes; rows with a number or a letter as solution (tasks/records.py)
     reward   a number within --tolerance (relative; only 0 itself is within reach of 0), or the
              letter; + asked-for format; with --dense, less for numbers up to four times as far off
@@ -36,7 +36,7 @@ def load(settings: Settings) -> Task:
         strict = measure_reward(text, example.target, tolerance=tolerance).parts["correct"]
         if parse_number(example.target) is None:
             return {"strict": strict, "loose": strict}  # no peer has a looser rule for letters
-        return {"strict": strict, "loose": loose_number_correct(text, example.target)}
+        return {"strict": strict, "loose": loose_number_correct(text, example.target, tolerance)}
 
     return wire("measure", settings, splits, reward, scores, max_completion_length=64)
 

@@ -11,10 +11,18 @@ COCO's annotations are split in the same way: the categories named in `NEW_COCO`
 fifteen, are never trained on.
 """
 
+from answers import normalise_name
 from model.errors import InputError
 from tasks import Settings, Task
-from tasks.coco import is_coco, load_coco
-from tasks.det import coco_splits, few_shots, judged, wire_detection
+from tasks.coco import is_coco
+from tasks.det import (
+    coco_images,
+    coco_splits,
+    common_categories,
+    few_shots,
+    judged,
+    wire_detection,
+)
 
 BASE_COLOURS = ("red", "yellow", "white", "purple")
 NEW_COLOURS = ("orange", "pink", "blue")
@@ -36,14 +44,15 @@ def load(settings: Settings) -> Task:
     else:
         if not is_coco(settings.data):
             raise InputError(f"--data {settings.data!r}: --task ovd needs COCO annotations (json)")
-        images = load_coco(settings.data, settings.data_root)
-        names = {name for image in images for name in image.boxes}
-        base, new = sorted(names - set(NEW_COCO)), sorted(names & set(NEW_COCO))
+        images = coco_images(settings)
+        names = common_categories(images, settings.shots)
+        new = [name for name in names if normalise_name(name) in NEW_COCO]
+        base = [name for name in names if normalise_name(name) not in NEW_COCO]
         if not new or not base:
             raise InputError(
                 f"--data {settings.data!r}: needs categories of tasks/ovd.py:NEW_COCO and others, "
-                f"has {sorted(names)[:20]}"
+                f"has {names[:20]}"
             )
-        train, splits = coco_splits(images, settings, base, base)
-        splits["ood"] = coco_splits(images, settings, base, new)[1]["held_out"]
+        asked = {"held_out": base, "ood": new}
+        train, splits = coco_splits(images, settings, base, asked)
     return wire_detection("ovd", settings, (train, splits))

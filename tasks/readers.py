@@ -54,7 +54,9 @@ class LabelledImage:
     question: str | None = None
 
 
-def load_labelled(data: str, max_skip: float = 0.01) -> list[LabelledImage]:
+def load_labelled(
+    data: str, max_skip: float = 0.01, data_root: Path | None = None
+) -> list[LabelledImage]:
     """Read what `--data` names; print the schema that matched and how many records were skipped.
 
     "digits" always means the scans of scikit-learn (a folder of that name is "./digits"). Every
@@ -69,7 +71,7 @@ def load_labelled(data: str, max_skip: float = 0.01) -> list[LabelledImage]:
     else:
         path = local_path(data, ACCEPTED)
         if is_row_source(path):
-            schema, items = read_labelled_records(path, skips)
+            schema, items = read_labelled_records(path, skips, data_root)
             schema = columns_of(schema)
         elif path.is_dir():
             schema, items = "folder of class folders", keep_readable(read_image_folder(path), skips)
@@ -231,7 +233,9 @@ def read_digits(split: Literal["pretrain", "rl"]) -> list[LabelledImage]:
     return items
 
 
-def read_labelled_records(path: Path, skips: SkipLog) -> tuple[str, list[LabelledImage]]:
+def read_labelled_records(
+    path: Path, skips: SkipLog, data_root: Path | None = None
+) -> tuple[str, list[LabelledImage]]:
     """Read rows of one image, a question and a class name; return their schema as well.
 
     What counts as a row, and what happens to bad ones, says tasks/records.py. Rows whose solution
@@ -240,7 +244,7 @@ def read_labelled_records(path: Path, skips: SkipLog) -> tuple[str, list[Labelle
     Raises:
         InputError: what `read_records` raises, several images in a row, boxes for solutions.
     """
-    schema, records = read_records(path, skips)
+    schema, records = read_records(path, skips, data_root)
     items = []
     for record in records:
         if len(record.images) != 1:

@@ -285,7 +285,7 @@ def solution_text(value: Any, where: str) -> str:
         InputError: true or false (write "yes" or "no"), any other type, a number that is not
             finite, a negative coordinate in a list of four.
     """
-    if value is None or value == []:
+    if value is None:
         return ""
     if isinstance(value, str):
         tagged = "<answer>" in value or "</answer>" in value

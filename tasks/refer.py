@@ -61,7 +61,7 @@ def is_grounding(data: str) -> bool:
     if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file() or is_coco(data):
         return False
     first = next((row for _, row in read_rows(path)), {})
-    return "normal_caption" in first or isinstance(first.get("solution"), list)
+    return "normal_caption" in first
 
 
 def load_grounding(

@@ -12,6 +12,7 @@ Next: tasks/count.py, the simplest of them.
 
 import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ from tasks.readers import SkipLog
 from tasks.records import load_records
 
 ID_OBJECTS, OOD_OBJECTS = (1, 4), (5, 7)  # flowers in a scene
+REAL_LENGTH = 256  # tokens of a completion for data from outside, as in the field's recipes
 OOD_INDEX = 1 << 23  # the pictures of "ood" have other numbers than those of "held_out"
 
 Splits = tuple[list[Example], dict[str, list[Example]]]
@@ -56,10 +58,11 @@ def garden_examples(
     split: str,
     split_seed: int,
     is_ood: bool = False,
+    start: int = 0,
 ) -> list[Example]:
     """`count` generated examples, each a function of (name, split, split_seed, is_ood, index)."""
     examples = []
-    for index in range(count):
+    for index in range(start, start + count):
         kind = "ood" if is_ood else split
         rng = random.Random(f"{name}-{kind}-{split_seed}-{index}")
         seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
@@ -93,10 +96,10 @@ def record_splits(
 ) -> Splits:
     """Rows of a file (tasks/records.py): `--train_size` of them train, up to the rest judge.
 
-    The rows are put in an order that depends on the split seed alone; `--held_out_size` are taken
-    from its end, training rows from its start, so fewer training rows are a subset of more. Rows
-    whose solution is not in the task's answer grammar are skipped and counted. `adapt` gets every
-    example with the name of the schema.
+    The pictures are put in an order that depends on the split seed alone; held-out rows come from
+    its end, training rows from its start, so fewer training rows are a subset of more. Rows whose
+    solution is not in the task's answer grammar are skipped and counted. `adapt` gets every example
+    with the name of the schema.
     """
     schema, records = load_records(settings.data, data_root=settings.data_root)
     skips, examples = SkipLog(), []
@@ -113,24 +116,33 @@ def record_splits(
 
 
 def split_examples(examples: list[Example], settings: Settings) -> Splits:
-    """train and held_out from one list. Raises InputError for fewer than two examples."""
-    if len(examples) < 2:
-        raise InputError(f"--data {settings.data!r}: {len(examples)} usable rows; two are needed")
+    """train and held_out from one list, by pictures: all questions about one go to the same side.
+
+    At most half of the questions are held out. Raises InputError for fewer than two pictures.
+    """
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[fingerprint(example)].append(example)
+    if len(groups) < 2:
+        raise InputError(
+            f"--data {settings.data!r}: {len(examples)} usable rows about {len(groups)} pictures; "
+            "two pictures are needed, one to train on and one to judge"
+        )
     bits = np.random.Philox(key=np.array([settings.split_seed, 0], dtype=np.uint64))
-    order = np.argsort(bits.random_raw(len(examples)), kind="stable")
-    judged = min(settings.held_out_size, len(examples) // 2)
-    train = [examples[i] for i in order[: min(settings.train_size, len(examples) - judged)]]
-    held_out = [examples[i] for i in order[len(examples) - judged :]]
-    print(f"data: {len(train)} rows to train on, {len(held_out)} held out")
-    trained_on = {fingerprint(example) for example in train}
-    if known := sum(fingerprint(example) in trained_on for example in held_out):
-        print(f"data: warning: {known} held-out rows repeat image and question of a training row")
+    order = np.argsort(bits.random_raw(len(groups)), kind="stable")
+    shuffled = [list(groups.values())[i] for i in order]
+    held_out: list[Example] = []
+    while len(shuffled) > 1 and len(held_out) < min(settings.held_out_size, len(examples) // 2):
+        held_out += shuffled.pop()
+    train = [example for group in shuffled for example in group][: settings.train_size]
+    held_out = held_out[: settings.held_out_size]
+    print(f"data: {len(train)} rows to train on, {len(held_out)} held out, no picture in both")
     return train, {"held_out": held_out}
 
 
 def fingerprint(example: Example) -> str:
-    """Of the pixels and the question."""
-    digest = hashlib.sha256(example.question.encode())
+    """Of the pixels of all its pictures."""
+    digest = hashlib.sha256()
     for image in example.images:
         upright = load_image(image)
         digest.update(f"{upright.size}".encode() + upright.tobytes())
@@ -153,7 +165,12 @@ def wire(
 
     `scores` gives the metrics of one answer without the format. `more` are fields of Task.
     """
-    mode = settings.prompt_mode
+    mode, (train, judged) = settings.prompt_mode, splits
+    asked = {e.question for examples in (train, *judged.values()) for e in examples}
+    if settings.question is not None and len(asked) > 1 and name != "cls":
+        raise InputError(f"--question: the data asks {len(asked)} different ones; leave it out")
+    if settings.data not in ("garden", "digits"):
+        max_completion_length = REAL_LENGTH
 
     def ask(example: Example) -> Example:
         text = example.question if settings.question is None else settings.question
@@ -162,7 +179,6 @@ def wire(
     def all_scores(text: str, example: Example) -> dict[str, float]:
         return scores(text, example) | {"format": format_reward(text, mode)}
 
-    train, judged = splits
     return Task(
         name=name,
         train=[ask(example) for example in train],

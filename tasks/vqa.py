@@ -10,7 +10,7 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 import random
 
-from answers import MAX_NAME_CHARS, normalise_name
+from answers import parse_name
 from rewards import classification_reward
 from tasks import Example, Settings, Task
 from tasks.garden import sample_scene
@@ -54,7 +54,7 @@ def make(rng: random.Random, seed: int, is_ood: bool) -> Made | None:
 
 
 def is_target(text: str) -> bool:
-    return len(text) <= MAX_NAME_CHARS and bool(normalise_name(text))
+    return parse_name(text) is not None
 
 
 def scores(text: str, example: Example) -> dict[str, float]:

@@ -174,7 +174,7 @@ def test_i28_pixel_boxes_that_look_normalised_are_doubted(folder, capsys):
     save_picture(folder / "large.jpg", size=(2400, 1600))
     large = image(9, file_name="large.jpg", width=2400, height=1600)
     coco(folder, [box(1, 9, bbox=(0, 0, 900, 1000))], images=[large])
-    assert "are they normalised (--coords norm1000)" in capsys.readouterr().out
+    assert "are they thousandths of the image" in capsys.readouterr().out
     coco(folder, [box(1, 9, bbox=(0, 0, 1900, 1000))], images=[large])
     assert "normalised" not in capsys.readouterr().out
 

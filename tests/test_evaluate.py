@@ -179,9 +179,7 @@ def test_the_batch_size_changes_no_greedy_answer(batch_size, model, processor, e
 def test_the_batch_size_changes_no_sampled_answer_and_the_seed_does(model, processor, examples):
     def sampled(batch_size, seed):
         task = fake_task()
-        return answers(
-            evaluate(model, processor, task, examples, LENGTH, None, 1.0, batch_size, seed)[1]
-        )
+        return answers(evaluate(model, processor, task, examples, LENGTH, 1.0, batch_size, seed)[1])
 
     assert sampled(2, 0) == sampled(10, 0) != sampled(10, 1)
 

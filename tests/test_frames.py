@@ -191,4 +191,4 @@ def test_boxes_that_cannot_be_meant_are_refused_with_their_id(values, shape, mes
 )
 def test_i28_pixel_boxes_that_all_end_below_1000_on_large_images_are_doubted(boxes, warns, capsys):
     warn_if_normalised(boxes)
-    assert ("--coords norm1000" in capsys.readouterr().out) == warns
+    assert ("are they thousandths" in capsys.readouterr().out) == warns

@@ -322,11 +322,13 @@ def test_a_box_task_in_another_frame_pays_the_exact_answer_in_that_frame(name, c
 # ---- rows and annotations from disk --------------------------------------------------------------
 
 
-def write_rows(folder, rows: list[dict]):
-    for k in range(4):
-        Image.new("RGB", (64, 48), (60 * k, 30, 90)).save(folder / f"{k}.png")
+def write_rows(folder, row: dict, count: int = 4):
+    """The row `count` times, about another picture each time: 0.png, 1.png, ..."""
+    for k in range(count):
+        Image.new("RGB", (64, 48), (6 * k, 30, 90)).save(folder / f"{k}.png")
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row).replace("0.png", f"{k}.png") for k in range(count)]
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -370,7 +372,7 @@ ROWS = {
 @pytest.mark.parametrize("name", list(ROWS))
 def test_rows_in_the_schemas_of_the_field_become_a_task(tmp_path, name):
     row, answer = ROWS[name]
-    path = write_rows(tmp_path, [row] * 4)
+    path = write_rows(tmp_path, row)
     task = TASKS[name](replace(SMALL, data=str(path), train_size=2))
     assert len(task.train) == len(task.splits["held_out"]) == 2 and "ood" not in task.splits
     example = task.train[0]
@@ -390,7 +392,7 @@ def test_rows_of_another_task_are_refused_with_their_solution(tmp_path, name, ca
     wrong = {"image": "0.png", "problem": "?", "solution": "<answer>-- nothing, of (this</answer>"}
     if name == "vqa":  # any text is an answer there, but not one of endless length
         wrong["solution"] = f"<answer>{'word ' * 300}</answer>"
-    path = write_rows(tmp_path, [wrong] * 6)
+    path = write_rows(tmp_path, wrong, 6)
     with pytest.raises(InputError, match="solution is no answer of this task"):
         TASKS[name](replace(SMALL, data=str(path)))
 
@@ -398,24 +400,44 @@ def test_rows_of_another_task_are_refused_with_their_solution(tmp_path, name, ca
 @pytest.mark.parametrize("coords", ["auto", "abs", "norm1000"])
 def test_the_frame_of_the_datas_boxes_can_be_said(tmp_path, coords):
     row = {"image": "0.png", "problem": "Where?", "solution": "<answer>[8, 6, 32, 24]</answer>"}
-    path = write_rows(tmp_path, [row] * 4)
+    path = write_rows(tmp_path, row)
     task = TASKS["ground"](replace(SMALL, data=str(path), data_coords=coords))
     expected = "[125, 125, 500, 500]" if coords == "abs" else "[8, 6, 32, 24]"
     assert {e.target for e in task.train} == {expected}
 
 
-def test_i36_held_out_rows_that_repeat_a_training_row_are_counted(tmp_path, capsys):
-    row = {"image": "0.png", "problem": "How many?", "solution": "<answer>3</answer>"}
-    rows = [row] * 3 + [row | {"problem": f"How many of {k}?"} for k in range(40)]
-    TASKS["count"](replace(SMALL, data=str(write_rows(tmp_path, [row] * 4))))
-    assert "warning: 2 held-out rows repeat" in capsys.readouterr().out
-    TASKS["count"](replace(SMALL, data=str(write_rows(tmp_path, rows[2:]))))
-    assert "warning" not in capsys.readouterr().out
+def test_i36_all_questions_about_a_picture_are_on_one_side_even_of_a_copy(tmp_path):
+    path = write_rows(tmp_path, {"image": "0.png", "problem": "How many?", "solution": "3"}, 10)
+    Image.open(tmp_path / "3.png").save(tmp_path / "copy.png")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows += [row | {"problem": "How many, again?"} for row in rows]
+    rows.append(rows[0] | {"image": "copy.png", "problem": "And here?"})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = TASKS["count"](replace(SMALL, data=str(path), train_size=99, held_out_size=8))
+    trained, judged = (
+        {load_image(e.images[0]).tobytes() for e in examples}
+        for examples in (task.train, task.splits["held_out"])
+    )
+    assert len(judged) >= 4 and len(trained) + len(judged) == 10 and not trained & judged
+    assert len(task.splits["held_out"]) == 8
+
+
+def test_rows_about_a_single_picture_cannot_be_split(tmp_path):
+    row = {"image": "0.png", "problem": "How many?", "solution": "3"}
+    path = write_rows(tmp_path, row, 1)
+    path.write_text(path.read_text() + "\n" + path.read_text())
+    with pytest.raises(InputError, match="2 usable rows about 1 pictures"):
+        TASKS["count"](replace(SMALL, data=str(path)))
+
+
+def test_one_question_for_all_is_refused_where_questions_differ():
+    with pytest.raises(InputError, match="--question: the data asks"):
+        TASKS["count"](replace(SMALL, question="How many?"))
 
 
 def test_a_box_outside_of_its_image_names_the_example_and_the_flag(tmp_path):
     row = {"image": "0.png", "problem": "Where?", "solution": "<answer>[70, 6, 90, 24]</answer>"}
-    path = write_rows(tmp_path, [row] * 4)
+    path = write_rows(tmp_path, row)
     with pytest.raises(InputError, match=r"rows.jsonl:1.* outside of its image .*--data_coords"):
         TASKS["ground"](replace(SMALL, data=str(path), data_coords="abs"))
 
@@ -445,7 +467,35 @@ def test_coco_annotations_become_few_shot_detection(tmp_path):
     example = task.train[0]
     ((box,), _) = parse_boxes(example.target, example.frame)
     assert box.x2 - box.x1 == 250 and (box.y1, box.y2) == (200, 600)  # thousandths of 200 x 100
-    assert any(e.target == "No Objects" for e in task.splits["held_out"])
+    absent = [e.target == "No Objects" for e in task.splits["held_out"]]
+    assert sum(absent) == len(absent) // 4 and task.max_completion_length == 256
+
+
+def test_more_shots_are_judged_on_the_same_images_less_those_trained_on(tmp_path):
+    settings, judged = replace(SMALL, data=str(coco_file(tmp_path)), held_out_size=99), {}
+    for shots in (1, 2):
+        task = TASKS["det"](replace(settings, shots=shots))
+        judged[shots] = [e.id.split("-")[0] for e in task.splits["held_out"]]
+    assert set(judged[2]) < set(judged[1])
+    both = [i for i in dict.fromkeys(judged[1]) if i in judged[2]]
+    assert both == list(dict.fromkeys(judged[2]))  # and in the same order
+
+
+def test_pixels_of_coco_cannot_be_called_something_else(tmp_path):
+    settings = replace(SMALL, data=str(coco_file(tmp_path)), data_coords="norm1000")
+    with pytest.raises(InputError, match="--data_coords norm1000: COCO's boxes are pixels"):
+        TASKS["det"](settings)
+
+
+def test_a_rare_category_is_left_out_by_name(tmp_path, capsys):
+    path = coco_file(tmp_path)
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 9, "name": "yak"})
+    content["annotations"][0]["category_id"] = 9
+    path.write_text(json.dumps(content))
+    task = TASKS["det"](replace(SMALL, data=str(path), shots=1))
+    assert "1 categories have too few images and are left out: ['yak']" in capsys.readouterr().out
+    assert not any("yak" in e.question for e in everything(task))
 
 
 def test_coco_annotations_are_split_into_base_and_new_categories(tmp_path):
@@ -458,6 +508,23 @@ def test_coco_annotations_are_split_into_base_and_new_categories(tmp_path):
     assert asked(task.train) == {"dog", "horse"} and asked(task.splits["ood"]) == {"cat"}
     with pytest.raises(InputError, match="NEW_COCO"):
         TASKS["ovd"](replace(SMALL, data=str(coco_file(tmp_path, ("dog", "horse")))))
+
+
+@pytest.mark.parametrize(
+    "name, box", [("det", "[[1200, 100, 1300, 200]]"), ("ground", "[9, 9, 2000, 99]")]
+)
+def test_boxes_beyond_a_thousandth_scale_are_refused_before_training(tmp_path, name, box):
+    row = {"image": "0.png", "problem": "Where?", "solution": f"<answer>{box}</answer>"}
+    with pytest.raises(InputError, match="outside of its image .*--data_coords"):
+        TASKS[name](replace(SMALL, data=str(write_rows(tmp_path, row))))
+
+
+def test_labels_of_boxes_are_kept_item_by_item(tmp_path):
+    items = [{"bbox_2d": [1, 2, 30, 40], "label": "cat"}, {"bbox_2d": [5, 6, 50, 40]}]
+    row = {"image": "0.png", "problem": "Find all.", "solution": json.dumps(items)}
+    settings = replace(SMALL, data=str(write_rows(tmp_path, row)), data_coords="abs", coords="abs")
+    example = TASKS["det"](settings).train[0]
+    assert json.loads(example.target) == items and example.frame == (64, 48)
 
 
 def test_referring_expressions_become_grounding(tmp_path):

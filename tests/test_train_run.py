@@ -33,7 +33,9 @@ sampling/sampling_logp_difference/max completion_tokens step_time steps_skipped_
 
 def flags(tiny_dir, out, *more) -> list[str]:
     words = f"--model {tiny_dir} --output_dir {out} --max_steps 3 --eval_steps 2 --device cpu"
-    words += " --held_out_per_class 1 --max_completion_length 6 --prompts_per_step 2"
+    words += " --max_completion_length 6 --prompts_per_step 2"
+    if "--task" not in more:
+        words += " --held_out_per_class 1"
     return [*words.split(), *map(str, more)]
 
 
@@ -232,7 +234,8 @@ def test_i21_fewer_examples_than_a_step_asks_repeat_with_a_warning(tiny_dir, tmp
 @pytest.mark.parametrize("task", [name for name in evaluate.TASKS if name != "cls"])
 def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_path, capsys, task):
     out = tmp_path / "run"
-    more = ("--task", task, "--train_size", 3, "--held_out_size", 2, "--max_steps", 1)
+    size = "--shots" if task in ("det", "ovd") else "--train_size"
+    more = ("--task", task, size, 2, "--held_out_size", 2, "--max_steps", 1)
     train_grpo.main(flags(tiny_dir, out, *more))
     first, last = rows(out / "metrics.jsonl")
     assert first["step"] == 0 and last["step"] == 1
@@ -241,6 +244,16 @@ def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_pat
         assert 0.0 <= first[f"eval/{name}"] <= 1.0 and 0.0 <= last[f"eval/{name}"] <= 1.0
     assert f"held-out {headline}" in capsys.readouterr().out
     assert (out / "step_1" / "hf" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "task, flag",
+    [("count", "--shots"), ("cls", "--train_size"), ("det", "--tolerance"), ("vqa", "--coords")],
+)
+def test_a_flag_that_the_task_does_not_read_is_refused(tiny_dir, tmp_path, capsys, task, flag):
+    value = {"--tolerance": "0.5", "--coords": "abs"}.get(flag, "9")
+    error = refused(capsys, flags(tiny_dir, tmp_path / "run", "--task", task, flag, value))
+    assert flag in error and f"--task {task} does not use it" in error
 
 
 def test_a_users_reward_trains_and_its_faults_are_in_the_metrics(tiny_dir, tmp_path, capsys):
