@@ -65,7 +65,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if not self.pretrain:
-            raise InputError("add --pretrain to make the embedded base (41 minutes on two cores)")
+            raise InputError("add --pretrain to make the embedded base (51 minutes on two cores)")
         for name in ("see_steps", "talk_steps"):
             require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("learning_rate", "pool_scale"):
