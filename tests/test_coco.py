@@ -402,7 +402,7 @@ def test_i26_other_layouts_are_refused_with_what_is_accepted(folder, name, conte
         ("a.json", ref_coco(), (False, True)),
         ("a.json", ref_coco(categories=[]), (False, True)),
         ("a.json", [REC], (False, True)),
-        ("a.json", [{"image": "x", "problem": "?", "solution": [1, 2, 3, 4]}], (False, True)),
+        ("a.json", [{"image": "x", "problem": "?", "solution": [1, 2, 3, 4]}], (False, False)),
         ("a.json", [{"image": "x", "problem": "?", "solution": "(1,2),(3,4)"}], (False, False)),
         ("a.json", {"data": [REC]}, (False, True)),
         ("a.json", [], (False, False)),
@@ -450,4 +450,4 @@ def test_rows_without_phrase_area_or_readable_picture_are_skipped_and_counted(fo
 def test_i28_grounded_boxes_that_look_normalised_are_doubted(folder, capsys):
     save_picture(folder / "1.jpg", size=(2400, 1600))
     ground(folder, [REC | {"solution": [1, 2, 900, 1000]}])
-    assert "are they normalised" in capsys.readouterr().out
+    assert "are they thousandths" in capsys.readouterr().out

@@ -547,7 +547,7 @@ class SingleTurn:
 
 def test_a_step_shows_pictures_that_exist_and_enough_of_them_are_drawn():
     assert set(POOL) == set(MAKERS) and set(BATCH) == {*MAKERS, "digit"}
-    assert set(SEE_BATCH) == {"portrait", "scene"}  # one or many flowers, and where they are
+    assert set(SEE_BATCH) == {"portrait", "scene", "wilting"}  # what has places to be seen
     for counts in (BATCH, SEE_BATCH):
         assert all(100 * n <= POOL[kind] for kind, n in counts.items() if kind in POOL)
 

@@ -27,7 +27,10 @@ def task() -> Task:
         correct = float(example.target in text) + 0.25 * dense * (example.target not in text)
         return Reward(correct, {"correct": correct})
 
-    return Task("fake", [], {}, reward, lambda text, example: {})
+    def scores(text, example):
+        return {"strict": float(example.target in text)}
+
+    return Task("fake", [], {}, reward, scores)
 
 
 def rollout(G: int = 4, lengths: list[int] | None = None) -> Rollout:
@@ -87,6 +90,18 @@ def test_shaping_parts_are_added_with_their_weights_and_logged_unweighted():
     assert all(p["repetition"] == 0.0 for p in parts)
     expected = [1 + 0.5, -1.0 - 1 / 6, 1 - 2.0 - 0.5, 1 + 1 / 6]
     assert rewards[0].tolist() == pytest.approx(expected)
+
+
+def test_being_nearly_right_is_no_reason_to_be_short():
+    cfg = config(dense=1.0, length_weight=1.0)  # every wrong text is worth 0.25 here
+    _, parts, _ = Scorer(task(), cfg).score_step(EXAMPLES, rollout(lengths=[9, 5, 9, 9] * 3), 0)
+    assert parts[1]["correct"] == 0.25 and parts[1]["length"] == 0.0
+
+
+def test_a_length_reward_needs_the_tasks_own_idea_of_right(tmp_path):
+    mine = user_file(tmp_path, "return [1.0] * 4")
+    with pytest.raises(InputError, match="--length_weight"):
+        Scorer(task(), config(reward=mine, length_weight=1.0))
 
 
 def test_without_weights_no_shaping_part_appears():
