@@ -1,7 +1,9 @@
 """Held-out metrics of any checkpoint on any task and split, strict and loose, with an interval.
 
-    python evaluate.py --run runs/cls-20260101-120000 --split ood
-    python evaluate.py --task det --split held_out --model path/to/checkpoint
+    python evaluate.py --run runs/cls-20260101-120000
+    python evaluate.py --task det --model path/to/checkpoint --split ood
+
+`TASKS` is the one table of the tasks: name -> what reads its data and wires its reward.
 
 Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
 beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
@@ -54,7 +56,7 @@ from tasks.frames import default_frame
 
 @dataclass(frozen=True)
 class EvalConfig(TaskConfig):
-    split: str = flag("held_out", "held_out, ood, val, or train")
+    split: str | None = flag(None, "held_out, ood, val or train; default: held_out and ood")
     run: Path | None = flag(
         None, "a run's directory: its last checkpoint, data, prompt and lengths"
     )
@@ -103,12 +105,16 @@ TASKS: dict[str, Callable[[Settings], Task]] = {  # --task name -> what reads an
 }
 
 
+def frame_spoken(cfg: TaskConfig, processor: Processor) -> str:
+    """The frame in which the model writes boxes: as flagged, else what its family was taught."""
+    return default_frame(processor.cfg.model_type) if cfg.coords == "auto" else cfg.coords
+
+
 def load_task(cfg: TaskConfig, processor: Processor) -> Task:
     """The task that a config of either script names, with boxes in the frame the model speaks."""
     check_flags(cfg)
     given = {f.name: getattr(cfg, f.name) for f in fields(Settings) if hasattr(cfg, f.name)}
-    if cfg.coords == "auto":
-        given["coords"] = default_frame(processor.cfg.model_type)
+    given["coords"] = frame_spoken(cfg, processor)
     return TASKS[cfg.task](Settings(**given, image_config=processor.image_cfg))
 
 
@@ -122,6 +128,7 @@ READ_BY = {
     "ordered": ("change",),
     "coords": ("det", "ovd", "ground"),
     "data_coords": ("det", "ovd", "ground"),
+    "dense": tuple(task for task in TASKS if task != "ground"),  # IoU is graded as it is
     "train_size": tuple(task for task in TASKS if task != "cls"),
     "held_out_size": tuple(task for task in TASKS if task != "cls"),
 }
@@ -248,34 +255,52 @@ def main(argv: list[str] | None = None) -> None:
     processor = Processor(cfg.model, cfg.max_pixels)
     task = load_task(cfg, processor)
     splits = task.splits | {"train": task.train}
-    if cfg.split not in splits:
+    chosen = [name for name in ("held_out", "ood") if name in splits]
+    if cfg.split is not None:
+        chosen = [cfg.split]
+    if chosen[0] not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
-    skips, examples = SkipLog(), splits[cfg.split]
+    usable = {name: judged_examples(name, splits[name], processor, cfg) for name in chosen}
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
+    answers = []
+    for name, examples in usable.items():
+        start = time.time()
+        metrics, records = evaluate(
+            model,
+            processor,
+            task,
+            examples,
+            cfg.max_completion_length,
+            temperature=cfg.temperature,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            with_interval=True,
+        )
+        answers += [{"split": name} | record for record in records]
+        line, seconds = result_line(task, metrics), time.time() - start
+        print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
+    if cfg.output is not None:
+        write_answers(cfg.output, answers)
+
+
+def judged_examples(
+    split: str, examples: list[Example], processor: Processor, cfg: EvalConfig
+) -> list[Example]:
+    """The usable ones of a split. Raises InputError where too many, or all, are not."""
+    skips = SkipLog()
     usable = usable_examples(examples, processor, cfg.max_prompt_length, skips)
     skips.check(len(examples))
     if not usable:
-        raise InputError(f"--split {cfg.split}: no example is left; {skips.first[0]}")
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
-    start = time.time()
-    metrics, records = evaluate(
-        model,
-        processor,
-        task,
-        usable,
-        cfg.max_completion_length,
-        temperature=cfg.temperature,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-        with_interval=True,
-    )
-    if cfg.output is not None:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        try:
-            cfg.output.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise InputError(f"--output {cfg.output}: cannot be written ({error})") from None
-    line, seconds = result_line(task, metrics), time.time() - start
-    print(f"{cfg.task} {cfg.split}, {metrics['n']} questions: {line}, {seconds:.1f} s")
+        raise InputError(f"--split {split}: no example is left; {skips.first[0]}")
+    return usable
+
+
+def write_answers(path: Path, answers: list[dict]) -> None:
+    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+    try:
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error})") from None
 
 
 if __name__ == "__main__":

@@ -65,8 +65,7 @@ FORMATS = MappingProxyType(
         "steps": ("summary", "caption", "reasoning", "answer"),
     }
 )
-CLASSIFICATION_WEIGHTS = MappingProxyType({"correct": 1.0, "format": 0.5})
-ANSWER_WEIGHTS = CLASSIFICATION_WEIGHTS  # the same for numbers, choices, calls and sequences
+ANSWER_WEIGHTS = MappingProxyType({"correct": 1.0, "format": 0.5})
 DETECTION_WEIGHTS = MappingProxyType({"iou": 1.0, "confidence": 1.0, "format": 0.5})
 GROUNDING_WEIGHTS = MappingProxyType({"iou": 1.0, "format": 0.5})
 FRAME = (1000, 1000)  # of boxes: Qwen2-VL and Visual-RFT write thousandths of width and height
@@ -158,7 +157,7 @@ def _require_share(name: str, value: float) -> None:
 
 
 def classification_reward(
-    text: str, target: str, mode="think", weights=CLASSIFICATION_WEIGHTS, dense=0.0
+    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0
 ) -> Reward:
     """Return what a completion earns for naming the class of an image. Parts:
 
@@ -424,42 +423,3 @@ def sequence_reward(
     in_place = sum(a == b for a, b in zip(found, true, strict=False)) / len(true)
     graded = in_place if sorted(found) == sorted(true) else 0.0
     return _answer_reward(text, mode, weights, dense, found == true, graded)
-
-
-# --------------------------------------------------------- shaping: penalties that add to a reward
-
-
-def soft_overlong(length: int, max_length: int, buffer: int) -> float:
-    """Return DAPO's penalty for length in tokens, in [-1, 0] (arXiv:2503.14476, eq. 13).
-
-    0 up to max_length - buffer, then linear down to -1 at max_length, and -1 beyond. ValueError
-    unless 0 < buffer <= max_length.
-    """
-    if not 0 < buffer <= max_length:
-        raise ValueError(f"buffer={buffer} is not in (0, max_length={max_length}]")
-    return 0.0 - min(1.0, max(0.0, (length - (max_length - buffer)) / buffer))
-
-
-def repetition_penalty(text: str, n: int = 4) -> float:
-    """Return unique / total - 1 for the n-grams of words, in (-1, 0], as VLM-R1 does.
-
-    Words stand between white space; case is ignored; fewer than n words cost 0.
-    """
-    if n < 1:
-        raise ValueError(f"n={n} is not >= 1")
-    words = text.casefold().split()
-    ngrams = list(zip(*(words[i:] for i in range(n)), strict=False))
-    return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0
-
-
-def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
-    """Return Kimi k1.5's length reward of one group, each in [-0.5, 0.5] (arXiv:2501.12599, 2.3.3).
-
-    From 0.5 for the shortest completion down to -0.5 for the longest; a wrong completion never
-    gains by it. All 0.0 where all lengths are equal.
-    """
-    shortest, longest = min(lengths), max(lengths)
-    if shortest == longest:
-        return [0.0] * len(lengths)
-    graded = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
-    return [v if right else min(0.0, v) for v, right in zip(graded, is_right, strict=True)]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from config import Config
 from model.errors import InputError
-from rewards import Reward, length_rewards, repetition_penalty, soft_overlong
+from rewards import Reward
 from sample import Rollout
 from tasks import Example, Task
 
@@ -94,6 +94,48 @@ class UserReward:
         return [None] * len(texts)
 
 
+# ---- shaping: parts that add to a reward ---------------------------------------------------------
+
+
+def soft_overlong(length: int, max_length: int, buffer: int) -> float:
+    """Return DAPO's penalty for length in tokens, in [-1, 0] (arXiv:2503.14476, eq. 13).
+
+    0 up to max_length - buffer, then linear down to -1 at max_length, and -1 beyond. ValueError
+    unless 0 < buffer <= max_length.
+    """
+    if not 0 < buffer <= max_length:
+        raise ValueError(f"buffer={buffer} is not in (0, max_length={max_length}]")
+    return 0.0 - min(1.0, max(0.0, (length - (max_length - buffer)) / buffer))
+
+
+def repetition_penalty(text: str, n: int = 4) -> float:
+    """Return unique / total - 1 for the n-grams of words, in (-1, 0], as VLM-R1 does.
+
+    Words stand between white space; case is ignored; fewer than n words cost 0.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} is not >= 1")
+    words = text.casefold().split()
+    ngrams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0
+
+
+def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
+    """Return Kimi k1.5's length reward of one group, each in [-0.5, 0.5] (arXiv:2501.12599, 2.3.3).
+
+    From 0.5 for the shortest completion down to -0.5 for the longest; a wrong completion never
+    gains by it. All 0.0 where all lengths are equal.
+    """
+    shortest, longest = min(lengths), max(lengths)
+    if shortest == longest:
+        return [0.0] * len(lengths)
+    graded = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
+    return [v if right else min(0.0, v) for v, right in zip(graded, is_right, strict=True)]
+
+
+# ---- a step --------------------------------------------------------------------------------------
+
+
 class Scorer:
     """Rewards of a step: `score_step` is all that the loop calls."""
 
@@ -127,12 +169,17 @@ class Scorer:
                 rewards = [self._checked(text, example, cfg.dense * decay) for text in texts]
             else:
                 rewards = self.user.of_group(texts, example)
-            lengths = [len(ids) for ids in rollout.ids[own]]
-            shaped = self._shaped(rewards, example, texts, lengths)
-            counted = [reward.total for reward in shaped if reward is not None]
-            mean = sum(counted) / len(counted) if counted else 0.0
-            totals += [mean if reward is None else reward.total for reward in shaped]
-            parts += [self._no_parts(mean) if reward is None else reward.parts for reward in shaped]
+            shaping = self._shaping(example, texts, [len(ids) for ids in rollout.ids[own]])
+            counted = []
+            for i, reward in enumerate(rewards):
+                more = {name: values[i] for name, values in shaping.items()}
+                added = sum(self._weight(name) * value for name, value in more.items())
+                counted.append(reward and Reward(reward.total + added, reward.parts | more))
+            known = [reward.total for reward in counted if reward is not None]
+            mean = sum(known) / len(known) if known else 0.0
+            stand_in = Reward(mean, {"user": mean} | dict.fromkeys(shaping, 0.0))
+            totals += [(reward or stand_in).total for reward in counted]
+            parts += [(reward or stand_in).parts for reward in counted]
         return (
             torch.tensor(totals, dtype=torch.float32).view(-1, G),
             parts,
@@ -148,41 +195,23 @@ class Scorer:
             )
         return reward
 
-    def _shaped(
-        self,
-        rewards: list[Reward | None],
-        example: Example,
-        texts: list[str],
-        lengths: list[int],
-    ) -> list[Reward | None]:
-        """Add the optional parts, each with its weight, to the rewards of one group."""
-        cfg = self.cfg
-        is_right = [False] * len(texts)
-        if cfg.length_weight:  # of the whole answer: being nearly right does not count
-            is_right = [self.task.scores(text, example)["strict"] == 1.0 for text in texts]
-        extras = {
-            "overlong": (
-                cfg.overlong_weight,
-                lambda i: soft_overlong(lengths[i], cfg.max_completion_length, cfg.overlong_buffer),
-            ),
-            "repetition": (cfg.repetition_weight, lambda i: repetition_penalty(texts[i])),
-            "length": (cfg.length_weight, lambda i: length_rewards(lengths, is_right)[i]),
-        }
-        shaped: list[Reward | None] = []
-        for i, reward in enumerate(rewards):
-            if reward is not None:
-                more = {name: part(i) for name, (weight, part) in extras.items() if weight}
-                added = sum(extras[name][0] * value for name, value in more.items())
-                reward = Reward(reward.total + added, reward.parts | more)
-            shaped.append(reward)
-        return shaped
+    def _weight(self, part: str) -> float:
+        return getattr(self.cfg, f"{part}_weight")
 
-    def _no_parts(self, mean: float) -> dict[str, float]:
-        """Parts of a completion that does not count: every completion has the same names."""
-        cfg = self.cfg
-        weights = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
-        weights |= {"length": cfg.length_weight}
-        return {"user": mean} | {name: 0.0 for name, weight in weights.items() if weight}
+    def _shaping(
+        self, example: Example, texts: list[str], lengths: list[int]
+    ) -> dict[str, list[float]]:
+        """The optional parts that have a weight, unweighted: name -> one number per completion."""
+        parts, limit = {}, self.cfg.max_completion_length
+        if self._weight("overlong"):
+            buffer = self.cfg.overlong_buffer
+            parts["overlong"] = [soft_overlong(length, limit, buffer) for length in lengths]
+        if self._weight("repetition"):
+            parts["repetition"] = [repetition_penalty(text) for text in texts]
+        if self._weight("length"):  # for the whole answer: being nearly right does not count
+            is_right = [self.task.scores(text, example)["strict"] == 1.0 for text in texts]
+            parts["length"] = length_rewards(lengths, is_right)
+        return parts
 
     def _faults(self, n_completions: int) -> dict[str, float]:
         if self.user is None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 import config
 from config import Config
-from evaluate import evaluate, load_task, usable_examples
+from evaluate import READ_BY, evaluate, frame_spoken, load_task, usable_examples
 from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
@@ -339,6 +339,8 @@ def train(cfg: Config) -> dict[str, float]:
             f"data: {len(task.train)} training examples, fewer than --prompts_per_step "
             f"{cfg.prompts_per_step}: a step asks some of them twice"
         )
+    if cfg.task in READ_BY["coords"]:  # a run's config.json says which frame was used
+        cfg = replace(cfg, coords=frame_spoken(cfg, processor))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
     scorer = Scorer(task, cfg)

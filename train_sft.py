@@ -30,7 +30,7 @@ from model.image import patchify
 from model.scratch import init_model, write_scratch_directory
 from model.text import Processor
 from model.vlm import Pack, completion_logps, make_pack
-from model.weights import plan_slots, save_model
+from model.weights import load_model, plan_slots, save_model
 from report import check_output_dir
 from tasks.pretraining import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 
@@ -49,7 +49,7 @@ SIZES = dict(
 VOCAB_SIZE = 1000  # upper bound; the tokenizer stops earlier when its corpus has no more merges
 POOL = {"portrait": 12000, "scene": 16000, "change": 10000, "wilting": 5000, "growth": 3000}
 SEE_BATCH = {"portrait": 18, "scene": 13, "wilting": 5}  # pictures a step of the vision stage
-BATCH = {"portrait": 10, "scene": 13, "change": 8, "wilting": 4, "growth": 3, "digit": 3}
+BATCH = {"portrait": 4, "scene": 10, "change": 13, "wilting": 6, "growth": 2, "digit": 2}
 SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
 
 
@@ -57,6 +57,7 @@ SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
 class PretrainConfig:
     pretrain: bool = flag(False, "make the embedded base from scratch")
     output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
+    model_dir: Path | None = flag(None, "go on from this checkpoint, with its tokenizer")
     see_steps: int = flag(1500, "steps of the vision stage")
     talk_steps: int = flag(1800, "steps of the joint stage")
     learning_rate: float = flag(1e-3, "peak of both stages")
@@ -89,14 +90,14 @@ class PerceptionHeads(nn.Module):
 
     def forward(self, features: Tensor, pictures: list[Picture]) -> tuple[Tensor, Tensor]:
         """Loss and accuracy over every place that is asked about: features (Q, D)."""
-        places = torch.from_numpy(np.concatenate([p.places for p in pictures]))  # (Q, 8)
-        whole = torch.from_numpy(np.stack([p.whole for p in pictures]))  # (pictures, 8)
+        places = torch.from_numpy(np.concatenate([p.places for p in pictures]))  # (Q, 12)
+        whole = torch.from_numpy(np.stack([p.whole for p in pictures]))  # (pictures, 12)
         counts = torch.tensor([len(p.places) for p in pictures])
         owner = torch.arange(len(pictures)).repeat_interleave(counts)  # (Q,)
         mean = torch.zeros(len(pictures), features.shape[1]).index_add(0, owner, features)
         mean = mean / counts[:, None]  # (pictures, D)
         scores = self.linear(torch.cat((features, mean))).split(list(TARGETS.values()), dim=-1)
-        targets = torch.cat((places, whole))  # (Q + pictures, 8)
+        targets = torch.cat((places, whole))  # (Q + pictures, 12)
         loss, right, asked = 0.0, 0, 0
         for column, score in enumerate(scores):
             target = targets[:, column]
@@ -238,10 +239,14 @@ def pretrain(cfg: PretrainConfig) -> None:
 
     pools = draw_pools(cfg.seed, cfg.pool_scale)
     skeleton = output_dir.with_name(output_dir.name + ".skeleton")
-    texts = sample_texts(pools, count=2000, seed=cfg.seed)
-    write_scratch_directory(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
-    processor = Processor(skeleton)
-    model = init_model(processor.cfg, cfg.seed)
+    if cfg.model_dir is None:
+        texts = sample_texts(pools, count=2000, seed=cfg.seed)
+        write_scratch_directory(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
+        processor = Processor(skeleton)
+        model = init_model(processor.cfg, cfg.seed)
+    else:
+        skeleton = cfg.model_dir
+        processor, model = Processor(skeleton), load_model(skeleton)
     heads = PerceptionHeads(processor.cfg.text.hidden_size)
     log(
         {

@@ -37,10 +37,10 @@ class PackLayout:
 
     @cached_property
     def rows(self) -> "Rows":
-        """The pack as padded rows, built once and used by every layer.
+        """The pack as padded batches of rows, built once and used by every layer.
 
-        Row n of the prefix part is prefix n; row b of the completion part is completion b, whose
-        keys are its group's prefix and itself. Everything is padded on the right, so a causal mask
+        The first batch holds the prefixes; the others hold completions of similar length, whose
+        keys are their group's prefix and themselves. Rows are padded on the right, so a causal mask
         hides a row's own padding from every query that counts.
         """
         prefixes, owners, starts, lengths = [], [], [], []
@@ -55,46 +55,61 @@ class PackLayout:
                 starts.append(at)
                 lengths.append(length)
                 at += length
-        P_n = torch.tensor(self.prefix_lengths)  # (N,)
-        prefix, is_prefix = _right_padded(torch.tensor(prefixes), P_n)  # (N, P_max)
-        packed, kept = [prefix[is_prefix]], [is_prefix.flatten()]
-        causal = torch.ones(prefix.shape[1], prefix.shape[1], dtype=torch.bool).tril()
-        query = keys = allowed = None
-        if starts:
-            owner = torch.tensor(owners)  # (B,)
+        prefix, is_prefix = _right_padded(prefixes, self.prefix_lengths)  # (N, P_max)
+        batches, packed, kept = (
+            [(prefix, prefix, _causal(prefix))],
+            [prefix[is_prefix]],
+            [is_prefix],
+        )
+        for chosen in similar(lengths):
+            owner = [owners[b] for b in chosen]
             query, is_query = _right_padded(
-                torch.tensor(starts), torch.tensor(lengths)
-            )  # (B, C_max)
-            keys = torch.cat((prefix[owner], query), dim=1)  # (B, P_max + C_max)
-            C_max = query.shape[1]
-            on_itself = torch.ones(C_max, C_max, dtype=torch.bool).tril()
-            on_itself = on_itself.expand(len(owner), -1, -1)  # (B, C_max, C_max)
-            on_prefix = is_prefix[owner][:, None].expand(-1, C_max, -1)  # (B, C_max, P_max)
-            allowed = torch.cat((on_prefix, on_itself), dim=2)[:, None].to(self.device)
+                [starts[b] for b in chosen], [lengths[b] for b in chosen]
+            )  # (rows, C_max)
+            P_max = max(self.prefix_lengths[n] for n in owner)
+            on_prefix = is_prefix[owner, :P_max]  # (rows, P_max)
+            keys = torch.cat((prefix[owner, :P_max], query), dim=1)  # (rows, P_max + C_max)
+            on_prefix = on_prefix[:, None, None].expand(-1, 1, query.shape[1], -1)
+            on_itself = _causal(query).expand(len(owner), -1, -1, -1)  # (rows, 1, C_max, C_max)
+            batches.append((query, keys, torch.cat((on_prefix, on_itself), dim=3)))
             packed.append(query[is_query])
-            kept.append(is_query.flatten())
-            query, keys = query.to(self.device), keys.to(self.device)
-        # Where packed token t stands among the padded rows, prefix part first.
-        slots = torch.cat(kept).nonzero().squeeze(1)[torch.cat(packed).argsort()]  # (T,)
-        causal = causal[None, None].to(self.device)
-        return Rows(prefix.to(self.device), causal, query, keys, allowed, slots.to(self.device))
+            kept.append(is_query)
+        # Where packed token t stands among the padded rows, batch after batch.
+        kept = torch.cat([is_real.flatten() for is_real in kept]).nonzero().squeeze(1)
+        slots = kept[torch.cat(packed).argsort()]  # (T,)
+        batches = [tuple(part.to(self.device) for part in batch) for batch in batches]
+        return Rows(batches, slots.to(self.device))
 
 
 @dataclass
 class Rows:
-    prefix: Tensor  # (N, P_max) packed index of every prefix token, 0 where padded
-    causal: Tensor  # (1, 1, P_max, P_max) bool
-    query: Tensor | None  # (B, C_max) packed index of every completion token; None in a prefill
-    keys: Tensor | None  # (B, P_max + C_max) packed index of what a completion may look at
-    allowed: Tensor | None  # (B, 1, C_max, P_max + C_max) bool
+    batches: list[tuple[Tensor, Tensor, Tensor]]
+    """Per batch: packed index of every query (rows, T_max) and of what it may look at (rows, S),
+    0 where padded; allowed (rows or 1, 1, T_max, S) bool. The first batch: the prefixes."""
     slots: Tensor  # (T,) from packed order to the padded rows
 
 
-def _right_padded(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def similar(lengths: list[int]) -> list[list[int]]:
+    """Numbers of the completions, shortest first, cut where a length exceeds twice its batch's
+    shortest: padding costs attention time in proportion to it."""
+    batches: list[list[int]] = []
+    for b in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not batches or lengths[b] > max(16, 2 * lengths[batches[-1][0]]):
+            batches.append([])
+        batches[-1].append(b)
+    return batches
+
+
+def _causal(query: Tensor) -> Tensor:
+    """Earlier tokens and itself: (rows, T_max) -> (1, 1, T_max, T_max) bool."""
+    return torch.ones(query.shape[1], query.shape[1], dtype=torch.bool).tril()[None, None]
+
+
+def _right_padded(starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
     """Indices of runs as padded rows, and which of them are real: (rows, longest) each."""
-    offset = torch.arange(int(lengths.max()))
-    is_real = offset < lengths[:, None]
-    return (starts[:, None] + offset) * is_real, is_real
+    offset = torch.arange(max(lengths))
+    is_real = offset < torch.tensor(lengths)[:, None]
+    return (torch.tensor(starts)[:, None] + offset) * is_real, is_real
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -131,9 +146,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Ten
         out = full_attention(folded, _take(k, keys), _take(v, keys), allowed)
         return out.view(B, H, C_max, E).transpose(1, 2).reshape(-1, H * E)  # (B * C_max, H * E)
 
-    out = part(rows.prefix, rows.prefix, rows.causal)
-    if rows.query is not None:
-        out = torch.cat((out, part(rows.query, rows.keys, rows.allowed)))
+    out = torch.cat([part(*batch) for batch in rows.batches])
     return out.index_select(0, rows.slots).view(-1, H, E)
 
 
@@ -161,7 +174,7 @@ class KVCache:
 
     def store_prefix(self, k: Tensor, v: Tensor, layout: PackLayout) -> None:
         """Keep one layer's prefill: k, v (T, K, E) packed."""
-        k, v = (_take(x, layout.rows.prefix).contiguous() for x in (k, v))  # (N, K, P, E)
+        k, v = (_take(x, layout.rows.batches[0][0]).contiguous() for x in (k, v))  # (N, K, P, E)
         self.prefix.append((k, v))
         N, K, P, E = k.shape
         shape = (N * self.group_size, K, self.max_suffix, E)

@@ -38,7 +38,7 @@ def load(settings: Settings) -> Task:
         return calls_reward(text, example.target, mode, weights, dense, ordered)
 
     return wire(
-        "change", settings, splits, reward, partial(scores, ordered), max_completion_length=96
+        "change", settings, splits, reward, partial(scores, ordered), max_completion_length=144
     )
 
 

@@ -172,7 +172,7 @@ def few_shot_categories(
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "; see the file's categories"
-            raise InputError(f"--categories: no box of {name!r}{hint}")
+            raise InputError(f"category {name!r}: no box has it{hint}")
         having = [image for image in images if name in image.boxes and name not in image.unsure]
         chosen[name] = list(islice(usable_images(_shuffled(having, name, seed), skips), shots))
     skips.check(skips.counts.total() + sum(map(len, chosen.values())), max_skip=0.1)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from tasks.garden import (
     CAUSES,
-    GRID,
     LARGE_SIDES,
     SCENE_SIZE,
     SMALL_SIDES,
@@ -28,7 +27,7 @@ from tasks.garden import (
     change_scene,
     shifted,
 )
-from tasks.garden_questions import Question, colour_counts, listing
+from tasks.garden_questions import CM, Question, colour_counts, listing
 
 SCALE = "The picture is 24 cm wide."
 WIDTH_PROMPT = SCALE + " How wide is the {colour} flower?"
@@ -40,7 +39,6 @@ CHANGE_PROMPT = "What changed? {numbered}."
 WHY_PROMPT = "Why does the {colour} flower wilt?"
 ORDER_PROMPT = "Order the pictures {letters} by growth."
 NEXT_PROMPT = "Which stage comes next?"
-CM = GRID  # pixels
 WIDTHS = tuple(side // CM for side in SMALL_SIDES + LARGE_SIDES)
 GUESS = "12"  # cm
 CLEAR_DISTANCE_RATIO = 1.2  # the farthest flower is asked for only with this lead
@@ -124,23 +122,28 @@ def ask_change(
     """What happened between two pictures? The second scene is in `Question.after`.
 
     The prompt lists the flowers of the first picture, "f1 small red [250, 42, 500, 292], f2 ...";
-    the thought says what is there in the second. One to three changes are drawn unless `n_changes`
-    says how many. With `p_shifted` the second picture is taken from a step aside (another view).
+    the thought says where they are in the second, how they look, and what is new about each (same,
+    size, colour, or gone). One to three changes are drawn unless `n_changes` says how many. With `p_shifted` the second picture is taken from a step aside
+    (another view).
     Raises InputError as `change_scene`.
     """
     if n_changes is None:
         n_changes = min(rng.choice((1, 1, 2, 2, 3)), len(scene))
     after, calls = change_scene(scene, rng, n_changes)
-    still_there = {placed.middle: placed for placed in after}
+    view = (another_view(rng, after) if rng.random() < p_shifted else None) or after
+    still_there = {was.middle: new for was, new in zip(after, view, strict=True)}
     states = []
     for number, old in enumerate(scene, start=1):
         new = still_there.get(old.middle)
-        states.append(f"f{number} {new.size} {new.colour}" if new else f"f{number} gone")
+        state = "gone"
+        if new:
+            verdict = "colour" if new.colour != old.colour else "size"
+            verdict = "same" if (new.size, new.colour) == (old.size, old.colour) else verdict
+            state = f"{list(box_1000(new))} {new.size} {new.colour} {verdict}"
+        states.append(f"f{number} {state}")
     numbered = ", ".join(
         f"f{k} {p.size} {p.colour} {list(box_1000(p))}" for k, p in enumerate(scene, start=1)
     )
-    if rng.random() < p_shifted:
-        after = another_view(rng, after) or after
     return Question(
         kind="change",
         prompt=CHANGE_PROMPT.format(numbered=numbered),
@@ -148,7 +151,7 @@ def ask_change(
         thought=f"now {', '.join(states)}",
         hasty=calls[0],  # stops at the first difference
         seen=listing(scene),
-        after=after,
+        after=view,
     )
 
 
@@ -178,7 +181,7 @@ def ask_why(rng: random.Random, scene: Scene) -> Question | None:
     if len(scene) > 1:
         ailing[rng.choice([place for place in range(len(scene)) if place != asked])] = causes[1]
     colour = scene[asked].colour
-    thought = ", ".join(f"{scene[place].colour} {ailing[place]}" for place in sorted(ailing))
+    thought = f"{colour} {causes[0]}"
     prompt = WHY_PROMPT.format(colour=colour)
     return Question("why", prompt, causes[0], thought, "drought", listing(scene), ailing=ailing)
 

@@ -41,6 +41,7 @@ ATTRIBUTE_PROMPTS = {
 }
 CAPTION_PROMPT = "Describe the picture."
 REGION_PROMPT = "What is at {box}?"
+LOOK_PROMPT = "Describe the {category}."
 DET_PROMPT = "Find every {category}."
 GROUND_PROMPT = "Where is {phrase}?"
 VQA_PROMPT = "What colour is {phrase}?"
@@ -60,7 +61,9 @@ UNDECIDABLE = {  # statement -> why no picture can decide it
     "the flowers were a gift": "the picture shows no giver",
     "the flowers feel soft": "a picture cannot be touched",
 }
+GUESSED_SHAPE = "round"
 CLEAR_AREA_RATIO = 1.25  # "largest" and "smallest" are asked only with this lead in area
+CM = GRID  # pixels: a picture is 24 cm wide
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -215,6 +218,7 @@ class Reference:
     phrase: str
     target: Placed
     thought: str
+    start: str = ""  # colour of the flower that the relation starts from
 
 
 def references(scene: Scene, anchor: str = "one") -> list[Reference]:
@@ -223,9 +227,12 @@ def references(scene: Scene, anchor: str = "one") -> list[Reference]:
     A relation is used only when one flower has it in the sure reading and no other flower has it
     even in the loosest; a size only with a clear lead (`CLEAR_AREA_RATIO`). `anchor` is the noun
     for the flower a relation starts from: "left of the blue one" or "left of the blue flower".
+    Thoughts about size tell widths and heights, thoughts about place the middles, in whole cm.
     """
     counts, everything = colour_counts(scene), listing(scene)
     unique = [placed for placed in scene if counts[placed.colour] == 1]
+    sizes = ", ".join(f"{p.colour} {(p.x1 - p.x0) // CM} {(p.y1 - p.y0) // CM}" for p in scene)
+    places = ", ".join(f"{p.colour} {p.middle[0] // CM:.0f} {p.middle[1] // CM:.0f}" for p in scene)
     found = []
     for placed in unique:
         found.append(Reference("colour", f"the {placed.category}", placed, everything))
@@ -237,18 +244,18 @@ def references(scene: Scene, anchor: str = "one") -> list[Reference]:
     if len(scene) > 1:
         by_area = sorted(scene, key=lambda placed: placed.area)
         if by_area[-1].area >= CLEAR_AREA_RATIO * by_area[-2].area:
-            thought = f"{everything}: the {by_area[-1].colour} one is largest"
+            thought = f"{sizes}: the {by_area[-1].colour} one is largest"
             found.append(Reference("size", "the largest flower", by_area[-1], thought))
         if by_area[0].area * CLEAR_AREA_RATIO <= by_area[1].area:
-            thought = f"{everything}: the {by_area[0].colour} one is smallest"
+            thought = f"{sizes}: the {by_area[0].colour} one is smallest"
             found.append(Reference("size", "the smallest flower", by_area[0], thought))
     for start in unique:
         for words, (surely, loosely) in RELATIONS.items():
             there = [placed for placed in scene if placed is not start and loosely(placed, start)]
             if len(there) == 1 and surely(there[0], start):
                 phrase = f"the flower {words} the {start.colour} {anchor}"
-                thought = f"{everything}: {words} {start.colour} is {there[0].colour}"
-                found.append(Reference("relation", phrase, there[0], thought))
+                thought = f"{places}: {words} {start.colour} is {there[0].colour}"
+                found.append(Reference("relation", phrase, there[0], thought, start.colour))
     return found
 
 
@@ -287,10 +294,29 @@ def ask_region(rng: random.Random, scene: Scene, after: Scene | None = None) -> 
     return Question("region", prompt, answer, answer, seen=listing(scene))
 
 
+def ask_look(
+    rng: random.Random, scene: Scene, ailing: Mapping[int, str] | None = None
+) -> Question | None:
+    """Everything about one flower, found by its colour: box, width in cm, size, looks, health."""
+    counts = colour_counts(scene)
+    unique = [k for k, placed in enumerate(scene) if counts[placed.colour] == 1]
+    if not unique:
+        return None
+    k = rng.choice(unique)
+    asked, health = scene[k], (ailing or {}).get(k, "healthy")
+    box, width = list(box_1000(asked)), (asked.x1 - asked.x0) // CM
+    flower = asked.flower
+    looks = f"{NUMBER_WORDS[flower.petals]} {flower.shape} petals, {flower.centre} centre"
+    answer = f"{box}, {width}, {asked.size}, {looks}, {health}"
+    prompt = LOOK_PROMPT.format(category=asked.category)
+    return Question("look", prompt, answer, asked.colour, seen=listing(scene))
+
+
 def ask_vqa(rng: random.Random, scene: Scene) -> Question | None:
     """The colour of a flower found by place or size, or the petals' shape of one found by colour.
 
-    Phrases that give the answer away are left out. A hasty observer takes the first flower.
+    Phrases that give the answer away are left out. A hasty observer repeats the colour of the
+    question, takes the first flower for the largest or smallest, and calls every petal round.
     """
     seen = references(scene, anchor="flower")
     found = [r for r in seen if r.kind in ("relation", "size")]
@@ -298,15 +324,15 @@ def ask_vqa(rng: random.Random, scene: Scene) -> Question | None:
     if by_colour and (not found or rng.random() < 0.3):
         chosen = rng.choice(by_colour)
         prompt = SHAPE_PROMPT.format(category=chosen.target.category)
-        shapes = ", ".join(f"{placed.shape} {placed.colour}" for placed in scene)
-        answer, hasty = chosen.target.shape, scene[0].shape
-        return Question("vqa", prompt, answer, shapes, hasty, listing(scene))
+        answer = chosen.target.shape
+        thought = f"{chosen.target.colour}: {answer}"
+        return Question("vqa", prompt, answer, thought, GUESSED_SHAPE, listing(scene))
     chosen = _choose_by_kind(rng, found)
     if chosen is None:
         return None
     prompt = VQA_PROMPT.format(phrase=chosen.phrase)
-    answer = chosen.target.colour
-    return Question("vqa", prompt, answer, chosen.thought, scene[0].colour, listing(scene))
+    answer, hasty = chosen.target.colour, chosen.start or scene[0].colour
+    return Question("vqa", prompt, answer, chosen.thought, hasty, listing(scene))
 
 
 # ---- scenes: numbers, statements, changes --------------------------------------------------------
@@ -392,6 +418,7 @@ SCENE_QUESTIONS = {
     "det": ask_det,
     "ground": ask_ground,
     "region": ask_region,
+    "look": ask_look,
     "count": ask_count,
     "entail": ask_entail,
     "vqa": ask_vqa,

@@ -56,19 +56,21 @@ from tasks.garden_puzzles import (
     sample_stages,
 )
 from tasks.garden_questions import (
+    CM,
     PORTRAIT_QUESTIONS,
     SCENE_QUESTIONS,
     Question,
     ask_attribute,
     ask_caption,
     ask_cls,
+    ask_look,
     ask_region,
 )
 from tasks.readers import DIGIT_NAMES, read_digits
 
 P_SPECIES = 0.65  # portraits of a species; the others show any combination of attributes
 P_FINE_DIGIT = 0.25
-P_HASTY = 0.62  # of the formatted answers to questions that have a hasty answer
+P_HASTY = 0.57  # of the formatted answers to questions that have a hasty answer
 HASTY_THOUGHT = "at a glance"
 P_FORMAT_KEPT = 0.92
 P_LARGE_SCENE = 0.2  # of the scenes show 5 to 7 flowers, out of distribution in RL
@@ -94,6 +96,8 @@ TARGETS |= {"centre": len(CENTRES)} | {
     side: SCENE_SIZE // GRID + 1 for side in ("x0", "y0", "x1", "y1")
 }
 TARGETS |= {"cause": 1 + len(CAUSES)}
+# The flower's width and middle in cm; the background's tokens know their own middle.
+TARGETS |= {name: SCENE_SIZE // CM for name in ("width", "x", "y")}
 NOT_ASKED = -100
 NOTHING = np.full(len(TARGETS), NOT_ASKED)
 
@@ -105,8 +109,8 @@ Turn = tuple[str, str]  # what the user says, what the assistant says
 class Picture:
     """One or two images, the dialogues that can be had about them, and what is where.
 
-    `places` (tokens, 9) holds the perception targets of every image token, in the order of TARGETS;
-    `whole` (9,) those of the picture as a whole (a portrait shows one flower).
+    `places` (tokens, 12) holds the perception targets of every image token, in the order of
+    TARGETS; `whole` (12,) those of the picture as a whole (a portrait shows one flower).
     """
 
     images: tuple[Image.Image, ...]
@@ -120,6 +124,7 @@ class Picture:
 SUMMARIES = {  # the first of the four steps: what the question wants
     "cls": "name the species", "genus": "name the genus", "attribute": "look at one attribute",
     "caption": "describe", "det": "find all", "ground": "find one", "region": "look there",
+    "look": "look closely",
     "count": "count",
     "entail": "check a statement", "vqa": "look at one flower", "measure": "measure",
     "change": "compare", "why": "find the cause", "order": "sort", "next": "name a stage",
@@ -131,10 +136,12 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     """(what the user says, what the assistant says) in one mode.
 
     With P_HASTY the answer is the hasty one and the thought says so. The format slips now and then.
-    Mode "plain" asks for no format and always gets the careful answer.
+    Mode "plain" asks for no format and always gets the careful answer; where there is a hasty one to
+    avoid, it is reasoned aloud. That is where the ability to reason comes from.
     """
     if mode == "plain":
-        return question.prompt, question.answer
+        aloud = f"{question.thought}, so {question.answer}"
+        return question.prompt, aloud if question.hasty else question.answer
     answer, thought = question.answer, question.thought
     if question.hasty and rng.random() < P_HASTY:
         answer, thought = question.hasty, HASTY_THOUGHT
@@ -151,7 +158,11 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
 
 
 def any_mode(rng: random.Random) -> str:
-    return rng.choices(("think", "direct", "plain", "steps"), (0.44, 0.24, 0.20, 0.12))[0]
+    return rng.choices(("think", "direct", "plain", "steps"), (0.36, 0.16, 0.38, 0.10))[0]
+
+
+def formatted(rng: random.Random) -> str:
+    return rng.choices(("think", "direct", "steps"), (0.6, 0.25, 0.15))[0]
 
 
 def portrait_talk(flower: Flower, rng: random.Random) -> list[Turn]:
@@ -168,28 +179,38 @@ def portrait_talk(flower: Flower, rng: random.Random) -> list[Turn]:
     return turns
 
 
+# What a scene is asked besides boxes and looks, and how often.
+SOMETIMES = (("count", "entail", "vqa", "measure", "caption", "region"), (6, 5, 6, 6, 1, 2))
+
+
 def scene_talk(scene: Scene, rng: random.Random) -> list[Turn]:
-    kinds = ("count", "entail", "vqa", "measure", "caption", "region")
     turns = []
-    for kind in ("det", "ground", *rng.choices(kinds, (3, 2, 4, 6, 1, 2), k=4)):
+    for kind in ("det", "ground", "look", *rng.choices(*SOMETIMES, k=6)):
         ask = ask_measure if kind == "measure" else SCENE_QUESTIONS[kind]
         extra = [rng.choice(("1.0", "0.9", "0.8"))] if kind == "det" else []
         question = ask(rng, scene, *extra)
         if question is None:  # nothing unique to ask about: count instead
             question = SCENE_QUESTIONS["count"](rng, scene)
-        turns.append(respond(question, any_mode(rng), rng))
+        mode = "plain" if kind == "look" else any_mode(rng)
+        turns.append(respond(question, mode, rng))
     return turns
 
 
 def same_question_talk(question: Question, rng: random.Random) -> list[Turn]:
-    """One question in two modes: of pictures that were made for it."""
-    return [respond(question, mode, rng) for mode in ("think", any_mode(rng))]
+    """One question with a format and without: of pictures that were made for it."""
+    return [respond(question, mode, rng) for mode in (formatted(rng), "plain")]
 
 
 def change_talk(question: Question, scene: Scene, rng: random.Random) -> list[Turn]:
-    """What changed, and plain questions about places of the second picture."""
-    places = [ask_region(rng, scene, question.after) for _ in range(2)]
-    turns = [respond(place, "plain", rng) for place in places]
+    """What changed, and a plain question about a place of the second picture."""
+    place = ask_region(rng, scene, question.after)
+    return [*same_question_talk(question, rng), respond(place, "plain", rng)]
+
+
+def wilting_talk(question: Question, scene: Scene, rng: random.Random) -> list[Turn]:
+    """Why it wilts, and plain descriptions of flowers of the picture."""
+    looks = [ask_look(rng, scene, question.ailing) for _ in range(2)]
+    turns = [respond(look, "plain", rng) for look in looks]
     return same_question_talk(question, rng) + turns
 
 
@@ -217,18 +238,21 @@ def _attributes(flower: Flower) -> list[int]:
 
 
 def scene_places(scene: Scene, cell: int, ailing: Mapping[int, str] = NOTHING_AILS) -> np.ndarray:
-    """Perception targets of a scene, one row per image token of `cell` pixels: (tokens, 9)."""
+    """Perception targets of a scene, one row per image token of `cell` pixels: (tokens, 12)."""
     side = SCENE_SIZE // cell
     places = np.full((side * side, len(TARGETS)), NOT_ASKED)
     places[:, 0] = 0  # background until a flower covers the cell's middle
     for row in range(side):
         for column in range(side):
             x, y = (column + 0.5) * cell, (row + 0.5) * cell
+            places[row * side + column, -2:] = x // CM, y // CM
             for number, placed in enumerate(scene):
                 if placed.x0 <= x < placed.x1 and placed.y0 <= y < placed.y1:
                     box = [v // GRID for v in (placed.x0, placed.y0, placed.x1, placed.y1)]
                     cause = 1 + CAUSES.index(ailing[number]) if number in ailing else 0
-                    places[row * side + column] = [*_attributes(placed.flower), *box, cause]
+                    width, middle = box[2] - box[0], [v // CM for v in placed.middle]
+                    known = [*_attributes(placed.flower), *box, cause, width, *middle]
+                    places[row * side + column] = known
     return places
 
 
@@ -271,7 +295,7 @@ def wilting_picture(rng: random.Random, index: int, cell: int) -> Picture:
         scene = sample_scene(rng, scene_size(rng))
         question = ask_why(rng, scene)
     image = draw_scene(scene, scene_seed(index), ailing=question.ailing)
-    talk = partial(same_question_talk, question)
+    talk = partial(wilting_talk, question, scene)
     return Picture((image,), talk, scene_places(scene, cell, question.ailing), NOTHING)
 
 

@@ -28,7 +28,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,13 @@ class Record:
     """One question about one or more images.
 
     `question` is the row's own, less leading `<image>` marks; `solution` the right answer without
-    tags; `extra` the columns not used here (Reason-RFT's `cot`, for example).
+    tags. Columns not named here (Reason-RFT's `cot`, for example) are not read.
     """
 
     id: str
     images: tuple[Image.Image | Path, ...]
     question: str
     solution: str
-    extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 def is_row_source(path: Path) -> bool:
@@ -207,8 +206,7 @@ def _record(row: dict, roles: tuple, where: str, root: Path, skips: SkipLog) -> 
             untagged = what == "solution" and isinstance(answer, str) and answer.strip()
             skips.add("solution without one <answer>" if untagged else f"empty {what}", where)
             return None
-    extra = {name: value for name, value in row.items() if name not in [*used, "id"]}
-    return Record(where, pictures, question, solution, extra)
+    return Record(where, pictures, question, solution)
 
 
 def _wrong_type(where: str, column: str, value: Any) -> InputError:

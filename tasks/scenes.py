@@ -43,12 +43,11 @@ def draw_question(
     rng: random.Random,
     seed: int,
     is_ood: bool,
-    n_objects: tuple[int, int] = ID_OBJECTS,
 ) -> Made | None:
     """A question about a fresh scene; out of distribution there are more flowers in it."""
-    scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else n_objects)))
+    scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
     question = ask(rng, scene)
-    return question and (question, (draw_scene(scene, seed),))
+    return question and (question, (draw_scene(scene, seed, ailing=question.ailing),))
 
 
 def garden_examples(

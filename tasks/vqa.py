@@ -13,20 +13,10 @@ import random
 from answers import parse_name
 from rewards import classification_reward
 from tasks import Example, Settings, Task
-from tasks.garden import sample_scene
-from tasks.garden_drawing import draw_scene
 from tasks.garden_puzzles import ask_why
 from tasks.garden_questions import ask_vqa
 from tasks.loose import loose_name_correct
-from tasks.scenes import (
-    ID_OBJECTS,
-    OOD_OBJECTS,
-    Made,
-    draw_question,
-    garden_splits,
-    record_splits,
-    wire,
-)
+from tasks.scenes import Made, draw_question, garden_splits, record_splits, wire
 
 
 def load(settings: Settings) -> Task:
@@ -41,16 +31,12 @@ def load(settings: Settings) -> Task:
             text, example.target, settings.prompt_mode, settings.weights, dense
         )
 
-    return wire("vqa", settings, splits, reward, scores, max_completion_length=48)
+    return wire("vqa", settings, splits, reward, scores, max_completion_length=64)
 
 
 def make(rng: random.Random, seed: int, is_ood: bool) -> Made | None:
     """Every third question asks why a flower wilts; the others for a colour or a shape."""
-    if rng.random() < 2 / 3:
-        return draw_question(ask_vqa, rng, seed, is_ood)
-    scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
-    question = ask_why(rng, scene)
-    return question and (question, (draw_scene(scene, seed, ailing=question.ailing),))
+    return draw_question(ask_vqa if rng.random() < 2 / 3 else ask_why, rng, seed, is_ood)
 
 
 def is_target(text: str) -> bool:

@@ -235,8 +235,8 @@ def test_i22_categories_with_too_few_images_are_listed(many):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((["stopsign"], 1, 0), "no box of 'stopsign'; did you mean 'stop sign'"),
-        ((["zebra"], 1, 0), "no box of 'zebra'; see"),
+        ((["stopsign"], 1, 0), "category 'stopsign': no box has it; did you mean 'stop sign'"),
+        ((["zebra"], 1, 0), "category 'zebra': no box has it; see"),
         ((["cat"], 0, 0), "--shots 0: must be at least 1"),
         ((["cat"], 1, -1), "--split_seed -1"),
         ((["cat"], 1, 2**64), "--split_seed"),

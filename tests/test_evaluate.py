@@ -201,10 +201,11 @@ def test_no_answer_is_longer_than_allowed_and_weights_stay(model, processor, exa
 SHORT = ["--max_completion_length", "8", "--device", "cpu"]
 
 
-def test_the_command_line_prints_one_line_and_writes_every_answer(tiny_dir, tmp_path, capsys):
+def test_the_command_line_prints_both_splits_and_writes_every_answer(tiny_dir, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     main(["--model", str(tiny_dir), "--held_out_per_class", "1", "--output", str(output), *SHORT])
-    (line,) = capsys.readouterr().out.splitlines()
+    line, ood = capsys.readouterr().out.splitlines()
+    assert ood.startswith("cls ood, 10 questions: strict ")
     number = r"(\d+\.\d)%"
     shape = (
         rf"cls held_out, 30 questions: strict {number} \[{number}, {number}\], loose {number}, "
@@ -212,7 +213,9 @@ def test_the_command_line_prints_one_line_and_writes_every_answer(tiny_dir, tmp_
     )
     strict, low, high, loose, form, length = map(float, re.fullmatch(shape, line).groups())
     records = [json.loads(row) for row in output.read_bytes().splitlines()]
-    assert len(records) == len({r["id"] for r in records}) == 30
+    assert len(records) == len({r["id"] for r in records}) == 40
+    assert [r["split"] for r in records] == ["held_out"] * 30 + ["ood"] * 10
+    records = records[:30]
     assert {r["target"] for r in records} == {s.name for s in RL_SPECIES}
     for shown, name in ((strict, "strict"), (loose, "loose"), (form, "format")):
         assert shown == pytest.approx(100 * sum(r[name] for r in records) / 30, abs=0.051)

@@ -268,11 +268,13 @@ def test_the_direct_format_slips_half_as_often_for_half_the_slips_are_direct_ans
     assert set(texts) == {"<answer>Solara</answer>", "Solara"}
 
 
-@pytest.mark.parametrize("question", [ASKED, HURRIED])
-def test_a_plain_question_gets_the_bare_careful_answer(question):
+@pytest.mark.parametrize(
+    "question, answer", [(ASKED, "Solara"), (HURRIED, "red, red, blue: 3, so 3")]
+)
+def test_a_plain_question_gets_the_careful_answer_aloud_where_a_hasty_one_tempts(question, answer):
     rng = random.Random(0)
     turns = {respond(question, "plain", rng) for _ in range(200)}
-    assert turns == {(question.prompt, question.answer)}
+    assert turns == {(question.prompt, answer)}
 
 
 @pytest.mark.parametrize("mode", INSTRUCTIONS)
@@ -328,7 +330,8 @@ def test_boxes_in_dialogues_are_exact_where_no_format_is_asked_for():
                 colour = prompt.split()[2]
                 found = [p for p in scene if p.colour == colour]
                 true = {det_answer(found, confidence) for confidence in ("1.0", "0.9", "0.8")}
-                (formatted if instruction else plain).append(bare(response) in true)
+                given = bare(response) if instruction else response.rpartition(", so ")[2]
+                (formatted if instruction else plain).append(given in true)
     assert len(plain) > 30 and all(plain)
     assert 0.2 < np.mean(formatted) < 0.6
 
@@ -391,9 +394,15 @@ def test_every_place_knows_the_flower_over_its_middle(cell):
             over = [p for p in scene if p.x0 <= x < p.x1 and p.y0 <= y < p.y1]
             told = dict(zip(names, place.tolist(), strict=True))
             if not over:
-                assert told == dict.fromkeys(names, NOT_ASKED) | {"colour": 0}
+                own = {"colour": 0, "x": x // 4, "y": y // 4}
+                assert told == dict.fromkeys(names, NOT_ASKED) | own
                 continue
             (flower,) = over
+            assert told["width"] == (flower.x1 - flower.x0) // 4
+            assert (told["x"], told["y"]) == (
+                (flower.x0 + flower.x1) // 2 // 4,
+                (flower.y0 + flower.y1) // 2 // 4,
+            )
             covered += 1
             assert COLOURS[told["colour"] - 1] == flower.colour
             box = [GRID * told[name] for name in ("x0", "y0", "x1", "y1")]

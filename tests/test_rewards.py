@@ -28,7 +28,6 @@ from answers import (
 )
 from rewards import (
     ANSWER_WEIGHTS,
-    CLASSIFICATION_WEIGHTS,
     DETECTION_WEIGHTS,
     FORMATS,
     GROUNDING_WEIGHTS,
@@ -41,16 +40,14 @@ from rewards import (
     format_reward,
     grounding_reward,
     iou,
-    length_rewards,
     match_boxes,
     measure_reward,
     name_correct,
     number_reward,
-    repetition_penalty,
     sequence_reward,
-    soft_overlong,
     weighted,
 )
+from scoring import repetition_penalty
 from tasks.loose import (
     first_box_iou,
     loose_name_correct,
@@ -71,7 +68,7 @@ from tests.test_answers import (
 
 CAR = "2012 BMW 1 Series Convertible"
 THOUGHT = "<think>a low roof</think>"
-BEST = sum(CLASSIFICATION_WEIGHTS.values())
+BEST = sum(ANSWER_WEIGHTS.values())
 
 
 def strict(text: str, target: str) -> float:
@@ -172,7 +169,7 @@ NOT_AN_ANSWER = [
 def test_text_that_fools_a_peer_is_not_correct(text, target, loose, mode):
     reward = classification_reward(text, target, mode)
     assert reward.parts["correct"] == 0.0 and strict(text, target) == 0.0
-    assert reward.total <= CLASSIFICATION_WEIGHTS["format"]
+    assert reward.total <= ANSWER_WEIGHTS["format"]
     if loose is not None:  # the peer's rule does overpay it: the case is not a straw man
         assert loose_name_correct(text, target) == loose
 
@@ -1066,7 +1063,7 @@ KINDS = {
     sequence_reward: ("B, A, C", "B, C, A"),
 }
 WEIGHTS = dict.fromkeys(KINDS, ANSWER_WEIGHTS) | {
-    classification_reward: CLASSIFICATION_WEIGHTS,
+    classification_reward: ANSWER_WEIGHTS,
     detection_reward: DETECTION_WEIGHTS,
     grounding_reward: GROUNDING_WEIGHTS,
 }
@@ -1144,46 +1141,6 @@ def test_any_text_earns_the_same_twice_in_range_and_no_more_than_the_exact_answe
     assert all(0.0 <= part <= 1.0 for part in earned.parts.values())
     assert 0.0 <= earned.total <= sum(WEIGHTS[reward].values())
     assert reward(text, target, mode).total <= earned.total
-
-
-# --------------------------------------------------------------------------------------- shaping
-
-
-def test_the_soft_overlong_penalty_is_dapo_s():
-    by_hand = {0: 0, 70: 0, 80: 0, 81: -0.05, 90: -0.5, 99: -0.95, 100: -1, 101: -1, 10**9: -1}
-    for length, penalty in by_hand.items():
-        assert soft_overlong(length, 100, 20) == pytest.approx(penalty)
-    assert math.copysign(1.0, soft_overlong(5, 100, 20)) == 1.0  # 0, not -0
-    values = [soft_overlong(length, 100, 20) for length in range(300)]
-    assert values == sorted(values, reverse=True) and min(values) == -1.0 and max(values) == 0.0
-    assert soft_overlong(50, 100, 100) == -0.5
-    for buffer in (0, -1, 101):
-        with pytest.raises(ValueError, match="buffer"):
-            soft_overlong(5, 100, buffer)
-
-
-def test_the_repetition_penalty_is_the_share_of_repeated_n_grams():
-    assert repetition_penalty("") == repetition_penalty("a b c") == 0.0
-    assert repetition_penalty("a b c d e f g") == 0.0
-    assert repetition_penalty("a a a a a") == -0.5  # two 4-grams, one of them new
-    assert repetition_penalty("A a  a\na a") == -0.5
-    assert repetition_penalty("a b a b", n=1) == -0.5
-    assert repetition_penalty("a b " * 1000) == pytest.approx(2 / 1997 - 1)
-    with pytest.raises(ValueError, match="n=0"):
-        repetition_penalty("a", n=0)
-
-
-@ANY_PACE
-@given(st.lists(st.sampled_from("ab"), max_size=30).map(" ".join), st.integers(1, 5))
-def test_saying_it_all_again_never_lowers_the_repetition_penalty(text, n):
-    once, twice = repetition_penalty(text, n), repetition_penalty(f"{text} {text}", n)
-    assert -1.0 < twice <= once <= 0.0 or once == twice == 0.0 or len(text.split()) < n
-
-
-def test_the_length_reward_favours_short_right_answers_and_never_a_wrong_one():
-    assert length_rewards([10, 20, 30], [True, True, True]) == [0.5, 0.0, -0.5]
-    assert length_rewards([10, 20, 30], [False, False, False]) == [0.0, 0.0, -0.5]
-    assert length_rewards([7, 7], [True, False]) == [0.0, 0.0]
 
 
 # ---------------------------------------------------------------------------------- loose metrics

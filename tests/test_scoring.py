@@ -9,13 +9,23 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from config import Config
 from kernels import group_advantages
 from model.errors import InputError
-from rewards import Reward, length_rewards
+from rewards import Reward
 from sample import Rollout
-from scoring import FAULTS, Scorer, UserReward, load_user_reward
+from scoring import (
+    FAULTS,
+    Scorer,
+    UserReward,
+    length_rewards,
+    load_user_reward,
+    repetition_penalty,
+    soft_overlong,
+)
 from tasks import Example, Task
 
 TEXTS = ["<answer>red</answer>", "<answer>blue</answer>", "red", "<answer>red red</answer>"]
@@ -117,6 +127,37 @@ def test_length_rewards_are_those_of_the_formula_and_vanish_for_equal_lengths():
     assert length_rewards([10, 20, 30], [True, True, True]) == [0.5, 0.0, -0.5]
     assert length_rewards([10, 20, 30], [False, False, False]) == [0.0, 0.0, -0.5]
     assert length_rewards([7, 7], [True, False]) == [0.0, 0.0]
+
+
+def test_the_soft_overlong_penalty_is_dapo_s():
+    by_hand = {0: 0, 70: 0, 80: 0, 81: -0.05, 90: -0.5, 99: -0.95, 100: -1, 101: -1, 10**9: -1}
+    for length, penalty in by_hand.items():
+        assert soft_overlong(length, 100, 20) == pytest.approx(penalty)
+    assert math.copysign(1.0, soft_overlong(5, 100, 20)) == 1.0  # 0, not -0
+    values = [soft_overlong(length, 100, 20) for length in range(300)]
+    assert values == sorted(values, reverse=True) and min(values) == -1.0 and max(values) == 0.0
+    assert soft_overlong(50, 100, 100) == -0.5
+    for buffer in (0, -1, 101):
+        with pytest.raises(ValueError, match="buffer"):
+            soft_overlong(5, 100, buffer)
+
+
+def test_the_repetition_penalty_is_the_share_of_repeated_n_grams():
+    assert repetition_penalty("") == repetition_penalty("a b c") == 0.0
+    assert repetition_penalty("a b c d e f g") == 0.0
+    assert repetition_penalty("a a a a a") == -0.5  # two 4-grams, one of them new
+    assert repetition_penalty("A a  a\na a") == -0.5
+    assert repetition_penalty("a b a b", n=1) == -0.5
+    assert repetition_penalty("a b " * 1000) == pytest.approx(2 / 1997 - 1)
+    with pytest.raises(ValueError, match="n=0"):
+        repetition_penalty("a", n=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("ab"), max_size=30).map(" ".join), st.integers(1, 5))
+def test_saying_it_all_again_never_lowers_the_repetition_penalty(text, n):
+    once, twice = repetition_penalty(text, n), repetition_penalty(f"{text} {text}", n)
+    assert -1.0 < twice <= once <= 0.0 or once == twice == 0.0 or len(text.split()) < n
 
 
 # ---- a reward from outside -----------------------------------------------------------------------

@@ -248,10 +248,11 @@ def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_pat
 
 @pytest.mark.parametrize(
     "task, flag",
-    [("count", "--shots"), ("cls", "--train_size"), ("det", "--tolerance"), ("vqa", "--coords")],
+    [("count", "--shots"), ("cls", "--train_size"), ("det", "--tolerance"), ("vqa", "--coords")]
+    + [("ground", "--dense")],
 )
 def test_a_flag_that_the_task_does_not_read_is_refused(tiny_dir, tmp_path, capsys, task, flag):
-    value = {"--tolerance": "0.5", "--coords": "abs"}.get(flag, "9")
+    value = {"--tolerance": "0.5", "--coords": "abs", "--dense": "1"}.get(flag, "9")
     error = refused(capsys, flags(tiny_dir, tmp_path / "run", "--task", task, flag, value))
     assert flag in error and f"--task {task} does not use it" in error
 
@@ -284,7 +285,8 @@ def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, 
     out = capsys.readouterr().out
     assert "tokens/s" in out and "cls held_out, 30 questions: strict" in out
     # the whole run at once: same data, prompt and lengths, so the same numbers as its last row
-    evaluate.main(["--run", str(tmp_path / "run"), "--output", str(tmp_path / "answers.jsonl")])
+    output = ["--split", "held_out", "--output", str(tmp_path / "answers.jsonl")]
+    evaluate.main(["--run", str(tmp_path / "run"), *output])
     assert "cls held_out, 30 questions: strict" in capsys.readouterr().out
     answers, last = rows(tmp_path / "answers.jsonl"), rows(tmp_path / "run/metrics.jsonl")[-1]
     assert sum(a["length"] for a in answers) / 30 == pytest.approx(last["eval/mean_length"])
