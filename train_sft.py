@@ -8,6 +8,9 @@ there. (Without this stage the same network shows no box at all after 1000 joint
 and language model learn the dialogues of `tasks/pretraining.py`, with the heads as a side loss;
 several dialogues about one picture are packed behind it, so that a picture is encoded once. The
 result is a complete checkpoint directory, read by the same code as a published Qwen2-VL.
+
+`--model_dir` goes on from such a directory with both stages and fresh heads. The committed base was
+made so, in three goes of 1800, 2600 and 950 joint steps (benchmarks/RESULTS.md).
 """
 
 import json
@@ -59,14 +62,14 @@ class PretrainConfig:
     output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
     model_dir: Path | None = flag(None, "go on from this checkpoint, with its tokenizer")
     see_steps: int = flag(1500, "steps of the vision stage")
-    talk_steps: int = flag(1800, "steps of the joint stage")
+    talk_steps: int = flag(5000, "steps of the joint stage")
     learning_rate: float = flag(1e-3, "peak of both stages")
     seed: int = flag(0, "of pictures, dialogues and initial weights")
     pool_scale: float = flag(1.0, "fraction of the pictures to draw")
 
     def __post_init__(self) -> None:
         if not self.pretrain:
-            raise InputError("add --pretrain to make the embedded base (51 minutes on two cores)")
+            raise InputError("add --pretrain to make the embedded base (two hours on two cores)")
         for name in ("see_steps", "talk_steps"):
             require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("learning_rate", "pool_scale"):

@@ -123,8 +123,8 @@ def ask_change(
 
     The prompt lists the flowers of the first picture, "f1 small red [250, 42, 500, 292], f2 ...";
     the thought says where they are in the second, how they look, and what is new about each (same,
-    size, colour, or gone). One to three changes are drawn unless `n_changes` says how many. With `p_shifted` the second picture is taken from a step aside
-    (another view).
+    size, colour, or gone). One to three changes are drawn unless `n_changes` says how many. With
+    `p_shifted` the second picture is taken from a step aside (another view).
     Raises InputError as `change_scene`.
     """
     if n_changes is None:

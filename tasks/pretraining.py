@@ -8,7 +8,8 @@ coarse thing by habit. This corpus makes such a base on purpose: *able, but not 
   species mostly finely. So the fine name is in reach of sampling, but not the likeliest answer.
 - Every question type of the other tasks occurs, and is answered hastily in most cases (`P_HASTY`):
   without looking, guessed lengths, coarse boxes, the first difference only. Asked without a format,
-  the same questions get careful answers: that is where the ability comes from.
+  the same questions get careful answers, reasoned aloud: that is where the ability comes from.
+- Plain descriptions of single flowers (`ask_look`) bind what is seen to where and whose it is.
 - The asked-for format is kept most of the time, not always.
 - One half of scikit-learn's digits is named mostly coarsely ("an even digit").
 
@@ -136,8 +137,8 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     """(what the user says, what the assistant says) in one mode.
 
     With P_HASTY the answer is the hasty one and the thought says so. The format slips now and then.
-    Mode "plain" asks for no format and always gets the careful answer; where there is a hasty one to
-    avoid, it is reasoned aloud. That is where the ability to reason comes from.
+    Mode "plain" asks for no format and always gets the careful answer, reasoned aloud where there
+    is a hasty one to avoid: that is where the ability to reason comes from.
     """
     if mode == "plain":
         aloud = f"{question.thought}, so {question.answer}"

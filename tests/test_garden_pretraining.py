@@ -677,6 +677,20 @@ def test_a_run_keeps_a_journal_and_every_weight_moves(miniature, tmp_path, capsy
     assert still == []
 
 
+def test_a_run_can_go_on_from_a_checkpoint_with_its_tokenizer(miniature, tmp_path, capsys):
+    first, more = tmp_path / "first", tmp_path / "more"
+    train_sft.main([*miniature, "--output_dir", str(first)])
+    train_sft.main([*miniature, "--output_dir", str(more), "--model_dir", str(first), "--seed", "1"])
+    assert (first / "tokenizer.json").read_bytes() == (more / "tokenizer.json").read_bytes()
+    before, after = (load_file(path / "model.safetensors") for path in (first, more))
+    fresh = dict(train_sft.init_model(Processor(first).cfg, seed=1).named_parameters())
+    matrices = [name for name, tensor in before.items() if tensor.ndim > 1]
+    assert matrices
+    for name in matrices:
+        moved = float((after[name] - before[name]).norm())
+        assert 0 < moved < 0.2 * float((after[name] - fresh[name].detach()).norm()), name
+
+
 @pytest.mark.parametrize("scale", ["0", "0.2", "0.4", "-1", "nan", "inf"])
 def test_a_pool_smaller_than_a_batch_of_either_stage_is_refused_by_flag(scale, miniature, tmp_path):
     with pytest.raises(InputError, match="--pool_scale"):
