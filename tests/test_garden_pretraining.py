@@ -680,7 +680,8 @@ def test_a_run_keeps_a_journal_and_every_weight_moves(miniature, tmp_path, capsy
 def test_a_run_can_go_on_from_a_checkpoint_with_its_tokenizer(miniature, tmp_path, capsys):
     first, more = tmp_path / "first", tmp_path / "more"
     train_sft.main([*miniature, "--output_dir", str(first)])
-    train_sft.main([*miniature, "--output_dir", str(more), "--model_dir", str(first), "--seed", "1"])
+    again = ["--model_dir", str(first), "--seed", "1"]
+    train_sft.main([*miniature, "--output_dir", str(more), *again])
     assert (first / "tokenizer.json").read_bytes() == (more / "tokenizer.json").read_bytes()
     before, after = (load_file(path / "model.safetensors") for path in (first, more))
     fresh = dict(train_sft.init_model(Processor(first).cfg, seed=1).named_parameters())
