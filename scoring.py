@@ -141,6 +141,8 @@ class Scorer:
 
     def __init__(self, task: Task, cfg: Config):
         self.task, self.cfg = task, cfg
+        self.weights = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
+        self.weights |= {"length": cfg.length_weight}
         self.user = UserReward(load_user_reward(cfg.reward)) if cfg.reward else None
         if cfg.reward and cfg.length_weight:
             raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
@@ -173,7 +175,7 @@ class Scorer:
             counted = []
             for i, reward in enumerate(rewards):
                 more = {name: values[i] for name, values in shaping.items()}
-                added = sum(self._weight(name) * value for name, value in more.items())
+                added = sum(self.weights[name] * value for name, value in more.items())
                 counted.append(reward and Reward(reward.total + added, reward.parts | more))
             known = [reward.total for reward in counted if reward is not None]
             mean = sum(known) / len(known) if known else 0.0
@@ -195,20 +197,17 @@ class Scorer:
             )
         return reward
 
-    def _weight(self, part: str) -> float:
-        return getattr(self.cfg, f"{part}_weight")
-
     def _shaping(
         self, example: Example, texts: list[str], lengths: list[int]
     ) -> dict[str, list[float]]:
         """The optional parts that have a weight, unweighted: name -> one number per completion."""
         parts, limit = {}, self.cfg.max_completion_length
-        if self._weight("overlong"):
+        if self.weights["overlong"]:
             buffer = self.cfg.overlong_buffer
             parts["overlong"] = [soft_overlong(length, limit, buffer) for length in lengths]
-        if self._weight("repetition"):
+        if self.weights["repetition"]:
             parts["repetition"] = [repetition_penalty(text) for text in texts]
-        if self._weight("length"):  # for the whole answer: being nearly right does not count
+        if self.weights["length"]:  # for the whole answer: being nearly right does not count
             is_right = [self.task.scores(text, example)["strict"] == 1.0 for text in texts]
             parts["length"] = length_rewards(lengths, is_right)
         return parts
