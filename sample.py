@@ -102,7 +102,7 @@ def generate_group(
     uniforms = uniforms.to(device)
 
     # Prefill: every prompt once.
-    cache = KVCache(G, max_completion_length)
+    cache = KVCache(G, max_completion_length, device)
     layout = PackLayout([len(p.ids) for p in prompts], [[] for _ in prompts], device)
     ids = torch.cat([p.ids for p in prompts]).to(device)  # (T,)
     positions = torch.cat([p.positions for p in prompts], dim=1).to(device)  # (3, T)

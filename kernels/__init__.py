@@ -1,12 +1,13 @@
-"""The two operations of GRPO that have a Triton kernel, each beside its torch reference.
+"""The three operations that have a Triton kernel, each beside its torch reference.
 
 * `linear_logprob`: log-probability and entropy of the chosen tokens straight from hidden states.
 * `group_advantages`: rewards compared inside each group.
+* `shared_prefix_attention`: one new token per row against [shared prefix | own suffix].
 
 Both take `impl`: "auto" runs the Triton kernel on CUDA tensors and its torch twin everywhere else.
 Triton is optional: without it (or without a GPU) every function here still works.
 
-Next: `advantage.py` (the smallest complete kernel), then `logprob.py`.
+Next: `advantage.py` (the smallest complete kernel), then `decode.py` and `logprob.py`.
 """
 
 from typing import Literal
@@ -48,8 +49,9 @@ def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:
     return impl
 
 
-# Below the definitions above because both modules import them from this package.
+# Below the definitions above because the modules import them from this package.
 from kernels.advantage import group_advantages, group_advantages_ref  # noqa: E402
+from kernels.decode import shared_prefix_attention, shared_prefix_attention_ref  # noqa: E402
 from kernels.logprob import linear_logprob, linear_logprob_ref  # noqa: E402
 
 __all__ = [
@@ -59,4 +61,6 @@ __all__ = [
     "group_advantages_ref",
     "linear_logprob",
     "linear_logprob_ref",
+    "shared_prefix_attention",
+    "shared_prefix_attention_ref",
 ]

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import shared_prefix_attention
+
 
 @dataclass
 class PackLayout:
@@ -160,17 +162,19 @@ class KVCache:
     """Keys and values of N groups: the prefix once per group, the suffix once per row.
 
     prefix: per layer k and v (N, K, P, E), filled by the prefill; suffix: per layer k and v
-    (B, K, C_max, E), allocated once and written in place. All rows advance together, so `length` is
-    one number.
+    (B, K, S_max, E), allocated once and written in place. All rows advance together, so `length`,
+    the number of suffix tokens, is one number; it lives on the device, and so a step never asks the
+    host anything.
     """
 
-    def __init__(self, group_size: int, max_suffix: int):
+    def __init__(self, group_size: int, max_suffix: int, device: torch.device | str = "cpu"):
         self.group_size = group_size
         self.max_suffix = max_suffix
-        self.length = 0  # suffix tokens already written
+        self.length = torch.zeros((), dtype=torch.int32, device=device)
+        self.slot = torch.full((1,), -1, device=device)  # int64: where the newest token is
         self.prefix: list[tuple[Tensor, Tensor]] = []
         self.suffix: list[tuple[Tensor, Tensor]] = []
-        self.prefix_bias: Tensor | None = None  # (N, 1, 1, P) 0 or -inf beyond P_n
+        self.prefix_lengths: Tensor | None = None  # (N,) int32
 
     def store_prefix(self, k: Tensor, v: Tensor, layout: PackLayout) -> None:
         """Keep one layer's prefill: k, v (T, K, E) packed."""
@@ -179,41 +183,27 @@ class KVCache:
         N, K, P, E = k.shape
         shape = (N * self.group_size, K, self.max_suffix, E)
         self.suffix.append((k.new_zeros(shape), k.new_zeros(shape)))
-        if self.prefix_bias is None:
-            lengths = torch.tensor(layout.prefix_lengths, device=k.device)
-            beyond = torch.arange(P, device=k.device) >= lengths[:, None]  # (N, P)
-            self.prefix_bias = torch.zeros(beyond.shape, device=k.device, dtype=k.dtype)
-            self.prefix_bias = self.prefix_bias.masked_fill_(beyond, float("-inf"))[:, None, None]
+        if self.prefix_lengths is None:
+            lengths = torch.tensor(layout.prefix_lengths, dtype=torch.int32)
+            self.prefix_lengths = lengths.to(k.device)
+
+    def advance(self) -> None:
+        """Make room for the next token of every row; called once per step, before the layers."""
+        self.length += 1
+        self.slot += 1
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
     """One new token per row against [shared prefix | own suffix, itself included].
 
     Args:
-        q: (B, H, E). k, v: (B, K, E) of the new token, written into the suffix at `cache.length`.
+        q: (B, H, E). k, v: (B, K, E) of the new token, written into the suffix.
     Returns: (B, H, E).
     """
     prefix_k, prefix_v = cache.prefix[layer]
     suffix_k, suffix_v = cache.suffix[layer]
-    suffix_k[:, :, cache.length] = k
-    suffix_v[:, :, cache.length] = v
-    suffix_k = suffix_k[:, :, : cache.length + 1]  # (B, K, S, E)
-    suffix_v = suffix_v[:, :, : cache.length + 1]
-    N, K, P, E = prefix_k.shape
-    B, H, _ = q.shape
-    G, R = B // N, H // K  # rows a group, query heads a key head
-    # fp32 throughout: rounding the scores to bf16 would sample from another distribution than the
-    # one that training scores, whose fused attention keeps them in fp32.
-    dtype, q = q.dtype, q.view(N, G, K, R, E).float() * E**-0.5
-    prefix_k, prefix_v = prefix_k.float(), prefix_v.float()
-    suffix_k, suffix_v = suffix_k.float(), suffix_v.float()
-    # The G * R queries that share a prefix key form one matrix product: no copy of the prefix.
-    grouped = q.transpose(1, 2).reshape(N, K, G * R, E)
-    to_prefix = grouped @ prefix_k.transpose(2, 3) + cache.prefix_bias  # (N, K, G*R, P)
-    to_prefix = to_prefix.view(N, K, G, R, P).transpose(1, 2).reshape(B, K, R, P)
-    to_suffix = q.reshape(B, K, R, E) @ suffix_k.transpose(2, 3)  # (B, K, R, S)
-    weights = torch.cat((to_prefix, to_suffix), -1).softmax(-1)  # (B, K, R, P+S)
-    on_prefix = weights[..., :P].view(N, G, K, R, P).transpose(1, 2).reshape(N, K, G * R, P)
-    from_prefix = (on_prefix @ prefix_v).view(N, K, G, R, E).transpose(1, 2)  # (N, G, K, R, E)
-    from_suffix = weights[..., P:] @ suffix_v  # (B, K, R, E)
-    return (from_prefix.reshape(B, H, E) + from_suffix.reshape(B, H, E)).to(dtype)
+    suffix_k.index_copy_(2, cache.slot, k[:, :, None])
+    suffix_v.index_copy_(2, cache.slot, v[:, :, None])
+    return shared_prefix_attention(
+        q, prefix_k, prefix_v, cache.prefix_lengths, suffix_k, suffix_v, cache.length
+    )

@@ -127,8 +127,8 @@ class LanguageModel(nn.Module):
         """
         cos, sin = mrope(positions, self.cfg)
         rotary = (cos.to(x.dtype), sin.to(x.dtype))  # (T, E) each
+        if layout is None:
+            cache.advance()
         for layer in self.layers:
             x = layer(x, rotary, layout, cache)
-        if layout is None:
-            cache.length += 1
         return self.norm(x)

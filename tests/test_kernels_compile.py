@@ -27,6 +27,7 @@ needs_triton = pytest.mark.skipif(
 CAPABILITIES = (80, 90, 100)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LOGPROB_KERNELS = ("_linear_logprob_fwd_kernel", "_linear_logprob_bwd_kernel")
+DECODE_KERNELS = ("_prefix_kernel", "_suffix_kernel")
 ADVANTAGE_KERNEL = "_group_advantages_kernel"
 
 
@@ -98,6 +99,23 @@ def compile_logprob(kernel_name, dtype_name, capability):
     return compile_kernel(kernel, types, constants, aligned, capability, **options)
 
 
+def compile_decode(kernel_name, dtype_name, capability):
+    """As launched for Qwen2-VL-2B (12 heads on 2 key heads of width 128) and groups of 8."""
+    from kernels import decode
+
+    kernel = getattr(decode, kernel_name)
+    tile = dict(decode.TILES[DTYPES[dtype_name]])
+    largest, options = tile.pop("MAX_QUERIES"), {"num_warps": tile.pop("num_warps")}
+    block_q = largest if kernel_name == "_prefix_kernel" else decode.MIN_QUERIES
+    constants = dict(K=2, R=6, E=128, BLOCK_Q=block_q, **tile)
+    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype_name}")
+    pointers |= dict.fromkeys(("lengths_ptr", "length_ptr"), "*i32")
+    pointers |= dict.fromkeys(("sums_ptr", "values_ptr"), "*fp32")
+    types = dict.fromkeys(kernel.arg_names, "i32") | pointers | {"scale": "fp32"}
+    aligned = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    return compile_kernel(kernel, types, constants, aligned, capability, **options)
+
+
 def compile_advantage(block_g, divide_by_std, capability):
     from kernels import advantage
 
@@ -120,6 +138,10 @@ def compile_all() -> dict:
             for dtype in DTYPES:
                 key = f"{kernel} {dtype} {capability}"
                 results[key] = compile_logprob(kernel, dtype, capability)
+        for kernel in DECODE_KERNELS:
+            for dtype in DTYPES:
+                key = f"{kernel} {dtype} {capability}"
+                results[key] = compile_decode(kernel, dtype, capability)
         for block_g in (8, MAX_GROUP_SIZE):
             key = f"{ADVANTAGE_KERNEL} {block_g} {capability}"
             results[key] = compile_advantage(block_g, True, capability)
@@ -145,6 +167,16 @@ def test_the_logprob_kernels_compile_without_spills(binaries, kernel, dtype, cap
     # bf16 goes through the tensor cores of its generation; fp32 must not, that would be TF32.
     tensor_core = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[capability]
     assert binary["products"] == ([tensor_core] if dtype == "bf16" else [])
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", DECODE_KERNELS)
+def test_the_decode_kernels_compile_without_spills(binaries, kernel, dtype, capability):
+    binary = binaries[f"{kernel} {dtype} {capability}"]
+    assert binary["STACK"] == 0 and binary["LOCAL"] == 0 and binary["REG"] > 0, binary
+    assert bool(binary["products"]) == (dtype == "bf16"), binary
 
 
 @needs_triton
