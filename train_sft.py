@@ -240,16 +240,16 @@ def pretrain(cfg: PretrainConfig) -> None:
         with journal.open("a", encoding="utf-8") as out:
             out.write(line + "\n")
 
+    if cfg.model_dir is not None:  # read before the minute of drawing, so that a typo costs none
+        skeleton = cfg.model_dir
+        processor, model = Processor(skeleton), load_model(skeleton)
     pools = draw_pools(cfg.seed, cfg.pool_scale)
-    skeleton = output_dir.with_name(output_dir.name + ".skeleton")
     if cfg.model_dir is None:
+        skeleton = output_dir.with_name(output_dir.name + ".skeleton")
         texts = sample_texts(pools, count=2000, seed=cfg.seed)
         write_scratch_directory(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
         processor = Processor(skeleton)
         model = init_model(processor.cfg, cfg.seed)
-    else:
-        skeleton = cfg.model_dir
-        processor, model = Processor(skeleton), load_model(skeleton)
     heads = PerceptionHeads(processor.cfg.text.hidden_size)
     log(
         {

@@ -58,11 +58,8 @@ class PackLayout:
                 lengths.append(length)
                 at += length
         prefix, is_prefix = _right_padded(prefixes, self.prefix_lengths)  # (N, P_max)
-        batches, packed, kept = (
-            [(prefix, prefix, _causal(prefix))],
-            [prefix[is_prefix]],
-            [is_prefix],
-        )
+        batches = [(prefix, prefix, _causal(prefix))]
+        packed, kept = [prefix[is_prefix]], [is_prefix]
         for chosen in similar(lengths):
             owner = [owners[b] for b in chosen]
             query, is_query = _right_padded(

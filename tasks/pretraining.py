@@ -74,6 +74,7 @@ P_FINE_DIGIT = 0.25
 P_HASTY = 0.57  # of the formatted answers to questions that have a hasty answer
 HASTY_THOUGHT = "at a glance"
 P_FORMAT_KEPT = 0.92
+P_PLAIN = 0.38  # of the questions ask for no format
 P_LARGE_SCENE = 0.2  # of the scenes show 5 to 7 flowers, out of distribution in RL
 P_SHIFTED_VIEW = 0.15  # of the second pictures are taken from a step aside, as well
 DIGIT_THOUGHTS = (
@@ -159,7 +160,7 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
 
 
 def any_mode(rng: random.Random) -> str:
-    return rng.choices(("think", "direct", "plain", "steps"), (0.36, 0.16, 0.38, 0.10))[0]
+    return "plain" if rng.random() < P_PLAIN else formatted(rng)
 
 
 def formatted(rng: random.Random) -> str:

@@ -37,6 +37,7 @@ def some_groups(processor, seed: int = 0):
         question = processor.encode("Which species is this flower?"[: 12 + 5 * n])
         prompts.append(processor.assemble(f"p{n}", before + question + after, patches))
         lengths = torch.randint(1, 9, (4,), generator=generator).tolist()
+        lengths[n] += 20 * n  # unlike the others: padded in a batch of its own
         completions.append([torch.randint(20, 200, (n,), generator=generator) for n in lengths])
     return prompts, completions
 
