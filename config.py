@@ -108,6 +108,7 @@ class Config(TaskConfig):
     epsilon_high: float | None = flag(None, "clip range above; default: epsilon")
     num_iterations: int = flag(1, "updates per batch of completions: mu")
     groups_per_micro_batch: int = flag(8, "groups per forward: memory, not the result")
+    gradient_checkpointing: bool = flag(False, "recompute layers in backward: memory for time")
     max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
     weight_decay: float = flag(0.0, "of AdamW")
     # Logging

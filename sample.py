@@ -4,8 +4,8 @@
 
 Method: the tower and the prefill run once per prompt. The G completions of a prompt share its keys
 and values; what they add lives in a suffix cache of fixed size, and one decoding step advances all
-N * G rows together. Finished rows go on being computed until all rows have finished: at these sizes
-a step costs the same with or without them.
+N * G rows together. Finished rows go on being computed until half of the groups have finished
+whole; then the other half goes on alone.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
 step, prompt id, sample index) alone. How prompts are batched cannot change them; the tokens are
@@ -16,7 +16,9 @@ top-k, no top-p: what is sampled is what is trained), and its log-probability is
 Next: evaluate.py, then model/vlm.py.
 """
 
+import ctypes
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +31,18 @@ from torch import Tensor
 import config
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
-from model.attention import KVCache, PackLayout
+from kernels import triton
+from model.attention import KVCache, PackLayout, Span
 from model.errors import InputError
+from model.language import mrope
 from model.text import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
 from rewards import FORMATS, classification_reward
 from tasks import full_question
 
-CHECK_END_EVERY = 8  # decoding steps between two looks at whether all rows have ended
+CHECK_END_EVERY = 8  # decoding steps between two looks at which rows have ended
+STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded
 
 
 @dataclass
@@ -64,11 +69,101 @@ def completion_uniforms(
 
 
 def choose_tokens(logp: Tensor, uniforms: Tensor) -> Tensor:
-    """Invert the cumulative distribution: (B, V) log-probabilities, (B,) uniforms -> (B,) ids."""
-    cumulative = logp.double().exp().cumsum(-1)  # (B, V) fp64: 150,000 terms must not drift
-    target = uniforms.double() * cumulative[:, -1]  # (B,)
-    chosen = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)  # (B,)
+    """Invert the cumulative distribution: (B, V) log-probs, (B, 1) uniforms -> (B, 1) ids."""
+    cumulative = logp.double().exp_().cumsum_(-1)  # (B, V) fp64: 150,000 terms must not drift
+    target = uniforms.double() * cumulative[:, -1:]  # (B, 1)
+    chosen = torch.searchsorted(cumulative, target, right=True)  # (B, 1)
     return chosen.clamp(max=logp.shape[-1] - 1)
+
+
+class Decoder:
+    """Rows in the middle of their completions.
+
+    One step is a fixed sequence of operations that never asks the host anything. On a GPU, where
+    starting a few hundred small kernels takes longer than running them, it is recorded once as a
+    CUDA graph (embedding, layers, head, sampler, bookkeeping) and then replayed whole.
+
+    Args:
+        cache: after the prefill of N groups. position: (B,) int64, where each row's first token
+            stands. uniforms: (B, C_max), one random number per row and token.
+        forbidden: ids that are never chosen. temperature: 0 takes the likeliest token.
+    """
+
+    def __init__(
+        self,
+        model: VLM,
+        cache: KVCache,
+        position: Tensor,
+        uniforms: Tensor,
+        forbidden: Tensor,
+        temperature: float,
+    ):
+        B, longest = uniforms.shape
+        self.model, self.cache, self.uniforms = model, cache, uniforms
+        self.forbidden, self.temperature = forbidden, temperature
+        self.rows = torch.arange(B, device=uniforms.device)  # (B,) which rows of the rollout
+        self.tokens = torch.full_like(uniforms, -1, dtype=torch.int64)  # (B, C_max)
+        self.logps = torch.zeros_like(uniforms)  # (B, C_max) fp32
+        self.newest = Span(0, 1, uniforms.device)  # the column chosen last
+        # A completion is text: its three positions are equal, and all angles fit one table.
+        last = int(position.max()) + longest
+        self.rotary = mrope(
+            torch.arange(last, device=position.device).expand(3, -1), model.cfg.text
+        )
+        self.position = position
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.steps = 0  # since the rows changed
+
+    def choose(self, hidden: Tensor) -> None:
+        """Draw the newest token of every row from its hidden state (B, D)."""
+        logits = self.model.logits(hidden)  # (B, V) fp32
+        logits.index_fill_(1, self.forbidden, float("-inf"))
+        if self.temperature not in (0.0, 1.0):
+            logits /= self.temperature
+        logp = logits.log_softmax(-1)  # (B, V)
+        if self.temperature > 0:
+            chosen = choose_tokens(logp, self.uniforms[:, self.newest.index])  # (B, 1)
+        else:
+            chosen = logp.argmax(-1, keepdim=True)  # (B, 1)
+        self.tokens[:, self.newest.index] = chosen
+        self.logps[:, self.newest.index] = logp.gather(1, chosen)
+
+    def step(self) -> None:
+        """One token more for all rows: as a replay, once there is a recording."""
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        self.advance()
+        self.steps += 1
+        # The first steps compile kernels and make workspaces, which a recording may not contain.
+        # Without Triton the attention asks the host for a length, which it may not contain either.
+        if self.rows.is_cuda and triton is not None and self.steps == STEPS_BEFORE_GRAPH:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, computes nothing
+                self.advance()
+
+    def advance(self) -> None:
+        """One token more for all rows, operation by operation."""
+        ids = self.tokens[:, self.newest.index].squeeze(1)  # (B,)
+        rotary = tuple(table.index_select(0, self.position) for table in self.rotary)
+        hidden = self.model.decode(ids, rotary, self.cache)  # (B, D)
+        self.position += 1
+        self.newest.advance()
+        self.choose(hidden)
+
+    def unfinished_groups(self, end_ids: Tensor) -> Tensor:
+        """Groups with a row that has not ended: (N',) int64. Asks the host."""
+        has_ended = torch.isin(self.tokens, end_ids).any(1)  # (B,)
+        return (~has_ended).view(-1, self.cache.group_size).any(1).nonzero().squeeze(1)
+
+    def keep(self, groups: Tensor) -> None:
+        """Go on with these groups alone."""
+        self.cache.keep(groups)
+        G = self.cache.group_size
+        rows = (groups[:, None] * G + torch.arange(G, device=groups.device)).flatten()  # (B',)
+        for name in ("rows", "position", "uniforms", "tokens", "logps"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.graph, self.steps = None, 0
 
 
 @torch.inference_mode()
@@ -92,14 +187,12 @@ def generate_group(
     """
     N, G, device = len(prompts), num_generations, model.device
     B = N * G
-    forbidden = processor.forbidden.to(device)  # (V,)
     end_ids = torch.tensor(processor.end_ids, device=device)
     uniforms = torch.zeros(B, max_completion_length)  # (B, C_max)
     if temperature > 0:
         for b in range(B):
             key = (seed, step, prompts[b // G].id, b % G)
             uniforms[b] = torch.from_numpy(completion_uniforms(*key, max_completion_length))
-    uniforms = uniforms.to(device)
 
     # Prefill: every prompt once.
     cache = KVCache(G, max_completion_length, device)
@@ -108,36 +201,35 @@ def generate_group(
     positions = torch.cat([p.positions for p in prompts], dim=1).to(device)  # (3, T)
     hidden = model(ids, positions, layout, model.image_features(prompts), cache)  # (T, D)
     ends = torch.tensor(layout.prefix_lengths, device=device).cumsum(0) - 1  # (N,)
-    hidden = hidden[ends].repeat_interleave(G, 0)  # (B, D)
     position = torch.tensor([p.next_position for p in prompts], device=device)  # (N,)
-    position = position.repeat_interleave(G).expand(3, B)  # (3, B)
 
     # Decode: one token for all rows at a time.
-    tokens = torch.zeros(B, max_completion_length, dtype=torch.int64, device=device)
-    logps = torch.zeros(B, max_completion_length, device=device)  # (B, C_max) fp32
-    is_finished = torch.zeros(B, dtype=torch.bool, device=device)
-    for t in range(max_completion_length):
-        logits = model.logits(hidden).float()  # (B, V)
-        logits = logits.masked_fill(forbidden, float("-inf")) / (temperature or 1.0)
-        logp = logits.log_softmax(-1)  # (B, V) fp32
-        chosen = choose_tokens(logp, uniforms[:, t]) if temperature > 0 else logp.argmax(-1)  # (B,)
-        tokens[:, t] = chosen
-        logps[:, t] = logp.gather(1, chosen[:, None]).squeeze(1)
-        is_finished |= torch.isin(chosen, end_ids)
-        if t + 1 == max_completion_length:
-            break
-        if (t + 1) % CHECK_END_EVERY == 0 and bool(is_finished.all()):
-            break
-        hidden = model(chosen, position + t, None, cache=cache)  # (B, D)
+    forbidden = processor.forbidden.nonzero().squeeze(1).to(device)
+    decoder = Decoder(
+        model, cache, position.repeat_interleave(G), uniforms.to(device), forbidden, temperature
+    )
+    decoder.choose(hidden[ends].repeat_interleave(G, 0))
+    tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)
+    for t in range(1, max_completion_length):
+        if t % CHECK_END_EVERY == 0:
+            groups = decoder.unfinished_groups(end_ids)
+            if len(groups) == 0:
+                break
+            if 2 * len(groups) <= len(decoder.rows) // G:
+                tokens[decoder.rows], logps[decoder.rows] = decoder.tokens, decoder.logps
+                decoder.keep(groups)
+        decoder.step()
+    tokens[decoder.rows], logps[decoder.rows] = decoder.tokens, decoder.logps
 
-    tokens, logps, end_ids = tokens[:, : t + 1].cpu(), logps[:, : t + 1].cpu(), end_ids.cpu()
+    tokens, logps, end_ids = tokens.cpu(), logps.cpu(), end_ids.cpu()
     if not bool(torch.isfinite(logps).all()):
         raise InputError(
             "the model's probabilities are not finite numbers: its weights are damaged, or "
             "--learning_rate was too high"
         )
-    is_end = torch.isin(tokens, end_ids)  # (B, t + 1)
-    lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, t + 1).tolist()
+    is_end = torch.isin(tokens, end_ids)  # (B, C_max)
+    cut = torch.full((B,), max_completion_length)
+    lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, cut).tolist()
     return Rollout(
         ids=[row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],
         logps=[row[:n].clone() for row, n in zip(logps, lengths, strict=True)],
@@ -160,7 +252,22 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton launches on the current device
+    else:
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next tensor of that size.
+
+    It returns large blocks to the system by default, and the next step pays for every page again:
+    a fifth of a training step. Other C libraries have no `mallopt`; there nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 # ---- command line --------------------------------------------------------------------------------

@@ -347,6 +347,8 @@ def train(cfg: Config) -> dict[str, float]:
     device = pick_device(cfg.device)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
     model.visual.requires_grad_(not cfg.freeze_vision)
+    for part in (model.model, model.visual):
+        part.gradient_checkpointing = cfg.gradient_checkpointing
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
     optimizer = Optimizer(model, cfg)
     forbidden = processor.forbidden.to(device)  # (V,)

@@ -1,8 +1,8 @@
 """The README's first command, timed and repeated over seeds.
 
-    python benchmarks/first_run.py                                    # the default run, seeds 0-4
-    python benchmarks/first_run.py --name shuffled -- --shuffle_labels
-    python benchmarks/first_run.py --name digits -- --data digits --held_out_per_class 80
+    python -m benchmarks.first_run                                    # the default run, seeds 0-4
+    python -m benchmarks.first_run --name shuffled -- --shuffle_labels
+    python -m benchmarks.first_run --name digits -- --data digits --held_out_per_class 80
 
 Everything after `--` goes to train_grpo.py. Each run is a fresh process, as a user starts it.
 Prints one row per seed, the median, and a JSON line; seconds are counted from the start of the
@@ -11,8 +11,6 @@ command.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,9 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.timing import ROOT, machine
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -74,13 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("flags", nargs="*", help="after --: flags of train_grpo.py")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    print(
-        f"{args.name}: train_grpo.py --task cls {' '.join(args.flags)}; commit {commit}, "
-        f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}"
-    )
+    print(f"{args.name}: train_grpo.py --task cls {' '.join(args.flags)}; {machine()}")
     print("| seed | first step s | run s | strict base -> final (95 %) | loose | OOD strict |")
     print("|---|---|---|---|---|---|")
     results = []
@@ -102,7 +92,7 @@ def main() -> None:
         for key in ("gain", "strict_base", "strict_final", "run_s", "first_step_s")
     }
     print(f"median gain {median['gain'] * 100:+.1f} points, run {median['run_s']:.0f} s")
-    print(json.dumps({"name": args.name, "commit": commit, "median": median, "runs": results}))
+    print(json.dumps({"name": args.name, "machine": machine(), "median": median, "runs": results}))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,14 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from model.attention import PackLayout
 from model.config import VLMConfig
 from model.vlm import VLM, Prompt, rope_positions
-from model.weights import load_model, parameter_name, plan_slots, read_slots, save_model
+from model.weights import (
+    load_model,
+    plan_slots,
+    published_name,
+    published_tensors,
+    read_slots,
+    save_model,
+)
 
 CONFIG = json.loads("""{
     "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
@@ -80,8 +87,8 @@ def check_names_and_shapes(model: VLM) -> None:
     """Ours are transformers' own, built without storage from the same config."""
     with torch.device("meta"):
         theirs = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(CONFIG))
-    reference = {parameter_name(n): p.shape for n, p in theirs.named_parameters()}
-    assert {n: p.shape for n, p in model.named_parameters()} == reference
+    reference = {published_name(n): p.shape for n, p in theirs.named_parameters()}
+    assert {n: t.shape for n, t in published_tensors(model).items()} == reference
 
 
 def check_equal_files(first: Path, second: Path) -> None:

@@ -1,7 +1,7 @@
 """Every task from the embedded base: how far its metric rises, over seeds, with intervals.
 
-    python benchmarks/task_table.py                                   # all tasks but cls, seeds 0-2
-    python benchmarks/task_table.py --tasks det ovd --seeds 0 -- --max_steps 300
+    python -m benchmarks.task_table                                   # all tasks but cls, seeds 0-2
+    python -m benchmarks.task_table --tasks det ovd --seeds 0 -- --max_steps 300
 
 Everything after `--` goes to train_grpo.py. Each run is a fresh process on `--threads` cores, and
 `--jobs` of them run at a time; seconds are those of the whole command. Prints a row per run as soon
@@ -12,7 +12,6 @@ over the questions for mAP and mean IoU.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,9 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+from benchmarks.timing import ROOT, machine
 
-ROOT = Path(__file__).resolve().parent.parent
 TASKS = "det ovd ground count measure change vqa entail order".split()
 HEADLINE = {"det": "mAP", "ovd": "mAP", "ground": "iou"}  # strict accuracy for the others
 
@@ -93,13 +91,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("flags", nargs="*", help="after --: flags of train_grpo.py")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     print(
-        f"train_grpo.py --task TASK {' '.join(args.flags)}; commit {commit}, torch "
-        f"{torch.__version__}, {args.jobs} at a time on {args.threads} of {os.cpu_count()} cores, "
-        f"{platform.machine()}"
+        f"train_grpo.py --task TASK {' '.join(args.flags)}; {machine()}, {args.jobs} at a time on "
+        f"{args.threads}"
     )
     print("| task | metric | seed | held out: base -> final (95 %) | ood | strict | loose | s |")
     print("|---|---|---|---|---|---|---|---|")
@@ -111,7 +105,7 @@ def main() -> None:
             print(table_row(run), flush=True)
     for task in args.tasks:
         print(median_line(task, [run for run in runs if run["task"] == task]))
-    print(json.dumps({"commit": commit, "flags": args.flags, "runs": runs}))
+    print(json.dumps({"machine": machine(), "flags": args.flags, "runs": runs}))
 
 
 if __name__ == "__main__":

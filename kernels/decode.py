@@ -1,9 +1,16 @@
 """Attention of one new token per row against [shared prefix | own suffix], no prefix copied.
 
 In decoding, B = N * G rows advance together. The G rows of a group share the keys and values of
-their prompt, row b adds its own, and each row has one new query per head:
+their prompt, row g adds its own, and each row has one new query per head:
 
-    out_bh = softmax(scale * q_bh [prefix_n | suffix_b]^T) [prefix_n | suffix_b]      n = b // G
+    out_bh = softmax(scale * q_bh [prefix_n | suffix_b]^T) [prefix_n | suffix_b]     b = n * G + g
+
+A group is kept as *one* sequence of keys: its prompt, then what all rows said in step 0, then in
+step 1, and so on. So a step appends G keys in one piece, a row's own suffix is every G-th key, and
+a group leaves or moves as a whole:
+
+    key       0 .. P-1     P .. P+G-1           P+G .. P+2G-1        ..
+              prompt       step 0, rows 0..G-1  step 1, rows 0..G-1
 
 Two things make it cheap. The G * R queries of a group that use one key head (R = H / K,
 grouped-query attention) form one matrix product against the prefix, which is then read once for all
@@ -14,15 +21,19 @@ as a part of its own, Hydragen, arXiv:2402.05099).
 
 The kernels: one program per (group, key head, part of the prefix, tile of queries) leaves the three
 results of its part; one program per (row, key head) goes over the suffix and merges all parts.
-Scores and sums are fp32 whatever the dtype of the cache, as in training.
+Scores and sums are fp32 whatever the dtype of the cache, as in training. The torch path lets every
+query of a group look at all its keys and masks the other rows' suffixes: G times the products on
+the suffix, but one operation instead of twenty, whose number is what binds a small model on a CPU.
 
-Letters: N groups, G rows a group, B rows, P prefix tokens (padded), S suffix tokens so far (of at
-most S_max), H query heads, K key heads, E head width. Next: `kernels/logprob.py`.
+Letters: N groups, G rows a group, B rows, P prompt tokens (padded), S suffix tokens so far (of at
+most S_max), L = P + S_max * G keys, H query heads, K key heads, E head width. Next:
+`kernels/logprob.py`.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import Impl, choose_impl, constexpr, jit, tl, triton
@@ -40,54 +51,52 @@ HEAD_WIDTHS = (16, 32, 64, 128)
 
 # --- Reference -----------------------------------------------------------------------------------
 def shared_prefix_attention_ref(
-    q: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    prefix_lengths: Tensor,
-    suffix_k: Tensor,
-    suffix_v: Tensor,
-    suffix_length: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, prefix_lengths: Tensor, prefix_size: int, suffix_length: Tensor
 ) -> Tensor:
     """The specification of `shared_prefix_attention`: row by row, fp32 (fp64 for fp64)."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    (B, H, E), (N, K, _, _), S = q.shape, prefix_k.shape, int(suffix_length)
+    (B, H, E), (N, K, _, _), S = q.shape, k.shape, int(suffix_length)
+    G = B // N
     rows = []
     for b in range(B):
-        n = b // (B // N)
-        P = int(prefix_lengths[n])
-        k = torch.cat((prefix_k[n, :, :P], suffix_k[b, :, :S]), dim=1).to(dtype)  # (K, P + S, E)
-        v = torch.cat((prefix_v[n, :, :P], suffix_v[b, :, :S]), dim=1).to(dtype)  # (K, P + S, E)
+        n, g = divmod(b, G)
+        own = [*range(int(prefix_lengths[n])), *range(prefix_size + g, prefix_size + S * G, G)]
         queries = q[b].view(K, H // K, E).to(dtype)  # (K, R, E)
-        weights = (queries @ k.transpose(1, 2) / math.sqrt(E)).softmax(-1)  # (K, R, P + S)
-        rows.append((weights @ v).view(H, E))
+        scores = queries @ k[n, :, own].to(dtype).transpose(1, 2) / math.sqrt(E)  # (K, R, P_n + S)
+        rows.append((scores.softmax(-1) @ v[n, :, own].to(dtype)).view(H, E))
     return torch.stack(rows).to(q.dtype)  # (B, H, E)
 
 
 # --- Torch ---------------------------------------------------------------------------------------
-def _torch(q, prefix_k, prefix_v, prefix_lengths, suffix_k, suffix_v, suffix_length):
-    """All rows at once. The prefix is a factor of one product per group, never copied."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    (B, H, E), (N, K, P, _), S = q.shape, prefix_k.shape, int(suffix_length)
+def visible_keys(
+    prefix_lengths: Tensor, prefix_size: int, G: int, R: int, L: int, dtype: torch.dtype
+) -> Tensor:
+    """0 where a query of a group may look and -inf elsewhere: (N, 1, G * R, L)."""
+    key = torch.arange(L, device=prefix_lengths.device)
+    row = torch.arange(G, device=key.device).repeat_interleave(R)[:, None]  # (G * R, 1)
+    in_prefix = key < prefix_lengths[:, None, None]  # (N, 1, L)
+    in_suffix = (key >= prefix_size) & ((key - prefix_size) % G == row)  # (G * R, L)
+    mask = torch.zeros(len(prefix_lengths), G * R, L, device=key.device, dtype=dtype)
+    return mask.masked_fill_(~(in_prefix | in_suffix), -math.inf)[:, None]
+
+
+def _torch(q, k, v, prefix_lengths, prefix_size, suffix_length, mask):
+    (B, H, E), (N, K, L, _) = q.shape, k.shape
     G, R = B // N, H // K
-    queries = q.view(N, G, K, R, E).to(dtype) * E**-0.5
-    suffix_k, suffix_v = suffix_k[:, :, :S].to(dtype), suffix_v[:, :, :S].to(dtype)  # (B, K, S, E)
-    is_padding = torch.arange(P, device=q.device) >= prefix_lengths[:, None]  # (N, P)
-    grouped = queries.transpose(1, 2).reshape(N, K, G * R, E)
-    to_prefix = grouped @ prefix_k.to(dtype).transpose(2, 3)  # (N, K, G*R, P)
-    to_prefix = to_prefix.masked_fill(is_padding[:, None, None], -math.inf)
-    to_prefix = to_prefix.view(N, K, G, R, P).transpose(1, 2).reshape(B, K, R, P)
-    to_suffix = queries.reshape(B, K, R, E) @ suffix_k.transpose(2, 3)  # (B, K, R, S)
-    weights = torch.cat((to_prefix, to_suffix), -1).softmax(-1)  # (B, K, R, P + S)
-    on_prefix = weights[..., :P].view(N, G, K, R, P).transpose(1, 2).reshape(N, K, G * R, P)
-    from_prefix = (on_prefix @ prefix_v.to(dtype)).view(N, K, G, R, E).transpose(1, 2)
-    from_suffix = weights[..., P:] @ suffix_v  # (B, K, R, E)
-    return (from_prefix.reshape(B, H, E) + from_suffix.reshape(B, H, E)).to(q.dtype)
+    if mask is None:
+        mask = visible_keys(prefix_lengths, prefix_size, G, R, L, q.dtype)
+    used = prefix_size + G * int(suffix_length)
+    grouped = q.reshape(N, G, K, R, E).transpose(1, 2).reshape(N, K, G * R, E)
+    out = F.scaled_dot_product_attention(
+        grouped, k[:, :, :used], v[:, :, :used], attn_mask=mask[..., :used]
+    )  # (N, K, G * R, E)
+    return out.view(N, K, G, R, E).transpose(1, 2).reshape(B, H, E)
 
 
 # --- Triton kernels ------------------------------------------------------------------------------
 @jit
-def _attend(q, k_ptr, v_ptr, start, stop, scale, E: constexpr, BLOCK_KEYS: constexpr):
-    """Online softmax of the queries (rows, E) over keys start .. stop of one contiguous (P, E).
+def _attend(q, k_ptr, v_ptr, stride, start, stop, scale, E: constexpr, BLOCK_KEYS: constexpr):
+    """Online softmax of the queries (rows, E) over keys start .. stop, `stride` numbers apart.
 
     Returns: maximum, sum (rows,) and the weighted sum of values (rows, E), all fp32; -inf, 0 and 0
     where there is no key.
@@ -98,7 +107,7 @@ def _attend(q, k_ptr, v_ptr, start, stop, scale, E: constexpr, BLOCK_KEYS: const
     values = tl.zeros((q.shape[0], E), dtype=tl.float32)
     for first in range(start, stop, BLOCK_KEYS):
         key = first + tl.arange(0, BLOCK_KEYS)
-        address = key[:, None] * E + e[None, :]
+        address = key[:, None] * stride + e[None, :]
         k = tl.load(k_ptr + address, mask=(key < stop)[:, None], other=0.0)
         v = tl.load(v_ptr + address, mask=(key < stop)[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -115,15 +124,16 @@ def _attend(q, k_ptr, v_ptr, start, stop, scale, E: constexpr, BLOCK_KEYS: const
 
 @jit
 def _prefix_kernel(
-    q_ptr,  # (B, H, E)
-    k_ptr,  # (N, K, P, E)
+    q_ptr,  # (B, H, E), rows stride_q apart
+    k_ptr,  # (N, K, L, E)
     v_ptr,
     lengths_ptr,  # (N,) int32
     sums_ptr,  # (2, parts, B, H) fp32: maximum and sum
     values_ptr,  # (parts, B, H, E) fp32
     scale,
+    stride_q,
     G,
-    P,
+    L,
     part_length,
     K: constexpr,
     R: constexpr,
@@ -139,34 +149,38 @@ def _prefix_kernel(
     exists = member < G * R
     e = tl.arange(0, E)
     # Query `member` is head `head * R + member % R` of row `group * G + member // R`.
-    query = (group * G + member // R) * (K * R) + head * R + member % R
-    address = query.to(tl.int64)[:, None] * E + e[None, :]
+    row = (group * G + member // R).to(tl.int64)
+    query_head = head * R + member % R
+    address = (row * stride_q + query_head * E)[:, None] + e[None, :]
     q = tl.load(q_ptr + address, mask=exists[:, None], other=0.0)
-    keys = (group * K + head).to(tl.int64) * P * E
+    keys = (group * K + head).to(tl.int64) * L * E
     start = part * part_length
     stop = tl.minimum(start + part_length, tl.load(lengths_ptr + group))
     maximum, total, values = _attend(
-        q, k_ptr + keys, v_ptr + keys, start, stop, scale, E, BLOCK_KEYS
+        q, k_ptr + keys, v_ptr + keys, E, start, stop, scale, E, BLOCK_KEYS
     )
     queries = tl.num_programs(0).to(tl.int64) * G * R  # B * H
-    first = part * queries
-    tl.store(sums_ptr + first + query, maximum, mask=exists)
-    tl.store(sums_ptr + tl.num_programs(1) * queries + first + query, total, mask=exists)
-    tl.store(values_ptr + first * E + address, values, mask=exists[:, None])
+    query = part * queries + row * (K * R) + query_head
+    tl.store(sums_ptr + query, maximum, mask=exists)
+    tl.store(sums_ptr + tl.num_programs(1) * queries + query, total, mask=exists)
+    tl.store(values_ptr + query[:, None] * E + e[None, :], values, mask=exists[:, None])
 
 
 @jit
 def _suffix_kernel(
-    q_ptr,  # (B, H, E)
-    k_ptr,  # (B, K, S_max, E)
+    q_ptr,  # (B, H, E), rows stride_q apart
+    k_ptr,  # (N, K, L, E)
     v_ptr,
     length_ptr,  # () int32: S
     sums_ptr,  # (2, parts, B, H) fp32
     values_ptr,  # (parts, B, H, E) fp32
     out_ptr,  # (B, H, E)
     scale,
+    stride_q,
     parts,
-    S_max,
+    prefix_size,
+    G,
+    L,
     K: constexpr,
     R: constexpr,
     E: constexpr,
@@ -174,48 +188,55 @@ def _suffix_kernel(
     BLOCK_KEYS: constexpr,
 ):
     """The suffix of one row for the R queries of one key head, then all parts merged."""
-    pair = tl.program_id(0)  # row * K + key head
+    row = tl.program_id(0) // K
+    head = tl.program_id(0) % K
     member = tl.arange(0, BLOCK_Q)
     exists = member < R
-    query = pair * R + member  # of the B * H
-    address = query.to(tl.int64)[:, None] * E + tl.arange(0, E)[None, :]
+    e = tl.arange(0, E)
+    address = row.to(tl.int64) * stride_q + ((head * R + member) * E)[:, None] + e[None, :]
     q = tl.load(q_ptr + address, mask=exists[:, None], other=0.0)
-    keys = pair.to(tl.int64) * S_max * E
+    # Row g of its group owns the keys prefix_size + g, prefix_size + g + G, ...
+    first_key = ((row // G) * K + head).to(tl.int64) * L + prefix_size + row % G
     maximum, total, values = _attend(
-        q, k_ptr + keys, v_ptr + keys, 0, tl.load(length_ptr), scale, E, BLOCK_KEYS
-    )
+        q, k_ptr + first_key * E, v_ptr + first_key * E, G * E, 0, tl.load(length_ptr), scale, E,
+        BLOCK_KEYS,
+    )  # fmt: skip
     queries = tl.num_programs(0).to(tl.int64) * R  # B * H
+    query = tl.program_id(0) * R + member
+    out_address = query.to(tl.int64)[:, None] * E + e[None, :]
     for part in range(0, parts):
         first = part * queries
         other = tl.load(sums_ptr + first + query, mask=exists, other=0.0)
         other_total = tl.load(sums_ptr + parts * queries + first + query, mask=exists, other=0.0)
-        other_values = tl.load(values_ptr + first * E + address, mask=exists[:, None], other=0.0)
+        other_values = tl.load(
+            values_ptr + first * E + out_address, mask=exists[:, None], other=0.0
+        )
         higher = tl.maximum(maximum, other)
         shrink, factor = tl.exp(maximum - higher), tl.exp(other - higher)
         total = total * shrink + other_total * factor
         values = values * shrink[:, None] + other_values * factor[:, None]
         maximum = higher
     out = values / total[:, None]
-    tl.store(out_ptr + address, out.to(out_ptr.dtype.element_ty), mask=exists[:, None])
+    tl.store(out_ptr + out_address, out.to(out_ptr.dtype.element_ty), mask=exists[:, None])
 
 
-def _triton(q, prefix_k, prefix_v, prefix_lengths, suffix_k, suffix_v, suffix_length):
-    (B, H, E), (N, K, P, _) = q.shape, prefix_k.shape
-    G, R, S_max = B // N, H // K, suffix_k.shape[2]
+def _triton(q, k, v, prefix_lengths, prefix_size, suffix_length):
+    (B, H, E), (N, K, L, _) = q.shape, k.shape
+    G, R = B // N, H // K
     tile = dict(TILES[q.dtype])
     block_q = min(tile.pop("MAX_QUERIES"), max(MIN_QUERIES, triton.next_power_of_2(G * R)))
     tiles = triton.cdiv(G * R, block_q)
-    part_length, parts = prefix_parts(P, N * K * tiles, tile["BLOCK_KEYS"])
+    part_length, parts = prefix_parts(prefix_size, N * K * tiles, tile["BLOCK_KEYS"])
     sums = torch.empty((2, parts, B, H), dtype=torch.float32, device=q.device)  # (2, parts, B, H)
     values = sums.new_empty((parts, B, H, E))  # (parts, B, H, E)
-    out = torch.empty_like(q)  # (B, H, E)
+    out = q.new_empty((B, H, E))  # (B, H, E)
     shape = dict(K=K, R=R, E=E, **tile)
     _prefix_kernel[(N * K, parts, tiles)](
-        q, prefix_k, prefix_v, prefix_lengths, sums, values, E**-0.5, G, P, part_length,
+        q, k, v, prefix_lengths, sums, values, E**-0.5, q.stride(0), G, L, part_length,
         BLOCK_Q=block_q, **shape,
     )  # fmt: skip
     _suffix_kernel[(B * K,)](
-        q, suffix_k, suffix_v, suffix_length, sums, values, out, E**-0.5, parts, S_max,
+        q, k, v, suffix_length, sums, values, out, E**-0.5, q.stride(0), parts, prefix_size, G, L,
         BLOCK_Q=max(MIN_QUERIES, triton.next_power_of_2(R)), **shape,
     )  # fmt: skip
     return out
@@ -231,61 +252,55 @@ def prefix_parts(P: int, programs: int, block: int) -> tuple[int, int]:
 
 
 # --- Public function -----------------------------------------------------------------------------
-@torch.no_grad()
 def shared_prefix_attention(
     q: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
+    k: Tensor,
+    v: Tensor,
     prefix_lengths: Tensor,
-    suffix_k: Tensor,
-    suffix_v: Tensor,
+    prefix_size: int,
     suffix_length: Tensor,
+    mask: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Attention of one new token per row; without gradient. The module docstring has the formula.
+    """Attention of one new token per row, for inference. The module docstring has the formula.
 
     Args:
         q: (B, H, E) fp32 or bf16 (fp64 in torch only); B = N * G, the G rows of a group together.
-        prefix_k, prefix_v: (N, K, P, E) same dtype, K divides H; keys beyond a group's length may
-            hold anything finite.
-        prefix_lengths: (N,) int32, 1 .. P.
-        suffix_k, suffix_v: (B, K, S_max, E) same dtype; those beyond `suffix_length` are not read.
+            Rows may lie further apart than H * E.
+        k, v: (N, K, L, E) same dtype, K divides H; a group's keys in the order of the module
+            docstring. Those of the prefix beyond a group's length may hold anything finite, those
+            of later steps anything.
+        prefix_lengths: (N,) int32, 1 .. P. prefix_size: P.
         suffix_length: () int32, 1 .. S_max, the new token included. On the device, so that a
             captured CUDA graph reads its present value.
+        mask: `visible_keys` for these groups, made once for many steps; only the torch path reads
+            it, and makes it where it is absent.
         impl: "auto", "torch" or "triton"; see `kernels.choose_impl`.
 
-    Returns: (B, H, E) in the dtype of `q`; softmax and sums are fp32 (fp64).
+    Returns: (B, H, E) contiguous, in the dtype of `q`; softmax and sums are fp32 (fp64).
 
     Raises:
-        ValueError: shapes or dtypes do not fit. Triton needs contiguous tensors and E in
+        ValueError: shapes or dtypes do not fit. Triton needs contiguous heads and caches, E in
             HEAD_WIDTHS, and in the interpreter float32.
     """
     impl = choose_impl(impl, q)
-    (B, H, E), (N, K, P, _) = q.shape, prefix_k.shape
-    expected = {
-        "prefix_k": (prefix_k, (N, K, P, E)),
-        "prefix_v": (prefix_v, (N, K, P, E)),
-        "prefix_lengths": (prefix_lengths, (N,)),
-        "suffix_k": (suffix_k, (B, K, suffix_k.shape[2], E)),
-        "suffix_v": (suffix_v, tuple(suffix_k.shape)),
-        "suffix_length": (suffix_length, ()),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    (B, H, E), (N, K, _, _) = q.shape, k.shape
+    if k.shape != v.shape or k.shape[3] != E:
+        raise ValueError(f"k and v must be (N, K, L, {E}), got {tuple(k.shape)}, {tuple(v.shape)}")
     if B % N or H % K:
         raise ValueError(f"{B} rows in {N} groups, {H} heads on {K} key heads: must divide")
-    caches = (prefix_k, prefix_v, suffix_k, suffix_v)
-    if any(tensor.dtype != q.dtype for tensor in caches):
-        raise ValueError(f"q and the caches must share a dtype, got {q.dtype} and others")
-    if prefix_lengths.dtype != torch.int32 or suffix_length.dtype != torch.int32:
+    if prefix_lengths.shape != (N,) or suffix_length.shape != ():
+        raise ValueError(f"prefix_lengths must have shape ({N},) and suffix_length shape ()")
+    if not prefix_lengths.dtype == suffix_length.dtype == torch.int32:
         raise ValueError("prefix_lengths and suffix_length must be int32")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if impl == "torch":
-        return _torch(q, prefix_k, prefix_v, prefix_lengths, suffix_k, suffix_v, suffix_length)
+        return _torch(q, k, v, prefix_lengths, prefix_size, suffix_length, mask)
     if E not in HEAD_WIDTHS:
         raise ValueError(f"the triton kernel takes head widths {HEAD_WIDTHS}, got {E}")
-    if not all(tensor.is_contiguous() for tensor in (q, prefix_lengths, *caches)):
-        raise ValueError("the triton kernel takes contiguous tensors")
+    if q.stride()[1:] != (E, 1) or not (k.is_contiguous() and v.is_contiguous()):
+        raise ValueError("the triton kernel takes contiguous heads and caches")
     if q.dtype not in (torch.float32, torch.bfloat16) or not q.is_cuda and q.dtype != torch.float32:
         raise ValueError(f"the triton kernel takes float32, on a GPU also bfloat16, got {q.dtype}")
-    return _triton(q, prefix_k, prefix_v, prefix_lengths, suffix_k, suffix_v, suffix_length)
+    return _triton(q, k, v, prefix_lengths, prefix_size, suffix_length)

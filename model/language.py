@@ -18,23 +18,20 @@ from torch import Tensor, nn
 
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
-from model.vision import apply_rotary
+from model.vision import apply_rotary, rotary_table, through
 
 
 def mrope(positions: Tensor, cfg: TextConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of the M-RoPE angles.
+    """`rotary_table` of the M-RoPE angles, (T, 1, E) fp32 each.
 
     Args:
         positions: (3, T) integer: time, height, width.
-    Returns: cos, sin (T, E) fp32.
     """
     half = cfg.head_dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
     angle = positions[:, :, None].float() * cfg.rope_theta**-exponent  # (3, T, E/2)
     parts = angle.split(list(cfg.mrope_section), dim=-1)
-    angle = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)  # (T, E/2)
-    angle = torch.cat((angle, angle), dim=-1)  # (T, E)
-    return angle.cos(), angle.sin()
+    return rotary_table(torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1))
 
 
 class RMSNorm(nn.Module):
@@ -44,17 +41,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * (x.float() * scale).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):
     def __init__(self, cfg: TextConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, cfg.head_dim
-        self.q_proj = nn.Linear(cfg.hidden_size, cfg.num_attention_heads * cfg.head_dim)
-        self.k_proj = nn.Linear(cfg.hidden_size, cfg.num_key_value_heads * cfg.head_dim)
-        self.v_proj = nn.Linear(cfg.hidden_size, cfg.num_key_value_heads * cfg.head_dim)
+        self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads)
+        rows = (cfg.num_attention_heads + 2 * cfg.num_key_value_heads) * cfg.head_dim
+        self.qkv_proj = nn.Linear(cfg.hidden_size, rows)  # in the files: q_proj, k_proj, v_proj
         self.o_proj = nn.Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
 
     def forward(
@@ -64,10 +60,10 @@ class SelfAttention(nn.Module):
         layout: PackLayout | None,
         cache: KVCache | None,
     ) -> Tensor:
-        q = self.q_proj(x).view(len(x), -1, self.head_dim)  # (T, H, E)
-        k = self.k_proj(x).view(len(x), -1, self.head_dim)  # (T, K, E)
-        v = self.v_proj(x).view(len(x), -1, self.head_dim)  # (T, K, E)
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        H, K = self.heads
+        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # (T, H + 2K, E)
+        qk, v = qkv.split((H + K, K), dim=1)
+        q, k = apply_rotary(qk, *rotary).split((H, K), dim=1)  # (T, H, E), (T, K, E)
         if layout is None:
             out = decode_attention(q, k, v, cache, self.layer)  # (B, H, E)
         else:
@@ -105,6 +101,7 @@ class LanguageModel(nn.Module):
     def __init__(self, cfg: TextConfig):
         super().__init__()
         self.cfg = cfg
+        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -112,7 +109,7 @@ class LanguageModel(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        rotary: tuple[Tensor, Tensor],
         layout: PackLayout | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -120,15 +117,13 @@ class LanguageModel(nn.Module):
 
         Args:
             x: (T, D) packed tokens, or (B, D) one new token per row when `layout` is None.
-            positions: (3, T) or (3, B).
+            rotary: `mrope` of their positions.
             layout: groups of the pack; None means one decoding step.
             cache: filled when a layout is given (prefill), read and extended otherwise.
         Returns: (T, D) or (B, D), after the last norm.
         """
-        cos, sin = mrope(positions, self.cfg)
-        rotary = (cos.to(x.dtype), sin.to(x.dtype))  # (T, E) each
+        rotary = tuple(table.to(x.dtype) for table in rotary)
         if layout is None:
             cache.advance()
-        for layer in self.layers:
-            x = layer(x, rotary, layout, cache)
-        return self.norm(x)
+        recompute = self.gradient_checkpointing and cache is None
+        return self.norm(through(self.layers, x, rotary, layout, cache, recompute=recompute))

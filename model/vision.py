@@ -14,16 +14,22 @@ width. Next: model/language.py.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import full_attention
 from model.config import VisionConfig
 
 
+def rotary_table(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of angles (T, E/2) as `apply_rotary` takes them: (T, 1, E) fp32 each."""
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + E/2}) by its angle: x (T, heads, E), cos and sin (T, E)."""
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]  # (T, heads, E)
+    """Turn each pair (x_i, x_{i + E/2}) by its angle: x (T, heads, E); `rotary_table` (T, 1, E)."""
+    partner = x.roll(x.shape[-1] // 2, dims=-1)  # (T, heads, E)
+    return torch.addcmul(x * cos, partner, sin)  # (T, heads, E)
 
 
 def patch_positions(grid: tuple[int, int, int], merge: int) -> Tensor:
@@ -39,13 +45,22 @@ def patch_positions(grid: tuple[int, int, int], merge: int) -> Tensor:
 
 
 def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) -> tuple:
-    """cos and sin of the two-dimensional rotary angles, (M, E) fp32 each."""
+    """`rotary_table` of the two-dimensional rotary angles."""
     quarter = cfg.embed_dim // cfg.num_heads // 4  # frequencies per axis
     frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)  # (E/4,)
     place = torch.cat([patch_positions(g, cfg.spatial_merge_size) for g in grids])  # (M, 2)
-    angle = (place[:, :, None] * frequency).flatten(1)  # (M, E/2)
-    angle = torch.cat((angle, angle), dim=-1).to(device)  # (M, E)
-    return angle.cos(), angle.sin()
+    return rotary_table((place[:, :, None] * frequency).flatten(1).to(device))  # (M, E) each
+
+
+def through(layers: nn.ModuleList, x: Tensor, *context, recompute: bool) -> Tensor:
+    """One layer after the other. With `recompute` backward keeps a layer's input alone and computes
+    what happened inside once more (activation checkpointing, arXiv:1604.06174)."""
+    for layer in layers:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(layer, x, *context, use_reentrant=False)
+        else:
+            x = layer(x, *context)
+    return x
 
 
 class PatchEmbed(nn.Module):
@@ -72,10 +87,10 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)  # (M, H, E) each
+        qkv = self.qkv(x).view(len(x), 3 * self.num_heads, -1)  # (M, 3H, E)
+        qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=1)
         # The angles are fp32; in bf16 the product would lose the low bits of far positions.
-        q = apply_rotary(q.float(), cos, sin).to(v.dtype)  # (M, H, E)
-        k = apply_rotary(k.float(), cos, sin).to(v.dtype)  # (M, H, E)
+        q, k = apply_rotary(qk.float(), cos, sin).to(v.dtype).chunk(2, dim=1)  # (M, H, E) each
         out, start = [], 0
         for count, length in frames:  # runs of frames of equal length go through one dense call
             run = [
@@ -131,6 +146,7 @@ class VisionTower(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
         self.cfg = cfg
+        self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(cfg)
         self.blocks = nn.ModuleList(VisionBlock(cfg) for _ in range(cfg.depth))
         self.merger = PatchMerger(cfg)
@@ -153,6 +169,5 @@ class VisionTower(nn.Module):
                 frames.append((t, h * w))
         cos, sin = vision_rotary(grids, self.cfg, pixels.device)
         x = self.patch_embed(pixels)  # (M, D)
-        for block in self.blocks:
-            x = block(x, cos, sin, frames)
+        x = through(self.blocks, x, cos, sin, frames, recompute=self.gradient_checkpointing)
         return self.merger(x)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from kernels import linear_logprob
 from model.attention import KVCache, PackLayout
 from model.config import VLMConfig
-from model.language import LanguageModel
+from model.language import LanguageModel, mrope
 from model.vision import VisionTower
 
 Grid = tuple[int, int, int]  # time, height, width in patches
@@ -83,7 +83,8 @@ def rope_positions(ids: Tensor, grids: list[Grid], cfg: VLMConfig) -> Tensor:
 
 
 class VLM(nn.Module):
-    """Module names equal the keys of the published checkpoints: visual.*, model.*, lm_head."""
+    """Module names equal the keys of the published checkpoints (visual.*, model.*, lm_head), but
+    for `qkv_proj`, which they store as three: see `model/weights.py`."""
 
     def __init__(self, cfg: VLMConfig):
         super().__init__()
@@ -128,12 +129,17 @@ class VLM(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        layout: PackLayout | None,
+        layout: PackLayout,
         features: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """(T,) ids of a pack, or (B,) of one decoding step -> hidden states (T, D) or (B, D)."""
-        return self.model(self.embed(ids, features), positions, layout, cache)
+        """(T,) ids of a pack and their positions (3, T) -> hidden states (T, D); fills `cache`."""
+        rotary = mrope(positions, self.cfg.text)
+        return self.model(self.embed(ids, features), rotary, layout, cache)
+
+    def decode(self, ids: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
+        """One token more for every row: (B,) ids and `mrope` of their positions -> (B, D)."""
+        return self.model(self.embed(ids, None), rotary, None, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32: logits rounded to bf16 are off by up to 0.06 nats."""

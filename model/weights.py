@@ -2,11 +2,12 @@
 
 Two names exist for every tensor. The published Qwen2-VL files say `model.layers.0...`, `visual...`;
 transformers >= 4.52 holds (and some tools save) `model.language_model.layers.0...`,
-`model.visual...`. Both are read. Saving writes **exactly the files of the source directory**: the
-same key set, shapes and dtypes in the same shards, and every companion file (tokenizer, chat
-template, preprocessor, generation config) byte for byte, so that whatever loaded the source loads
-the result. Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
-No pickle is ever read. Next: model/config.py.
+`model.visual...`. Both are read. Where the files say q_proj, k_proj and v_proj there is one matrix
+here, of whose rows they are parts: one product instead of three. Saving writes **exactly the files
+of the source directory**: the same key set, shapes and dtypes in the same shards, and every
+companion file (tokenizer, chat template, preprocessor, generation config) byte for byte, so that
+whatever loaded the source loads the result. Loading is strict: a missing, unexpected or misshapen
+tensor is an error that names it. No pickle is ever read. Next: model/config.py.
 """
 
 import json
@@ -41,12 +42,27 @@ class TensorSlot:
 Slots = dict[str, TensorSlot]  # key in the files -> slot
 
 
-def parameter_name(key: str) -> str:
-    """The module path of a checkpoint key, whichever of the two layouts it comes from."""
-    for prefix, ours in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+def published_name(key: str) -> str:
+    """The published name of a checkpoint key, whichever of the two layouts it comes from."""
+    for prefix, published in (("model.language_model.", "model."), ("model.visual.", "visual.")):
         if key.startswith(prefix):
-            return ours + key[len(prefix) :]
+            return published + key[len(prefix) :]
     return key
+
+
+def published_tensors(model: VLM) -> dict[str, Tensor]:
+    """Published name -> the parameter, or the rows of it, that the name stands for."""
+    text = model.cfg.text
+    heads = (text.num_attention_heads, text.num_key_value_heads, text.num_key_value_heads)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if ".qkv_proj." in name and name.startswith("model."):
+            parts = parameter.detach().split([count * text.head_dim for count in heads])
+            for letter, part in zip("qkv", parts, strict=True):
+                tensors[name.replace("qkv_proj", f"{letter}_proj")] = part
+        else:
+            tensors[name] = parameter.detach()
+    return tensors
 
 
 def read_slots(directory: Path) -> Slots:
@@ -103,12 +119,12 @@ def read_slots(directory: Path) -> Slots:
 
 
 def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
-    """Every parameter once, nothing else, every shape right; raises InputError otherwise."""
-    parameters = dict(model.named_parameters())
-    names = {parameter_name(key): key for key in slots}
+    """Every tensor once, nothing else, every shape right; raises InputError otherwise."""
+    tensors = published_tensors(model)
+    names = {published_name(key): key for key in slots}
     if len(names) != len(slots):
         raise InputError(f"{directory}: both key layouts at once for the same tensor")
-    expected, found = set(parameters), set(names)
+    expected, found = set(tensors), set(names)
     if model.cfg.tie_word_embeddings:
         found -= {"lm_head.weight"}  # some files repeat the tied tensor
     for word, keys in (("missing", expected - found), ("unexpected", found - expected)):
@@ -118,11 +134,11 @@ def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
                 f"(model has {len(expected)}, files have {len(found)}); does config.json fit?"
             )
     for name, key in names.items():
-        parameter = parameters[name] if name in parameters else model.head_weight
-        if slots[key].shape != tuple(parameter.shape):
+        tensor = tensors[name] if name in tensors else model.head_weight
+        if slots[key].shape != tuple(tensor.shape):
             raise InputError(
                 f"{directory / slots[key].file}: {key} has shape {slots[key].shape}, "
-                f"config.json asks for {tuple(parameter.shape)}"
+                f"config.json asks for {tuple(tensor.shape)}"
             )
 
 
@@ -131,23 +147,22 @@ def load_model(
 ) -> VLM:
     """Build the model of a checkpoint directory and fill it, one tensor at a time.
 
-    Peak memory is the model plus one tensor: it is built without storage and every tensor goes
-    straight to its dtype and device. Raises InputError as `read_slots` and `check_slots` say.
+    Peak memory is the model plus one tensor: its storage is made once, in its dtype and on its
+    device. Raises InputError as `read_slots` and `check_slots` say.
     """
     directory = Path(directory)
     slots = read_slots(directory)
     with torch.device("meta"):
-        model = VLM(VLMConfig.from_directory(directory))
+        model = VLM(VLMConfig.from_directory(directory)).to(dtype)
     check_slots(slots, model, directory)
+    model.to_empty(device=device)
+    places = published_tensors(model)
     for file in sorted({slot.file for slot in slots.values()}):
         with safe_open(directory / file, "pt") as tensors:
             for key in sorted(k for k, slot in slots.items() if slot.file == file):
-                name = parameter_name(key)
-                if name == "lm_head.weight" and model.cfg.tie_word_embeddings:
-                    continue
-                owner, _, attribute = name.rpartition(".")
-                tensor = tensors.get_tensor(key).to(device=device, dtype=dtype)
-                setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(tensor))
+                name = published_name(key)
+                if name in places:  # all but a repeated tied head
+                    places[name].copy_(tensors.get_tensor(key))
     return model
 
 
@@ -155,12 +170,12 @@ def plan_slots(model: VLM, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9)
     """The file layout of a checkpoint that has no source yet (pretraining from scratch)."""
     size = torch.finfo(dtype).bits // 8
     shards, used = [[]], 0
-    for name, parameter in model.named_parameters():
-        if shards[-1] and used + parameter.numel() * size > max_shard_bytes:
+    for name, tensor in published_tensors(model).items():
+        if shards[-1] and used + tensor.numel() * size > max_shard_bytes:
             shards.append([])
             used = 0
-        shards[-1].append((name, tuple(parameter.shape)))
-        used += parameter.numel() * size
+        shards[-1].append((name, tuple(tensor.shape)))
+        used += tensor.numel() * size
     count = len(shards)
     return {
         name: TensorSlot(
@@ -190,8 +205,8 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
         raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
     slots = read_slots(companions) if slots is None else slots
     check_slots(slots, model, companions)
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, tensor in published_tensors(model).items():
+        if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{directory}: not saved, since {name} is not finite")
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -212,7 +227,7 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
 
 def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) -> None:
     """The companion files, then every shard, then the index if there are several."""
-    parameters = dict(model.named_parameters())
+    published = published_tensors(model)
     for source in companions.iterdir():
         if source.is_file() and source.suffix != ".safetensors" and source.name != INDEX:
             shutil.copyfile(source, directory / source.name)
@@ -220,10 +235,11 @@ def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) ->
         tensors: dict[str, Tensor] = {}
         for key, slot in slots.items():
             if slot.file == file:
-                name = parameter_name(key)
+                name = published_name(key)
                 tied = name == "lm_head.weight" and model.cfg.tie_word_embeddings
-                value = model.head_weight if tied else parameters[name]
-                tensors[key] = value.detach().to("cpu", slot.dtype, copy=tied).contiguous()
+                value = model.head_weight.detach() if tied else published[name]
+                # A file may not hold two views of one storage.
+                tensors[key] = value.to("cpu", slot.dtype, copy=True)
         save_file(tensors, directory / file, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / file)  # not for the owner alone
     if {slot.file for slot in slots.values()} != {SINGLE}:

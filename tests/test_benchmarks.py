@@ -26,7 +26,16 @@ def test_the_real_size_check_runs_at_a_small_size(tmp_path, monkeypatch, capsys)
 
 
 def test_the_first_run_benchmark_prints_a_row_per_seed_and_json():
-    command = [sys.executable, "benchmarks/first_run.py", "--name", "short", "--seeds", "3", "--"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.first_run",
+        "--name",
+        "short",
+        "--seeds",
+        "3",
+        "--",
+    ]
     command += ["--max_steps", "2", "--held_out_per_class", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -38,7 +47,7 @@ def test_the_first_run_benchmark_prints_a_row_per_seed_and_json():
 
 
 def test_the_task_table_prints_a_row_per_run_a_median_per_task_and_json():
-    command = [sys.executable, "benchmarks/task_table.py", "--tasks", "det", "order"]
+    command = [sys.executable, "-m", "benchmarks.task_table", "--tasks", "det", "order"]
     command += ["--seeds", "3", "--threads", "1", "--jobs", "2", "--"]
     command += ["--max_steps", "1", "--held_out_size", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

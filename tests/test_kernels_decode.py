@@ -28,17 +28,16 @@ def inputs(N=2, G=3, H=4, K=2, E=16, P=70, S=5, S_max=9, seed=0, dtype=torch.flo
     lengths[0] = P
     return dict(
         q=normal(B, H, E),
-        prefix_k=normal(N, K, P, E),
-        prefix_v=normal(N, K, P, E),
+        k=normal(N, K, P + S_max * G, E),
+        v=normal(N, K, P + S_max * G, E),
         prefix_lengths=lengths.to(DEVICE),
-        suffix_k=normal(B, K, S_max, E),
-        suffix_v=normal(B, K, S_max, E),
+        prefix_size=P,
         suffix_length=torch.tensor(S, dtype=torch.int32, device=DEVICE),
     )
 
 
 def doubled(given):
-    return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
+    return {name: x.double() if name in "qkv" else x for name, x in given.items()}
 
 
 @each_impl
@@ -68,19 +67,37 @@ def test_what_lies_beyond_the_lengths_is_not_read(impl):
     given["prefix_lengths"][1] = 7
     changed = shared_prefix_attention(**given, impl=impl)
     assert torch.equal(changed[:3], expected[:3]) and not torch.equal(changed[3:], expected[3:])
-    given["prefix_k"][1, :, 7:] = 1e4
-    given["prefix_v"][1, :, 7:] = 1e4
-    given["suffix_k"][:, :, 5:] = float("nan")
-    given["suffix_v"][:, :, 5:] = float("nan")
+    said = 70 + 5 * 3  # keys of the prefix and of five steps of three rows
+    for name in ("k", "v"):
+        given[name][1, :, 7:70] = 1e4
+        given[name][:, :, said:] = float("nan")
     assert torch.equal(shared_prefix_attention(**given, impl=impl), changed)
+
+
+@each_impl
+def test_a_row_never_sees_what_the_others_of_its_group_said(impl):
+    given = inputs()
+    expected = shared_prefix_attention(**given, impl=impl)
+    given["v"][0, :, 70 + 2 * 3 + 1] += 100.0  # what row 1 of group 0 said in step 2
+    changed = (shared_prefix_attention(**given, impl=impl) != expected).flatten(1).any(1)
+    assert changed.tolist() == [False, True, False, False, False, False]
+
+
+@each_impl
+def test_queries_may_be_a_slice_of_a_wider_product(impl):
+    given = inputs()
+    expected = shared_prefix_attention(**given, impl=impl)
+    wide = torch.cat((given["q"], torch.full_like(given["q"], 9.0)), dim=1)
+    given["q"] = wide[:, : given["q"].shape[1]]
+    assert torch.equal(shared_prefix_attention(**given, impl=impl), expected)
 
 
 @each_impl
 def test_a_key_that_wins_by_far_gives_its_value_alone(impl):
     given = inputs()
-    given["prefix_k"][0, 1, 3] = 50 * given["q"][2, 3]  # key head 1 serves the query heads 2 and 3
+    given["k"][0, 1, 3] = 50 * given["q"][2, 3]  # key head 1 serves the query heads 2 and 3
     out = shared_prefix_attention(**given, impl=impl)
-    torch.testing.assert_close(out[2, 3], given["prefix_v"][0, 1, 3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out[2, 3], given["v"][0, 1, 3], rtol=1e-5, atol=1e-5)
 
 
 @needs_triton
@@ -116,9 +133,9 @@ def test_bf16_differs_from_the_truth_by_rounding_only():
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("prefix_v", torch.zeros(2, 2, 69, 16), "prefix_v must have shape"),
-        ("suffix_k", torch.zeros(5, 2, 9, 16), "suffix_k must have shape"),
-        ("suffix_length", torch.tensor([5]), "suffix_length must have shape"),
+        ("v", torch.zeros(2, 2, 96, 16), "k and v must be"),
+        ("prefix_lengths", torch.ones(3, dtype=torch.int32), "prefix_lengths must have shape"),
+        ("suffix_length", torch.tensor([5]), "suffix_length shape"),
         ("suffix_length", torch.tensor(5), "must be int32"),
         ("q", torch.zeros(6, 3, 16), "must divide"),
         ("q", torch.zeros(6, 4, 16, dtype=torch.float64), "must share a dtype"),
@@ -134,6 +151,6 @@ def test_the_kernel_refuses_what_it_cannot_take():
     with pytest.raises(ValueError, match="head widths"):
         shared_prefix_attention(**inputs(E=20), impl="triton")
     given = inputs()
-    given["suffix_k"] = given["suffix_k"].transpose(1, 2).contiguous().transpose(1, 2)
+    given["k"] = given["k"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(ValueError, match="contiguous"):
         shared_prefix_attention(**given, impl="triton")

@@ -11,11 +11,13 @@ import torch
 
 import config
 import sample
+from model import attention
+from model.attention import Span
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
-from sample import Rollout, choose_tokens, completion_uniforms, generate_group
+from sample import Decoder, Rollout, choose_tokens, completion_uniforms, generate_group
 from tests.test_shared_prefix import some_groups
 
 
@@ -43,7 +45,9 @@ def test_tokens_follow_the_distribution_by_a_chi_square_test():
     logp[0, 5] = float("-inf")
     n = 100_000
     uniforms = torch.from_numpy(completion_uniforms(0, 0, "chi", 0, n))
-    counts = torch.bincount(choose_tokens(logp.expand(n, -1), uniforms), minlength=37).double()
+    counts = torch.bincount(
+        choose_tokens(logp.expand(n, -1), uniforms[:, None]).flatten(), minlength=37
+    ).double()
     expected = n * logp[0].double().exp() / logp[0].double().exp().sum()
     assert counts[5] == 0
     big = expected > 5  # the usual condition of the test
@@ -56,7 +60,7 @@ def test_tokens_follow_the_distribution_by_a_chi_square_test():
 def test_extreme_uniforms_choose_tokens_that_can_be_chosen():
     logp = torch.tensor([[-np.inf, 0.5, 0.5, -np.inf]]).log_softmax(-1).float()
     ends = torch.tensor([0.0, float(np.nextafter(np.float32(1), np.float32(0)))])
-    assert choose_tokens(logp.expand(2, -1), ends).tolist() == [1, 2]
+    assert choose_tokens(logp.expand(2, -1), ends[:, None]).flatten().tolist() == [1, 2]
 
 
 def test_the_random_numbers_differ_in_each_of_their_four_arguments():
@@ -141,6 +145,38 @@ def test_completions_end_at_their_first_end_token_and_say_why(tiny, prompts):
         assert len(ids) == len(logps) and 1 <= len(ids) <= 24
         assert at == ([len(ids) - 1] if finish == "stop" else [])
         assert finish == "stop" or len(ids) == 24
+
+
+def test_groups_that_have_ended_leave_and_the_others_go_on_as_if_alone(tiny, prompts, monkeypatch):
+    model, processor = tiny
+    monkeypatch.setattr(sample, "CHECK_END_EVERY", 2)
+    left, keep = [], Decoder.keep
+    monkeypatch.setattr(
+        Decoder, "keep", lambda self, groups: (left.append(groups), keep(self, groups))
+    )
+    monkeypatch.setattr(processor, "end_ids", list(range(20, 60)))
+    together = generate_group(model, processor, prompts, 2, 40, seed=3)
+    assert left and len(set(map(len, together.ids))) > 2
+    for n, prompt in enumerate(prompts):
+        alone = generate_group(model, processor, [prompt], 2, 40, seed=3)
+        for b in range(2):
+            assert torch.equal(alone.ids[b], together.ids[2 * n + b])
+            torch.testing.assert_close(alone.logps[b], together.logps[2 * n + b], rtol=0, atol=1e-5)
+
+
+def test_places_kept_on_the_device_give_the_same_tokens(tiny, prompts, monkeypatch):
+    model, processor = tiny
+    expected = generate_group(model, processor, prompts, 3, 12, seed=5)
+
+    class OnDevice(Span):  # as on a GPU
+        def __init__(self, start, size, device):
+            self.size, self.index = size, torch.arange(start, start + size)
+
+    monkeypatch.setattr(sample, "Span", OnDevice)
+    monkeypatch.setattr(attention, "Span", OnDevice)
+    found = generate_group(model, processor, prompts, 3, 12, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(found.ids, expected.ids, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found.logps, expected.logps, strict=True))
 
 
 def test_a_completion_never_contains_its_prompt(tiny, prompts):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model import attention, language
 from model.attention import PackLayout
 from model.text import Processor
 from model.vlm import completion_logps, make_pack
@@ -92,6 +93,66 @@ def test_packed_logps_and_gradients_equal_the_repeated_computation(tiny, tempera
     for name, gradient in found.items():
         scale = expected[name].abs().max()
         assert (gradient - expected[name]).abs().max() <= tolerance * scale, name
+
+
+def bottom_right_attention(q, k, v, query_ends, key_ends, max_q, max_k):
+    """What a flash kernel computes, sequence by sequence: the last query sees the last key."""
+    out, R = [], q.shape[1] // k.shape[1]
+    for n in range(len(query_ends) - 1):
+        a, b = query_ends[n : n + 2], key_ends[n : n + 2]
+        own_q, own_k, own_v = q[a[0] : a[1]], k[b[0] : b[1]], v[b[0] : b[1]]
+        assert 0 < len(own_q) <= max_q and len(own_q) <= len(own_k) <= max_k
+        own_k, own_v = (x.repeat_interleave(R, dim=1) for x in (own_k, own_v))
+        scores = torch.einsum("qhe,khe->hqk", own_q, own_k) / q.shape[-1] ** 0.5
+        hidden = torch.ones(scores.shape[1:]).triu(len(own_k) - len(own_q) + 1).bool()
+        out.append(
+            torch.einsum("hqk,khe->qhe", scores.masked_fill(hidden, -torch.inf).softmax(-1), own_v)
+        )
+    return torch.cat(out)
+
+
+def test_sequences_without_padding_equal_padded_rows(tiny, monkeypatch):
+    model, processor = tiny
+    prompts, completions = some_groups(processor)
+    pack = make_pack(prompts, completions)
+    weights = torch.randn(len(pack.targets), generator=torch.Generator().manual_seed(1))
+    padded, _ = completion_logps(model, pack)
+    (padded * weights).sum().backward()
+    expected = gradients(model)
+    monkeypatch.setattr(attention, "flash_varlen", bottom_right_attention)
+    monkeypatch.setattr(language, "packed_attention", attention.varlen_attention)
+    logp, _ = completion_logps(model, pack)
+    torch.testing.assert_close(logp, padded, rtol=1e-5, atol=1e-5)
+    (logp * weights).sum().backward()
+    for name, gradient in gradients(model).items():
+        difference = (gradient - expected[name]).abs().max()
+        assert difference < 1e-5 * expected[name].abs().max().clamp(min=1e-3), name
+
+
+def test_recomputing_layers_keeps_less_and_changes_no_gradient(tiny):
+    model, processor = tiny
+    pack = make_pack(*some_groups(processor))
+
+    def update(recompute):
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        for part in (model.model, model.visual):
+            part.gradient_checkpointing = recompute
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logp, _ = completion_logps(model, pack)
+        logp.sum().backward()
+        return sum(kept.values()), gradients(model)
+
+    everything, expected = update(False)
+    less, found = update(True)
+    update(False)
+    assert less < everything / 2
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_entropy_is_that_of_the_sampling_distribution(tiny):

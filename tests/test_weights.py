@@ -25,7 +25,7 @@ from model.config import VLMConfig
 from model.errors import InputError
 from model.scratch import init_model, write_scratch_directory
 from model.vlm import VLM, rope_positions
-from model.weights import load_model, plan_slots, save_model
+from model.weights import load_model, plan_slots, published_tensors, save_model
 from tests.conftest import TINY
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +62,10 @@ def write_source(skeleton, directory, layout="hub", sharded=False, head="tied", 
     raw["tie_word_embeddings"] = head != "untied"
     (directory / "config.json").write_text(json.dumps(raw))
     random = init_model(VLMConfig.from_directory(directory), seed=1, dtype=getattr(torch, dtype))
-    named = {name: p.detach() * (6 if p.ndim > 1 else 1) for name, p in random.named_parameters()}
+    named = {
+        name: tensor * (6 if tensor.ndim > 1 else 1)
+        for name, tensor in published_tensors(random).items()
+    }
     if head == "tied, head repeated":
         named["lm_head.weight"] = named[EMBED].clone()
     tensors = {in_layout(name, layout): t for name, t in named.items()}
@@ -124,7 +127,7 @@ def test_saving_an_unchanged_model_writes_the_source_again(
 ):
     tensors = write_source(skeleton, tmp_path / "source", layout, sharded, head, dtype)
     m = load_model(tmp_path / "source")
-    parameters = dict(m.named_parameters())
+    parameters = published_tensors(m)
     assert ("lm_head.weight" in parameters) == (head == "untied")
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.float32
@@ -160,7 +163,7 @@ def test_a_changed_model_loads_bit_equal_here_and_completely_in_transformers(
     assert snapshot(tmp_path / "source") == before  # training never writes into the mapped source
 
     again = load_model(tmp_path / "saved")
-    parameters, reloaded = dict(m.named_parameters()), dict(again.named_parameters())
+    parameters, reloaded = published_tensors(m), published_tensors(again)
     assert parameters.keys() == reloaded.keys()
     assert all(torch.equal(parameters[name], reloaded[name]) for name in parameters)
 
@@ -191,15 +194,16 @@ def test_a_float32_model_is_rounded_once_when_its_source_is_bfloat16(skeleton, t
     m = changed(load_model(tmp_path / "source"))
     save_model(m, tmp_path / "saved", companions=tmp_path / "source")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
-    for name, parameter in m.named_parameters():
+    for name, parameter in published_tensors(m).items():
         assert torch.equal(saved[name], parameter.to(torch.bfloat16)), name
 
 
 def test_the_model_is_loaded_in_the_asked_dtype(skeleton, tmp_path):
     tensors = write_source(skeleton, tmp_path / "source")
     m = load_model(tmp_path / "source", torch.bfloat16)
-    for name, parameter in m.named_parameters():
-        assert torch.equal(parameter, tensors[name].to(torch.bfloat16)) and parameter.requires_grad
+    for name, tensor in published_tensors(m).items():
+        assert torch.equal(tensor, tensors[name].to(torch.bfloat16))
+    assert all(parameter.requires_grad for parameter in m.parameters())
 
 
 def test_planned_slots_cut_shards_at_the_limit_and_count_every_byte(skeleton, tmp_path):
@@ -211,8 +215,8 @@ def test_planned_slots_cut_shards_at_the_limit_and_count_every_byte(skeleton, tm
     assert index["metadata"]["total_size"] == sum(2 * p.numel() for p in m.parameters())
     for file in files:
         assert sum(2 * t.numel() for t in load_file(tmp_path / "cut" / file).values()) <= 50_000
-    loaded = dict(load_model(tmp_path / "cut").named_parameters())
-    for name, parameter in m.named_parameters():
+    loaded = published_tensors(load_model(tmp_path / "cut"))
+    for name, parameter in published_tensors(m).items():
         assert torch.equal(loaded[name], parameter.to(torch.bfloat16).float()), name
 
 
@@ -224,10 +228,10 @@ def test_saving_over_the_directory_the_model_was_loaded_from_keeps_it_whole(
     write_source(skeleton, tmp_path / "source", sharded=sharded)
     before = snapshot(tmp_path / "source")
     m = changed(load_model(tmp_path / "source"))
-    expected = {name: p.detach().clone() for name, p in m.named_parameters()}
+    expected = {name: p.detach().clone() for name, p in published_tensors(m).items()}
     save_model(m, tmp_path / "source", companions=tmp_path / "source")
-    reloaded = dict(load_model(tmp_path / "source").named_parameters())
-    for name, parameter in m.named_parameters():
+    reloaded = published_tensors(load_model(tmp_path / "source"))
+    for name, parameter in published_tensors(m).items():
         assert torch.equal(reloaded[name], expected[name]), name
         assert torch.equal(parameter, expected[name]), name
     after = snapshot(tmp_path / "source")

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Every benchmark that needs no GPU, a quarter of an hour at most on two idle cores; then one JSON
+# line: id -> its ratios with spread. Needs benchmarks/requirements.txt.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for id in k2 e2 u1 d1 e1; do
+    echo "== $id"
+    python -m "benchmarks.$id" | tee -a "$log"
+done
+python - "$log" <<'PYTHON'
+import json, sys
+lines = [line for line in open(sys.argv[1]) if line.startswith('{"id"')]
+results = {}
+for row in map(json.loads, lines):
+    results[row.pop("id")] = {name: value for name, value in row.items() if name != "machine"}
+print(json.dumps(results))
+PYTHON
