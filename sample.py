@@ -34,7 +34,7 @@ from config import BASE_MODEL, flag, require, require_counts, require_temperatur
 from kernels import triton
 from model.attention import KVCache, PackLayout, Span
 from model.errors import InputError
-from model.language import mrope
+from model.language import DecodingStep, mrope
 from model.text import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
@@ -100,6 +100,7 @@ class Decoder:
     ):
         B, longest = uniforms.shape
         self.model, self.cache, self.uniforms = model, cache, uniforms
+        self.layers = DecodingStep(model.model, cache)
         self.forbidden, self.temperature = forbidden, temperature
         self.rows = torch.arange(B, device=uniforms.device)  # (B,) which rows of the rollout
         self.tokens = torch.full_like(uniforms, -1, dtype=torch.int64)  # (B, C_max)
@@ -146,7 +147,7 @@ class Decoder:
         """One token more for all rows, operation by operation."""
         ids = self.tokens[:, self.newest.index].squeeze(1)  # (B,)
         rotary = tuple(table.index_select(0, self.position) for table in self.rotary)
-        hidden = self.model.decode(ids, rotary, self.cache)  # (B, D)
+        hidden = self.layers(self.model.embed(ids, None), rotary)  # (B, D)
         self.position += 1
         self.newest.advance()
         self.choose(hidden)

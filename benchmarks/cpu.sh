@@ -14,6 +14,6 @@ import json, sys
 lines = [line for line in open(sys.argv[1]) if line.startswith('{"id"')]
 results = {}
 for row in map(json.loads, lines):
-    results[row.pop("id")] = {name: value for name, value in row.items() if name != "machine"}
+    results[row["id"]] = {k: v for k, v in row.items() if k not in ("id", "machine")}
 print(json.dumps(results))
 PYTHON

@@ -5,8 +5,8 @@ M-RoPE is ordinary RoPE; an image token has its frame, row and column. Each head
 frequencies are shared out among the three (`mrope_section`). Positions are arguments of a pure
 function here, so prefill, decoding and training cannot disagree about them.
 
-The same forward serves three uses, told apart by its arguments alone: training on a packed sequence
-(`layout`), prefill (`layout` and `cache`: the prefix is stored), one decoding step (`cache` alone).
+`LanguageModel.forward` serves training on a packed sequence and, with a cache to fill, the prefill;
+`DecodingStep` computes one token more per row.
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1 (M-RoPE). Letters: T packed tokens, B rows, D width,
 H query heads, K key/value heads, E head width. Next: model/image.py.
@@ -45,9 +45,9 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, cfg: TextConfig, layer: int):
+    def __init__(self, cfg: TextConfig):
         super().__init__()
-        self.layer, self.head_dim = layer, cfg.head_dim
+        self.head_dim = cfg.head_dim
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads)
         rows = (cfg.num_attention_heads + 2 * cfg.num_key_value_heads) * cfg.head_dim
         self.qkv_proj = nn.Linear(cfg.hidden_size, rows)  # in the files: q_proj, k_proj, v_proj
@@ -57,19 +57,16 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        layout: PackLayout | None,
+        layout: PackLayout,
         cache: KVCache | None,
     ) -> Tensor:
         H, K = self.heads
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # (T, H + 2K, E)
         qk, v = qkv.split((H + K, K), dim=1)
         q, k = apply_rotary(qk, *rotary).split((H, K), dim=1)  # (T, H, E), (T, K, E)
-        if layout is None:
-            out = decode_attention(q, k, v, cache, self.layer)  # (B, H, E)
-        else:
-            if cache is not None:
-                cache.store_prefix(k, v, layout)
-            out = packed_attention(q, k, v, layout)  # (T, H, E)
+        if cache is not None:
+            cache.store_prefix(k, v, layout)
+        out = packed_attention(q, k, v, layout)  # (T, H, E)
         return self.o_proj(out.flatten(1))  # (T, D)
 
 
@@ -85,10 +82,10 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, cfg: TextConfig, layer: int):
+    def __init__(self, cfg: TextConfig):
         super().__init__()
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.self_attn = SelfAttention(cfg, layer)
+        self.self_attn = SelfAttention(cfg)
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.mlp = MLP(cfg)
 
@@ -103,27 +100,64 @@ class LanguageModel(nn.Module):
         self.cfg = cfg
         self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(cfg, i) for i in range(cfg.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
     def forward(
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        layout: PackLayout | None = None,
+        layout: PackLayout,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Embedded tokens -> hidden states.
+        """Embedded tokens of a pack -> hidden states.
 
         Args:
-            x: (T, D) packed tokens, or (B, D) one new token per row when `layout` is None.
-            rotary: `mrope` of their positions.
-            layout: groups of the pack; None means one decoding step.
-            cache: filled when a layout is given (prefill), read and extended otherwise.
-        Returns: (T, D) or (B, D), after the last norm.
+            x: (T, D). rotary: `mrope` of their positions. layout: the groups of the pack.
+            cache: filled with the keys and values of the prefixes, where given (prefill).
+        Returns: (T, D), after the last norm.
         """
         rotary = tuple(table.to(x.dtype) for table in rotary)
-        if layout is None:
-            cache.advance()
         recompute = self.gradient_checkpointing and cache is None
         return self.norm(through(self.layers, x, rotary, layout, cache, recompute=recompute))
+
+
+class DecodingStep:
+    """One new token for every row: the layers of `LanguageModel.forward` written out.
+
+    For a small model on a CPU the calls of fifty modules, and the search for the weights in them,
+    take a sixth of a step. So the weights (not copies) are looked up once per rollout.
+    """
+
+    def __init__(self, model: LanguageModel, cache: KVCache):
+        self.cache, self.cfg = cache, model.cfg
+        self.norm = model.norm.weight
+        self.layers = [
+            (
+                layer.input_layernorm.weight,
+                layer.self_attn.qkv_proj.weight,
+                layer.self_attn.qkv_proj.bias,
+                layer.self_attn.o_proj.weight,
+                layer.post_attention_layernorm.weight,
+                layer.mlp.gate_proj.weight,
+                layer.mlp.up_proj.weight,
+                layer.mlp.down_proj.weight,
+            )
+            for layer in model.layers
+        ]
+
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Embedded tokens (B, D) and `mrope` of their positions -> (B, D), after the last norm."""
+        cfg, (cos, sin) = self.cfg, (table.to(x.dtype) for table in rotary)
+        H, K = cfg.num_attention_heads, cfg.num_key_value_heads
+        width, eps = (cfg.hidden_size,), cfg.rms_norm_eps
+        self.cache.advance()
+        for layer, (norm_1, qkv, bias, o, norm_2, gate, up, down) in enumerate(self.layers):
+            h = F.linear(F.rms_norm(x, width, norm_1, eps), qkv, bias)
+            h = h.view(len(x), H + 2 * K, cfg.head_dim)  # (B, H + 2K, E)
+            qk, v = apply_rotary(h[:, : H + K], cos, sin), h[:, H + K :]
+            out = decode_attention(qk[:, :H], qk[:, H:], v, self.cache, layer)  # (B, H, E)
+            x = x + F.linear(out.flatten(1), o)
+            h = F.rms_norm(x, width, norm_2, eps)
+            x = x + F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down)
+        return F.rms_norm(x, width, self.norm, eps)

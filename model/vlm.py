@@ -137,10 +137,6 @@ class VLM(nn.Module):
         rotary = mrope(positions, self.cfg.text)
         return self.model(self.embed(ids, features), rotary, layout, cache)
 
-    def decode(self, ids: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
-        """One token more for every row: (B,) ids and `mrope` of their positions -> (B, D)."""
-        return self.model(self.embed(ids, None), rotary, None, cache)
-
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32: logits rounded to bf16 are off by up to 0.06 nats."""
         if hidden.is_cuda and hidden.dtype == torch.bfloat16:

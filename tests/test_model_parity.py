@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from model.attention import KVCache, PackLayout
-from model.language import mrope
+from model.language import DecodingStep, mrope
 from model.vlm import rope_positions
 from model.weights import load_model, published_name, published_tensors
 
@@ -192,11 +192,12 @@ def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, g
     with torch.inference_mode():
         features = model.visual(pixels, grids) if grids else None
         hidden = model(ids, positions, PackLayout([len(ids)], [[]]), features, cache)[-1:]
-        ours = []
+        step, ours = DecodingStep(model.model, cache), []
         for t in range(20):
             logits = model.logits(hidden)
             logits[:, 1] = float("-inf")  # min_new_tokens forbids the end token
             ours.append(int(logits.argmax()))
             position = torch.full((3, 1), int(positions.max()) + 1 + t)
-            hidden = model.decode(torch.tensor(ours[-1:]), mrope(position, model.cfg.text), cache)
+            words = model.embed(torch.tensor(ours[-1:]), None)
+            hidden = step(words, mrope(position, model.cfg.text))
     assert ours == theirs.tolist()

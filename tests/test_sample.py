@@ -14,6 +14,7 @@ import sample
 from model import attention
 from model.attention import Span
 from model.errors import InputError
+from model.language import DecodingStep
 from model.text import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
@@ -199,7 +200,7 @@ def test_generation_does_not_move_the_model_and_the_cache_is_fresh_each_time(tin
 def test_a_group_runs_the_tower_and_the_prefill_once_for_each_prompt(tiny, prompts, monkeypatch):
     model, _ = tiny
     towers, tokens = [], []
-    tower, forward = model.visual.forward, model.model.forward
+    tower, forward, step = model.visual.forward, model.model.forward, DecodingStep.__call__
     monkeypatch.setattr(
         model.visual,
         "forward",
@@ -209,6 +210,11 @@ def test_a_group_runs_the_tower_and_the_prefill_once_for_each_prompt(tiny, promp
         model.model,
         "forward",
         lambda x, *rest, **more: tokens.append(len(x)) or forward(x, *rest, **more),
+    )
+    monkeypatch.setattr(
+        DecodingStep,
+        "__call__",
+        lambda self, x, rotary: tokens.append(len(x)) or step(self, x, rotary),
     )
     draw(tiny, prompts, G=5, length=4)
     assert towers == [3]  # the three images of three prompts, in one call, not five times
