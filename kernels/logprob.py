@@ -13,25 +13,28 @@ and, with g_c = dLoss/dlogp_c (the entropy is a metric and carries no gradient):
 
 For 8192 tokens and Qwen2-VL's 151936 words the logits alone are 2.5 GB in bf16 and 5 GB in fp32,
 and a plain chain of torch operations keeps several such arrays: about 24 bytes moved per logit and
-12 held. Here the vocabulary is cut into tiles, as in online softmax (arXiv:1805.02867): a tile
-reports three numbers per token: its maximum m and, over its columns other than the target,
-R = sum exp(z - m) and sum exp(z - m) (z - m). Tiles are merged exactly afterwards, and the target
-joins last: S = exp(z_y - m) + R and logp = z_y - m - log S. Keeping R apart keeps the digits of
-1 - p_y = R/S when p_y is nearly 1, which S - exp(z_y - m) in fp32 would lose; policies that have
-converged live there. With E = exp(z - m) at the merged m, the backward pass needs
+12 held. What is computed instead are *odds*, relative to the chosen token's own logit s_c, which is
+one row product per token:
 
-    E'_cj = E_cj, except -R_c in the target column                (so E'/S = p - onehot)
-    dhidden = r * (E' weight),   dweight = E'^T (r * hidden),   r_c = -g_c / (temperature S_c)
+    O_cj = exp(z_cj - s_c), with 0 in the target column      R_c = sum_j O_cj
+    logp_c = -log(1 + R_c)         H_c = log(1 + R_c) - sum_j O_cj (z_cj - s_c) / (1 + R_c)
 
-E' does not depend on g. Backward walks over vocabulary chunks, so each row of dweight is written
-once and no fp32 copy of it exists: E' is recomputed chunk by chunk, and both products go to the
-matrix library. Where the whole vocabulary fits into one chunk on the torch path (a tiny model on a
-CPU), forward keeps E' instead.
+No maximum has to be known first, so tiles of columns are simply added up; and R apart from the
+target's 1 keeps the digits of 1 - p_y = R / (1 + R) when p_y is nearly 1, where policies that have
+converged live. (Only where a target is less likely than e^-80 does some odd leave fp32's range. The
+tiles report their maxima too, and then all is computed once more relative to those.) With O', which
+has -R_c in the target column, the gradients are two plain products, left to the matrix library:
 
-Cost in units of C*D*V multiply-adds: 3 for plain torch, 4 here (3 when E' is kept). Traffic of
-logit size: about 24 bytes per logit for plain torch; the kernels write E' once and read it twice, 6
-bytes in bf16, and hold at most `CHUNK_LOGITS` of it at a time. Forward stores 12 bytes per token
-and tile of columns.
+    dhidden = r * (O' weight),   dweight = O'^T (r * hidden),   r_c = -g_c / (temperature (1 + R_c))
+
+O' does not depend on g. So where the odds of all columns fit into `CHUNK_BYTES`, forward stores
+them on the way (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06
+nats), and backward needs nothing else. Where they do not fit, forward stores no logit at all, and
+backward walks over chunks of the vocabulary, computing their odds once more: every row of dweight
+is written once, and no fp32 copy of it exists.
+
+Cost in units of C*D*V multiply-adds: 3 for plain torch, 3 here with stored odds, 4 without. Traffic
+of logit size: about 24 bytes per logit for plain torch, 6 here in bf16.
 
 Next: `tests/test_kernels_logprob.py`.
 """
@@ -44,12 +47,11 @@ from torch.autograd.function import once_differentiable
 
 from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
-# The one memory knob: logits of a chunk. 2**26 are 128 MiB in bf16 (Triton holds one such array)
-# and 256 MiB in fp32 (torch holds up to three). At 8192 tokens a chunk has 8192 columns, large
-# enough for the matrix library to run at full speed.
-CHUNK_LOGITS = 2**26
+# The one memory knob: what the odds of one chunk of columns may take, all of them or a part. At
+# 2048 tokens and 151936 words (0.6 GB in bf16) that is a chunk of 131072 columns.
+CHUNK_BYTES = 2**29
 
-# Logit of a forbidden token: exp(z - max) is exactly 0 as for -inf, yet 0 * z is 0 and not NaN.
+# Logit of a forbidden token: its odds are exactly 0 as for -inf, yet 0 * z is 0 and not NaN.
 FORBIDDEN_LOGIT = -1e30
 
 # Tile of one program: BLOCK_C tokens x BLOCK_V columns, walking over D in steps of BLOCK_D.
@@ -125,13 +127,14 @@ def _logits_tile(
 
 
 @jit
-def _linear_logprob_fwd_kernel(
+def _odds_kernel(
     hidden_ptr,
     weight_ptr,
     targets_ptr,
     forbidden_ptr,
-    sums_ptr,  # (3, n_tiles, C) fp32: maximum; sum and moment without the target
-    target_logit_ptr,  # (C,) fp32
+    shift_ptr,  # (C,) fp32
+    sums_ptr,  # (3, n_tiles, C) fp32: maximum logit, sum of odds, their first moment; or None
+    odds_ptr,  # (C, V) contiguous, dtype of hidden; or None
     C,
     V,
     D,
@@ -145,7 +148,7 @@ def _linear_logprob_fwd_kernel(
     BLOCK_V: constexpr,
     BLOCK_D: constexpr,
 ):
-    """One program reduces one tile of logits to three numbers per token, without atomics."""
+    """One program turns one tile of logits into odds: reduces them, stores them, or both."""
     # Token tiles vary fastest, so programs that run together share the large operand, weight.
     row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     tile = tl.program_id(1)
@@ -155,157 +158,156 @@ def _linear_logprob_fwd_kernel(
         stride_hc, stride_hd, stride_wv, stride_wd, inverse_temperature,
         FORBIDDEN_LOGIT, BLOCK_C, BLOCK_V, BLOCK_D,
     )  # fmt: skip
-
-    # Exactly one tile holds the target column of a row, so a plain store suffices.
     target = tl.load(targets_ptr + row, mask=row < C, other=-1)
-    is_target = col[None, :] == target[:, None]
-    target_logit = tl.sum(tl.where(is_target, logits, 0.0), axis=1)
-    holds_target = (target >= tile * BLOCK_V) & (target < tile * BLOCK_V + BLOCK_V) & (target < V)
-    tl.store(target_logit_ptr + row, target_logit, mask=(row < C) & holds_target)
-
-    maximum = tl.max(logits, axis=1)
-    below = logits - maximum[:, None]
-    odds = tl.where(is_target, 0.0, tl.exp(below))
-    # Tiles before rows in memory: neighbouring threads write neighbouring addresses.
-    address = sums_ptr + tile.to(tl.int64) * C + row
-    plane = tl.num_programs(1).to(tl.int64) * C
-    tl.store(address, maximum, mask=row < C)
-    tl.store(address + plane, tl.sum(odds, axis=1), mask=row < C)
-    tl.store(address + 2 * plane, tl.sum(odds * below, axis=1), mask=row < C)
-
-
-@jit
-def _linear_logprob_bwd_kernel(
-    hidden_ptr,
-    weight_ptr,
-    targets_ptr,
-    forbidden_ptr,
-    maximum_ptr,  # (C,) fp32
-    others_ptr,  # (C,) fp32, R of the formula
-    gradient_ptr,  # (C, V) contiguous, dtype of hidden
-    C,
-    V,
-    D,
-    stride_hc,
-    stride_hd,
-    stride_wv,
-    stride_wd,
-    inverse_temperature,
-    FORBIDDEN_LOGIT: constexpr,
-    BLOCK_C: constexpr,
-    BLOCK_V: constexpr,
-    BLOCK_D: constexpr,
-):
-    """One program writes one tile of E': exp(z - max), and -R in the target column."""
-    row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    logits = _logits_tile(
-        hidden_ptr, weight_ptr, forbidden_ptr, row, col, C, V, D,
-        stride_hc, stride_hd, stride_wv, stride_wd, inverse_temperature,
-        FORBIDDEN_LOGIT, BLOCK_C, BLOCK_V, BLOCK_D,
-    )  # fmt: skip
-    maximum = tl.load(maximum_ptr + row, mask=row < C, other=0.0)
-    target = tl.load(targets_ptr + row, mask=row < C, other=-1)
-    others = tl.load(others_ptr + row, mask=row < C, other=0.0)
-    odds = tl.exp(logits - maximum[:, None])
-    gradient = tl.where(col[None, :] == target[:, None], -others[:, None], odds)
-    address = gradient_ptr + row.to(tl.int64)[:, None] * V + col[None, :]
-    mask = (row < C)[:, None] & (col < V)[None, :]
-    tl.store(address, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
+    below = logits - tl.load(shift_ptr + row, mask=row < C, other=0.0)[:, None]
+    odds = tl.where(col[None, :] == target[:, None], 0.0, tl.exp(below))
+    if sums_ptr is not None:
+        # Tiles before rows in memory: neighbouring threads write neighbouring addresses.
+        address = sums_ptr + tile.to(tl.int64) * C + row
+        plane = tl.num_programs(1).to(tl.int64) * C
+        tl.store(address, tl.max(logits, axis=1), mask=row < C)
+        tl.store(address + plane, tl.sum(odds, axis=1), mask=row < C)
+        tl.store(address + 2 * plane, tl.sum(odds * below, axis=1), mask=row < C)
+    if odds_ptr is not None:
+        address = odds_ptr + row.to(tl.int64)[:, None] * V + col[None, :]
+        mask = (row < C)[:, None] & (col < V)[None, :]
+        tl.store(address, odds.to(odds_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch(kernel, chunk, outputs) -> None:
-    """Run `kernel` on all tiles of a chunk; `outputs` are its pointers after `forbidden_ptr`."""
+# --- Odds of one vocabulary chunk, in Triton and in torch ----------------------------------------
+# A chunk is (hidden (C, D), weight (V, D), targets (C,), forbidden (V,) or None, temperature);
+# V counts its own columns and targets are relative to its first one, so they may lie outside.
+def _odds_triton(chunk, shift, reduce, store):
+    """(3, n_tiles, C) fp32 sums where `reduce`, (C, V) odds in hidden's dtype where `store`."""
     hidden, weight, targets, forbidden, temperature = chunk
     (C, D), V = hidden.shape, weight.shape[0]
     tile = TILES[hidden.dtype]
     grid = (triton.cdiv(C, tile["BLOCK_C"]), triton.cdiv(V, tile["BLOCK_V"]))
-    kernel[grid](
-        hidden, weight, targets, forbidden, *outputs, C, V, D,
+    sums = shift.new_empty((3, grid[1], C)) if reduce else None  # (3, n_tiles, C)
+    odds = hidden.new_empty((C, V)) if store else None  # (C, V)
+    _odds_kernel[grid](
+        hidden, weight, targets, forbidden, shift, sums, odds, C, V, D,
         *hidden.stride(), *weight.stride(), 1.0 / temperature,
         FORBIDDEN_LOGIT=FORBIDDEN_LOGIT, **tile,
     )  # fmt: skip
+    return sums, odds
 
 
-# --- The two steps over one vocabulary chunk, in Triton and in torch -----------------------------
-# A chunk is (hidden (C, D), weight (V, D), targets (C,), forbidden (V,) or None, temperature);
-# V counts its own columns and targets are relative to its first one, so they may lie outside.
-def _tile_sums_triton(chunk, target_logit):
-    """Reduce the chunk to (3, n_tiles, C) fp32; the second result, E, is never stored whole."""
-    hidden, weight = chunk[:2]
-    n_tiles = triton.cdiv(weight.shape[0], TILES[hidden.dtype]["BLOCK_V"])
-    sums = target_logit.new_empty((3, n_tiles, hidden.shape[0]))  # (3, n_tiles, C)
-    _launch(_linear_logprob_fwd_kernel, chunk, (sums, target_logit))
-    return sums, None
-
-
-def _gradient_triton(chunk, maximum, others):
-    """E' of the chunk, (C, V) in the dtype of hidden."""
-    gradient = chunk[0].new_empty((chunk[0].shape[0], chunk[1].shape[0]))  # (C, V)
-    _launch(_linear_logprob_bwd_kernel, chunk, (maximum, others, gradient))
-    return gradient
-
-
-def _logits_torch(chunk):
-    """(C, V) logits of the chunk in fp32, fp64 when given fp64."""
-    hidden, weight, _, forbidden, temperature = chunk
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    hidden, weight = hidden.to(dtype), weight.to(dtype)  # (C, D), (V, D)
+def _odds_torch(chunk, shift, reduce, store):
+    """(3, 1, C) sums where `reduce`, and the odds (C, V), fp32 or fp64."""
+    hidden, weight, targets, forbidden, temperature = chunk
+    hidden, weight = hidden.to(shift.dtype), weight.to(shift.dtype)  # (C, D), (V, D)
     unused = hidden.new_empty(())  # beta=0 ignores it; alpha divides inside the product, for free
     logits = torch.addmm(unused, hidden, weight.T, beta=0, alpha=1.0 / temperature)  # (C, V)
     if forbidden is not None:  # few columns as a rule: cheaper by index than by a mask over all
         logits.index_fill_(1, forbidden.nonzero().squeeze(1), FORBIDDEN_LOGIT)  # (C, V)
-    return logits
-
-
-def _target_column(targets, V):
-    """The target's column clamped into the chunk, (C, 1), and whether it lies there, (C, 1)."""
-    column = targets[:, None]  # (C, 1)
-    return column.clamp(0, V - 1), (column >= 0) & (column < V)
-
-
-def _tile_sums_torch(chunk, target_logit):
-    """Reduce the chunk, one tile here, to (3, 1, C); also return E, target zeroed, (C, V)."""
-    logits = _logits_torch(chunk)  # (C, V)
-    column, is_inside = _target_column(chunk[2], logits.shape[1])  # (C, 1), (C, 1)
-    found = torch.where(is_inside, logits.gather(1, column), target_logit[:, None])  # (C, 1)
-    target_logit.copy_(found[:, 0])
-    maximum = logits.amax(dim=1)  # (C,)
-    below = logits.sub_(maximum[:, None])  # (C, V)
-    odds = _put_target_(below.exp(), chunk[2], torch.zeros_like(maximum))  # (C, V)
-    moment = below.mul_(odds).sum(dim=1)  # (C,)
-    return torch.stack((maximum, odds.sum(dim=1), moment))[:, None], odds
+    maximum = logits.amax(dim=1) if reduce else None  # (C,)
+    below = logits.sub_(shift[:, None])  # (C, V)
+    odds = _put_target_(below.exp() if reduce else below.exp_(), targets, torch.zeros_like(shift))
+    if not reduce:
+        return None, odds
+    return torch.stack((maximum, odds.sum(1), below.mul_(odds).sum(1)))[:, None], odds
 
 
 def _put_target_(odds, targets, value):
     """Overwrite, in place, the target column of each row that has its target in this chunk."""
-    column, is_inside = _target_column(targets, odds.shape[1])  # (C, 1), (C, 1)
-    value = torch.where(is_inside, value[:, None], odds.gather(1, column))  # (C, 1)
+    column = targets[:, None]  # (C, 1)
+    is_inside = (column >= 0) & (column < odds.shape[1])  # (C, 1)
+    column = column.clamp(0, odds.shape[1] - 1)  # (C, 1)
+    value = torch.where(is_inside, value[:, None].to(odds.dtype), odds.gather(1, column))  # (C, 1)
     return odds.scatter_(1, column, value)  # (C, V)
 
 
-def _gradient_torch(chunk, maximum, others):
-    """E' of the chunk, (C, V) fp32 or fp64."""
-    odds = _logits_torch(chunk).sub_(maximum[:, None]).exp_()  # (C, V)
-    return _put_target_(odds, chunk[2], -others)  # (C, V)
+def _target_logits(hidden, weight, targets, temperature, forbidden, dtype):
+    """(C,): row products. FORBIDDEN_LOGIT for a forbidden target, NaN for one outside [0, V):
+    loud, and without asking the device."""
+    inside = targets.clamp(0, weight.shape[0] - 1)  # (C,)
+    logit = (hidden.to(dtype) * weight[inside].to(dtype)).sum(1) / temperature  # (C,)
+    if forbidden is not None:
+        logit.masked_fill_(forbidden[inside], FORBIDDEN_LOGIT)
+    return logit.masked_fill_(inside != targets, math.nan)
 
 
-def _merge(sums, target_logit):
-    """Merge tiles (3, n_tiles, C) to maximum, R, S, logp and entropy of whole rows, (C,) each."""
-    tile_maximum, tile_sum, tile_moment = sums  # (n_tiles, C) each
-    maximum = tile_maximum.amax(dim=0)  # (C,)
-    below = tile_maximum - maximum  # (n_tiles, C), finite as FORBIDDEN_LOGIT is
-    factor = below.exp()  # (n_tiles, C)
-    others = (tile_sum * factor).sum(dim=0)  # (C,)
-    moment = (factor * (tile_moment + tile_sum * below)).sum(dim=0)  # (C,)
+def _merge(sums, shift, target_logit):
+    """R, 1 + R, logp and entropy of whole rows, (C,) each, from the sums of all tiles.
 
-    target_below = target_logit - maximum  # (C,)
+    Where the shift is not the target's logit, "1" is exp(target_logit - shift).
+    """
+    others, moment = sums[1].sum(dim=0), sums[2].sum(dim=0)  # (C,) each
+    target_below = target_logit - shift  # (C,)
     target_odds = target_below.exp()  # (C,)
     total = target_odds + others  # (C,)
-    log_total = torch.log1p((target_odds - 1) + others)  # (C,), log S that keeps a tiny R
+    log_total = torch.log1p((target_odds - 1) + others)  # (C,), keeps a tiny R
     logp = target_below - log_total  # (C,)
     entropy = log_total - (moment + target_odds * target_below) / total  # (C,)
-    return maximum, others, total, logp, entropy
+    return others, total, logp, entropy
+
+
+# --- Autograd ------------------------------------------------------------------------------------
+class _LinearLogprob(torch.autograd.Function):
+    """Saves the inputs, three numbers per token, and the odds where they fit into one chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, forbidden, impl):
+        V, dtype = weight.shape[0], torch.promote_types(hidden.dtype, torch.float32)
+        compute = _odds_triton if impl == "triton" else _odds_torch
+        is_whole = _chunk_columns(hidden, dtype, impl) >= V
+        store = is_whole and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        # Without storing, the kernel needs no chunks.
+        step = V if is_whole or impl == "triton" else _chunk_columns(hidden, dtype, impl)
+
+        def all_sums(shift):
+            sums = []
+            for start in range(0, V, step):
+                chunk = _chunk(hidden, weight, targets, forbidden, temperature, start, step)
+                part, odds = compute(chunk, shift, True, store)
+                sums.append(part)
+            return torch.cat(sums, dim=1), odds if store else None  # (3, n_tiles, C)
+
+        target_logit = _target_logits(hidden, weight, targets, temperature, forbidden, dtype)
+        shift = target_logit  # (C,)
+        sums, odds = all_sums(shift)
+        if not bool(torch.isfinite(sums[1:].sum(1)).all()):  # a target less likely than e^-80
+            shift = torch.maximum(target_logit, sums[0].amax(dim=0) - 60)  # (C,)
+            sums, odds = all_sums(shift)
+        others, total, logp, entropy = _merge(sums, shift, target_logit)  # (C,) each
+        logp.masked_fill_(target_logit <= FORBIDDEN_LOGIT, -math.inf)
+        if odds is not None:
+            odds = _put_target_(odds, targets, -others)  # (C, V)
+        ctx.save_for_backward(hidden, weight, targets, forbidden, shift, others, total, odds)
+        ctx.temperature, ctx.impl = temperature, impl
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logp, _):
+        hidden, weight, targets, forbidden, shift, others, total, stored = ctx.saved_tensors
+        V = weight.shape[0]
+        compute = _odds_triton if ctx.impl == "triton" else _odds_torch
+        scale = (-grad_logp / (ctx.temperature * total))[:, None]  # (C, 1), r of the formula
+        grad_hidden = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)  # (C, D)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight)  # (V, D)
+            # The other factor has the dtype of hidden in Triton and of the sums in torch.
+            factor_dtype = hidden.dtype if ctx.impl == "triton" else total.dtype
+            scaled_hidden = (hidden * scale).to(factor_dtype)  # (C, D)
+        step = V if stored is not None else _chunk_columns(hidden, total.dtype, ctx.impl)
+        for start in range(0, V, step):
+            chunk = _chunk(hidden, weight, targets, forbidden, ctx.temperature, start, step)
+            odds = stored  # (C, step)
+            if odds is None:
+                odds = _put_target_(compute(chunk, shift, False, True)[1], chunk[2], -others)
+            if grad_hidden is not None:
+                grad_hidden += _product(odds, chunk[1])  # (C, D)
+            if grad_weight is not None:
+                # Summed over all tokens inside the product and rounded once.
+                grad_weight[start : start + step] = odds.T @ scaled_hidden  # (step, D)
+        if grad_hidden is not None:
+            grad_hidden = (grad_hidden * scale).to(hidden.dtype)  # (C, D)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _product(a, b):
@@ -315,67 +317,11 @@ def _product(a, b):
     return a @ b.to(a.dtype)
 
 
-# --- Autograd ------------------------------------------------------------------------------------
-class _LinearLogprob(torch.autograd.Function):
-    """Saves the inputs, three numbers per token, and E' where one chunk of torch holds it."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, forbidden, impl):
-        (C, _), V = hidden.shape, weight.shape[0]
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        # A target outside [0, V) is in no chunk and keeps NaN: loud, and without a device check.
-        target_logit = hidden.new_full((C,), math.nan, dtype=dtype)  # (C,)
-        step = V if impl == "triton" else _chunk_columns(C)  # the kernel stores no logits
-        tile_sums = _tile_sums_triton if impl == "triton" else _tile_sums_torch
-        sums = []
-        for start in range(0, V, step):
-            chunk = _chunk(hidden, weight, targets, forbidden, temperature, start, step)
-            part, odds = tile_sums(chunk, target_logit)
-            sums.append(part)
-        sums = torch.cat(sums, dim=1)  # (3, n_tiles, C)
-        maximum, others, total, logp, entropy = _merge(sums, target_logit)  # (C,) each
-        logp.masked_fill_(target_logit <= FORBIDDEN_LOGIT, -math.inf)
-
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        kept = None
-        if needs_gradient and odds is not None and step >= V:
-            kept = _put_target_(odds, targets, -others)  # (C, V)
-        ctx.save_for_backward(hidden, weight, targets, forbidden, maximum, others, total, kept)
-        ctx.temperature, ctx.impl = temperature, impl
-        ctx.mark_non_differentiable(entropy)
-        return logp, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_logp, _):
-        hidden, weight, targets, forbidden, maximum, others, total, kept = ctx.saved_tensors
-        (C, _), V = hidden.shape, weight.shape[0]
-        gradient = _gradient_triton if ctx.impl == "triton" else _gradient_torch
-        scale = (-grad_logp / (ctx.temperature * total))[:, None]  # (C, 1), r of the formula
-        grad_hidden = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)  # (C, D)
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.empty_like(weight)  # (V, D)
-            # The other factor, E', has the dtype of hidden in Triton and of the sums in torch.
-            factor_dtype = hidden.dtype if ctx.impl == "triton" else total.dtype
-            scaled_hidden = (hidden * scale).to(factor_dtype)  # (C, D)
-        step = V if kept is not None else _chunk_columns(C)
-        for start in range(0, V, step):
-            chunk = _chunk(hidden, weight, targets, forbidden, ctx.temperature, start, step)
-            tile = kept if kept is not None else gradient(chunk, maximum, others)  # (C, step)
-            if grad_hidden is not None:
-                grad_hidden += _product(tile, chunk[1])  # (C, D)
-            if grad_weight is not None:
-                grad_weight[start : start + step] = _product(tile.T, scaled_hidden)  # (step, D)
-        if grad_hidden is not None:
-            grad_hidden = (grad_hidden * scale).to(hidden.dtype)  # (C, D)
-        return grad_hidden, grad_weight, None, None, None, None
-
-
-def _chunk_columns(C: int) -> int:
-    """Columns of a vocabulary chunk: `CHUNK_LOGITS` logits, a multiple of every tile width."""
-    return max(128, CHUNK_LOGITS // max(C, 1) // 128 * 128)
+def _chunk_columns(hidden, dtype, impl):
+    """Columns of a chunk within `CHUNK_BYTES`, a multiple of every tile width. Triton holds the
+    odds once, torch up to three arrays of their size in `dtype`."""
+    size = hidden.element_size() if impl == "triton" else 3 * torch.finfo(dtype).bits // 8
+    return max(128, CHUNK_BYTES // (size * max(hidden.shape[0], 1)) // 128 * 128)
 
 
 def _chunk(hidden, weight, targets, forbidden, temperature, start, step):

@@ -26,7 +26,8 @@ needs_triton = pytest.mark.skipif(
 )
 CAPABILITIES = (80, 90, 100)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-LOGPROB_KERNELS = ("_linear_logprob_fwd_kernel", "_linear_logprob_bwd_kernel")
+# With both outputs, and only to reduce (forward without gradient).
+LOGPROB_KERNELS = ("_odds_kernel", "_odds_kernel to reduce")
 DECODE_KERNELS = ("_prefix_kernel", "_suffix_kernel")
 ADVANTAGE_KERNEL = "_group_advantages_kernel"
 
@@ -87,13 +88,15 @@ def compile_logprob(kernel_name, dtype_name, capability):
     """As launched on contiguous matrices whose D and V are multiples of 16; C is any number."""
     from kernels import logprob
 
-    kernel = getattr(logprob, kernel_name)
+    kernel = getattr(logprob, kernel_name.split()[0])
     tile = dict(logprob.TILES[DTYPES[dtype_name]])
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
     constants = dict(tile, FORBIDDEN_LOGIT=logprob.FORBIDDEN_LOGIT, stride_hd=1, stride_wd=1)
     types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
     types |= {"targets_ptr": "*i64", "forbidden_ptr": "*i1", "inverse_temperature": "fp32"}
-    types |= dict.fromkeys(("hidden_ptr", "weight_ptr", "gradient_ptr"), f"*{dtype_name}")
+    types |= dict.fromkeys(("hidden_ptr", "weight_ptr", "odds_ptr"), f"*{dtype_name}")
+    if kernel_name.endswith("reduce"):
+        constants["odds_ptr"] = None
     aligned = [name for name in kernel.arg_names if name.endswith("_ptr")]
     aligned += ["V", "D", "stride_hc", "stride_wv"]
     return compile_kernel(kernel, types, constants, aligned, capability, **options)

@@ -12,6 +12,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.k2 import extra_bytes
 from kernels import linear_logprob, linear_logprob_ref, logprob, triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,7 +25,7 @@ each_impl = pytest.mark.parametrize("impl", IMPLS)
 def chunks(request, monkeypatch):
     """Run a test twice: with the whole vocabulary in one chunk, and in chunks of 128 columns."""
     if request.param == "many chunks":
-        monkeypatch.setattr(logprob, "CHUNK_LOGITS", 1)
+        monkeypatch.setattr(logprob, "CHUNK_BYTES", 1)
 
 
 def make_inputs(C, D, V, dtype=torch.float32, spread=1.0, seed=0, with_forbidden=True):
@@ -240,23 +241,30 @@ def test_an_almost_certain_token_keeps_its_digits(impl, chunks):
     assert entropy.item() == pytest.approx(others * 17, rel=1e-5)
 
 
-def test_the_torch_path_never_holds_more_than_the_chunk_budget(monkeypatch):
-    """Counts the elements of every tensor autograd could keep and every logit-sized temporary."""
-    monkeypatch.setattr(logprob, "CHUNK_LOGITS", 256 * 16)
-    largest = 0
+def test_memory_beyond_the_gradients_does_not_grow_with_the_vocabulary(monkeypatch):
+    monkeypatch.setattr(logprob, "CHUNK_BYTES", 2**20)
+    counted = {V: extra_bytes(linear_logprob, V, C=128, D=16) for V in (1024, 4096, 32768, 151936)}
+    assert all(2**18 < count < 2**20 for count in counted.values())
+    assert counted[151936] == counted[32768] < 4 * 128 * 4096  # less than 4096 columns of logits
+    # The counting itself: what keeps logits holds several times all of them.
+    assert extra_bytes(linear_logprob_ref, 32768, C=128, D=16) > 2 * 4 * 128 * 32768
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                largest = max(largest, result.numel())
-            return result
 
-    inputs = make_inputs(16, 4, 1500)
-    with Watch():
-        evaluate(linear_logprob, *inputs, 1.0, impl="torch")
-    assert 256 * 16 <= largest <= 1500 * 4  # the whole (C, V) would be 24000
+@each_impl
+def test_odds_are_stored_where_they_fit_and_computed_again_where_not(impl, monkeypatch):
+    name, passes = f"_odds_{impl}", []
+    compute = getattr(logprob, name)
+    monkeypatch.setattr(
+        logprob, name, lambda *args: passes.append(args[0][1].shape[0]) or compute(*args)
+    )
+    inputs = make_inputs(16, 4, 300)
+    evaluate(linear_logprob, *inputs, 1.0, impl=impl)
+    assert passes == [300]  # backward is two products
+    passes.clear()
+    monkeypatch.setattr(logprob, "CHUNK_BYTES", 1)
+    evaluate(linear_logprob, *inputs, 1.0, impl=impl)
+    forward = [300] if impl == "triton" else [128, 128, 44]
+    assert passes == [*forward, 128, 128, 44]
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU the check would stop the stream")
