@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from benchmarks import garden_picture, real_size
+from benchmarks.timing import ratio, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,3 +76,37 @@ def test_the_pictures_of_the_readme_are_those_of_the_garden(tmp_path, monkeypatc
     for name in ("garden.png", "flower.png"):
         drawn, kept = (Image.open(root / "assets" / name) for root in (tmp_path, ROOT))
         assert drawn.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("name", ["gpu_head", "gpu_decode", "gpu_update", "gpu_step"])
+def test_the_gpu_benchmarks_run_in_miniature(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--size", "small"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["id"] in "KDUE" and len(report) > 2
+
+
+@pytest.mark.parametrize("name", ["k2", "e2"])
+def test_a_benchmark_without_peers_ends_with_its_id(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["id"] == name.upper()
+    if name == "e2":  # sampling against training, on the embedded model
+        assert report["mean"] <= 1e-5
+
+
+def candidate(turns, pause):
+    turns.ready(pause > 0)
+    for _ in turns:
+        time.sleep(pause)
+
+
+def test_candidates_take_turns_in_processes_of_their_own():
+    both = {"slow": partial(candidate, pause=0.03), "fast": partial(candidate, pause=0.01)}
+    evidence, seconds = take_turns(both, 3, 1)
+    assert evidence == {"slow": True, "fast": True}
+    assert [len(values) for values in seconds.values()] == [3, 3]
+    assert 1.2 < ratio(seconds, slow="slow", fast="fast")["median"] < 4
