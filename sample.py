@@ -261,8 +261,8 @@ def pick_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next tensor of that size.
 
-    It returns large blocks to the system by default, and the next step pays for every page again:
-    a fifth of a training step. Other C libraries have no `mallopt`; there nothing is changed.
+    By default it returns large blocks to the system, and the next step pays for every page again:
+    about 5 % of a step. Other C libraries have no `mallopt`; there nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
