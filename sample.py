@@ -3,9 +3,9 @@
     python sample.py --image flower.png --prompt "Which species is this flower?" --num_generations 4
 
 Method: the tower and the prefill run once per prompt. The G completions of a prompt share its keys
-and values; what they add lives in a suffix cache of fixed size, and one decoding step advances all
-N * G rows together. Finished rows go on being computed until half of the groups have finished
-whole; then the other half goes on alone.
+and values; what they add stands behind them in the same cache (kernels/decode.py), and one decoding
+step advances all N * G rows together. Finished rows go on being computed until half of the groups
+have finished whole; then the other half goes on alone.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
 step, prompt id, sample index) alone. How prompts are batched cannot change them; the tokens are

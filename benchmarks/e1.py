@@ -32,8 +32,8 @@ TARGET = "Solara minor"
 
 
 def reward_of(texts: list[str]) -> list[float]:
-    # The length tells the completions of a group apart where none is right: no group is flat.
-    return [classification_reward(t, TARGET).total + len(t) / 1000 for t in texts]
+    # Its number tells a completion from the others of its group: no group is flat, none is skipped.
+    return [classification_reward(t, TARGET).total + k % G / 1000 for k, t in enumerate(texts)]
 
 
 def some_completions() -> torch.Tensor:

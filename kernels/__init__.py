@@ -4,7 +4,7 @@
 * `group_advantages`: rewards compared inside each group.
 * `shared_prefix_attention`: one new token per row against [shared prefix | own suffix].
 
-Both take `impl`: "auto" runs the Triton kernel on CUDA tensors and its torch twin everywhere else.
+All take `impl`: "auto" runs the Triton kernel on CUDA tensors and its torch twin everywhere else.
 Triton is optional: without it (or without a GPU) every function here still works.
 
 Next: `advantage.py` (the smallest complete kernel), then `decode.py` and `logprob.py`.

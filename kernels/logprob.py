@@ -21,9 +21,11 @@ one row product per token:
 
 No maximum has to be known first, so tiles of columns are simply added up; and R apart from the
 target's 1 keeps the digits of 1 - p_y = R / (1 + R) when p_y is nearly 1, where policies that have
-converged live. (Only where a target is less likely than e^-80 does some odd leave fp32's range. The
-tiles report their maxima too, and then all is computed once more relative to those.) With O', which
-has -R_c in the target column, the gradients are two plain products, left to the matrix library:
+converged live. Where some other logit is more than MAX_ABOVE higher, as it may be for a token that
+was not sampled from this model, large numbers would cancel: then everything is computed once more
+relative to the row's maximum m, which the tiles report too (O, R and the target's "1" are then in
+units of exp(m - s_c)). With O', which has -R_c in the target column, the gradients are two plain
+products, left to the matrix library:
 
     dhidden = r * (O' weight),   dweight = O'^T (r * hidden),   r_c = -g_c / (temperature (1 + R_c))
 
@@ -31,7 +33,8 @@ O' does not depend on g. So where the odds of all columns fit into `CHUNK_BYTES`
 them on the way (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06
 nats), and backward needs nothing else. Where they do not fit, forward stores no logit at all, and
 backward walks over chunks of the vocabulary, computing their odds once more: every row of dweight
-is written once, and no fp32 copy of it exists.
+is written once, and no fp32 copy of it exists. The kernel leaves three numbers per token and tile
+of 128 columns, 12 bytes for 128 logits.
 
 Cost in units of C*D*V multiply-adds: 3 for plain torch, 3 here with stored odds, 4 without. Traffic
 of logit size: about 24 bytes per logit for plain torch, 6 here in bf16.
@@ -50,6 +53,10 @@ from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 # The one memory knob: what the odds of one chunk of columns may take, all of them or a part. At
 # 2048 tokens and 151936 words (0.6 GB in bf16) that is a chunk of 131072 columns.
 CHUNK_BYTES = 2**29
+
+# Nats by which another logit may exceed the target's. A sampled token is never (once in 10^8) that
+# unlikely, so on-policy training computes the logits once.
+MAX_ABOVE = 20.0
 
 # Logit of a forbidden token: its odds are exactly 0 as for -inf, yet 0 * z is 0 and not NaN.
 FORBIDDEN_LOGIT = -1e30
@@ -194,7 +201,7 @@ def _odds_triton(chunk, shift, reduce, store):
 
 
 def _odds_torch(chunk, shift, reduce, store):
-    """(3, 1, C) sums where `reduce`, and the odds (C, V), fp32 or fp64."""
+    """(3, 1, C) sums where `reduce`, and always the odds (C, V), fp32 or fp64."""
     hidden, weight, targets, forbidden, temperature = chunk
     hidden, weight = hidden.to(shift.dtype), weight.to(shift.dtype)  # (C, D), (V, D)
     unused = hidden.new_empty(())  # beta=0 ignores it; alpha divides inside the product, for free
@@ -219,10 +226,11 @@ def _put_target_(odds, targets, value):
 
 
 def _target_logits(hidden, weight, targets, temperature, forbidden, dtype):
-    """(C,): row products. FORBIDDEN_LOGIT for a forbidden target, NaN for one outside [0, V):
-    loud, and without asking the device."""
+    """(C,): row products. FORBIDDEN_LOGIT for a forbidden target, NaN for one outside [0, V)."""
     inside = targets.clamp(0, weight.shape[0] - 1)  # (C,)
-    logit = (hidden.to(dtype) * weight[inside].to(dtype)).sum(1) / temperature  # (C,)
+    parts = zip(hidden.split(2048), inside.split(2048), strict=True)  # fp32 copies stay small
+    logit = torch.cat([(h.to(dtype) * weight[y].to(dtype)).sum(1) for h, y in parts])  # (C,)
+    logit = logit / temperature
     if forbidden is not None:
         logit.masked_fill_(forbidden[inside], FORBIDDEN_LOGIT)
     return logit.masked_fill_(inside != targets, math.nan)
@@ -231,7 +239,7 @@ def _target_logits(hidden, weight, targets, temperature, forbidden, dtype):
 def _merge(sums, shift, target_logit):
     """R, 1 + R, logp and entropy of whole rows, (C,) each, from the sums of all tiles.
 
-    Where the shift is not the target's logit, "1" is exp(target_logit - shift).
+    All in units of exp(shift - target_logit): "1" is 1 where the shift is the target's logit.
     """
     others, moment = sums[1].sum(dim=0), sums[2].sum(dim=0)  # (C,) each
     target_below = target_logit - shift  # (C,)
@@ -248,11 +256,11 @@ class _LinearLogprob(torch.autograd.Function):
     """Saves the inputs, three numbers per token, and the odds where they fit into one chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, forbidden, impl):
+    def forward(ctx, hidden, weight, targets, temperature, forbidden, impl, is_training):
         V, dtype = weight.shape[0], torch.promote_types(hidden.dtype, torch.float32)
         compute = _odds_triton if impl == "triton" else _odds_torch
         is_whole = _chunk_columns(hidden, dtype, impl) >= V
-        store = is_whole and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        store = is_whole and is_training and any(ctx.needs_input_grad[:2])
         # Without storing, the kernel needs no chunks.
         step = V if is_whole or impl == "triton" else _chunk_columns(hidden, dtype, impl)
 
@@ -262,13 +270,15 @@ class _LinearLogprob(torch.autograd.Function):
                 chunk = _chunk(hidden, weight, targets, forbidden, temperature, start, step)
                 part, odds = compute(chunk, shift, True, store)
                 sums.append(part)
-            return torch.cat(sums, dim=1), odds if store else None  # (3, n_tiles, C)
+            sums = sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)  # (3, n_tiles, C)
+            return sums, odds if store else None
 
         target_logit = _target_logits(hidden, weight, targets, temperature, forbidden, dtype)
         shift = target_logit  # (C,)
         sums, odds = all_sums(shift)
-        if not bool(torch.isfinite(sums[1:].sum(1)).all()):  # a target less likely than e^-80
-            shift = torch.maximum(target_logit, sums[0].amax(dim=0) - 60)  # (C,)
+        maximum = sums[0].amax(dim=0)  # (C,)
+        if bool((maximum - target_logit > MAX_ABOVE).any()):  # the one question to the device
+            shift = torch.maximum(target_logit, maximum)  # (C,)
             sums, odds = all_sums(shift)
         others, total, logp, entropy = _merge(sums, shift, target_logit)  # (C,) each
         logp.masked_fill_(target_logit <= FORBIDDEN_LOGIT, -math.inf)
@@ -307,7 +317,7 @@ class _LinearLogprob(torch.autograd.Function):
                 grad_weight[start : start + step] = odds.T @ scaled_hidden  # (step, D)
         if grad_hidden is not None:
             grad_hidden = (grad_hidden * scale).to(hidden.dtype)  # (C, D)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def _product(a, b):
@@ -357,8 +367,8 @@ def linear_logprob(
 
     Raises:
         ValueError: shapes, dtypes, devices or temperature are wrong; on CPU also when a target is
-            outside [0, V) or forbidden. On a GPU that check would stop the stream, so there such a
-            target yields logp NaN (outside) or -inf (forbidden) and no exception.
+            outside [0, V) or forbidden. On a GPU such a target yields logp NaN (outside) or -inf
+            (forbidden) and no exception.
 
     Notes:
         Sums are fp32 whatever the input dtype. A row whose upstream gradient is zero contributes
@@ -371,7 +381,9 @@ def linear_logprob(
     targets = targets.contiguous()  # (C,): the kernels take strides of the two matrices only
     forbidden = None if forbidden is None else forbidden.contiguous()  # (V,)
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the torch products
-        return _LinearLogprob.apply(hidden, weight, targets, temperature, forbidden, impl)
+        return _LinearLogprob.apply(
+            hidden, weight, targets, temperature, forbidden, impl, torch.is_grad_enabled()
+        )
 
 
 def _validate(hidden, weight, targets, temperature, forbidden, impl) -> None:

@@ -243,10 +243,10 @@ class Span:
     """
 
     def __init__(self, start: int, size: int, device: torch.device | str = "cpu"):
-        self.size = size
-        self.index: slice | Tensor = slice(start, start + size)
+        self.size, stop = size, start + size
+        self.index: slice | Tensor = slice(start, stop)
         if torch.device(device).type != "cpu":
-            self.index = torch.arange(start, start + size, device=device)
+            self.index = torch.arange(start, stop, device=device)
 
     def advance(self) -> None:
         if isinstance(self.index, slice):
@@ -295,8 +295,7 @@ class KVCache:
     def keep(self, groups: Tensor) -> None:
         """Let all other groups go: groups (N',) int64."""
         self.layers = [tuple(x.index_select(0, groups) for x in layer) for layer in self.layers]
-        self.prefix_lengths = self.prefix_lengths[groups]
-        self.mask = None if self.mask is None else self.mask[groups]
+        self.prefix_lengths, self.mask = self.prefix_lengths[groups], None
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:

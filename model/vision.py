@@ -49,7 +49,7 @@ def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) 
     quarter = cfg.embed_dim // cfg.num_heads // 4  # frequencies per axis
     frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)  # (E/4,)
     place = torch.cat([patch_positions(g, cfg.spatial_merge_size) for g in grids])  # (M, 2)
-    return rotary_table((place[:, :, None] * frequency).flatten(1).to(device))  # (M, E) each
+    return rotary_table((place[:, :, None] * frequency).flatten(1).to(device))
 
 
 def through(layers: nn.ModuleList, x: Tensor, *context, recompute: bool) -> Tensor:

@@ -26,8 +26,8 @@ needs_triton = pytest.mark.skipif(
 )
 CAPABILITIES = (80, 90, 100)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# With both outputs, and only to reduce (forward without gradient).
-LOGPROB_KERNELS = ("_odds_kernel", "_odds_kernel to reduce")
+# Forward with both outputs or only reducing, backward only storing.
+LOGPROB_KERNELS = ("_odds_kernel", "_odds_kernel to reduce", "_odds_kernel to store")
 DECODE_KERNELS = ("_prefix_kernel", "_suffix_kernel")
 ADVANTAGE_KERNEL = "_group_advantages_kernel"
 
@@ -97,6 +97,8 @@ def compile_logprob(kernel_name, dtype_name, capability):
     types |= dict.fromkeys(("hidden_ptr", "weight_ptr", "odds_ptr"), f"*{dtype_name}")
     if kernel_name.endswith("reduce"):
         constants["odds_ptr"] = None
+    if kernel_name.endswith("store"):
+        constants["sums_ptr"] = None
     aligned = [name for name in kernel.arg_names if name.endswith("_ptr")]
     aligned += ["V", "D", "stride_hc", "stride_wv"]
     return compile_kernel(kernel, types, constants, aligned, capability, **options)

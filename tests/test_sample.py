@@ -5,6 +5,8 @@ whatever the batch; the log-probabilities that sampling keeps equal those of the
 forbidden tokens never occur; completions end at their first end token; greedy is greedy.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -150,16 +152,22 @@ def test_completions_end_at_their_first_end_token_and_say_why(tiny, prompts):
 
 def test_groups_that_have_ended_leave_and_the_others_go_on_as_if_alone(tiny, prompts, monkeypatch):
     model, processor = tiny
-    monkeypatch.setattr(sample, "CHECK_END_EVERY", 2)
+    many = [replace(prompt, id=f"{prompt.id}{k}") for k in range(3) for prompt in prompts]
     left, keep = [], Decoder.keep
-    monkeypatch.setattr(
-        Decoder, "keep", lambda self, groups: (left.append(groups), keep(self, groups))
-    )
+
+    def watched(self, groups):
+        self.graph = "a recording of more rows"
+        keep(self, groups)
+        assert self.graph is None and self.steps == 0
+        left.append(groups.tolist())
+
+    monkeypatch.setattr(Decoder, "keep", watched)
+    monkeypatch.setattr(sample, "CHECK_END_EVERY", 2)
     monkeypatch.setattr(processor, "end_ids", list(range(20, 60)))
-    together = generate_group(model, processor, prompts, 2, 40, seed=3)
-    assert left and len(set(map(len, together.ids))) > 2
-    for n, prompt in enumerate(prompts):
-        alone = generate_group(model, processor, [prompt], 2, 40, seed=3)
+    together = generate_group(model, processor, many, 2, 40)
+    assert len(left) > 1 and left[0] != list(range(len(left[0])))  # later groups stay on as well
+    for n, prompt in enumerate(many):
+        alone = generate_group(model, processor, [prompt], 2, 40)
         for b in range(2):
             assert torch.equal(alone.ids[b], together.ids[2 * n + b])
             torch.testing.assert_close(alone.logps[b], together.logps[2 * n + b], rtol=0, atol=1e-5)
@@ -229,6 +237,13 @@ def test_in_bfloat16_sampling_and_training_stay_close(tiny_dir, prompts):
         groups = [rollout.ids[4 * n : 4 * n + 4] for n in range(3)]
         logp, _ = completion_logps(model, make_pack(prompts, groups), 1.0, processor.forbidden)
     assert (torch.cat(rollout.logps) - logp).abs().mean() < 2e-2
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded(tiny_dir):
+    model = load_model(tiny_dir, torch.bfloat16)
+    hidden = torch.randn(5, model.head_weight.shape[1], dtype=torch.bfloat16)
+    expected = hidden.float() @ model.head_weight.float().T
+    torch.testing.assert_close(model.logits(hidden), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_model_that_is_not_finite_cannot_be_sampled(tiny_dir, prompts):

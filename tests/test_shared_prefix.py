@@ -129,6 +129,22 @@ def test_sequences_without_padding_equal_padded_rows(tiny, monkeypatch):
         assert difference < 1e-5 * expected[name].abs().max().clamp(min=1e-3), name
 
 
+def test_the_flash_kernel_is_asked_for_causal_attention(monkeypatch):
+    from torch.nn.attention import varlen
+
+    def stand_in(q, k, v, *bounds, window_size=(-1, -1), enable_gqa=False):
+        assert window_size == (-1, 0)  # causal
+        assert enable_gqa or q.shape[1] == k.shape[1]
+        return bottom_right_attention(q, k, v, *bounds)
+
+    layout = PackLayout([5, 3], [[2, 4], [1]])
+    q, k, v = (torch.randn(15, heads, 8) for heads in (4, 2, 2))
+    expected = attention.packed_attention(q, k, v, layout)
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", None)
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    torch.testing.assert_close(attention.varlen_attention(q, k, v, layout), expected)
+
+
 def test_recomputing_layers_keeps_less_and_changes_no_gradient(tiny):
     model, processor = tiny
     pack = make_pack(*some_groups(processor))
