@@ -238,8 +238,9 @@ def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) ->
                 name = published_name(key)
                 tied = name == "lm_head.weight" and model.cfg.tie_word_embeddings
                 value = model.head_weight.detach() if tied else published[name]
-                # A file may not hold two views of one storage.
-                tensors[key] = value.to("cpu", slot.dtype, copy=True)
+                # A file may not hold two views of one storage: parts and repeats are copied.
+                copy = tied or value.untyped_storage().nbytes() > value.nbytes
+                tensors[key] = value.to("cpu", slot.dtype, copy=copy)
         save_file(tensors, directory / file, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / file)  # not for the owner alone
     if {slot.file for slot in slots.values()} != {SINGLE}:
