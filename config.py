@@ -77,13 +77,55 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
-class Config(TaskConfig):
-    """A GRPO run. The defaults are those of the embedded base model on a laptop CPU."""
+class TrainConfig(TaskConfig):
+    """What every training run is told. The defaults are those of the embedded base on a laptop."""
+
+    freeze_vision: bool = flag(True, "keep the vision tower as it is")
+    prompts_per_step: int = flag(8, "questions per optimizer step: N")
+    max_steps: int = flag(150, "batches of questions")
+    learning_rate: float = flag(5e-5, "peak; a real 2B checkpoint wants 1e-6")
+    lr_scheduler_type: Literal["linear", "constant"] = flag("linear", "decay to 0, or none")
+    max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
+    weight_decay: float = flag(0.0, "of AdamW")
+    groups_per_micro_batch: int = flag(8, "questions per forward: memory, not the result")
+    gradient_checkpointing: bool = flag(False, "recompute layers in backward: memory for time")
+    # Logging
+    output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
+    eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
+    save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "prompts_per_step max_steps groups_per_micro_batch eval_steps")
+        require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
+        require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
+        require(0 <= self.weight_decay <= 1e6, "weight_decay", "in 0 .. 1e6", self)
+        require(self.save_steps >= 0, "save_steps", "0 or more", self)
+
+
+@dataclass(frozen=True)
+class SftConfig(TrainConfig):
+    """A run of supervised fine-tuning."""
+
+    prompt_mode: Literal["think", "steps", "direct"] = flag(
+        "direct", "answer at once; with --cot reason first (think), or in four steps"
+    )
+    cot: bool = flag(False, "learn the reasoning too, not the answer alone")
+    cot_texts: Path | None = flag(None, "jsonl of id and thought, for data from outside")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alone = not self.cot and self.prompt_mode != "direct"
+        require(not alone, "prompt_mode", "direct, or taken with --cot", self)
+        require(self.cot or self.cot_texts is None, "cot_texts", "taken with --cot", self)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """A GRPO run."""
 
     shuffle_labels: bool = flag(False, "cls, control run: train on wrong labels; must not help")
-    freeze_vision: bool = flag(True, "keep the vision tower as it is")
     # Rollout
-    prompts_per_step: int = flag(8, "questions (groups) per optimizer step: N")
     num_generations: int = flag(8, "completions per question: G")
     temperature: float = flag(1.0, "of sampling and of the trained distribution alike")
     # Reward
@@ -98,38 +140,21 @@ class Config(TaskConfig):
     length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
     reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
     # Update
-    max_steps: int = flag(150, "batches of completions, each used for num_iterations updates")
-    learning_rate: float = flag(5e-5, "peak; a real 2B checkpoint wants 1e-6")
-    lr_scheduler_type: Literal["linear", "constant"] = flag("linear", "decay to 0, or none")
     loss_type: Literal["grpo", "dapo", "dr_grpo"] = flag("dapo", "how tokens are averaged")
     scale_rewards: Literal["group", "none"] = flag("group", "divide by the group's std, or not")
     beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
     epsilon: float = flag(0.2, "clip range of the ratio, below")
     epsilon_high: float | None = flag(None, "clip range above; default: epsilon")
     num_iterations: int = flag(1, "updates per batch of completions: mu")
-    groups_per_micro_batch: int = flag(8, "groups per forward: memory, not the result")
-    gradient_checkpointing: bool = flag(False, "recompute layers in backward: memory for time")
-    max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
-    weight_decay: float = flag(0.0, "of AdamW")
-    # Logging
-    output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
-    eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
-    save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(
-            self,
-            "prompts_per_step num_generations max_steps num_iterations groups_per_micro_batch "
-            "eval_steps overlong_buffer",
-        )
+        require_counts(self, "num_generations num_iterations overlong_buffer")
         require(self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self)
         require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
-        require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
-        require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
         for name in (
             "correct_weight confidence_weight format_weight overlong_weight repetition_weight "
-            "length_weight beta weight_decay"
+            "length_weight beta"
         ).split():
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
         require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
@@ -138,7 +163,6 @@ class Config(TaskConfig):
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
-        require(self.save_steps >= 0, "save_steps", "0 or more", self)
 
 
 def require(holds: bool, name: str, what: str, config: Any) -> None:
@@ -268,6 +292,15 @@ def load(kind: type[C], path: Path) -> C:
         return kind(**raw)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a {kind.__name__} of this version ({error})") from None
+
+
+def load_run(path: Path) -> TrainConfig:
+    """A run's config.json, of whichever training script; raises InputError as `load` does."""
+    try:
+        is_sft = "cot" in json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        is_sft = False  # `load` says what is wrong
+    return load(SftConfig if is_sft else Config, path)
 
 
 def _from_json(name: str, value: Any, annotation: Any) -> Any:

@@ -23,7 +23,6 @@ import torch
 import config
 from config import (
     BASE_MODEL,
-    Config,
     TaskConfig,
     flag,
     require,
@@ -77,7 +76,7 @@ def as_in_run(cfg: EvalConfig) -> EvalConfig:
 
     Raises InputError for a directory that is no run, or one that has no checkpoint yet.
     """
-    trained = config.load(Config, cfg.run / "config.json")
+    trained = config.load_run(cfg.run / "config.json")
     saved = [path for path in cfg.run.glob("step_*/hf") if path.parent.name[5:].isdigit()]
     steps = {int(path.parent.name[5:]): path for path in saved}
     if not steps:

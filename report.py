@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import config
-from config import Config
+from config import TrainConfig
 from model.errors import InputError
 from sample import Rollout
 
@@ -75,7 +75,7 @@ def check_output_dir(directory: Path | None) -> None:
 class RunLog:
     """What a run leaves: config.json, metrics.jsonl, completions.jsonl; and the progress bar."""
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: TrainConfig):
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
         self.directory = cfg.output_dir or Path("runs") / name
         check_output_dir(self.directory)
@@ -104,22 +104,26 @@ class RunLog:
         row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
         if "completion_tokens" in row:
             row["tokens_per_second"] = row["completion_tokens"] / self.seconds["rollout"]
+        if row["step"] > 0:
             row["step_time"] = sum(self.seconds.values()) - self.seconds.get("eval", 0.0)
             self._show(row)
         self.seconds = {}
         self.append("metrics.jsonl", [row])
 
     def _show(self, row: dict) -> None:
-        shown = {
-            "reward": f"{row['reward']:.2f}",
-            **{
-                name.split("/")[1]: f"{value:.2f}"
-                for name, value in row.items()
-                if name.startswith("rewards/") and name.endswith("/mean")
-            },
-            "length": f"{row['completions/mean_length']:.0f}",
-            "tok/s": f"{row['tokens_per_second']:.0f}",
-        }
+        if "reward" in row:
+            shown = {
+                "reward": f"{row['reward']:.2f}",
+                **{
+                    name.split("/")[1]: f"{value:.2f}"
+                    for name, value in row.items()
+                    if name.startswith("rewards/") and name.endswith("/mean")
+                },
+                "length": f"{row['completions/mean_length']:.0f}",
+                "tok/s": f"{row['tokens_per_second']:.0f}",
+            }
+        else:
+            shown = {"loss": f"{row['loss']:.3f}", "grad_norm": f"{row['grad_norm']:.2f}"}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         is_shown = row["step"] % 10 == 0 or row["step"] in (1, self.bar.total)

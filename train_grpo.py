@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import config
-from config import Config
+from config import Config, TrainConfig
 from evaluate import READ_BY, evaluate, frame_spoken, load_task, usable_examples
 from kernels import group_advantages
 from model.errors import InputError
@@ -185,7 +185,7 @@ class Optimizer:
     are far below what bfloat16 can store. Gradients of micro-batches add up in the master's.
     """
 
-    def __init__(self, model: VLM, cfg: Config):
+    def __init__(self, model: VLM, cfg: TrainConfig):
         self.cfg = cfg
         self.skipped = 0  # updates in a row whose gradient was not finite
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -247,7 +247,9 @@ class Optimizer:
 # ---- data of a step ------------------------------------------------------------------------------
 
 
-def examples_of_step(examples: list[Example], step: int, cfg: Config) -> list[tuple[str, Example]]:
+def examples_of_step(
+    examples: list[Example], step: int, cfg: TrainConfig
+) -> list[tuple[str, Example]]:
     """The questions of one step, a pure function of the step: (key of the randomness, example).
 
     Endless epochs, each in its own order. A step larger than the data meets an example twice: the
@@ -278,7 +280,7 @@ def keep_features(model: VLM, prompts: list[Prompt]) -> None:
 
 
 def held_out_metrics(
-    model: VLM, processor: Processor, task: Task, cfg: Config, with_interval: bool
+    model: VLM, processor: Processor, task: Task, cfg: TrainConfig, with_interval: bool
 ) -> dict[str, float]:
     """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
     row = {}
@@ -290,7 +292,7 @@ def held_out_metrics(
                 task,
                 task.splits[split],
                 cfg.max_completion_length,
-                batch_size=cfg.prompts_per_step * cfg.num_generations,  # rows of a rollout
+                batch_size=8 * cfg.prompts_per_step,  # about the rows of a rollout
                 with_interval=with_interval and split == "held_out",
             )
             row |= {prefix + name: value for name, value in metrics.items()}
@@ -328,9 +330,9 @@ def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int
     return replace(task, train=kept.pop("train"), splits=task.splits | kept)
 
 
-def train(cfg: Config) -> dict[str, float]:
-    """Run GRPO as configured; returns the last held-out metrics."""
-    began = time.time()
+def prepare(cfg: TrainConfig) -> tuple[TrainConfig, Processor, Task, VLM]:
+    """Task and model of a training run, before the run leaves anything; what was left open in
+    `cfg` is filled in. Raises InputError for anything that cannot work."""
     check_output_dir(cfg.output_dir)
     processor = Processor(cfg.model, cfg.max_pixels)
     task = with_usable_prompts(load_task(cfg, processor), processor, cfg.max_prompt_length)
@@ -343,21 +345,28 @@ def train(cfg: Config) -> dict[str, float]:
         cfg = replace(cfg, coords=frame_spoken(cfg, processor))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
-    scorer = Scorer(task, cfg)
     device = pick_device(cfg.device)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
     model.visual.requires_grad_(not cfg.freeze_vision)
     for part in (model.model, model.visual):
         part.gradient_checkpointing = cfg.gradient_checkpointing
-    reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
-    optimizer = Optimizer(model, cfg)
-    forbidden = processor.forbidden.to(device)  # (V,)
     sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
         f"{task.name}: {len(task.train)} training examples, {sizes}; "
         f"{millions:.1f} M parameters, {cfg.dtype} on {device}"
     )
+    return cfg, processor, task, model
+
+
+def train(cfg: Config) -> dict[str, float]:
+    """Run GRPO as configured; returns the last held-out metrics."""
+    began = time.time()
+    cfg, processor, task, model = prepare(cfg)
+    scorer = Scorer(task, cfg)
+    reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
+    optimizer = Optimizer(model, cfg)
+    device, forbidden = model.device, processor.forbidden.to(model.device)  # (V,)
     log = RunLog(cfg)
     with log.timed("eval"):
         first = last = held_out_metrics(model, processor, task, cfg, with_interval=True)

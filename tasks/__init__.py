@@ -26,6 +26,20 @@ from tasks.garden import GARDEN_SPLIT_SEED
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """How a careful answer is reached: the texts that SFT on chains of thought learns.
+
+    Attributes:
+        thought: from what is seen to the answer.
+        caption, summary: of the four steps: what the picture shows, and what the question wants.
+    """
+
+    thought: str
+    caption: str = ""
+    summary: str = ""
+
+
+@dataclass(frozen=True)
 class Example:
     """One question about one or more images, with the answer that a reward can verify.
 
@@ -37,6 +51,7 @@ class Example:
         question: the text shown to the model.
         target: what the reward compares the parsed answer with, written in the answer's grammar.
         frame: width and height of the frame that the boxes of the target are written in.
+        reasoning: where the source knows it.
     """
 
     id: str
@@ -44,6 +59,7 @@ class Example:
     question: str
     target: str
     frame: tuple[float, float] = (1000.0, 1000.0)
+    reasoning: Reasoning | None = None
 
 
 @dataclass(frozen=True)
@@ -125,3 +141,14 @@ def full_question(question: str, mode: str) -> str:
     if "<answer>" in question:
         return question
     return f"{question} {INSTRUCTIONS[mode]}"
+
+
+def written(answer: str, mode: str, reasoning: Reasoning | None = None) -> str:
+    """A completion in the format that `INSTRUCTIONS[mode]` asks for; all but "direct" reason."""
+    blocks = f"<answer>{answer}</answer>"
+    if mode == "think":
+        return f"<think>{reasoning.thought}</think>{blocks}"
+    if mode == "steps":
+        summary = f"<summary>{reasoning.summary}</summary><caption>{reasoning.caption}</caption>"
+        return f"{summary}<reasoning>{reasoning.thought}</reasoning>{blocks}"
+    return blocks

@@ -12,6 +12,7 @@ for choosing settings, and `ood` the ten species that no RL run ever trains on. 
 `train` and `held_out`. Next: train_grpo.py.
 """
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rewards import classification_reward, name_correct
 from tasks import Example, Settings, Task
 from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples
 from tasks.garden_drawing import draw_flower, outdoors
-from tasks.garden_questions import CLS_PROMPT
+from tasks.garden_questions import CLS_PROMPT, ask_cls
 from tasks.loose import loose_name_correct
 from tasks.readers import few_shot_split, load_labelled
 from tasks.scenes import wire
@@ -66,11 +67,13 @@ def scores(text: str, example: Example) -> dict[str, float]:
 def garden_examples(shots: int, held_out: int, split_seed: int):
     """Portraits of species: 30 for RL, each in three disjoint sets of renderings, and 10 OOD."""
 
+    def portrait(id: str, seed: int, species) -> Example:
+        image = outdoors(draw_flower(species.flower, seed), seed)
+        reasoning = ask_cls(random.Random(0), species.flower).reasoning
+        return Example(id, (image,), CLS_PROMPT, species.name, reasoning=reasoning)
+
     def draw(species, count, split) -> list[Example]:
-        return [
-            Example(id, (outdoors(draw_flower(s.flower, seed), seed),), CLS_PROMPT, s.name)
-            for id, seed, s in class_examples(species, count, split, split_seed)
-        ]
+        return [portrait(*made) for made in class_examples(species, count, split, split_seed)]
 
     return draw(RL_SPECIES, shots, "train"), {
         "held_out": draw(RL_SPECIES, held_out, "test"),

@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tasks import Reasoning
 from tasks.garden import (
     COLOURS,
     GRID,
@@ -67,6 +68,17 @@ CM = GRID  # pixels: a picture is 24 cm wide
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
+SUMMARIES = {  # the first of the four steps: what the question wants
+    "cls": "name the species", "genus": "name the genus", "attribute": "look at one attribute",
+    "caption": "describe", "det": "find all", "ground": "find one", "region": "look there",
+    "look": "look closely",
+    "count": "count",
+    "entail": "check a statement", "vqa": "look at one flower", "measure": "measure",
+    "change": "compare", "why": "find the cause", "order": "sort", "next": "name a stage",
+    "digit": "name the digit",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Question:
     """A question with its exact answer.
@@ -86,6 +98,10 @@ class Question:
     seen: str = ""
     after: Scene | None = None
     ailing: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def reasoning(self) -> Reasoning:
+        return Reasoning(self.thought, self.seen, SUMMARIES[self.kind])
 
 
 # ---- portraits -----------------------------------------------------------------------------------

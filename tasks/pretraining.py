@@ -13,7 +13,7 @@ coarse thing by habit. This corpus makes such a base on purpose: *able, but not 
 - The asked-for format is kept most of the time, not always.
 - One half of scikit-learn's digits is named mostly coarsely ("an even digit").
 
-Used by `train_sft.py --pretrain`. Pictures carry the truth about every place (`perception`), from
+Used by `pretrain.py`. Pictures carry the truth about every place (`perception`), from
 which a throw-away head teaches the vision tower to see before it has to speak.
 """
 
@@ -25,7 +25,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from tasks import full_question
+from tasks import full_question, written
 from tasks.cls import DIGIT_PROMPT
 from tasks.garden import (
     CAUSES,
@@ -123,16 +123,6 @@ class Picture:
 
 # ---- dialogues -----------------------------------------------------------------------------------
 
-SUMMARIES = {  # the first of the four steps: what the question wants
-    "cls": "name the species", "genus": "name the genus", "attribute": "look at one attribute",
-    "caption": "describe", "det": "find all", "ground": "find one", "region": "look there",
-    "look": "look closely",
-    "count": "count",
-    "entail": "check a statement", "vqa": "look at one flower", "measure": "measure",
-    "change": "compare", "why": "find the cause", "order": "sort", "next": "name a stage",
-    "digit": "name the digit",
-}  # fmt: skip
-
 
 def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     """(what the user says, what the assistant says) in one mode.
@@ -150,12 +140,8 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     blocks = f"<answer>{answer}</answer>"
     if rng.random() >= P_FORMAT_KEPT:
         blocks = blocks if rng.random() < 0.5 else answer
-    elif mode == "think":
-        blocks = f"<think>{thought}</think>" + blocks
-    elif mode == "steps":
-        summary = f"<summary>{SUMMARIES[question.kind]}</summary>"
-        caption = f"<caption>{question.seen}</caption>"
-        blocks = f"{summary}{caption}<reasoning>{thought}</reasoning>" + blocks
+    else:
+        blocks = written(answer, mode, replace(question.reasoning, thought=thought))
     return full_question(question.prompt, mode), blocks
 
 

@@ -70,7 +70,8 @@ def garden_examples(
             made = make(rng, seed, is_ood)
         question, images = made
         id = f"{name}-{kind}-{split_seed}-{index}"
-        examples.append(Example(id, images, question.prompt, question.answer))
+        text = question.reasoning
+        examples.append(Example(id, images, question.prompt, question.answer, reasoning=text))
     return examples
 
 

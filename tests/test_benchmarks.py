@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import garden_picture, real_size
+from benchmarks import garden_picture, headline, real_size
 from benchmarks.timing import ratio, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,3 +110,26 @@ def test_candidates_take_turns_in_processes_of_their_own():
     assert evidence == {"slow": True, "fast": True}
     assert [len(values) for values in seconds.values()] == [3, 3]
     assert 1.2 < ratio(seconds, slow="slow", fast="fast")["median"] < 4
+
+
+def test_the_headline_fills_every_cell_once_and_goes_on_where_it_stopped(
+    tmp_path, capsys, monkeypatch
+):
+    words = "headline --tasks count --seeds 0 1 --others_size 2 --methods".split()
+    words += ["base, think prompt", "SFT on answers", "CoT-SFT, then GRPO"]
+    words += ["--work_dir", str(tmp_path), "--", "--max_steps", "1", "--held_out_size", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    headline.main()
+    first = capsys.readouterr().out.splitlines()
+    rows = [line for line in first if line.startswith("| count | - |")]
+    assert [row.split(" | ")[2] for row in rows] == words[9:12]
+    assert len(json.loads(first[-1])["cells"]) == 5 == len(list(tmp_path.glob("*.json")))
+    monkeypatch.setattr(headline.subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    monkeypatch.setattr(headline, "machine", lambda: "-")
+    headline.main()
+    assert [line for line in capsys.readouterr().out.splitlines() if "| count" in line] == rows
+
+
+def test_an_interval_is_students(capsys):
+    assert headline.interval([0.5]) == "50.0"
+    assert headline.interval([0.4, 0.5, 0.6]) == "50.0 ± 24.8"  # 4.30 * 0.1 / sqrt(3)

@@ -1,4 +1,4 @@
-"""What the making of the embedded base guarantees (tasks/pretraining.py and train_sft.py).
+"""What the making of the embedded base guarantees (tasks/pretraining.py and pretrain.py).
 
 Pictures are functions of seed and number, and show what is asked about them; answers are coarse,
 hasty or out of format exactly as often as the constants say, and never where no format is asked
@@ -19,12 +19,22 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import train_sft
+import pretrain
 from model.errors import InputError
 from model.image import patchify
 from model.text import Processor
 from model.vlm import completion_logps
 from model.weights import load_model, published_tensors
+from pretrain import (
+    BATCH,
+    POOL,
+    SEE_BATCH,
+    PatchedPicture,
+    PerceptionHeads,
+    dialogue_pack,
+    learning_rate,
+    make_batch,
+)
 from rewards import format_reward
 from sample import generate_group
 from tasks import INSTRUCTIONS, Settings, change, cls, full_question, order, pretraining
@@ -50,7 +60,13 @@ from tasks.garden_puzzles import (
     ask_why,
     sample_stages,
 )
-from tasks.garden_questions import PORTRAIT_QUESTIONS, SCENE_QUESTIONS, Question, det_answer
+from tasks.garden_questions import (
+    PORTRAIT_QUESTIONS,
+    SCENE_QUESTIONS,
+    SUMMARIES,
+    Question,
+    det_answer,
+)
 from tasks.pretraining import (
     HASTY_THOUGHT,
     MAKERS,
@@ -60,7 +76,6 @@ from tasks.pretraining import (
     P_HASTY,
     P_LARGE_SCENE,
     P_SHIFTED_VIEW,
-    SUMMARIES,
     TARGETS,
     digit_pictures,
     digit_talk,
@@ -73,16 +88,6 @@ from tasks.pretraining import (
     scene_talk,
 )
 from tasks.readers import DIGIT_NAMES, read_digits
-from train_sft import (
-    BATCH,
-    POOL,
-    SEE_BATCH,
-    PatchedPicture,
-    PerceptionHeads,
-    dialogue_pack,
-    learning_rate,
-    make_batch,
-)
 
 DRAWS = 3000  # a fraction of them is off by 0.03 less than once in a thousand seeds
 SIDEWAYS = ("portrait", "growth")  # kinds of 64 pixels; the others are seen from above, 96 pixels
@@ -592,30 +597,30 @@ MINIATURE_POOL = {"portrait": 6, "scene": 6, "change": 4, "wilting": 3, "growth"
 
 @pytest.fixture
 def miniature(monkeypatch):
-    """Sizes with which `--pretrain` takes a second; the global float precision is put back."""
+    """Sizes with which pretraining takes a second; the global float precision is put back."""
     pytest.importorskip("sklearn")  # the base sees digits as well
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     sizes |= dict(num_key_value_heads=2, vision_depth=1, vision_embed_dim=32, vision_num_heads=2)
-    monkeypatch.setattr(train_sft, "SIZES", sizes | dict(vision_mlp_ratio=2, patch_size=8))
-    monkeypatch.setattr(train_sft, "VOCAB_SIZE", 400)
-    monkeypatch.setattr(train_sft, "POOL", MINIATURE_POOL)
+    monkeypatch.setattr(pretrain, "SIZES", sizes | dict(vision_mlp_ratio=2, patch_size=8))
+    monkeypatch.setattr(pretrain, "VOCAB_SIZE", 400)
+    monkeypatch.setattr(pretrain, "POOL", MINIATURE_POOL)
     batch = {"portrait": 2, "scene": 2, "change": 1, "wilting": 1, "growth": 1, "digit": 1}
-    monkeypatch.setattr(train_sft, "BATCH", batch)
-    monkeypatch.setattr(train_sft, "SEE_BATCH", {"portrait": 3, "scene": 2})
+    monkeypatch.setattr(pretrain, "BATCH", batch)
+    monkeypatch.setattr(pretrain, "SEE_BATCH", {"portrait": 3, "scene": 2})
 
     def few_texts(pools, count, seed):
         return sample_texts(pools, count // 50, seed)
 
-    monkeypatch.setattr(train_sft, "sample_texts", few_texts)
+    monkeypatch.setattr(pretrain, "sample_texts", few_texts)
     precision = torch.get_float32_matmul_precision()
-    yield ["--pretrain", "--see_steps", "2", "--talk_steps", "3"]
+    yield ["--see_steps", "2", "--talk_steps", "3"]
     torch.set_float32_matmul_precision(precision)
 
 
 def test_a_run_writes_a_complete_checkpoint_and_repeats_bit_for_bit(miniature, tmp_path, capsys):
     first, again, other = tmp_path / "first", tmp_path / "again", tmp_path / "other"
     for directory, seed in ((first, "0"), (again, "0"), (other, "1")):
-        train_sft.main([*miniature, "--output_dir", str(directory), "--seed", seed])
+        pretrain.main([*miniature, "--output_dir", str(directory), "--seed", seed])
     capsys.readouterr()
     files = sorted(path.name for path in first.iterdir())
     assert files == [
@@ -648,14 +653,14 @@ def test_a_run_writes_a_complete_checkpoint_and_repeats_bit_for_bit(miniature, t
         inputs |= {"image_grid_thw": torch.tensor(prompt.grids)}
         inputs |= {"mm_token_type_ids": (prompt.ids == processor.cfg.image_token_id).int()[None]}
         expected = theirs(**inputs).logits[0, -1].log_softmax(-1)
-        pack = train_sft.make_pack([prompt], [[torch.tensor([7])]])
+        pack = pretrain.make_pack([prompt], [[torch.tensor([7])]])
         logp, _ = completion_logps(model, pack)
     assert float(logp[0]) == pytest.approx(float(expected[7]), abs=2e-4)
 
 
 def test_a_run_keeps_a_journal_and_every_weight_moves(miniature, tmp_path, capsys):
     directory = tmp_path / "base"
-    train_sft.main([*miniature, "--output_dir", str(directory)])
+    pretrain.main([*miniature, "--output_dir", str(directory)])
     printed = [json.loads(row) for row in capsys.readouterr().out.splitlines() if row[0] == "{"]
     journal = (tmp_path / "base.pretrain.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(row) for row in journal]
@@ -671,7 +676,7 @@ def test_a_run_keeps_a_journal_and_every_weight_moves(miniature, tmp_path, capsy
     assert {f"nll/{kind}" for kind in (*MAKERS, "digit")} <= set(rows[2])
     seen = {key.removeprefix("seen/") for key in rows[2] if key.startswith("seen/")}
     assert seen == {"portrait", "scene", "change", "wilting"}  # where something is where
-    start = train_sft.init_model(Processor(directory).cfg, seed=0)
+    start = pretrain.init_model(Processor(directory).cfg, seed=0)
     trained = load_file(directory / "model.safetensors")
     still = [n for n, p in published_tensors(start).items() if torch.equal(p, trained[n])]
     assert still == []
@@ -679,12 +684,12 @@ def test_a_run_keeps_a_journal_and_every_weight_moves(miniature, tmp_path, capsy
 
 def test_a_run_can_go_on_from_a_checkpoint_with_its_tokenizer(miniature, tmp_path, capsys):
     first, more = tmp_path / "first", tmp_path / "more"
-    train_sft.main([*miniature, "--output_dir", str(first)])
+    pretrain.main([*miniature, "--output_dir", str(first)])
     again = ["--model_dir", str(first), "--seed", "1"]
-    train_sft.main([*miniature, "--output_dir", str(more), *again])
+    pretrain.main([*miniature, "--output_dir", str(more), *again])
     assert (first / "tokenizer.json").read_bytes() == (more / "tokenizer.json").read_bytes()
     before, after = (load_file(path / "model.safetensors") for path in (first, more))
-    fresh = published_tensors(train_sft.init_model(Processor(first).cfg, seed=1))
+    fresh = published_tensors(pretrain.init_model(Processor(first).cfg, seed=1))
     matrices = [name for name, tensor in before.items() if tensor.ndim > 1]
     assert matrices
     for name in matrices:
@@ -695,4 +700,4 @@ def test_a_run_can_go_on_from_a_checkpoint_with_its_tokenizer(miniature, tmp_pat
 @pytest.mark.parametrize("scale", ["0", "0.2", "0.4", "-1", "nan", "inf"])
 def test_a_pool_smaller_than_a_batch_of_either_stage_is_refused_by_flag(scale, miniature, tmp_path):
     with pytest.raises(InputError, match="--pool_scale"):
-        train_sft.main([*miniature, f"--pool_scale={scale}", "--output_dir", str(tmp_path / "x")])
+        pretrain.main([*miniature, f"--pool_scale={scale}", "--output_dir", str(tmp_path / "x")])

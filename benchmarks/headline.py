@@ -1,0 +1,183 @@
+"""The comparison of the field in miniature: base, prompting, SFT, CoT-SFT, GRPO, and both in turn.
+
+    python -m benchmarks.headline                                # every cell; hours on two cores
+    python -m benchmarks.headline --tasks cls --shots 1 4 --seeds 0 1 2
+
+A cell is a method on a task at a number of shots with a seed. Its commands are those of the README;
+what it gave is kept in `--work_dir`, so a second call goes on where the first stopped. All methods
+see the same training images, make the same number of optimizer steps on as many questions, and are
+judged on the same held-out questions; what they cost in seconds stands beside. "Others" is the mean
+strict accuracy on tasks that were not trained, 100 questions each: what was forgotten.
+
+Rows: mean over seeds with its 95 % interval (Student's t). Nothing here is chosen on `held_out`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.timing import ROOT, machine
+from config import BASE_MODEL
+from evaluate import EvalConfig, evaluate, load_task
+from model.text import Processor
+from model.weights import load_model
+
+# Method -> the scripts it runs, each from the checkpoint of the one before.
+METHODS: dict[str, list[list[str]]] = {
+    "base, direct prompt": [],
+    "base, think prompt": [],
+    "base, four-step prompt": [],
+    "SFT on answers": [["train_sft.py"]],
+    "CoT-SFT": [["train_sft.py", "--cot"]],
+    "CoT-SFT, four steps": [["train_sft.py", "--cot", "--prompt_mode", "steps"]],
+    "GRPO": [["train_grpo.py"]],
+    "GRPO without thinking": [["train_grpo.py", "--prompt_mode", "direct"]],
+    "CoT-SFT, then GRPO": [["train_sft.py", "--cot"], ["train_grpo.py"]],
+}
+PROMPTS = {"direct prompt": "direct", "think prompt": "think", "four-step prompt": "steps"}
+FEW_SHOT = ("cls", "det", "ovd")
+OTHERS = ("count", "entail", "vqa", "order")
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+
+
+def cells(args) -> Iterator[tuple[str, int, str, int]]:
+    """(task, shots, method, seed); prompting alone has no randomness, hence one seed."""
+    for task in args.tasks:
+        for shots in args.shots if task in FEW_SHOT else (0,):
+            for method, scripts in METHODS.items():
+                for seed in args.seeds if scripts else args.seeds[:1]:
+                    if method in args.methods:
+                        yield task, shots, method, seed
+
+
+def task_flags(task: str, shots: int, extra: list[str]) -> list[str]:
+    return ["--task", task, *(["--shots", str(shots)] if shots else []), *extra]
+
+
+def last_evaluation(run: Path) -> dict[str, float]:
+    """Held-out and OOD metrics of the end of a run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    judged = [row for row in rows if any(name.startswith("eval/") for name in row)][-1]
+    return {k.removeprefix("eval/"): v for k, v in judged.items() if k.startswith("eval/")}
+
+
+def judge(model_dir: Path, task: str, mode: str, flags: list[str], splits=("held_out", "ood")):
+    """Greedy metrics of a checkpoint, as a run reports them."""
+    import config
+
+    words = ["--task", task, "--prompt_mode", mode, "--model", str(model_dir), *flags]
+    cfg = config.parse(EvalConfig, words, "")
+    processor, model = Processor(cfg.model), load_model(cfg.model)
+    loaded, found = load_task(cfg, processor), {}
+    for split in splits:
+        metrics, _ = evaluate(
+            model, processor, loaded, loaded.splits[split], loaded.max_completion_length
+        )
+        prefix = "" if split == "held_out" else "ood_"
+        found |= {prefix + name: value for name, value in metrics.items()}
+    return found
+
+
+def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
+    """Run the scripts of a cell, judge the outcome, and measure what else was lost."""
+    name = f"{task}-{shots}-{method}-{seed}".replace(" ", "_").replace(",", "")
+    kept = args.work_dir / f"{name}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    began, model_dir, mode = time.time(), BASE_MODEL, "think"
+    extra = list(args.flags)
+    for number, script in enumerate(METHODS[method]):
+        run = args.work_dir / f"{name}.{number}.{int(began)}"
+        command = [sys.executable, *script, *task_flags(task, shots, extra)]
+        command += ["--model", str(model_dir), "--seed", str(seed), "--output_dir", str(run)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+        model_dir = max(run.glob("step_*/hf"), key=lambda p: int(p.parent.name[5:]))
+        mode = json.loads((run / "config.json").read_text())["prompt_mode"]
+        found = last_evaluation(run)
+    seconds = time.time() - began
+    if not METHODS[method]:
+        mode = PROMPTS[method.split(", ")[1]]
+        kept_flags = [w for w in task_flags(task, shots, extra)[2:]]
+        found = judge(model_dir, task, mode, only_eval_flags(kept_flags))
+    others = [other for other in OTHERS if other != task]
+    size = ["--held_out_size", str(args.others_size)]
+    lost = [judge(model_dir, other, mode, size, ("held_out",))["strict"] for other in others]
+    result = {
+        "task": task,
+        "shots": shots,
+        "method": method,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "metrics": {k: round(v, 4) for k, v in found.items() if isinstance(v, float)},
+        "others": round(statistics.mean(lost), 4),
+        "machine": machine(),
+    }
+    kept.write_text(json.dumps(result) + "\n")
+    return result
+
+
+def only_eval_flags(words: list[str]) -> list[str]:
+    """Those flags (name and value) that evaluate.py knows as well."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    known = ("--shots", "--held_out_size", "--held_out_per_class", "--train_size", "--data")
+    return [word for pair in pairs if pair[0] in known for word in pair]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half width of Student's 95 % interval, in per cent; a single value stands alone."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    if len(values) < 2:
+        return mean
+    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean} ± {100 * half:.1f}"
+
+
+def table(results: list[dict], headline: str) -> list[str]:
+    """A row per task, shots and method."""
+    names = [headline, "strict", "loose", f"ood_{headline}"]
+    rows = ["| task | shots | method | " + " | ".join(dict.fromkeys(names)) + " | others | s |"]
+    rows.append("|---" * (len(dict.fromkeys(names)) + 5) + "|")
+    for key in dict.fromkeys((r["task"], r["shots"], r["method"]) for r in results):
+        own = [r for r in results if (r["task"], r["shots"], r["method"]) == key]
+        cells = [
+            interval([r["metrics"][name] for r in own]) if name in own[0]["metrics"] else "-"
+            for name in dict.fromkeys(names)
+        ]
+        others = interval([r["others"] for r in own])
+        seconds = f"{statistics.mean(r['seconds'] for r in own):.0f}"
+        row = [key[0], str(key[1] or "-"), key[2], *cells, others, seconds]
+        rows.append("| " + " | ".join(row) + " |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=["cls", "det", "ovd", "ground", "count"])
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--others_size", type=int, default=100, help="questions per other task")
+    parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "headline")
+    parser.add_argument("flags", nargs="*", help="after --: flags of both training scripts")
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    todo, results = list(cells(args)), []
+    for number, cell in enumerate(todo, start=1):
+        results.append(run_cell(*cell, args))
+        print(f"{number}/{len(todo)} {results[-1]}", file=sys.stderr, flush=True)
+    print(f"{machine()}; seeds {args.seeds}; flags {args.flags}")
+    for task in args.tasks:
+        headline = {"det": "mAP", "ovd": "mAP", "ground": "iou"}.get(task, "strict")
+        print("\n".join(table([r for r in results if r["task"] == task], headline)), flush=True)
+    print(json.dumps({"machine": machine(), "cells": results}))
+
+
+if __name__ == "__main__":
+    main()
