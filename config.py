@@ -108,7 +108,7 @@ class SftConfig(TrainConfig):
     """A run of supervised fine-tuning."""
 
     prompt_mode: Literal["think", "steps", "direct"] = flag(
-        "direct", "answer at once; with --cot reason first (think), or in four steps"
+        "direct", "answer at once; where cot is set, reason first or in four steps"
     )
     cot: bool = flag(False, "learn the reasoning too, not the answer alone")
     cot_texts: Path | None = flag(None, "jsonl of id and thought, for data from outside")

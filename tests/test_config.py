@@ -18,14 +18,14 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import config
-from config import Config
+from config import Config, SftConfig
 from evaluate import EvalConfig
 from model.errors import InputError
 from sample import SampleConfig
 from tasks import Settings
 
 ROOT = Path(config.__file__).parent
-KINDS = (Config, EvalConfig, SampleConfig)
+KINDS = (Config, SftConfig, EvalConfig, SampleConfig)
 FIELDS = [pytest.param(kind, f, id=f"{kind.__name__}.{f.name}") for kind in KINDS
           for f in dataclasses.fields(kind)]  # fmt: skip
 LITERALS = [p for p in FIELDS if get_origin(p.values[1].type) is Literal]
@@ -102,8 +102,10 @@ def test_every_value_has_the_type_of_its_field():
 
 @pytest.mark.parametrize("kind, field", LITERALS)
 def test_a_literal_takes_its_choices_and_refuses_others_by_listing_them(kind, field, capsys):
+    allowed = ["--cot"] if kind is SftConfig else []  # reasoning is learned only when asked for
     for choice in get_args(field.type):
-        assert getattr(parse(f"--{field.name}", choice, kind=kind), field.name) == choice
+        cfg = parse(f"--{field.name}", choice, *allowed, kind=kind)
+        assert getattr(cfg, field.name) == choice
     message = refusal(capsys, f"--{field.name}", "nonsense", kind=kind)
     assert f"--{field.name}" in message and all(c in message for c in get_args(field.type))
 
@@ -273,7 +275,8 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
 
 
 def fields_read(kind: type) -> set[str]:
-    """Attributes read from `cfg`, `config` or `self.cfg` in every script that names `kind`.
+    """Attributes read from `cfg`, `config` or `self.cfg` in every script that names `kind` or a
+    kind that it extends.
 
     A range check in config.py makes no use of a value, and a script with another config of its own
     says nothing about this one. What evaluate.load_task hands over as `Settings` is read by tasks.
@@ -282,7 +285,8 @@ def fields_read(kind: type) -> set[str]:
     for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        if path.name == "config.py" or kind.__name__ not in names:
+        kinds = {base.__name__ for base in kind.__mro__}  # train_sft.py uses train_grpo.py's parts
+        if path.name == "config.py" or not kinds & names:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config import Config
+from config import Config, SftConfig
 from evaluate import EvalConfig
 from sample import SampleConfig
 
@@ -34,7 +34,12 @@ def test_every_function_named_in_the_readme_exists():
 
 @pytest.mark.parametrize(
     "script, kind",
-    [("train_grpo.py", Config), ("sample.py", SampleConfig), ("evaluate.py", EvalConfig)],
+    [
+        ("train_grpo.py", Config),
+        ("train_sft.py", SftConfig),
+        ("sample.py", SampleConfig),
+        ("evaluate.py", EvalConfig),
+    ],
 )
 def test_every_flag_of_a_printed_command_is_a_flag_of_that_script(script, kind):
     commands = [line for line in COMMANDS.splitlines() if f"python {script}" in line]
@@ -46,9 +51,9 @@ def test_every_flag_of_a_printed_command_is_a_flag_of_that_script(script, kind):
 
 
 def test_every_flag_mentioned_anywhere_belongs_to_some_script():
-    kinds = (Config, SampleConfig, EvalConfig)
+    kinds = (Config, SftConfig, SampleConfig, EvalConfig)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    assert set(re.findall(r"`--([a-z_]+)", TEXT)) <= fields | {"pretrain"}
+    assert set(re.findall(r"`--([a-z_]+)", TEXT)) <= fields
 
 
 def test_line_counts_of_the_tree_are_close():
