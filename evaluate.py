@@ -7,12 +7,14 @@
 
 Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
 beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
-Answers are greedy (temperature 0) unless --temperature says otherwise.
+Answers are greedy (temperature 0) unless --temperature says otherwise; `--votes 8 --temperature 1`
+lets the most frequent of eight answers count.
 """
 
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 
 import config
+from answers import parse_answer
 from config import (
     BASE_MODEL,
     TaskConfig,
@@ -60,13 +63,16 @@ class EvalConfig(TaskConfig):
         None, "a run's directory: its last checkpoint, data, prompt and lengths"
     )
     temperature: float = flag(0.0, "0 is greedy")
+    votes: int = flag(1, "completions per question; the most frequent answer counts")
     batch_size: int = flag(64, "images at a time")
     output: Path | None = flag(None, "write every answer to this jsonl file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(self, "batch_size")
+        require_counts(self, "batch_size votes")
         require_temperature(self)
+        same = self.votes > 1 and self.temperature == 0
+        require(not same, "votes", "1 where --temperature is 0: all would say the same", self)
         both = self.run is not None and self.model != BASE_MODEL
         require(not both, "model", "left out when --run is given", self)
 
@@ -197,6 +203,14 @@ def headline_interval(
     return bootstrap_interval(resampled, n)
 
 
+def majority(texts: list[str]) -> int:
+    """Which completion speaks for all: the first with the most frequent answer (self-consistency,
+    arXiv:2203.11171). Completions without an answer have no vote."""
+    answers = [parse_answer(text) for text in texts]
+    cast = Counter(answer for answer in answers if answer is not None)
+    return answers.index(cast.most_common(1)[0][0]) if cast else 0
+
+
 def evaluate(
     model: VLM,
     processor: Processor,
@@ -207,8 +221,9 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     with_interval: bool = False,
+    votes: int = 1,
 ) -> tuple[dict[str, float], list[dict]]:
-    """Answer every example once and score the answers.
+    """Answer every example, once or by a vote of several completions, and score the answers.
 
     Returns: the means of the task's scores, its summary metrics, `mean_length` in tokens, `n`, on
     request the 95 % interval of the headline metric as `<headline>_low` and `_high`; and one record
@@ -219,8 +234,10 @@ def evaluate(
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
-        rollout = generate_group(model, processor, prompts, 1, length, temperature, seed)
-        for example, text, ids in zip(batch, rollout.texts, rollout.ids, strict=True):
+        rollout = generate_group(model, processor, prompts, votes, length, temperature, seed)
+        for n, example in enumerate(batch):
+            elected = n * votes + majority(rollout.texts[n * votes : (n + 1) * votes])
+            text, ids = rollout.texts[elected], rollout.ids[elected]
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
             records.append(record | task.scores(text, example))
     n = len(records)
@@ -274,6 +291,7 @@ def main(argv: list[str] | None = None) -> None:
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             with_interval=True,
+            votes=cfg.votes,
         )
         answers += [{"split": name} | record for record in records]
         line, seconds = result_line(task, metrics), time.time() - start

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import config
+import evaluate as script
 from answers import parse_answer
 from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
+from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
 from rewards import Reward, name_correct
@@ -261,3 +263,39 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny_dir, t
 )
 def test_an_impossible_value_is_one_line_that_names_the_flag(flag, value, tiny_dir, capsys):
     assert flag in refusal(capsys, f"{flag}={value}", "--model", str(tiny_dir))
+
+
+def said(answer: str) -> str:
+    return f"<think>x</think><answer>{answer}</answer>"
+
+
+@pytest.mark.parametrize(
+    "texts, elected",
+    [
+        ([said("2")], 0),
+        ([said("3"), said("2"), said("2")], 1),
+        ([said("3"), said("2"), said("2"), said("3")], 0),  # a tie: who came first
+        (["2", "2", said("5")], 2),  # no answer, no vote
+        (["2", "nonsense"], 0),
+    ],
+)
+def test_the_most_frequent_answer_speaks_for_all(texts, elected):
+    assert script.majority(texts) == elected
+
+
+def test_votes_need_completions_that_differ():
+    with pytest.raises(InputError, match="--votes 4: must be 1 where --temperature is 0"):
+        script.EvalConfig(votes=4)
+
+
+def test_a_vote_draws_so_many_completions_and_counts_one_answer_each(monkeypatch, capsys):
+    drawn, generate = [], script.generate_group
+    monkeypatch.setattr(
+        script,
+        "generate_group",
+        lambda *args: drawn.append(args[3]) or generate(*args),
+    )
+    words = "--task count --held_out_size 12 --split held_out --votes 5 --temperature 1"
+    main(words.split())
+    assert drawn == [5]
+    assert "count held_out, 12 questions" in capsys.readouterr().out
