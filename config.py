@@ -11,11 +11,12 @@ import difflib
 import json
 import math
 import re
+import shlex
 import sys
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from model.errors import InputError
 from tasks.garden import GARDEN_SPLIT_SEED
@@ -93,6 +94,11 @@ class TrainConfig(TaskConfig):
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
     eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
     save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
+    report_prompts: int = flag(4, "held-out questions whose answers report.html follows")
+    report_attention: bool = flag(False, "also show where their answers look in the image")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(
+        "none", "mirror the metrics to a tracker, where it is installed"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,11 +107,14 @@ class TrainConfig(TaskConfig):
         require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
         require(0 <= self.weight_decay <= 1e6, "weight_decay", "in 0 .. 1e6", self)
         require(self.save_steps >= 0, "save_steps", "0 or more", self)
+        require(0 <= self.report_prompts <= 100, "report_prompts", "in 0 .. 100", self)
 
 
 @dataclass(frozen=True)
 class SftConfig(TrainConfig):
     """A run of supervised fine-tuning."""
+
+    script: ClassVar[str] = "train_sft.py"
 
     prompt_mode: Literal["think", "steps", "direct"] = flag(
         "direct", "answer at once; where cot is set, reason first or in four steps"
@@ -123,6 +132,8 @@ class SftConfig(TrainConfig):
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """A GRPO run."""
+
+    script: ClassVar[str] = "train_grpo.py"
 
     shuffle_labels: bool = flag(False, "cls, control run: train on wrong labels; must not help")
     # Rollout
@@ -186,7 +197,7 @@ def require_temperature(config: Any) -> None:
 # ---- command line --------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag for a misspelt one."""
 
     def error(self, message: str) -> None:
@@ -207,7 +218,7 @@ def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
     """
     argv = sys.argv[1:] if argv is None else argv
     argv = [_with_underscores(word) for word in argv]
-    parser = _Parser(
+    parser = Parser(
         usage="%(prog)s [--flag value ...]",
         description=description,
         allow_abbrev=False,
@@ -265,6 +276,19 @@ def _show(value: Any) -> Any:
         root = Path(__file__).parent
         return value.relative_to(root) if value.is_relative_to(root) else value
     return value
+
+
+def command(config: TrainConfig) -> str:
+    """The command line of a run: the flags that differ from their defaults."""
+    words = ["python", config.script]
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, bool) and value != item.default:
+            words.append(f"--{item.name}" if value else f"--no-{item.name}")
+        elif value != item.default:
+            shown = str(value)  # "=" where the value looks like a flag itself
+            words += [f"--{item.name}={shown}"] if shown[:1] == "-" else [f"--{item.name}", shown]
+    return shlex.join(words)
 
 
 # ---- JSON ----------------------------------------------------------------------------------------

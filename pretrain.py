@@ -34,7 +34,7 @@ from model.scratch import init_model, write_scratch_directory
 from model.text import Processor
 from model.vlm import Pack, completion_logps, make_pack
 from model.weights import load_model, plan_slots, save_model
-from report import check_output_dir
+from reporting.runlog import check_output_dir
 from tasks.pretraining import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 
 SIZES = dict(

@@ -1,131 +1,117 @@
-"""What a run leaves behind: config.json, metrics.jsonl, completions.jsonl, and the progress bar.
+"""report.html: what a run learnt, in one file that needs no network and no JavaScript.
 
-Names are TRL's, so that curves can be laid side by side.
+    python report.py runs/a              # writes runs/a/report.html once more
+    python report.py runs/a runs/b       # both runs side by side, in runs/a/compare.html
+
+Training writes the page of its run at every evaluation. The page holds a verdict with traffic
+lights, the curves, the rollout gallery, and how to repeat the run; it is read from the run's
+directory alone. Everything a model or a data set said is escaped, and a content security policy
+forbids scripts. At most `MAX_BYTES`: if need be, snapshots between the first and the last are
+left out.
+Read first: reporting/__init__.py.
 """
 
-import json
-import time
-from contextlib import contextmanager
-from datetime import datetime
+import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 import config
-from config import TrainConfig
+from config import Config, SftConfig
 from model.errors import InputError
-from sample import Rollout
+from reporting import curves
+from reporting.rollouts import Pictures, questions_shown, shown_steps, views_shown
+from reporting.saved import Run, read_run, shortened
+from tasks.files import write_whole
+
+MAX_BYTES = 5_000_000
 
 
-def rollout_metrics(rewards: Tensor, parts: list[dict], rollout: Rollout) -> dict[str, float]:
-    """What is logged about completions, under TRL's names."""
-    lengths = torch.tensor([len(ids) for ids in rollout.ids], dtype=torch.float32)
-    metrics = {
-        "reward": rewards.mean().item(),
-        "reward_std": rewards.std().item(),
-        "reward_std_group": rewards.std(dim=1).mean().item(),
-        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
-        "completions/mean_length": lengths.mean().item(),
-        "completions/min_length": lengths.min().item(),
-        "completions/max_length": lengths.max().item(),
-        "completions/clipped_ratio": rollout.finish.count("length") / len(rollout.finish),
-        "completion_tokens": lengths.sum().item(),
-    }
-    for name in parts[0]:
-        values = torch.tensor([p[name] for p in parts])
-        metrics[f"rewards/{name}/mean"] = values.mean().item()
-        metrics[f"rewards/{name}/std"] = values.std().item()
-    return metrics
+def _settings(runs: list[Run]) -> list[tuple[str, list[str], bool]]:
+    """(name, value in each run, is it worth a look): all of one run, the differing ones of more."""
+    kinds = (*fields(Config), *fields(SftConfig))
+    defaults = {f.name: f.default for f in kinds if f.default is not MISSING}
+    made = []
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        values = [run.settings.get(name, "-") for run in runs]
+        if len(runs) == 1:
+            made.append(
+                (name, list(map(shortened, values)), str(defaults.get(name)) != str(values[0]))
+            )
+        elif len(set(map(str, values))) > 1 and name != "output_dir":
+            made.append((name, list(map(shortened, values)), False))
+    return made
 
 
-def completion_records(step, examples, rollout, rewards, parts, advantages) -> list[dict]:
-    """One record per completion for completions.jsonl."""
-    G = rewards.shape[1]
-    return [
-        {
-            "step": step,
-            "id": examples[b // G].id,
-            "target": examples[b // G].target,
-            "completion": text,
-            "reward": rewards[b // G, b % G].item(),
-            "parts": parts[b],
-            "advantage": round(advantages[b // G, b % G].item(), 4),
-            "length": len(rollout.ids[b]),
-            "finish": rollout.finish[b],
-        }
-        for b, text in enumerate(rollout.texts)
-    ]
+def page(runs: list[Run]) -> str:
+    """The whole page as text."""
+    for number, run in enumerate(runs):
+        run.colour = curves.COLOURS[number % len(curves.COLOURS)]
+    drawn = curves.panels([(run.label, run.headline, run.rows) for run in runs])
+    curve_bytes = sum(len(c.raw) + len(c.smooth) + 300 for p in drawn for c in p.curves)
+    budget = (MAX_BYTES - 150_000 - curve_bytes) // len(runs)
+    steps, said = zip(*(shown_steps(run, budget) for run in runs), strict=True)
+    pictures = Pictures()
+    questions = questions_shown(runs, pictures, list(steps))
+    views = views_shown(runs[0], pictures, steps[0]) if len(runs) == 1 else []
+    groups = questions + [group for *_, own in views for group in own]
+    completions = [c for group in groups for _, own in group.columns for c in own]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html").render(
+        title=" and ".join(run.label for run in runs),
+        runs=runs,
+        panels=drawn,
+        questions=questions,
+        views=views,
+        settings=_settings(runs),
+        pictures=list(pictures.by_key.values()),
+        has_boxes=any(group.boxes is not None for group in groups),
+        has_heat=any(completion["heat"] for completion in completions),
+        left_out=" ".join(filter(None, said)),
+        width=curves.WIDTH,
+        height=curves.HEIGHT,
+        left=curves.LEFT,
+        right=curves.RIGHT,
+        top=curves.TOP,
+        bottom=curves.BOTTOM,
+    )
 
 
-def check_output_dir(directory: Path | None) -> None:
-    """Raise InputError for a place where a run would mix with something that is there already."""
+def write_report(directory: Path) -> Path:
+    """Write `directory`/report.html; whoever reads it meanwhile sees the old or the new page."""
+    path = Path(directory) / "report.html"
+    write_whole(path, page([read_run(directory)]))
+    return path
+
+
+def try_report(directory: Path) -> Path | None:
+    """`write_report` for a run that must not end because of it: None, and one line, on failure."""
     try:
-        if directory is None or not directory.exists():
-            return
-        if not directory.is_dir():
-            raise InputError(f"--output_dir {directory}: is a file; choose another name")
-        if any(directory.iterdir()):
-            raise InputError(f"--output_dir {directory}: not empty; choose another name")
+        return write_report(directory)
+    except (OSError, InputError, TemplateError) as error:
+        print(f"report: not written ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+        return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = config.Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
+    parser.add_argument("--output", type=Path, help="default: report.html or compare.html there")
+    args = parser.parse_args(argv)
+    runs = [read_run(directory) for directory in args.runs]
+    name = "report.html" if len(runs) == 1 else "compare.html"
+    output = args.output or args.runs[0] / name
+    try:
+        write_whole(output, page(runs))
     except OSError as error:
-        raise InputError(f"--output_dir: cannot be used ({error})") from None
+        raise InputError(f"--output {output}: cannot be written ({error})") from None
+    print(output)
 
 
-class RunLog:
-    """What a run leaves: config.json, metrics.jsonl, completions.jsonl; and the progress bar."""
-
-    def __init__(self, cfg: TrainConfig):
-        name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.directory = cfg.output_dir or Path("runs") / name
-        check_output_dir(self.directory)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            config.save(cfg, self.directory / "config.json")
-        except OSError as error:
-            raise InputError(
-                f"--output_dir {self.directory}: cannot be written ({error})"
-            ) from None
-        self.seconds: dict[str, float] = {}
-        self.bar = tqdm(total=cfg.max_steps, disable=None, unit="step", dynamic_ncols=True)
-
-    @contextmanager
-    def timed(self, phase: str):
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    def append(self, file: str, rows: list[dict]) -> None:
-        with (self.directory / file).open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-    def metrics(self, row: dict) -> None:
-        """Write one row of metrics.jsonl, with the seconds of each phase since the last one."""
-        row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
-        if "completion_tokens" in row:
-            row["tokens_per_second"] = row["completion_tokens"] / self.seconds["rollout"]
-        if row["step"] > 0:
-            row["step_time"] = sum(self.seconds.values()) - self.seconds.get("eval", 0.0)
-            self._show(row)
-        self.seconds = {}
-        self.append("metrics.jsonl", [row])
-
-    def _show(self, row: dict) -> None:
-        if "reward" in row:
-            shown = {
-                "reward": f"{row['reward']:.2f}",
-                **{
-                    name.split("/")[1]: f"{value:.2f}"
-                    for name, value in row.items()
-                    if name.startswith("rewards/") and name.endswith("/mean")
-                },
-                "length": f"{row['completions/mean_length']:.0f}",
-                "tok/s": f"{row['tokens_per_second']:.0f}",
-            }
-        else:
-            shown = {"loss": f"{row['loss']:.3f}", "grad_norm": f"{row['grad_norm']:.2f}"}
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
-        is_shown = row["step"] % 10 == 0 or row["step"] in (1, self.bar.total)
-        if self.bar.disable and is_shown:  # no terminal: plain lines instead
-            print(f"step {row['step']}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+if __name__ == "__main__":
+    config.run(main)

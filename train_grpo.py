@@ -16,7 +16,7 @@ verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the pap
 - Standard deviations are Bessel-corrected, with 1e-4 added, as in TRL.
 
 A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py).
-Read first: rewards.py, tasks/cls.py. Next: sample.py.
+Read first: rewards.py, tasks/cls.py. Next: sample.py; run.py has what surrounds the updates.
 """
 
 import copy
@@ -24,7 +24,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -33,19 +33,15 @@ from torch import Tensor
 
 import config
 from config import Config, TrainConfig
-from evaluate import READ_BY, evaluate, frame_spoken, load_task, usable_examples
 from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
-from model.weights import load_model, save_model
-from report import RunLog, check_output_dir, completion_records, rollout_metrics
-from sample import Rollout, generate_group, pick_device
+from reporting.runlog import completion_records, rollout_metrics
+from run import TrainingRun, prepare
+from sample import Rollout, generate_group
 from scoring import Scorer
 from tasks import Example, Task
-from tasks.files import SkipLog
-
-EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
 # ---- the equations -------------------------------------------------------------------------------
 
@@ -268,6 +264,20 @@ def examples_of_step(
 # ---- the run -------------------------------------------------------------------------------------
 
 
+def prompts_of_step(
+    model: VLM, processor: Processor, task: Task, step: int, cfg: TrainConfig
+) -> tuple[list[Prompt], list[Example]]:
+    """N image-question pairs; a frozen tower has already run over their images."""
+    keys, examples = zip(*examples_of_step(task.train, step, cfg), strict=True)
+    prompts = [
+        processor.prompt(key, example.images, example.question)
+        for key, example in zip(keys, examples, strict=True)
+    ]
+    if cfg.freeze_vision:
+        keep_features(model, prompts)
+    return prompts, list(examples)
+
+
 def keep_features(model: VLM, prompts: list[Prompt]) -> None:
     """Run the frozen tower once: sampling and all updates of the step reuse its features."""
     with torch.no_grad():
@@ -279,86 +289,6 @@ def keep_features(model: VLM, prompts: list[Prompt]) -> None:
             prompt.features = own if prompt.grids else None
 
 
-def held_out_metrics(
-    model: VLM, processor: Processor, task: Task, cfg: TrainConfig, with_interval: bool
-) -> dict[str, float]:
-    """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
-    row = {}
-    for split, prefix in EVAL_SPLITS.items():
-        if split in task.splits:
-            metrics, _ = evaluate(
-                model,
-                processor,
-                task,
-                task.splits[split],
-                cfg.max_completion_length,
-                batch_size=8 * cfg.prompts_per_step,  # about the rows of a rollout
-                with_interval=with_interval and split == "held_out",
-            )
-            row |= {prefix + name: value for name, value in metrics.items()}
-    return row
-
-
-def closing_line(task: Task, first: dict[str, float], last: dict[str, float]) -> str:
-    """base -> final, in words: the task's headline metric, the loose one, out of distribution."""
-
-    def rise(name: str) -> str:
-        return f"{first[name]:.1%} -> {last[name]:.1%}"
-
-    line = f"held-out {task.headline} {rise(f'eval/{task.headline}')}"
-    if "eval/loose" in last:
-        line += f" (loose {rise('eval/loose')})"
-    if f"eval/ood_{task.headline}" in last:
-        line += f", out of distribution {rise(f'eval/ood_{task.headline}')}"
-    return line
-
-
-def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int) -> Task:
-    """The task without examples whose prompt cannot be built, before the run leaves anything.
-
-    Raises InputError when more than a few are lost, or none is left.
-    """
-    skips = SkipLog()
-    judged = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
-    kept = {
-        name: usable_examples(examples, processor, max_prompt_length, skips)
-        for name, examples in ({"train": task.train} | judged).items()
-    }
-    skips.check(len(task.train) + sum(map(len, judged.values())))
-    if empty := [name for name, examples in kept.items() if not examples]:
-        raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
-    return replace(task, train=kept.pop("train"), splits=task.splits | kept)
-
-
-def prepare(cfg: TrainConfig) -> tuple[TrainConfig, Processor, Task, VLM]:
-    """Task and model of a training run, before the run leaves anything; what was left open in
-    `cfg` is filled in. Raises InputError for anything that cannot work."""
-    check_output_dir(cfg.output_dir)
-    processor = Processor(cfg.model, cfg.max_pixels)
-    task = with_usable_prompts(load_task(cfg, processor), processor, cfg.max_prompt_length)
-    if len(task.train) < cfg.prompts_per_step:
-        print(
-            f"data: {len(task.train)} training examples, fewer than --prompts_per_step "
-            f"{cfg.prompts_per_step}: a step asks some of them twice"
-        )
-    if cfg.task in READ_BY["coords"]:  # a run's config.json says which frame was used
-        cfg = replace(cfg, coords=frame_spoken(cfg, processor))
-    if cfg.max_completion_length is None:
-        cfg = replace(cfg, max_completion_length=task.max_completion_length)
-    device = pick_device(cfg.device)
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
-    model.visual.requires_grad_(not cfg.freeze_vision)
-    for part in (model.model, model.visual):
-        part.gradient_checkpointing = cfg.gradient_checkpointing
-    sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(
-        f"{task.name}: {len(task.train)} training examples, {sizes}; "
-        f"{millions:.1f} M parameters, {cfg.dtype} on {device}"
-    )
-    return cfg, processor, task, model
-
-
 def train(cfg: Config) -> dict[str, float]:
     """Run GRPO as configured; returns the last held-out metrics."""
     began = time.time()
@@ -367,21 +297,13 @@ def train(cfg: Config) -> dict[str, float]:
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
     optimizer = Optimizer(model, cfg)
     device, forbidden = model.device, processor.forbidden.to(model.device)  # (V,)
-    log = RunLog(cfg)
-    with log.timed("eval"):
-        first = last = held_out_metrics(model, processor, task, cfg, with_interval=True)
-    log.metrics({"step": 0} | first)
+    run = TrainingRun(cfg, processor, task, model, began, cfg.num_generations, cfg.temperature)
+    log = run.log
 
     for step in range(cfg.max_steps):
         # 1. Questions: N image-question pairs.
-        keys, examples = zip(*examples_of_step(task.train, step, cfg), strict=True)
         with log.timed("prompts"):
-            prompts = [
-                processor.prompt(key, example.images, example.question)
-                for key, example in zip(keys, examples, strict=True)
-            ]
-            if cfg.freeze_vision:
-                keep_features(model, prompts)
+            prompts, examples = prompts_of_step(model, processor, task, step, cfg)
         # 2. Rollout: G completions each from the current policy; every prompt computed once.
         with log.timed("rollout"):
             rollout = generate_group(
@@ -409,24 +331,13 @@ def train(cfg: Config) -> dict[str, float]:
                 # Sampler and trainer are compared on the same weights: in the first pass.
                 mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
         # 6. Log, evaluate, save.
-        is_last = step + 1 == cfg.max_steps
-        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout) | faults
-        row |= update | mismatch
-        if (step + 1) % cfg.eval_steps == 0 or is_last:
-            with log.timed("eval"):
-                last = held_out_metrics(model, processor, task, cfg, with_interval=is_last)
-            row |= last
-        log.metrics(row)
-        records = completion_records(step + 1, examples, rollout, rewards, parts, advantages)
-        log.append("completions.jsonl", records)
-        if is_last or (cfg.save_steps and (step + 1) % cfg.save_steps == 0):
-            saved = log.directory / f"step_{step + 1}" / "hf"
-            save_model(model, saved, companions=cfg.model)
-    log.bar.close()
-    seconds = time.time() - began
-    line = closing_line(task, first, last)
-    print(f"{line}; {seconds:.0f} s; {saved}")
-    return last
+        told = (step + 1, examples, rollout, rewards, parts, advantages)
+        log.append("completions.jsonl", completion_records(*told))
+        if run.is_due(step + 1, cfg.eval_steps):
+            run.gallery.training(*told)
+        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout)
+        run.end_step(row | faults | update | mismatch)
+    return run.close()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,17 +27,9 @@ from config import SftConfig
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
-from model.weights import save_model
-from report import RunLog
+from run import TrainingRun, prepare
 from tasks import Example, Reasoning, Task, written
-from train_grpo import (
-    Optimizer,
-    closing_line,
-    examples_of_step,
-    held_out_metrics,
-    keep_features,
-    prepare,
-)
+from train_grpo import Optimizer, prompts_of_step
 
 
 def read_thoughts(path: Path) -> dict[str, Reasoning]:
@@ -100,35 +92,18 @@ def train(cfg: SftConfig) -> dict[str, float]:
     cfg, processor, task, model = prepare(cfg)
     if cfg.cot:
         task = with_reasoning(task, cfg)
-    optimizer, log = Optimizer(model, cfg), RunLog(cfg)
-    with log.timed("eval"):
-        first = last = held_out_metrics(model, processor, task, cfg, with_interval=True)
-    log.metrics({"step": 0} | first)
+    optimizer = Optimizer(model, cfg)
+    run = TrainingRun(cfg, processor, task, model, began)
+    log = run.log
     for step in range(cfg.max_steps):
-        keys, examples = zip(*examples_of_step(task.train, step, cfg), strict=True)
         with log.timed("prompts"):
-            prompts = [
-                processor.prompt(key, example.images, example.question)
-                for key, example in zip(keys, examples, strict=True)
-            ]
-            if cfg.freeze_vision:
-                keep_features(model, prompts)
+            prompts, examples = prompts_of_step(model, processor, task, step, cfg)
             responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
         with log.timed("update"):
             row = {"step": step + 1, "loss": accumulate_imitation(model, prompts, responses, cfg)}
             row |= optimizer.step(step / cfg.max_steps)
-        is_last = step + 1 == cfg.max_steps
-        if (step + 1) % cfg.eval_steps == 0 or is_last:
-            with log.timed("eval"):
-                last = held_out_metrics(model, processor, task, cfg, with_interval=is_last)
-            row |= last
-        log.metrics(row)
-        if is_last or (cfg.save_steps and (step + 1) % cfg.save_steps == 0):
-            saved = log.directory / f"step_{step + 1}" / "hf"
-            save_model(model, saved, companions=cfg.model)
-    log.bar.close()
-    print(f"{closing_line(task, first, last)}; {time.time() - began:.0f} s; {saved}")
-    return last
+        run.end_step(row)
+    return run.close()
 
 
 def main(argv: list[str] | None = None) -> None:

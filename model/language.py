@@ -53,6 +53,14 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(cfg.hidden_size, rows)  # in the files: q_proj, k_proj, v_proj
         self.o_proj = nn.Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
 
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> queries (T, H, E), keys and values (T, K, E), the first two rotated."""
+        H, K = self.heads
+        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # (T, H + 2K, E)
+        qk, v = qkv.split((H + K, K), dim=1)
+        q, k = apply_rotary(qk, *rotary).split((H, K), dim=1)  # (T, H, E), (T, K, E)
+        return q, k, v
+
     def forward(
         self,
         x: Tensor,
@@ -60,10 +68,7 @@ class SelfAttention(nn.Module):
         layout: PackLayout,
         cache: KVCache | None,
     ) -> Tensor:
-        H, K = self.heads
-        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # (T, H + 2K, E)
-        qk, v = qkv.split((H + K, K), dim=1)
-        q, k = apply_rotary(qk, *rotary).split((H, K), dim=1)  # (T, H, E), (T, K, E)
+        q, k, v = self.project(x, rotary)
         if cache is not None:
             cache.store_prefix(k, v, layout)
         out = packed_attention(q, k, v, layout)  # (T, H, E)

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ MAX_NESTING = 100  # json.loads recurses
 @dataclass
 class SkipLog:
     """Counts skipped records by reason and keeps the first five offenders."""
+
+    reported: ClassVar[list[str]] = []  # every line printed by `check`: a run keeps them
 
     counts: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
@@ -51,9 +53,20 @@ class SkipLog:
             raise InputError(f"--data: too many lost, repair them: {summary}")
         if skipped:
             print(f"data: {summary}")
+            SkipLog.reported.append(summary)
 
 
 # -------------------------------------------------------------------------------- paths and files
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def local_path(data: str, accepted: str) -> Path:

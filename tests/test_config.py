@@ -282,7 +282,7 @@ def fields_read(kind: type) -> set[str]:
     says nothing about this one. What evaluate.load_task hands over as `Settings` is read by tasks.
     """
     found = settings_read()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("reporting/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         kinds = {base.__name__ for base in kind.__mro__}  # train_sft.py uses train_grpo.py's parts

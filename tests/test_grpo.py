@@ -17,7 +17,7 @@ from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
-from report import rollout_metrics
+from reporting.runlog import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
 from scoring import Scorer

@@ -98,9 +98,10 @@ def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved and not any(key.startswith("visual.") for key in moved)  # the tower is frozen
 
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+    last, page = capsys.readouterr().out.strip().splitlines()[-2:]
     assert last.startswith("held-out strict") and "loose" in last and "out of distr" in last
-    assert str(final) in last
+    assert str(final) in last and page == f"report: {out / 'report.html'}"
+    assert str(final) in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_same_seed_repeats_a_run_bit_for_bit(tiny_dir, tmp_path, reward_anything):

@@ -1,0 +1,569 @@
+"""report.html: what training leaves for it, what it concludes, and that nothing in it can act.
+
+The page is opened in a real browser where one is installed (chromium): it renders, says nothing on
+the console, and hostile text stays text.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import report
+import train_grpo
+import train_sft
+from config import Config
+from model.errors import InputError
+from model.text import Processor
+from model.vlm import make_pack
+from model.weights import load_model
+from reporting import curves
+from reporting.gallery import box_shares, in_answer, telling_groups, token_texts
+from reporting.heatmap import answer_heat, attention_to_prompt
+from reporting.rollouts import MAX_TOKENS, pieces, spread_out
+from reporting.saved import read_run, visible
+from reporting.verdict import lights, verdict
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = [
+    "<script>document.title='owned'</script>",
+    "</bdi></section><img src=x onerror=\"document.title='owned'\">",
+    "<a href='https://example.com'>&lt;&amp;&#x3C;script></a>",
+    "--></style></title><!--",
+    "{{ 7 * 7 }} {% for %} ${1} %d [/bold]",
+    "\x00\x07\x1b[31m\u202eevil\u2066 \ud800 \ufeff end",
+]
+
+
+class Tags(HTMLParser):
+    """The elements of a page, and its visible text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements, self.attributes, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_dir, tmp_path_factory):
+    """A GRPO run on boxes by the tiny random model, with heat maps."""
+    out = tmp_path_factory.mktemp("report") / "run"
+    words = f"--task det --model {tiny_dir} --output_dir {out} --max_steps 3 --eval_steps 2"
+    words += " --max_completion_length 6 --prompts_per_step 2 --held_out_size 6 --report_attention"
+    train_grpo.main(words.split())
+    return out
+
+
+@pytest.fixture
+def hostile_dir(run_dir, tmp_path):
+    """The same run, whose texts are all hostile."""
+    out = tmp_path / "<b>run"
+    shutil.copytree(run_dir, out)
+    rows = json_lines(out / "gallery.jsonl")
+    for row in rows:
+        row["question"], row["target"], row["id"] = HOSTILE[0], HOSTILE[1], HOSTILE[2]
+        for completion in row["completions"]:
+            completion["tokens"] = ["<think>", *HOSTILE, "</think><answer>", *HOSTILE, "</answer>"]
+            completion["probabilities"] = [0.5] * len(completion["tokens"])
+            completion["parts"] = {HOSTILE[0]: 1.0}
+    (out / "gallery.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = json.loads((out / "run.json").read_text())
+    about |= {"command": HOSTILE[0], "device": HOSTILE[1], "skipped": [HOSTILE[2]]}
+    (out / "run.json").write_text(json.dumps(about))
+    metrics = json_lines(out / "metrics.jsonl")
+    metrics[-1] |= {f"rewards/{HOSTILE[0]}/mean": 1.0, f"rewards/{HOSTILE[3]}/mean": 1.0}
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    report.write_report(out)
+    return out
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ---- what training leaves for it -----------------------------------------------------------------
+
+
+def test_a_run_leaves_a_gallery_of_the_same_questions_and_of_telling_groups(run_dir):
+    rows = json_lines(run_dir / "gallery.jsonl")
+    held_out = [row for row in rows if row["view"] == "held_out"]
+    assert [row["step"] for row in held_out] == [0] * 4 + [2] * 4 + [3] * 4
+    assert len({row["id"] for row in held_out}) == 4
+    assert {row["step"] for row in rows if row["view"] in ("best", "worst")} == {2, 3}
+    completions = json_lines(run_dir / "completions.jsonl")
+    for row in rows:
+        assert all((run_dir / name).is_file() for name in row["images"])
+        assert len(row["completions"]) == 8
+        for completion in row["completions"]:
+            assert len(completion["tokens"]) == len(completion["probabilities"])
+            assert all(0 < p <= 1 for p in completion["probabilities"])
+        if row["view"] == "best":  # as it was paid, not scored again
+            paid = [c for c in completions if c["step"] == row["step"] and c["id"] == row["id"]]
+            rewards = [c["reward"] for c in row["completions"]]
+            assert rewards == [c["reward"] for c in paid][: len(rewards)]
+    heat = np.array(held_out[0]["completions"][0]["heat"])
+    assert heat.ndim == 2 and heat.max() == 1.0 and heat.min() >= 0
+
+
+def test_what_a_run_was_is_written_down(run_dir, tiny_dir):
+    about = json.loads((run_dir / "run.json").read_text())
+    assert about["command"].startswith("python train_grpo.py --task det ")
+    assert {"python", "torch", "numpy"} <= about["versions"].keys()
+    assert about["data"]["held_out"]["examples"] == 6
+    assert re.fullmatch("[0-9a-f]{16}", about["data"]["train"]["sha256"])
+    assert about["headline"] == "mAP" and about["parameters"] > 1000 and about["skipped"] == []
+    config = train_grpo.config
+    again = config.parse(Config, about["command"].split()[2:], "")
+    assert again == config.load(Config, run_dir / "config.json")
+
+
+def test_supervised_fine_tuning_leaves_a_report_too(tiny_dir, tmp_path, capsys):
+    words = f"--task count --model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 2"
+    words += " --prompts_per_step 2 --held_out_size 4 --max_completion_length 6"
+    train_sft.main(words.split())
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'run/report.html'}"
+    page = Tags((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert "supervised fine-tuning" in page.text and "python train_sft.py" in page.text
+
+
+def test_without_prompts_there_is_no_gallery_of_held_out_questions(tiny_dir, tmp_path):
+    words = f"--model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 1 --report_prompts 0"
+    words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
+    train_grpo.main(words.split())
+    assert "None yet." in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_does_not_end_a_run(
+    tiny_dir, tmp_path, monkeypatch, capsys
+):
+    def full(path, text):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(report, "write_whole", full)
+    words = f"--model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 1"
+    words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
+    train_grpo.main(words.split())
+    out, err = capsys.readouterr()
+    assert "report: not written (no space left on device)" in err and "report:" not in out
+    assert (tmp_path / "run" / "step_1" / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words", "naïve Zürich 日本語 ☃", "🌼🌻 <think>é</think>", "\u0301combining"]
+)
+def test_token_texts_add_up_to_the_text_also_where_a_character_has_several_tokens(tiny_dir, text):
+    processor = Processor(tiny_dir)
+    ids = processor.encode(text)
+    texts = token_texts(processor, ids)
+    assert len(texts) == len(ids) and "".join(texts) == text
+
+
+def test_broken_bytes_at_the_end_are_shown_as_such(tiny_dir):
+    processor = Processor(tiny_dir)
+    ids = processor.encode("☃")[:-1]
+    assert token_texts(processor, ids)[-1] == "\ufffd"
+
+
+def test_the_answers_tokens_are_those_between_its_tags():
+    texts = ["<think>a", "</think><answer>", "So", "lara", "</answer>", ""]
+    assert in_answer(texts) == [False, False, True, True, False, False]
+    assert in_answer(["x<answer>y", "</answer>"]) == [True, False]  # shares a token with its tag
+    assert in_answer(["no", " tags"]) == [False, False]
+
+
+def test_boxes_are_shares_of_the_image_in_any_frame():
+    assert box_shares("[[100, 200, 300, 400]]", (1000, 1000)) == [[0.1, 0.2, 0.3, 0.4]]
+    assert box_shares("[[28, 14, 56, 28]]", (112, 56)) == [[0.25, 0.25, 0.5, 0.5]]
+    assert box_shares("No Objects", (1000, 1000)) == [] and box_shares("red", (9, 9)) is None
+
+
+def test_telling_groups_are_best_worst_flat_and_unread():
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.5]])
+    good, bad = "<answer>x</answer>", "x"
+    texts = [good, good, good, good, good, bad, bad, bad]
+    assert telling_groups(rewards, texts) == {
+        "best": 1,
+        "worst": 2,
+        "no_spread": 2,
+        "no_answer": 3,
+    }
+    assert telling_groups(rewards[:1], [good, good]) == {"best": 0, "worst": 0}
+
+
+# ---- where an answer looked ----------------------------------------------------------------------
+
+
+def test_the_heat_map_is_transformers_attention(tiny_dir):
+    """The mean over layers and heads of the eager attention weights of the same model."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    processor, model = Processor(tiny_dir), load_model(tiny_dir)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8))
+    prompt = processor.prompt("p", (image,), "Which species?")
+    completion = torch.tensor([7, 11, 13, 17])
+    found = attention_to_prompt(model, prompt, completion)  # (C, P)
+    reference = Qwen2VLForConditionalGeneration.from_pretrained(
+        tiny_dir, attn_implementation="eager"
+    ).eval()
+    pack = make_pack([prompt], [[completion]])
+    with torch.no_grad():
+        theirs = reference(
+            input_ids=pack.ids[None],
+            pixel_values=prompt.pixels,
+            image_grid_thw=torch.tensor(prompt.grids),
+            position_ids=pack.positions[:, None],
+            mm_token_type_ids=(pack.ids[None] == model.cfg.image_token_id).int(),
+            output_attentions=True,
+        ).attentions
+    P = len(prompt.ids)
+    expected = torch.stack(theirs).mean(dim=(0, 2))[0, P:, :P]  # layers, 1, H, T, T
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert float(found.sum(1).max()) <= 1 + 1e-5
+
+    heat = answer_heat(model, prompt, completion, [False, True, True, False])
+    t, h, w = prompt.grids[0]
+    slots = pack.ids[:P] == model.cfg.image_token_id
+    by_hand = expected[1:3, slots].mean(0).view(h // 2, w // 2)
+    assert np.allclose(heat, by_hand / by_hand.max(), atol=0.006)
+    assert answer_heat(model, processor.prompt("q", (), "Hm?"), completion, [True] * 4) == []
+
+
+# ---- verdict and lights --------------------------------------------------------------------------
+
+
+def steps_of(count: int, **columns) -> list[dict]:
+    """Rows 0..count; a column is a number or a function of the share of the run that is done."""
+    rows = [{"step": 0, "eval/strict": 0.3, "eval/strict_low": 0.25, "eval/strict_high": 0.35}]
+    for step in range(1, count + 1):
+        own = {k: v(step / count) if callable(v) else v for k, v in columns.items()}
+        rows.append({"step": step, "reward_std": 0.4} | own)
+    return rows
+
+
+def light(rows, name, skipped=()):
+    return next(found for found in lights(rows, "strict", list(skipped)) if found.name == name)
+
+
+@pytest.mark.parametrize(
+    "metric, name, value, level",
+    [
+        ("frac_reward_zero_std", "Groups without spread", 0.9, "bad"),
+        ("frac_reward_zero_std", "Groups without spread", 0.6, "watch"),
+        ("frac_reward_zero_std", "Groups without spread", 0.1, "good"),
+        ("completions/clipped_ratio", "Cut at the length limit", 0.4, "bad"),
+        ("completions/no_answer_ratio", "Answers that cannot be read", 0.2, "watch"),
+        ("kl", "KL to the starting model, nats", 0.5, "good"),
+        ("kl", "KL to the starting model, nats", 7.0, "bad"),
+        (
+            "sampling/sampling_logp_difference/mean",
+            "Sampler against trainer, nats",
+            0.3,
+            "bad",
+        ),
+        ("steps_skipped_nonfinite", "Updates that were not finite", 1.0, "bad"),
+        ("reward/exception", "Your reward: exception", 2.0, "bad"),
+    ],
+)
+def test_a_light_follows_its_metric_and_says_what_to_do(metric, name, value, level):
+    found = light(steps_of(20, reward=1.0, **{metric: value}), name)
+    assert found.level == level and bool(found.advice) == (level != "good")
+
+
+def test_only_the_last_steps_count():
+    rows = steps_of(50, reward=1.0, frac_reward_zero_std=lambda done: 1.0 if done < 0.8 else 0.0)
+    assert light(rows, "Groups without spread").level == "good"
+
+
+def test_a_kl_that_was_not_measured_is_no_green_light():
+    assert light(steps_of(5, reward=1.0), "KL to the starting model, nats").level == "unknown"
+
+
+@pytest.mark.parametrize(
+    "reward_end, strict_end, level",
+    [(1.5, 0.9, "good"), (1.5, 0.31, "watch"), (1.2, 0.1, "bad"), (1.0, 0.3, "good")],
+)
+def test_a_reward_that_rises_alone_is_suspicious(reward_end, strict_end, level):
+    rows = steps_of(50, reward=lambda done: 1 + (reward_end - 1) * done)
+    rows[-1]["eval/strict"] = strict_end
+    assert light(rows, "Reward against held-out metric").level == level
+
+
+def test_skipped_data_are_named():
+    found = light(steps_of(3), "Skipped data", ["2 of 90 records skipped; no image: a.png"])
+    assert found.level == "watch" and "a.png" in found.value
+    assert light(steps_of(3), "Skipped data").level == "good"
+
+
+def test_lights_that_do_not_apply_to_supervised_fine_tuning_are_left_out():
+    names = [found.name for found in lights(steps_of(3, loss=0.1), "strict", [])]
+    assert names == ["Skipped data"]
+
+
+@pytest.mark.parametrize(
+    "last, words",
+    [(0.9, "Better than the start."), (0.33, "No change beyond"), (0.1, "Worse than the start.")],
+)
+def test_the_verdict_compares_with_the_interval_of_the_start(last, words):
+    rows = steps_of(10)
+    rows[-1] |= {"eval/strict": last, "eval/loose": 1.0}
+    rows[0]["eval/loose"] = 0.99
+    said = verdict(rows, "strict", 20)
+    assert said.startswith(words) and "10 of 20 steps" in said and "loose 99.0\u00a0%" in said
+    assert f"30.0\u00a0% → {100 * last:.1f}\u00a0%" in said
+
+
+def test_a_run_without_evaluation_has_a_verdict_too():
+    assert verdict([], "strict", 5) == "0 of 5 steps: not evaluated yet."
+    assert verdict(steps_of(0), "strict", 5).startswith("Not trained yet.")
+
+
+# ---- curves --------------------------------------------------------------------------------------
+
+
+def points(text: str) -> list[tuple[float, float]]:
+    return [tuple(map(float, pair.split(","))) for pair in text.split()]
+
+
+def test_a_curve_runs_from_the_first_step_to_the_last_inside_its_axes():
+    rows = [{"step": s, "reward": s / 10} for s in range(1, 11)]
+    (panel,) = curves.panels([("a", "strict", rows)])
+    drawn = points(panel.curves[0].smooth)
+    assert panel.title == "Reward" and (panel.low, panel.high) == ("0", "1")
+    assert drawn[0][0] == curves.LEFT and drawn[-1] == (curves.WIDTH - curves.RIGHT, curves.TOP)
+    assert drawn[0][1] == pytest.approx(curves.TOP + 0.9 * 104)  # 0.1 of the way up
+
+
+def test_long_and_broken_curves_stay_small_and_drawable():
+    rows = [{"step": s, "reward": float(s % 7), "kl": 0.0} for s in range(5000)]
+    rows[17]["reward"], rows[18]["reward"] = float("nan"), float("inf")
+    reward, kl = curves.panels([("a", "strict", rows)])
+    assert len(points(reward.curves[0].raw)) <= curves.MAX_POINTS
+    assert points(reward.curves[0].raw)[-1][0] == curves.WIDTH - curves.RIGHT
+    assert all(np.isfinite(points(kl.curves[0].smooth)).ravel())
+
+
+def test_two_runs_share_an_axis_and_differ_in_colour():
+    a = [{"step": s, "reward": 1.0} for s in range(3)]
+    b = [{"step": s, "reward": 3.0, "kl": 1.0} for s in range(6)]
+    reward, kl = curves.panels([("a", "strict", a), ("b", "strict", b)])
+    assert [curve.label for curve in reward.curves] == ["a: reward", "b: reward"]
+    assert len({curve.colour for curve in reward.curves}) == 2
+    assert reward.last_step == 5 and kl.curves[0].colour == reward.curves[1].colour
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0, "0"), (0.97312, "0.973"), (11234, "11.2k"), (1.23e-6, "1.2e-06")]
+)
+def test_numbers_have_three_digits(value, text):
+    assert curves.short(value) == text
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_everything_and_needs_nothing(run_dir):
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    page = Tags(text)
+    for words in (
+        "held-out mAP",
+        "Groups without spread",
+        "Gradient norm",
+        "Parts of the reward",
+        "Memory at most",
+        "start",
+        "step 2",
+        "Best groups",
+        "Worst groups",
+        "right answer",
+        "python train_grpo.py --task det",
+        "sha256",
+        "num_generations",
+    ):
+        assert words in page.text, words
+    assert "script" not in page.elements and "link" not in page.elements
+    kept = [value for name, value in page.attributes if name in ("src", "href")]
+    assert kept and all(value.startswith(("data:image/jpeg;base64,", "#i")) for value in kept)
+    classes = [value for name, value in page.attributes if name == "class"]
+    assert "true" in classes and "heat" in classes  # boxes of the target, and where it looked
+    assert len(text.encode()) <= report.MAX_BYTES
+
+
+def test_hostile_text_is_shown_and_does_nothing(hostile_dir):
+    text = (hostile_dir / "report.html").read_text(encoding="utf-8")
+    page = Tags(text)
+    assert not {"script", "img", "a", "b id"} & set(page.elements)
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    for hostile in HOSTILE:
+        assert visible(hostile) in page.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    assert "default-src 'none'" in text
+
+
+def test_pieces_put_thought_answer_and_tags_apart():
+    tokens = ["<think>", "a", " b", "</think>", "<answer>", "Solara", " minor", "</answer>", "!"]
+    made = pieces(tokens, [0.05, 0.95, 0.999, 1.0, 0.5, 0.2, 0.9, 1.0, 0.0])
+    assert [(kind, "".join(text for text, _ in own)) for kind, own in made] == [
+        ("tag", "<think>"),
+        ("thought", "a b"),
+        ("tag", "</think><answer>"),
+        ("answer", "Solara minor"),
+        ("tag", "</answer>"),
+        ("plain", "!"),
+    ]
+    tints = [tint for _, own in made for _, tint in own]
+    assert tints == [0, None, None, None, 5, 2, None, None, 0]
+
+
+def test_pieces_of_text_without_an_end_or_a_beginning():
+    assert [kind for kind, _ in pieces(["<answer>", "x"], [1, 1])] == ["tag", "answer"]
+    assert [kind for kind, _ in pieces(["x", "</think>", "", ""], [1] * 4)] == [
+        "plain",
+        "tag",
+        "plain",
+    ]
+
+
+def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(run_dir, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 2]
+    for row in rows:
+        for completion in row["completions"]:
+            completion["tokens"] = ["<b>"] * 3000
+            completion["probabilities"] = [0.55] * 3000
+    with (out / "gallery.jsonl").open("w") as file:
+        for step in range(0, 1000, 50):
+            file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
+    text = report.write_report(out).read_text(encoding="utf-8")
+    assert 1_000_000 < len(text.encode()) <= report.MAX_BYTES
+    page = Tags(text)
+    assert "of 20 snapshots are left out" in page.text and f"{3000 - MAX_TOKENS} more" in page.text
+    assert "step 950" in page.text and "start" in page.text
+
+
+def test_snapshots_are_chosen_from_the_ends_inwards():
+    assert spread_out([0]) == [0] and spread_out([0, 9]) == [9, 0]
+    assert spread_out([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
+
+
+def test_two_runs_side_by_side(run_dir, tiny_dir, tmp_path, capsys):
+    other = tmp_path / "other"
+    words = f"--task det --model {tiny_dir} --output_dir {other} --max_steps 1 --held_out_size 6"
+    words += " --max_completion_length 6 --prompts_per_step 2 --seed 1 --learning_rate 1e-3"
+    train_grpo.main(words.split())
+    capsys.readouterr()
+    report.main([str(other), str(run_dir), "--output", str(tmp_path / "both.html")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "both.html")
+    page = Tags((tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert "other: reward" in page.text and "run: reward" in page.text
+    assert "other, step 1" in page.text and "run, step 3" in page.text
+    assert "learning_rate" in page.text and "freeze_vision" not in page.text  # only differences
+
+
+def test_a_run_that_is_being_written_can_be_read(run_dir, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    for name in ("metrics.jsonl", "gallery.jsonl"):
+        with (out / name).open("a") as file:
+            file.write('{"step": 4, "torn')
+    (out / "report.html").unlink()
+    report.main([str(out)])
+    assert "3 of 3 steps" in (out / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_page_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError):
+        report.write_whole(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_run_is_one_line(tmp_path, run_dir):
+    with pytest.raises(InputError, match="config.json"):
+        report.main([str(tmp_path)])
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text("\n".join([lines[0], "{broken", lines[1]]) + "\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl:2: not a line of JSON"):
+        report.main([str(out)])
+    with pytest.raises(InputError, match="cannot be written"):
+        report.main([str(run_dir), "--output", str(tmp_path / "no" / "page.html")])
+
+
+def test_a_run_of_an_earlier_version_has_a_page(run_dir, tmp_path):
+    """Without run.json, gallery and pictures: what is there is shown."""
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    (out / "run.json").unlink()
+    (out / "gallery.jsonl").unlink()
+    shutil.rmtree(out / "images")
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert "None yet." in page.text and "Reward" in page.text
+    assert read_run(out).headline == "strict"
+
+
+def test_only_pictures_of_the_run_itself_are_shown(run_dir, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    (tmp_path / "secret.jpg").write_bytes(next((out / "images").iterdir()).read_bytes())
+    rows = json_lines(out / "gallery.jsonl")
+    for row in rows:
+        row["images"] = ["images/../../secret.jpg", "/etc/passwd", "images/0123456789abcdef.jpg"]
+    (out / "gallery.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "image" not in Tags(report.write_report(out).read_text(encoding="utf-8")).elements
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+
+def browse(page: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += ["--window-size=1240,2000", *more, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+@pytest.mark.parametrize("kind", ["run_dir", "hostile_dir"])
+def test_a_browser_renders_the_page_without_a_word_on_its_console(kind, request, tmp_path):
+    directory = request.getfixturevalue(kind)
+    done = browse(directory / "report.html", f"--screenshot={tmp_path / 'page.png'}")
+    assert "CONSOLE" not in done.stderr
+    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+    assert pixels.shape == (2000, 1240) and (pixels < 100).mean() > 0.005  # there is ink
+    done = browse(directory / "report.html", "--dump-dom")
+    assert "CONSOLE" not in done.stderr and f"<title>{directory.name}" in done.stdout.replace(
+        "&lt;", "<"
+    ).replace("&gt;", ">")
+    dom = Tags(done.stdout)
+    assert "owned" not in re.search("<title>(.*?)</title>", done.stdout)[1]
+    assert not {"script", "img", "a"} & set(dom.elements)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_the_browser_would_report_a_script(tmp_path):
+    """The check above can fail: a page with a script does write to the console."""
+    page = tmp_path / "page.html"
+    page.write_text("<title>x</title><script>console.log('hello')</script>")
+    assert "CONSOLE" in browse(page, "--dump-dom").stderr

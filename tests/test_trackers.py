@@ -1,0 +1,103 @@
+"""--report_to mirrors the metrics, and whatever goes wrong there, the run goes on."""
+
+import sys
+import types
+
+import pytest
+
+import train_grpo
+from reporting.trackers import Tracker
+
+
+class Recorder(types.ModuleType):
+    """Stands in for wandb and trackio, which have the same interface."""
+
+    def __init__(self, name: str, fails_at: str = ""):
+        super().__init__(name)
+        self.calls, self.fails_at = [], fails_at
+        self.api = types.SimpleNamespace(api_key=None)
+
+    def _call(self, what: str, *arguments):
+        self.calls.append((what, *arguments))
+        if what == self.fails_at:
+            raise ConnectionError("no network\nat all")
+
+    def init(self, **settings):
+        self._call("init", settings)
+        return self
+
+    def log(self, numbers, step):
+        self._call("log", numbers, step)
+
+    def finish(self):
+        self._call("finish")
+
+
+@pytest.fixture(params=["wandb", "trackio"])
+def name(request, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):
+        monkeypatch.delenv(variable, raising=False)
+    return request.param
+
+
+def short_run(tiny_dir, out, name):
+    words = f"--model {tiny_dir} --output_dir {out} --max_steps 2 --report_to {name}"
+    words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
+    return train_grpo.main(words.split())
+
+
+def test_the_same_numbers_go_to_the_tracker(tiny_dir, tmp_path, monkeypatch, name):
+    recorder = Recorder(name)
+    monkeypatch.setitem(sys.modules, name, recorder)
+    short_run(tiny_dir, tmp_path / "run", name)
+    kinds = [call[0] for call in recorder.calls]
+    assert kinds == ["init", "log", "log", "log", "finish"]
+    settings, logs = recorder.calls[0][1], recorder.calls[1:4]
+    assert settings["config"]["num_generations"] == 8 and settings["name"] == "run"
+    assert [step for _, _, step in logs] == [0, 1, 2]
+    assert "eval/strict" in logs[0][1] and {"reward", "grad_norm"} <= logs[1][1].keys()
+
+
+def test_wandb_without_a_login_stays_offline_and_never_asks(tmp_path, monkeypatch, name):
+    import os
+
+    monkeypatch.setitem(sys.modules, "wandb", Recorder("wandb"))
+    Tracker("wandb", tmp_path, {})
+    assert os.environ["WANDB_MODE"] == "offline" and os.environ["WANDB_SILENT"] == "true"
+
+
+@pytest.mark.parametrize("fails_at", ["init", "log", "finish"])
+def test_a_fault_of_the_tracker_is_one_line_and_the_run_goes_on(
+    tiny_dir, tmp_path, monkeypatch, capsys, name, fails_at
+):
+    recorder = Recorder(name, fails_at)
+    monkeypatch.setitem(sys.modules, name, recorder)
+    short_run(tiny_dir, tmp_path / "run", name)
+    err = [line for line in capsys.readouterr().err.splitlines() if "--report_to" in line]
+    assert err == [
+        f"--report_to {name}: ConnectionError: no network at all; training goes on without it"
+    ]
+    assert [call[0] for call in recorder.calls].count(fails_at) == 1  # then it is left alone
+    assert (tmp_path / "run" / "step_2" / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("missing", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    tracker = Tracker(missing, tmp_path, {})
+    tracker.log({"step": 1, "reward": 1.0})
+    tracker.close()
+    assert capsys.readouterr().err.count("training goes on without it") == 1
+
+
+def test_tensorboard_reads_the_metrics_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = Tracker("tensorboard", tmp_path, {"task": "cls"})
+    for step, reward in enumerate((0.5, 0.75)):
+        tracker.log({"step": step, "reward": reward})
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward")] == [(0, 0.5), (1, 0.75)]
