@@ -29,11 +29,15 @@ def tensorboard(directory: Path, settings: dict) -> tuple[Log, Callable[[], None
 def wandb(directory: Path, settings: dict) -> tuple[Log, Callable[[], None]]:
     import wandb
 
-    has_login = "WANDB_API_KEY" in os.environ or wandb.api.api_key is not None
-    os.environ.setdefault("WANDB_MODE", "online" if has_login else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None:
+        try:
+            mode = "online" if wandb.login(prompt=False) else "offline"
+        except Exception:  # a key that is wrong, or no network to try it
+            mode = "offline"
     run = wandb.init(
-        project="nanovrft", name=directory.name, dir=str(directory), config=settings, reinit=True
+        project="nanovrft", name=directory.name, dir=str(directory), config=settings, mode=mode
     )
     return lambda numbers, step: run.log(numbers, step=step), run.finish
 

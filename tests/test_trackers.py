@@ -1,5 +1,6 @@
 """--report_to mirrors the metrics, and whatever goes wrong there, the run goes on."""
 
+import os
 import sys
 import types
 
@@ -14,13 +15,18 @@ class Recorder(types.ModuleType):
 
     def __init__(self, name: str, fails_at: str = ""):
         super().__init__(name)
-        self.calls, self.fails_at = [], fails_at
-        self.api = types.SimpleNamespace(api_key=None)
+        self.calls, self.fails_at, self.has_login = [], fails_at, False
 
     def _call(self, what: str, *arguments):
         self.calls.append((what, *arguments))
         if what == self.fails_at:
             raise ConnectionError("no network\nat all")
+
+    def login(self, prompt):
+        assert prompt is False
+        if self.has_login is None:
+            raise ConnectionError("no network")
+        return self.has_login
 
     def init(self, **settings):
         self._call("init", settings)
@@ -58,12 +64,19 @@ def test_the_same_numbers_go_to_the_tracker(tiny_dir, tmp_path, monkeypatch, nam
     assert "eval/strict" in logs[0][1] and {"reward", "grad_norm"} <= logs[1][1].keys()
 
 
-def test_wandb_without_a_login_stays_offline_and_never_asks(tmp_path, monkeypatch, name):
-    import os
-
-    monkeypatch.setitem(sys.modules, "wandb", Recorder("wandb"))
+@pytest.mark.parametrize(
+    "has_login, mode", [(False, "offline"), (None, "offline"), (True, "online")]
+)
+def test_wandb_without_a_login_or_network_stays_offline_and_never_asks(
+    tmp_path, monkeypatch, has_login, mode
+):
+    recorder = Recorder("wandb")
+    recorder.has_login = has_login
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
     Tracker("wandb", tmp_path, {})
-    assert os.environ["WANDB_MODE"] == "offline" and os.environ["WANDB_SILENT"] == "true"
+    assert recorder.calls[0][1]["mode"] == mode and os.environ["WANDB_SILENT"] == "true"
 
 
 @pytest.mark.parametrize("fails_at", ["init", "log", "finish"])
