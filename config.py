@@ -94,6 +94,8 @@ class TrainConfig(TaskConfig):
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
     eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
     save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
+    save_total_limit: int | None = flag(None, "checkpoints that may stay; default: all of them")
+    resume_from_checkpoint: str | None = flag(None, "latest, runs/NAME or runs/NAME/step_N: go on")
     report_prompts: int = flag(4, "held-out questions whose answers report.html follows")
     report_attention: bool = flag(False, "also show where their answers look in the image")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(
@@ -107,6 +109,8 @@ class TrainConfig(TaskConfig):
         require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
         require(0 <= self.weight_decay <= 1e6, "weight_decay", "in 0 .. 1e6", self)
         require(self.save_steps >= 0, "save_steps", "0 or more", self)
+        limit = self.save_total_limit
+        require(limit is None or limit >= 1, "save_total_limit", "at least 1", self)
         require(0 <= self.report_prompts <= 100, "report_prompts", "in 0 .. 100", self)
 
 
@@ -212,9 +216,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
-    """Build a config from the command line; `-` and `_` are the same in flag names.
+    """Build a config from the command line; raises InputError for an impossible value."""
+    return kind(**given_flags(kind, argv, description))
 
-    Exits with code 2 and one line for an unknown flag; raises InputError for an impossible value.
+
+def given_flags(kind: type[C], argv: list[str] | None, description: str) -> dict[str, Any]:
+    """The flags that stand on the command line; `-` and `_` are the same in their names.
+
+    Exits with code 2 and one line for an unknown flag.
     """
     argv = sys.argv[1:] if argv is None else argv
     argv = [_with_underscores(word) for word in argv]
@@ -231,7 +240,7 @@ def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
         options: dict[str, Any] = {
             "help": (item.metadata["help"] + shown).replace("%", "%%"),
             "required": required,
-            "default": None if required else item.default,
+            "default": argparse.SUPPRESS,
         }
         if inner is bool:
             parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, **options)
@@ -242,7 +251,7 @@ def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
         elif inner in METAVARS:
             options["metavar"] = METAVARS[inner]
         parser.add_argument(f"--{item.name}", type=_reader(inner, optional), **options)
-    return kind(**vars(parser.parse_args(argv)))
+    return vars(parser.parse_args(argv))
 
 
 def _with_underscores(word: str) -> str:

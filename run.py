@@ -4,21 +4,33 @@ train_grpo.py and train_sft.py share it, so that what they report compares. Noth
 Read first: train_grpo.py. Next: reporting/runlog.py.
 """
 
+import os
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    flush_logs,
+    restore_logs,
+    save_checkpoint,
+)
 from config import TrainConfig
 from evaluate import READ_BY, evaluate, frame_spoken, load_task, usable_examples
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
-from model.weights import load_model, save_model
+from model.weights import load_model
+from optimizer import Optimizer
 from report import try_report
 from reporting.gallery import Gallery
 from reporting.runlog import RunLog, about_run, check_output_dir
+from reporting.saved import read_run
 from sample import pick_device
 from tasks import Task
 from tasks.files import SkipLog
@@ -43,10 +55,13 @@ def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int
     return replace(task, train=kept.pop("train"), splits=task.splits | kept)
 
 
-def prepare(cfg: TrainConfig) -> tuple[TrainConfig, Processor, Task, VLM]:
+def prepare(
+    cfg: TrainConfig, checkpoint: Checkpoint | None = None
+) -> tuple[TrainConfig, Processor, Task, VLM]:
     """Task and model of a training run, before the run leaves anything; what was left open in
     `cfg` is filled in. Raises InputError for anything that cannot work."""
-    check_output_dir(cfg.output_dir)
+    if checkpoint is None:
+        check_output_dir(cfg.output_dir)
     SkipLog.reported.clear()
     processor = Processor(cfg.model, cfg.max_pixels)
     task = with_usable_prompts(load_task(cfg, processor), processor, cfg.max_prompt_length)
@@ -60,7 +75,8 @@ def prepare(cfg: TrainConfig) -> tuple[TrainConfig, Processor, Task, VLM]:
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
     device = pick_device(cfg.device)
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), device)
+    source = cfg.model if checkpoint is None else checkpoint.hf
+    model = load_model(source, getattr(torch, cfg.dtype), device)
     model.visual.requires_grad_(not cfg.freeze_vision)
     for part in (model.model, model.visual):
         part.gradient_checkpointing = cfg.gradient_checkpointing
@@ -93,10 +109,54 @@ def held_out_metrics(
     return row
 
 
-class TrainingRun:
-    """The log, the gallery and the report of a run, from before its first step to its end.
+class Stopped(BaseException):
+    """A signal asked the run to end. Not an Exception, so that no code from outside swallows it."""
 
-    Making one opens the run's directory and judges the model as it starts.
+    def __init__(self, number: int):
+        self.number = number
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C become `Stopped`: at once while weights rest, else when they do again.
+
+    A second signal ends the process without saving.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self.held = False
+        self.previous: dict[int, object] = {}
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._arrived)
+
+    def remove(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def _arrived(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        if not self.held:
+            raise Stopped(number)
+
+    def release(self) -> None:
+        """The weights are at rest again."""
+        self.held = False
+        if self.received is not None:
+            raise Stopped(self.received)
+
+
+class TrainingRun:
+    """The log, the gallery, the report and the checkpoints of a run: `with TrainingRun(..) as run`.
+
+    Entering opens the run's directory and judges the model as it starts, or goes on where
+    `checkpoint` stopped. A signal inside leaves a checkpoint of the last step that was made, and
+    ends the process with the conventional code.
 
     Args:
         began: time.time() when the script began. num_generations, temperature: of the completions
@@ -109,19 +169,55 @@ class TrainingRun:
         processor: Processor,
         task: Task,
         model: VLM,
+        optimizer: Optimizer,
         began: float,
+        checkpoint: Checkpoint | None = None,
         num_generations: int = 4,
         temperature: float = 1.0,
     ):
         self.cfg, self.processor, self.task, self.model = cfg, processor, task, model
-        self.began = began
-        self.log = RunLog(cfg, about_run(cfg, task, model))
+        self.optimizer, self.began, self.checkpoint = optimizer, began, checkpoint
+        self.signals = StopSignals()
+        self.done = 0  # steps that are made
+        self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
+        if checkpoint is None:
+            self.log = RunLog(cfg, about_run(cfg, task, model))
+        else:
+            self.log = RunLog(cfg, about_run(cfg, task, model), done=checkpoint.step)
+            self._go_on(checkpoint)
+        self.sizes = flush_logs(self.log.directory)
         shown = (num_generations, temperature)
         self.gallery = Gallery(self.log.directory, processor, task, cfg, *shown)
-        self.first: dict[str, float] = {}  # held-out metrics of the start, and the last ones
-        self.last: dict[str, float] = {}
-        self._judge({"step": 0})
-        self.first = self.last
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        restore_logs(self.log.directory, checkpoint.state["sizes"])
+        self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
+        self.optimizer.skipped = checkpoint.state["skipped"]
+        if kept := checkpoint.optimizer_tensors():
+            self.optimizer.restore(kept)
+        print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
+
+    def __enter__(self) -> "TrainingRun":
+        self.signals.install()
+        try:
+            if self.pending is not None:
+                self._finish_row(self.pending)
+        except Stopped as stopped:
+            self.__exit__(Stopped, stopped, None)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, Stopped):
+            saved = self._save()
+            self.log.close()
+            print(f"stopped by signal {error.number} after step {self.done}; saved {saved}")
+            print(f"go on with --resume_from_checkpoint {self.log.directory}", flush=True)
+            raise SystemExit(128 + error.number) from None
+        self.signals.remove()
+
+    def hold_signals(self) -> None:
+        """From here to the end of the step the weights are in motion: signals have to wait."""
+        self.signals.held = True
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps (0: never), and at the end, happens now."""
@@ -129,36 +225,61 @@ class TrainingRun:
 
     def end_step(self, row: dict[str, float]) -> None:
         """Log a step; evaluate, report and save where that is due."""
-        step = row["step"]
-        if self.is_due(step, self.cfg.eval_steps):
-            self._judge(row)
-        else:
-            self.log.metrics(row)
-        if self.is_due(step, self.cfg.save_steps):
-            save_model(self.model, self._checkpoint(step), companions=self.cfg.model)
+        self.done, self.pending = row["step"], row
+        self._at_rest()
+        self._finish_row(row)
 
-    def _judge(self, row: dict[str, float]) -> None:
-        cfg, step = self.cfg, row["step"]
-        with self.log.timed("eval"):
-            ends = step in (0, cfg.max_steps)
-            self.last = held_out_metrics(self.model, self.processor, self.task, cfg, ends)
-            self.gallery.held_out(step, self.model)
-        self.log.metrics(row | self.last)
-        with self.log.timed("report"):
-            try_report(self.log.directory)
+    def _at_rest(self) -> None:
+        """A point from which the run can go on exactly: weights and logs belong together."""
+        self.sizes = flush_logs(self.log.directory)
+        self.signals.release()
 
-    def _checkpoint(self, step: int) -> Path:
-        return self.log.directory / f"step_{step}" / "hf"
+    def _finish_row(self, row: dict[str, float]) -> None:
+        step, found = row["step"], {}
+        if is_judged := self.is_due(step, self.cfg.eval_steps):
+            with self.log.timed("eval"):
+                ends = step in (0, self.cfg.max_steps)
+                found = held_out_metrics(self.model, self.processor, self.task, self.cfg, ends)
+                self.gallery.held_out(step, self.model)
+        self.hold_signals()
+        self.log.metrics(row | found)
+        self.pending = None
+        if is_judged:
+            with self.log.timed("report"):
+                try_report(self.log.directory)
+        self._at_rest()
+        if step > 0 and self.is_due(step, self.cfg.save_steps):
+            self._save()
+
+    def _save(self) -> Path:
+        """Write a checkpoint of the last step, unless it is there."""
+        directory, is_last = self.log.directory, self.done == self.cfg.max_steps
+        state = {
+            "step": self.done,
+            "pending": self.pending,
+            "sizes": self.sizes,
+            "skipped": self.optimizer.skipped,
+        }
+        try:
+            kept = find_checkpoint(directory / f"step_{self.done}")
+            if kept.state == state:
+                return kept.directory
+        except InputError:
+            pass  # there is none yet, or a damaged one
+        tensors = {} if is_last else self.optimizer.tensors()  # the last one is not trained on
+        limit = self.cfg.save_total_limit
+        return save_checkpoint(directory, self.model, self.cfg.model, tensors, state, limit)
 
     def close(self) -> dict[str, float]:
         """Say what the run brought and where it is; returns its last held-out metrics."""
         self.log.close()
         report = try_report(self.log.directory)  # once more: now it knows the last checkpoint
-        line, seconds = closing_line(self.task, self.first, self.last), time.time() - self.began
-        print(f"{line}; {seconds:.0f} s; {self._checkpoint(self.cfg.max_steps)}")
+        judged = [row for row in read_run(self.log.directory).rows if "eval/strict" in row]
+        line, seconds = closing_line(self.task, judged[0], judged[-1]), time.time() - self.began
+        print(f"{line}; {seconds:.0f} s; {self.log.directory / f'step_{self.done}' / 'hf'}")
         if report is not None:
             print(f"report: {report}")
-        return self.last
+        return {name: v for name, v in judged[-1].items() if name.startswith("eval/")}
 
 
 def closing_line(task: Task, first: dict[str, float], last: dict[str, float]) -> str:

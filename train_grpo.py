@@ -20,23 +20,23 @@ Read first: rewards.py, tasks/cls.py. Next: sample.py; run.py has what surrounds
 """
 
 import copy
-import math
 import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import config
+from checkpoint import Checkpoint, parse_or_resume
 from config import Config, TrainConfig
 from kernels import group_advantages
-from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
+from model.weights import load_model
+from optimizer import Optimizer
 from reporting.runlog import completion_records, rollout_metrics
 from run import TrainingRun, prepare
 from sample import Rollout, generate_group
@@ -171,75 +171,6 @@ def accumulate_gradient(
     return {k: v if k in whole else v / tokens for k, v in totals.items()}
 
 
-MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
-
-
-class Optimizer:
-    """AdamW on fp32 weights and fp32 gradients.
-
-    A bfloat16 model keeps an fp32 master copy of each trained weight: steps of relative size 1e-6
-    are far below what bfloat16 can store. Gradients of micro-batches add up in the master's.
-    """
-
-    def __init__(self, model: VLM, cfg: TrainConfig):
-        self.cfg = cfg
-        self.skipped = 0  # updates in a row whose gradient was not finite
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.masters = [
-            p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
-            for p in self.parameters
-        ]
-        self.adamw = torch.optim.AdamW(
-            self.masters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
-        )
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(partial(self._hand_over, master))
-
-    @staticmethod
-    def _hand_over(master: Tensor, parameter: Tensor) -> None:
-        """Move a fresh bf16 gradient into the master's fp32 sum."""
-        gradient = parameter.grad.float()
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        parameter.grad = None
-
-    def step(self, progress: float) -> dict[str, float]:
-        """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate.
-
-        An update whose gradient is not finite is skipped and counted, so that one overflow cannot
-        ruin every weight; raises InputError after MAX_SKIPPED_UPDATES of them in a row.
-        """
-        rate = self.cfg.learning_rate
-        if self.cfg.lr_scheduler_type == "linear":
-            rate *= 1 - progress
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
-        for master in self.masters:
-            if master.grad is None:  # every group skipped: a zero gradient; momentum still counts
-                master.grad = torch.zeros_like(master)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm))
-        if math.isfinite(norm):
-            self.skipped = 0
-            self.adamw.step()
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if master is not parameter:
-                    parameter.data.copy_(master.data)
-        else:
-            self.skipped += 1
-        self.adamw.zero_grad()
-        if self.skipped == MAX_SKIPPED_UPDATES:
-            raise InputError(
-                f"{self.skipped} updates in a row had a gradient that is not finite; lower "
-                "--learning_rate or --beta, or use --dtype float32"
-            )
-        finite_norm = norm if self.skipped == 0 else 0.0
-        return {
-            "grad_norm": finite_norm,
-            "learning_rate": rate,
-            "steps_skipped_nonfinite": float(self.skipped > 0),
-        }
-
-
 # ---- data of a step ------------------------------------------------------------------------------
 
 
@@ -289,59 +220,69 @@ def keep_features(model: VLM, prompts: list[Prompt]) -> None:
             prompt.features = own if prompt.grids else None
 
 
-def train(cfg: Config) -> dict[str, float]:
-    """Run GRPO as configured; returns the last held-out metrics."""
+def starting_model(model: VLM, cfg: Config, checkpoint: Checkpoint | None) -> VLM | None:
+    """The reference of the KL term, the model as it was before the first step: None at beta 0."""
+    if cfg.beta == 0:
+        return None
+    if checkpoint is None:
+        return copy.deepcopy(model).requires_grad_(False)
+    return load_model(cfg.model, getattr(torch, cfg.dtype), model.device).requires_grad_(False)
+
+
+def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]:
+    """Run GRPO as configured, or go on from a checkpoint; returns the last held-out metrics."""
     began = time.time()
-    cfg, processor, task, model = prepare(cfg)
+    cfg, processor, task, model = prepare(cfg, checkpoint)
     scorer = Scorer(task, cfg)
-    reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta > 0 else None
+    reference = starting_model(model, cfg, checkpoint)
     optimizer = Optimizer(model, cfg)
     device, forbidden = model.device, processor.forbidden.to(model.device)  # (V,)
-    run = TrainingRun(cfg, processor, task, model, began, cfg.num_generations, cfg.temperature)
-    log = run.log
-
-    for step in range(cfg.max_steps):
-        # 1. Questions: N image-question pairs.
-        with log.timed("prompts"):
-            prompts, examples = prompts_of_step(model, processor, task, step, cfg)
-        # 2. Rollout: G completions each from the current policy; every prompt computed once.
-        with log.timed("rollout"):
-            rollout = generate_group(
-                model,
-                processor,
-                prompts,
-                cfg.num_generations,
-                cfg.max_completion_length,
-                cfg.temperature,
-                cfg.seed,
-                step,
-            )
-        # 3. Reward: verify every completion.
-        with log.timed("reward"):
-            rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
-        # 4. Advantage: compare inside each group.
-        advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
-        groups = make_groups(prompts, rollout, advantages, cfg)
-        # 5. Update: num_iterations passes (mu in the paper) over the same completions.
-        mismatch: dict[str, float] = {}
-        with log.timed("update"):
-            for _ in range(cfg.num_iterations):
-                update = accumulate_gradient(model, reference, groups, forbidden, cfg)
-                update |= optimizer.step(step / cfg.max_steps)
-                # Sampler and trainer are compared on the same weights: in the first pass.
-                mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
-        # 6. Log, evaluate, save.
-        told = (step + 1, examples, rollout, rewards, parts, advantages)
-        log.append("completions.jsonl", completion_records(*told))
-        if run.is_due(step + 1, cfg.eval_steps):
-            run.gallery.training(*told)
-        row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout)
-        run.end_step(row | faults | update | mismatch)
+    shown = (cfg.num_generations, cfg.temperature)
+    with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint, *shown) as run:
+        log = run.log
+        for step in range(run.done, cfg.max_steps):
+            # 1. Questions: N image-question pairs.
+            with log.timed("prompts"):
+                prompts, examples = prompts_of_step(model, processor, task, step, cfg)
+            # 2. Rollout: G completions each from the current policy; every prompt computed once.
+            with log.timed("rollout"):
+                rollout = generate_group(
+                    model,
+                    processor,
+                    prompts,
+                    cfg.num_generations,
+                    cfg.max_completion_length,
+                    cfg.temperature,
+                    cfg.seed,
+                    step,
+                )
+            # 3. Reward: verify every completion.
+            with log.timed("reward"):
+                rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
+            # 4. Advantage: compare inside each group.
+            advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
+            groups = make_groups(prompts, rollout, advantages, cfg)
+            # 5. Update: num_iterations passes (mu in the paper) over the same completions.
+            mismatch: dict[str, float] = {}
+            with log.timed("update"):
+                for _ in range(cfg.num_iterations):
+                    update = accumulate_gradient(model, reference, groups, forbidden, cfg)
+                    run.hold_signals()  # the weights change now: up to the end of the step
+                    update |= optimizer.step(step / cfg.max_steps)
+                    # Sampler and trainer are compared on the same weights: in the first pass.
+                    mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
+            # 6. Log, evaluate, save.
+            told = (step + 1, examples, rollout, rewards, parts, advantages)
+            log.append("completions.jsonl", completion_records(*told))
+            if run.is_due(step + 1, cfg.eval_steps):
+                run.gallery.training(*told)
+            row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout)
+            run.end_step(row | faults | update | mismatch)
     return run.close()
 
 
 def main(argv: list[str] | None = None) -> None:
-    train(config.parse(Config, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(Config, argv, __doc__.split("\n\n")[0]))
 
 
 if __name__ == "__main__":

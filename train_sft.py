@@ -23,13 +23,15 @@ import torch
 from torch import Tensor
 
 import config
+from checkpoint import Checkpoint, parse_or_resume
 from config import SftConfig
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
+from optimizer import Optimizer
 from run import TrainingRun, prepare
 from tasks import Example, Reasoning, Task, written
-from train_grpo import Optimizer, prompts_of_step
+from train_grpo import prompts_of_step
 
 
 def read_thoughts(path: Path) -> dict[str, Reasoning]:
@@ -84,30 +86,30 @@ def accumulate_imitation(
     return loss
 
 
-def train(cfg: SftConfig) -> dict[str, float]:
-    """Run supervised fine-tuning as configured; returns the last held-out metrics."""
+def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, float]:
+    """Run supervised fine-tuning, or go on from a checkpoint; returns the last held-out metrics."""
     began = time.time()
     if cfg.cot and cfg.prompt_mode == "direct":
         cfg = replace(cfg, prompt_mode="think")
-    cfg, processor, task, model = prepare(cfg)
+    cfg, processor, task, model = prepare(cfg, checkpoint)
     if cfg.cot:
         task = with_reasoning(task, cfg)
     optimizer = Optimizer(model, cfg)
-    run = TrainingRun(cfg, processor, task, model, began)
-    log = run.log
-    for step in range(cfg.max_steps):
-        with log.timed("prompts"):
-            prompts, examples = prompts_of_step(model, processor, task, step, cfg)
-            responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
-        with log.timed("update"):
-            row = {"step": step + 1, "loss": accumulate_imitation(model, prompts, responses, cfg)}
-            row |= optimizer.step(step / cfg.max_steps)
-        run.end_step(row)
+    with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint) as run:
+        for step in range(run.done, cfg.max_steps):
+            with run.log.timed("prompts"):
+                prompts, examples = prompts_of_step(model, processor, task, step, cfg)
+                responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
+            with run.log.timed("update"):
+                loss = accumulate_imitation(model, prompts, responses, cfg)
+                run.hold_signals()  # the weights change now: up to the end of the step
+                update = optimizer.step(step / cfg.max_steps)
+            run.end_step({"step": step + 1, "loss": loss} | update)
     return run.close()
 
 
 def main(argv: list[str] | None = None) -> None:
-    train(config.parse(SftConfig, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(SftConfig, argv, __doc__.split("\n\n")[0]))
 
 
 if __name__ == "__main__":

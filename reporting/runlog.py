@@ -3,6 +3,7 @@
 Names are TRL's, so that curves can be laid side by side. Next: reporting/gallery.py.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from PIL import Image
@@ -153,25 +155,42 @@ def _peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def lock_directory(directory: Path) -> TextIO:
+    """Keep other runs out of a directory until the file that is returned is closed, or we die."""
+    lock = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"--output_dir {directory}: another run is writing there") from None
+    return lock
+
+
 class RunLog:
     """What a run leaves: config.json, run.json, metrics.jsonl, completions.jsonl; and the bar."""
 
-    def __init__(self, cfg: TrainConfig, about: dict):
+    def __init__(self, cfg: TrainConfig, about: dict, done: int | None = None):
+        """A new run's directory, or one where `done` steps are made already (a resumed run)."""
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
         self.directory = cfg.output_dir or Path("runs") / name
-        check_output_dir(self.directory)
+        if done is None:
+            check_output_dir(self.directory)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            config.save(cfg, self.directory / "config.json")
-            text = json.dumps(about, indent=2) + "\n"
-            (self.directory / "run.json").write_text(text, encoding="utf-8")
+            self.lock = lock_directory(self.directory)
+            if done is None:
+                config.save(cfg, self.directory / "config.json")
+                text = json.dumps(about, indent=2) + "\n"
+                (self.directory / "run.json").write_text(text, encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"--output_dir {self.directory}: cannot be written ({error})"
             ) from None
         self.seconds: dict[str, float] = {}
         self.tracker = Tracker(cfg.report_to, self.directory, config.to_dict(cfg))
-        self.bar = tqdm(total=cfg.max_steps, disable=None, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=cfg.max_steps, initial=done or 0, disable=None, unit="step", dynamic_ncols=True
+        )
 
     @contextmanager
     def timed(self, phase: str):
@@ -199,6 +218,7 @@ class RunLog:
     def close(self) -> None:
         self.bar.close()
         self.tracker.close()
+        self.lock.close()
 
     def _show(self, row: dict) -> None:
         if "reward" in row:

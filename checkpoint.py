@@ -1,0 +1,278 @@
+"""Checkpoints that survive a night: written whole, verified before use, resumed exactly.
+
+    python train_grpo.py --resume_from_checkpoint runs/NAME     # or latest, or runs/NAME/step_100
+
+    runs/NAME/step_100/hf/              the model, as any tool loads it
+    runs/NAME/step_100/trainer/         what training needs to go on: optimizer.safetensors and
+                                        state.json (no pickle, here or anywhere)
+    runs/NAME/step_100/manifest.json    size and sha256 of every file, written last
+
+A checkpoint is made in a hidden directory, flushed to the disk and renamed: whatever happens
+meanwhile, `step_100` exists whole or not at all. Older ones are removed only after the new one has
+been verified, and a damaged one is passed over. Random numbers need no state: data order and
+sampling are functions of (seed, step). Next: run.py, which decides when.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import config
+from config import TrainConfig
+from model.errors import InputError
+from model.vlm import VLM
+from model.weights import save_model
+
+C = TypeVar("C", bound=TrainConfig)
+MANIFEST = "manifest.json"
+# Flags that may change when a run goes on: they do not touch what is learnt.
+FREE = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory step_N of a run, and what its state.json says."""
+
+    directory: Path
+    state: dict  # step; pending: a row that is not logged yet; sizes of the logs; skipped
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+    @property
+    def hf(self) -> Path:
+        return self.directory / "hf"
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Masters and moments by name; empty before the first update."""
+        path = self.directory / "trainer" / "optimizer.safetensors"
+        return load_file(path) if path.is_file() else {}
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run: Path,
+    model: VLM,
+    companions: Path,
+    optimizer_tensors: dict[str, Tensor],
+    state: dict,
+    keep: int | None = None,
+) -> Path:
+    """Write run/step_N, N = state["step"]; returns it.
+
+    Args:
+        companions: directory whose other files belong to the model (`save_model`).
+        optimizer_tensors: by name; left out where they are not needed any more.
+        keep: how many checkpoints may stay; None keeps all.
+    Raises: InputError if it cannot be written; then older checkpoints are untouched.
+    """
+    final = run / f"step_{state['step']}"
+    unfinished = run / f".{final.name}.unfinished"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _check_space(run, model, optimizer_tensors)
+        (unfinished / "trainer").mkdir(parents=True)
+        save_model(model, unfinished / "hf", companions)
+        if optimizer_tensors:
+            save_file(optimizer_tensors, unfinished / "trainer" / "optimizer.safetensors")
+        (unfinished / "trainer" / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        manifest = {
+            str(path.relative_to(unfinished)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+            for path in sorted(unfinished.rglob("*"))
+            if path.is_file()
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _flush(path)
+        _swap(unfinished, final)
+        _flush(run)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{final}: cannot be saved ({error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if keep is not None and why_unusable(final) is None:
+        _prune(_saved(run)[keep:])
+    return final
+
+
+def _check_space(run: Path, model: VLM, optimizer_tensors: dict[str, Tensor]) -> None:
+    tensors = [*model.parameters(), *optimizer_tensors.values()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    free = shutil.disk_usage(run).free
+    if free < 1.05 * needed:
+        raise OSError(f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Make a file, or the names in a directory, safe against a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(unfinished: Path, final: Path) -> None:
+    """Put a finished directory in its place. Between the two renames the one before is set aside,
+    where `_bring_back` finds it."""
+    aside = final.with_name(f".{final.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        os.replace(final, aside)
+    os.replace(unfinished, final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _prune(old: list[Path]) -> None:
+    """Remove checkpoints: renamed first, since a half-deleted one must not look like one."""
+    for directory in old:
+        doomed = directory.with_name(f".{directory.name}.pruned")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(directory, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _bring_back(run: Path) -> None:
+    """Undo a `_swap` that was cut in two."""
+    for aside in run.glob(".step_*.aside"):
+        final = aside.with_name(aside.name[1:].removesuffix(".aside"))
+        if not final.exists():
+            os.replace(aside, final)
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+def _saved(run: Path) -> list[Path]:
+    """All directories step_N, the newest first, by number and not by clock."""
+    found = [path for path in run.glob("step_*") if path.name[5:].isdigit() and path.is_dir()]
+    return sorted(found, key=lambda path: -int(path.name[5:]))
+
+
+def why_unusable(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file is there with its size and sha256."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        for name, kept in manifest.items():
+            path = directory / name
+            if path.stat().st_size != kept["bytes"] or _hash(path) != kept["sha256"]:
+                return f"{name} is damaged"
+        if {"trainer/state.json", "hf/config.json"} - manifest.keys():
+            return f"{MANIFEST} is incomplete"
+        state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
+        return None if state["step"] == int(directory.name[5:]) else "state.json is of another step"
+    except OSError as error:
+        return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} or state.json is damaged ({error})"
+
+
+def find_checkpoint(place: Path) -> Checkpoint:
+    """The newest usable checkpoint of a run, or the one that is named itself.
+
+    A damaged one of a run is passed over with a line. Raises InputError if none is left, or if the
+    one that was named is damaged.
+    """
+    is_one = place.name.startswith("step_") and place.name[5:].isdigit()
+    _bring_back(place.parent if is_one else place)
+    tried = []
+    for directory in [place] if is_one else _saved(place):
+        reason = why_unusable(directory)
+        if reason is None:
+            text = (directory / "trainer" / "state.json").read_text(encoding="utf-8")
+            for line in tried:
+                print(f"passed over {line}")
+            return Checkpoint(directory, json.loads(text))
+        tried.append(f"{directory}: {reason}")
+    found = "; ".join(tried) or "has no checkpoint (step_N)"
+    raise InputError(f"--resume_from_checkpoint {place}: {found}")
+
+
+def parse_or_resume(
+    kind: type[C], argv: list[str] | None, description: str
+) -> tuple[C, Checkpoint | None]:
+    """Settings of a new run, or those of the run that is to go on, and where it stopped.
+
+    Raises InputError for a place without a run, a run of another script, and for flags that would
+    alter the run: they are listed with both values.
+    """
+    given = config.given_flags(kind, argv, description)
+    place = given.pop("resume_from_checkpoint", None)
+    if place is None:
+        return kind(**given), None
+    run = _run_directory(place, given.pop("output_dir", None))
+    saved = config.load_run(run / "config.json")
+    if type(saved) is not kind:
+        raise InputError(f"--resume_from_checkpoint {place}: is a run of {saved.script}")
+    changed = {
+        f.name: (getattr(saved, f.name), given[f.name])
+        for f in fields(kind)
+        if f.name in given and f.name not in FREE and given[f.name] != getattr(saved, f.name)
+    }
+    if changed:
+        table = "; ".join(f"--{n} is {now}, the run has {was}" for n, (was, now) in changed.items())
+        raise InputError(f"--resume_from_checkpoint {place}: {table}; leave these flags out")
+    free = {name: value for name, value in given.items() if name in FREE}
+    checkpoint = find_checkpoint(Path(place) if Path(place).name.startswith("step_") else run)
+    if checkpoint.step == saved.max_steps and checkpoint.state["pending"] is None:
+        print(f"{run}: all {saved.max_steps} steps are done; there is nothing to resume")
+        raise SystemExit(0)
+    return replace(saved, **free, output_dir=run), checkpoint
+
+
+def _run_directory(place: str, output_dir: Path | None) -> Path:
+    """The run that is meant: named itself, by one of its checkpoints, or the `latest` one."""
+    if place != "latest":
+        directory = Path(place)
+        run = directory.parent if directory.name.startswith("step_") else directory
+        if output_dir is not None and output_dir.resolve() != run.resolve():
+            raise InputError(f"--output_dir {output_dir}: a run goes on in its own, {run}")
+    elif output_dir is not None:
+        run = output_dir
+    else:
+        runs = [path.parent for path in Path("runs").glob("*/config.json")]
+        if not runs:
+            raise InputError("--resume_from_checkpoint latest: there is no run in runs/")
+        run = max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+    if not (run / "config.json").is_file():
+        raise InputError(f"--resume_from_checkpoint {place}: {run} is no run (no config.json)")
+    return run
+
+
+def restore_logs(run: Path, sizes: dict[str, int]) -> None:
+    """Cut the logs back to what they held when the checkpoint was made."""
+    for name, size in sizes.items():
+        path = run / name
+        held = path.stat().st_size if path.is_file() else 0
+        if held < size:
+            print(f"{path}: {size - held} bytes are lost; the run goes on without them")
+        else:
+            os.truncate(path, size)
+    for path in run.glob("*.jsonl"):
+        if path.name not in sizes:  # begun after the checkpoint
+            path.unlink()
+
+
+def flush_logs(run: Path) -> dict[str, int]:
+    """The logs as they are, safe on the disk: name -> bytes."""
+    sizes = {}
+    for path in sorted(run.glob("*.jsonl")):
+        _flush(path)
+        sizes[path.name] = path.stat().st_size
+    return sizes

@@ -1,0 +1,103 @@
+"""AdamW on fp32 weights, whatever the model's dtype, with everything a checkpoint needs of it.
+
+Sources: AdamW, Loshchilov and Hutter, arXiv:1711.05101; fp32 master weights, Micikevicius et al.,
+arXiv:1710.03740. Read first: train_grpo.py. Next: checkpoint.py.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from config import TrainConfig
+from model.errors import InputError
+from model.vlm import VLM
+
+MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
+
+
+class Optimizer:
+    """AdamW on fp32 weights and fp32 gradients.
+
+    A bfloat16 model keeps an fp32 master copy of each trained weight: steps of relative size 1e-6
+    are far below what bfloat16 can store. Gradients of micro-batches add up in the master's.
+    """
+
+    def __init__(self, model: VLM, cfg: TrainConfig):
+        self.cfg = cfg
+        self.skipped = 0  # updates in a row whose gradient was not finite
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.masters = [
+            p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+            for p in self.parameters
+        ]
+        self.adamw = torch.optim.AdamW(
+            self.masters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
+        )
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.register_post_accumulate_grad_hook(partial(self._hand_over, master))
+
+    @staticmethod
+    def _hand_over(master: Tensor, parameter: Tensor) -> None:
+        """Move a fresh bf16 gradient into the master's fp32 sum."""
+        gradient = parameter.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Master weights and AdamW's moments by name, on the CPU: what a checkpoint keeps."""
+        kept = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            kept[f"master/{name}"] = master.detach()
+            kept |= {f"{key}/{name}": value for key, value in self.adamw.state[master].items()}
+        return {name: value.contiguous().cpu() for name, value in kept.items()}
+
+    @torch.no_grad()
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        """Go on from what `tensors` returned, bit for bit."""
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            master.copy_(kept[f"master/{name}"])
+            parameter.copy_(master)
+            own = {key: kept.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if own["step"] is not None:  # none before the first update
+                own = {k: v if k == "step" else v.to(master.device) for k, v in own.items()}
+                self.adamw.state[master] = own
+
+    def step(self, progress: float) -> dict[str, float]:
+        """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate.
+
+        An update whose gradient is not finite is skipped and counted, so that one overflow cannot
+        ruin every weight; raises InputError after MAX_SKIPPED_UPDATES of them in a row.
+        """
+        rate = self.cfg.learning_rate
+        if self.cfg.lr_scheduler_type == "linear":
+            rate *= 1 - progress
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        for master in self.masters:
+            if master.grad is None:  # every group skipped: a zero gradient; momentum still counts
+                master.grad = torch.zeros_like(master)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm))
+        if math.isfinite(norm):
+            self.skipped = 0
+            self.adamw.step()
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if master is not parameter:
+                    parameter.data.copy_(master.data)
+        else:
+            self.skipped += 1
+        self.adamw.zero_grad()
+        if self.skipped == MAX_SKIPPED_UPDATES:
+            raise InputError(
+                f"{self.skipped} updates in a row had a gradient that is not finite; lower "
+                "--learning_rate or --beta, or use --dtype float32"
+            )
+        finite_norm = norm if self.skipped == 0 else 0.0
+        return {
+            "grad_norm": finite_norm,
+            "learning_rate": rate,
+            "steps_skipped_nonfinite": float(self.skipped > 0),
+        }
