@@ -16,6 +16,7 @@ sampling are functions of (seed, step). Next: run.py, which decides when.
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -159,10 +160,19 @@ def _bring_back(run: Path) -> None:
 # ---- finding -------------------------------------------------------------------------------------
 
 
+def _is_step(name: str) -> bool:
+    return re.fullmatch(r"step_[0-9]{1,9}", name) is not None
+
+
 def _saved(run: Path) -> list[Path]:
     """All directories step_N, the newest first, by number and not by clock."""
-    found = [path for path in run.glob("step_*") if path.name[5:].isdigit() and path.is_dir()]
+    found = [path for path in run.glob("step_*") if _is_step(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: -int(path.name[5:]))
+
+
+def last_model(run: Path) -> Path | None:
+    """The model directory of the newest checkpoint of a run, verified or not."""
+    return next((path / "hf" for path in _saved(run) if (path / "hf").is_dir()), None)
 
 
 def why_unusable(directory: Path) -> str | None:
@@ -189,7 +199,7 @@ def find_checkpoint(place: Path) -> Checkpoint:
     A damaged one of a run is passed over with a line. Raises InputError if none is left, or if the
     one that was named is damaged.
     """
-    is_one = place.name.startswith("step_") and place.name[5:].isdigit()
+    is_one = _is_step(place.name)
     _bring_back(place.parent if is_one else place)
     tried = []
     for directory in [place] if is_one else _saved(place):

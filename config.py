@@ -288,10 +288,15 @@ def _show(value: Any) -> Any:
 
 
 def command(config: TrainConfig) -> str:
-    """The command line of a run: the flags that differ from their defaults."""
+    """The command line that makes such a run again: the flags that differ from their defaults.
+
+    Where this run was kept, or went on from, is left out.
+    """
     words = ["python", config.script]
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
+        if item.name in ("output_dir", "resume_from_checkpoint"):
+            continue
         if isinstance(value, bool) and value != item.default:
             words.append(f"--{item.name}" if value else f"--no-{item.name}")
         elif value != item.default:

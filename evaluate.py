@@ -24,6 +24,7 @@ import torch
 
 import config
 from answers import parse_answer
+from checkpoint import last_model
 from config import (
     BASE_MODEL,
     TaskConfig,
@@ -83,9 +84,8 @@ def as_in_run(cfg: EvalConfig) -> EvalConfig:
     Raises InputError for a directory that is no run, or one that has no checkpoint yet.
     """
     trained = config.load_run(cfg.run / "config.json")
-    saved = [path for path in cfg.run.glob("step_*/hf") if path.parent.name[5:].isdigit()]
-    steps = {int(path.parent.name[5:]): path for path in saved}
-    if not steps:
+    last = last_model(cfg.run)
+    if last is None:
         raise InputError(f"--run {cfg.run}: has no checkpoint (step_N/hf) yet")
     own = {"seed", "device", "model"}  # of this evaluation, not of the run
     values = {
@@ -93,7 +93,7 @@ def as_in_run(cfg: EvalConfig) -> EvalConfig:
         for field in fields(TaskConfig)
         if field.name not in own and getattr(cfg, field.name) == field.default
     }
-    return replace(cfg, run=None, model=steps[max(steps)], **values)
+    return replace(cfg, run=None, model=last, **values)
 
 
 TASKS: dict[str, Callable[[Settings], Task]] = {  # --task name -> what reads and wires it

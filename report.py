@@ -12,58 +12,68 @@ Read first: reporting/__init__.py.
 """
 
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import config
-from config import Config, SftConfig
 from model.errors import InputError
 from reporting import curves
-from reporting.rollouts import Pictures, questions_shown, shown_steps, views_shown
-from reporting.saved import Run, read_run, shortened
+from reporting.rollouts import Pictures, questions_shown, views_shown, what_fits
+from reporting.saved import Run, read_run, shortened, visible
 from tasks.files import write_whole
 
 MAX_BYTES = 5_000_000
+FILLED_IN = ("coords", "max_completion_length", "output_dir")  # by the run itself
 
 
 def _settings(runs: list[Run]) -> list[tuple[str, list[str], bool]]:
     """(name, value in each run, is it worth a look): all of one run, the differing ones of more."""
-    kinds = (*fields(Config), *fields(SftConfig))
-    defaults = {f.name: f.default for f in kinds if f.default is not MISSING}
     made = []
     for name in dict.fromkeys(name for run in runs for name in run.settings):
-        values = [run.settings.get(name, "-") for run in runs]
-        if len(runs) == 1:
-            made.append(
-                (name, list(map(shortened, values)), str(defaults.get(name)) != str(values[0]))
-            )
-        elif len(set(map(str, values))) > 1 and name != "output_dir":
-            made.append((name, list(map(shortened, values)), False))
+        values = [str(run.settings.get(name, "-")) for run in runs]
+        if len(runs) > 1 and (len(set(values)) == 1 or name == "output_dir"):
+            continue
+        default = {f.name: str(f.default) for f in fields(runs[0].kind)}.get(name)
+        is_set = len(runs) == 1 and values[0] != default and name not in FILLED_IN
+        made.append((name, [shortened(value) for value in values], is_set))
     return made
 
 
 def page(runs: list[Run]) -> str:
-    """The whole page as text."""
+    """The whole page as text, at most MAX_BYTES in UTF-8."""
+    names = [run.label for run in runs]
     for number, run in enumerate(runs):
         run.colour = curves.COLOURS[number % len(curves.COLOURS)]
+        if names.count(run.label) > 1:
+            run.label = f"{number + 1}: {run.directory.resolve().parent.name}/{run.label}"
     drawn = curves.panels([(run.label, run.headline, run.rows) for run in runs])
-    curve_bytes = sum(len(c.raw) + len(c.smooth) + 300 for p in drawn for c in p.curves)
-    budget = (MAX_BYTES - 150_000 - curve_bytes) // len(runs)
-    steps, said = zip(*(shown_steps(run, budget) for run in runs), strict=True)
-    pictures = Pictures()
-    questions = questions_shown(runs, pictures, list(steps))
-    views = views_shown(runs[0], pictures, steps[0]) if len(runs) == 1 else []
+    budget = MAX_BYTES
+    while True:
+        text = _render(runs, drawn, budget // len(runs))
+        excess = len(text.encode("utf-8")) - MAX_BYTES
+        if excess <= 0 or budget <= 0:
+            return text
+        budget = min(budget - excess, budget // 2)  # the sizes are estimates
+
+
+def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
+    """The page with at most about `budget` bytes of rollouts of each run."""
+    pictures, is_single = Pictures(), len(runs) == 1
+    shown = [what_fits(run, budget, only_last=not is_single) for run in runs]
+    questions = questions_shown(runs, pictures, shown)
+    views = views_shown(runs[0], pictures, shown[0]) if is_single else []
     groups = questions + [group for *_, own in views for group in own]
     completions = [c for group in groups for _, own in group.columns for c in own]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "reporting"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     return environment.get_template("page.html").render(
-        title=" and ".join(run.label for run in runs),
+        title=shortened(" and ".join(run.label for run in runs)),
         runs=runs,
         panels=drawn,
         questions=questions,
@@ -72,7 +82,7 @@ def page(runs: list[Run]) -> str:
         pictures=list(pictures.by_key.values()),
         has_boxes=any(group.boxes is not None for group in groups),
         has_heat=any(completion["heat"] for completion in completions),
-        left_out=" ".join(filter(None, said)),
+        left_out=" ".join(own.left_out for own in shown if own.left_out),
         width=curves.WIDTH,
         height=curves.HEIGHT,
         left=curves.LEFT,
@@ -93,8 +103,9 @@ def try_report(directory: Path) -> Path | None:
     """`write_report` for a run that must not end because of it: None, and one line, on failure."""
     try:
         return write_report(directory)
-    except (OSError, InputError, TemplateError) as error:
-        print(f"report: not written ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+    except Exception as error:  # whatever it is: the run is worth more than its page
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        print(f"report: not written ({what})", file=sys.stderr)
         return None
 
 
@@ -106,9 +117,17 @@ def main(argv: list[str] | None = None) -> None:
     runs = [read_run(directory) for directory in args.runs]
     name = "report.html" if len(runs) == 1 else "compare.html"
     output = args.output or args.runs[0] / name
+    if output.exists() and output.suffix != ".html":
+        raise InputError(f"--output {output}: exists and is no page; name a .html file")
     try:
-        write_whole(output, page(runs))
-    except OSError as error:
+        text = page(runs)
+    except Exception as error:  # files from outside: anything may be wrong with them
+        places = ", ".join(dict.fromkeys(str(run.directory) for run in runs))
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{places}: metrics, gallery or run.json is damaged ({what})") from error
+    try:
+        write_whole(output, text)
+    except (OSError, ValueError) as error:
         raise InputError(f"--output {output}: cannot be written ({error})") from None
     print(output)
 

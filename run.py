@@ -31,6 +31,7 @@ from report import try_report
 from reporting.gallery import Gallery
 from reporting.runlog import RunLog, about_run, check_output_dir
 from reporting.saved import read_run
+from reporting.verdict import rise
 from sample import pick_device
 from tasks import Task
 from tasks.files import SkipLog
@@ -180,6 +181,7 @@ class TrainingRun:
         self.signals = StopSignals()
         self.done = 0  # steps that are made
         self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
+        self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
         if checkpoint is None:
             self.log = RunLog(cfg, about_run(cfg, task, model))
         else:
@@ -187,10 +189,12 @@ class TrainingRun:
             self._go_on(checkpoint)
         self.sizes = flush_logs(self.log.directory)
         shown = (num_generations, temperature)
-        self.gallery = Gallery(self.log.directory, processor, task, cfg, *shown)
+        self.gallery = Gallery(self.log, processor, task, cfg, *shown)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         restore_logs(self.log.directory, checkpoint.state["sizes"])
+        headline = f"eval/{self.task.headline}"
+        self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
         self.optimizer.skipped = checkpoint.state["skipped"]
         if kept := checkpoint.optimizer_tensors():
@@ -242,9 +246,10 @@ class TrainingRun:
                 found = held_out_metrics(self.model, self.processor, self.task, self.cfg, ends)
                 self.gallery.held_out(step, self.model)
         self.hold_signals()
+        self.judged += [found] if is_judged else []
         self.log.metrics(row | found)
         self.pending = None
-        if is_judged:
+        if is_judged and step < self.cfg.max_steps:  # `close` writes the last one
             with self.log.timed("report"):
                 try_report(self.log.directory)
         self._at_rest()
@@ -274,23 +279,9 @@ class TrainingRun:
         """Say what the run brought and where it is; returns its last held-out metrics."""
         self.log.close()
         report = try_report(self.log.directory)  # once more: now it knows the last checkpoint
-        judged = [row for row in read_run(self.log.directory).rows if "eval/strict" in row]
-        line, seconds = closing_line(self.task, judged[0], judged[-1]), time.time() - self.began
+        line = rise(self.judged[0], self.judged[-1], self.task.headline)
+        seconds = time.time() - self.began
         print(f"{line}; {seconds:.0f} s; {self.log.directory / f'step_{self.done}' / 'hf'}")
         if report is not None:
             print(f"report: {report}")
-        return {name: v for name, v in judged[-1].items() if name.startswith("eval/")}
-
-
-def closing_line(task: Task, first: dict[str, float], last: dict[str, float]) -> str:
-    """base -> final, in words: the task's headline metric, the loose one, out of distribution."""
-
-    def rise(name: str) -> str:
-        return f"{first[name]:.1%} -> {last[name]:.1%}"
-
-    line = f"held-out {task.headline} {rise(f'eval/{task.headline}')}"
-    if "eval/loose" in last:
-        line += f" (loose {rise('eval/loose')})"
-    if f"eval/ood_{task.headline}" in last:
-        line += f", out of distribution {rise(f'eval/ood_{task.headline}')}"
-    return line
+        return self.judged[-1]

@@ -34,6 +34,7 @@ from rewards import Reward
 from sample import Rollout
 from tasks import Example, Task
 
+MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of a step's completions
 FAULTS = ("exception", "wrong_length", "not_finite")
 
@@ -80,7 +81,7 @@ class UserReward:
             return self._lost("wrong_length", texts, counts)
         rewards: list[Reward | None] = []
         for value, text in zip(values, texts, strict=True):
-            if value is not None and not math.isfinite(value):
+            if value is not None and not abs(value) < MAX_REWARD:  # also where it is no number
                 rewards += self._lost("not_finite", [text], f"{value} for {text[:200]!r}")
             else:
                 rewards.append(value if value is None else Reward(value, {"user": value}))
@@ -136,6 +137,17 @@ def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
 # ---- a step --------------------------------------------------------------------------------------
 
 
+def finite_reward(task: Task, text: str, example: Example, dense: float) -> Reward:
+    """The task's reward; raises InputError if it is not finite."""
+    reward = task.reward(text, example, dense)
+    if not math.isfinite(reward.total):
+        raise InputError(
+            f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}: "
+            "rewards must be finite numbers; mend the reward function"
+        )
+    return reward
+
+
 class Scorer:
     """Rewards of a step: `score_step` is all that the loop calls."""
 
@@ -168,7 +180,8 @@ class Scorer:
             own = slice(n * G, (n + 1) * G)
             texts = rollout.texts[own]
             if self.user is None:
-                rewards = [self._checked(text, example, cfg.dense * decay) for text in texts]
+                dense = cfg.dense * decay
+                rewards = [finite_reward(self.task, text, example, dense) for text in texts]
             else:
                 rewards = self.user.of_group(texts, example)
             shaping = self._shaping(example, texts, [len(ids) for ids in rollout.ids[own]])
@@ -187,15 +200,6 @@ class Scorer:
             parts,
             self._faults(len(parts)),
         )
-
-    def _checked(self, text: str, example: Example, dense: float) -> Reward:
-        reward = self.task.reward(text, example, dense)
-        if not math.isfinite(reward.total):
-            raise InputError(
-                f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}: "
-                "rewards must be finite numbers; mend the reward function"
-            )
-        return reward
 
     def _shaping(
         self, example: Example, texts: list[str], lengths: list[int]

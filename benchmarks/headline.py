@@ -5,11 +5,11 @@
 
 A cell is a method on a task at a number of shots with a seed. Its commands are those of the README;
 what it gave is kept in `--work_dir`, so a second call goes on where the first stopped. All methods
-see the same training images, make the same number of optimizer steps on as many questions, and are
-judged on the same held-out questions; their training images, optimizer steps and processor seconds
-stand beside. "Others" is the mean strict accuracy on tasks that were not trained, 100 questions
-each: what was forgotten. "GRPO, loose reward" is the ablation: paid by the field's loose rules
-(benchmarks/loose_rewards.py), judged by both.
+see the same training images and are judged on the same held-out questions. A training makes the
+same number of optimizer steps on as many questions, whatever the method; two stages make twice as
+many. Steps and processor seconds stand in the table. "Others" is the mean strict accuracy on tasks
+that were not trained, 100 questions each: what was forgotten. "GRPO, loose reward" is the ablation:
+paid by the field's loose rules (benchmarks/loose_rewards.py), judged by both.
 
 Rows: mean over seeds with its 95 % interval (Student's t). Nothing here is chosen on `held_out`.
 """
@@ -22,14 +22,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import config
 from benchmarks.timing import ROOT, machine
-from config import BASE_MODEL
+from checkpoint import last_model
+from config import BASE_MODEL, Config
 from evaluate import EvalConfig, evaluate, load_task
 from model.text import Processor
 from model.weights import load_model
+from tasks.files import write_whole
 
 # Method -> the scripts it runs, each from the checkpoint of the one before.
 METHODS: dict[str, list[list[str]]] = {
@@ -95,10 +98,12 @@ def last_evaluation(run: Path) -> dict[str, float]:
 
 
 def judge(model_dir: Path, task: str, mode: str, flags: list[str], splits=("held_out", "ood")):
-    """Greedy metrics of a checkpoint, as a run reports them."""
-    words = ["--task", task, "--prompt_mode", mode, "--model", str(model_dir), *flags]
-    cfg = config.parse(EvalConfig, words, "")
-    processor, model = Processor(cfg.model), load_model(cfg.model)
+    """Greedy metrics of a checkpoint, as a run with these flags reports them."""
+    given = config.given_flags(Config, ["--task", task, *flags], "")
+    known = {f.name for f in fields(EvalConfig)}
+    given = {name: value for name, value in given.items() if name in known}
+    cfg = EvalConfig(**given | {"prompt_mode": mode, "model": model_dir})
+    processor, model = Processor(cfg.model, cfg.max_pixels), load_model(cfg.model)
     loaded, found = load_task(cfg, processor), {}
     for split in splits:
         metrics, _ = evaluate(
@@ -113,8 +118,11 @@ def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
     """Run the scripts of a cell, judge the outcome, and measure what else was lost."""
     name = f"{task}-{shots}-{method}-{seed}".replace(" ", "_").replace(",", "")
     kept = args.work_dir / f"{name}.json"
+    made_with = {"flags": args.flags, "others_size": args.others_size}
     if kept.is_file():
-        return json.loads(kept.read_text())
+        result = json.loads(kept.read_text())
+        if {name: result[name] for name in made_with} == made_with:
+            return result
     began, cpu_began, model_dir, mode = time.time(), children_seconds(), BASE_MODEL, "think"
     steps, flags = 0, task_flags(task, shots, method, args.flags)
     for number, script in enumerate(METHODS[method]):
@@ -124,14 +132,14 @@ def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
-        model_dir = max(run.glob("step_*/hf"), key=lambda p: int(p.parent.name[5:]))
+        model_dir = last_model(run)
         cfg = config.load_run(run / "config.json")
         mode, steps = cfg.prompt_mode, steps + cfg.max_steps
         found = last_evaluation(run)
     seconds, cpu_seconds = time.time() - began, children_seconds() - cpu_began
     if not METHODS[method]:
         mode = PROMPTS[method.split(", ")[1]]
-        found = judge(model_dir, task, mode, only_eval_flags(flags[2:]))
+        found = judge(model_dir, task, mode, flags[2:])
     others = [other for other in OTHERS if other != task]
     size = ["--held_out_size", str(args.others_size)]
     lost = [judge(model_dir, other, mode, size, ("held_out",))["strict"] for other in others]
@@ -147,7 +155,8 @@ def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
         "others": round(statistics.mean(lost), 4),
         "machine": machine(),
     }
-    kept.write_text(json.dumps(result) + "\n")
+    result |= made_with
+    write_whole(kept, json.dumps(result) + "\n")
     return result
 
 
@@ -155,13 +164,6 @@ def children_seconds() -> float:
     """Processor seconds of all finished commands: less disturbed by neighbours than a clock."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def only_eval_flags(words: list[str]) -> list[str]:
-    """Those flags (name and value) that evaluate.py knows as well."""
-    pairs = zip(words[::2], words[1::2], strict=True)
-    known = ("--shots", "--held_out_size", "--held_out_per_class", "--train_size", "--data")
-    return [word for pair in pairs if pair[0] in known for word in pair]
 
 
 def interval(values: list[float]) -> str:
@@ -216,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

@@ -5,7 +5,7 @@
 Runs the first command with evaluations every ten steps, three seeds, once with the task's own
 reward and once with the field's loose rule (benchmarks/loose_rewards.py), and draws the held-out
 accuracy of each by the strict and by the loose metric. The other picture is a screenshot of the
-first run's report.html.
+report.html of the first command itself.
 """
 
 import argparse
@@ -63,11 +63,8 @@ def draw(curves: dict[str, list[list[dict]]], path: Path) -> None:
     _shrink(path, Image.open(path))
 
 
-def photograph(page: Path, path: Path) -> None:
+def photograph(browser: str, page: Path, path: Path) -> None:
     """The top of the report as a browser shows it."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        raise SystemExit("chromium is needed for the picture of the report")
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--window-size={SCREEN[0]},{SCREEN[1]}", f"--screenshot={path}", page.as_uri()]
     subprocess.run(command, check=True, capture_output=True)
@@ -87,6 +84,9 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=ROOT / "assets")
     parser.add_argument("flags", nargs="*", help="after --: flags of train_grpo.py")
     args = parser.parse_args()
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        raise SystemExit("chromium is needed for the picture of the report")
     with tempfile.TemporaryDirectory() as work:
         curves = {}
         for number, (label, flags) in enumerate(REWARDS.items()):
@@ -100,7 +100,7 @@ def main() -> None:
         draw(curves, args.assets / "learning-curve.png")
         shown = Path(work) / "cls, one shot"
         run(shown, args.seeds[0], args.flags)
-        photograph(shown / "report.html", args.assets / "report.png")
+        photograph(browser, shown / "report.html", args.assets / "report.png")
     print(machine())
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 320, 130
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 18  # margins
+MAX_CURVES = 12  # of a run in one panel
 MAX_POINTS = 400  # per curve: more cannot be seen, and the page stays small
 SMOOTHING = 0.1  # weight of the newest value in the running mean
-PLAIN = ("memory_gb", "seconds/eval")  # not noisy: drawn as logged
+PLAIN = ("memory_gb", "seconds/eval", "eval/")  # not noisy: drawn as logged
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#b8860b", "#d44c47")
 DASHES = ("", "5 3", "2 2", "8 2 2 2")
 
@@ -70,6 +71,7 @@ class Panel:
 
 def short(value: float) -> str:
     """Three digits that a reader can compare: 0.973, 12.3, 11.2k, 1.2e-06."""
+    value = float(f"{value:.3g}")  # rounded first: 999.7 is 1k
     size = abs(value)
     if value == 0 or 0.001 <= size < 1000:
         return f"{value:.3g}"
@@ -89,7 +91,7 @@ def panels(runs: list[tuple[str, str, list[dict]]]) -> list[Panel]:
                 if points:  # (run, metric, label, points, may it be smoothed)
                     shown = _label(metric)
                     full = shown if len(runs) == 1 else f"{label}: {shown}"
-                    series.append((r, m, full, points, metric not in PLAIN))
+                    series.append((r, m, full, points, not metric.startswith(PLAIN)))
         if series:
             made.append(_panel(title, series, len(runs) > 1))
     return made
@@ -104,16 +106,17 @@ def _metrics(rows: list[dict], wanted: tuple[str, ...], headline: str) -> list[s
             found += [n for n in logged if n.startswith(name) and not n.endswith("/std")]
         elif name in logged:
             found.append(name)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found))[:MAX_CURVES]
 
 
 def _is_number(row: dict, metric: str) -> bool:
     value = row.get(metric)
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def _label(metric: str) -> str:
-    return metric.removesuffix("/mean").removesuffix("_mean").split("/")[-1].replace("_", " ")
+    name = metric.removesuffix("/mean").removesuffix("_mean").split("/")[-1]
+    return name.replace("_", " ")[:60]
 
 
 def _panel(title: str, series: list, by_run: bool) -> Panel:

@@ -7,13 +7,12 @@ At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to im
 - of the training step: the `best` and the `worst` group, one `no_spread` group whose rewards are
   all equal (it teaches nothing), and a `no_answer` group, where answers could not be parsed.
 
-Held-out completions are judged by the task's own reward, also where `--reward` pays another.
+Held-out completions are judged by the task's own sparse reward, whatever training pays.
 Next: reporting/heatmap.py, report.py.
 """
 
 import hashlib
 import io
-import json
 from pathlib import Path
 
 import torch
@@ -27,7 +26,9 @@ from model.image import load_image
 from model.text import Processor
 from model.vlm import VLM
 from reporting.heatmap import answer_heat
+from reporting.runlog import RunLog
 from sample import Rollout, generate_group
+from scoring import finite_reward
 from tasks import Example, Task
 
 THUMBNAIL = 256  # pixels of the longer side
@@ -78,6 +79,8 @@ def telling_groups(rewards: Tensor, texts: list[str]) -> dict[str, int]:
     means, is_flat = rewards.mean(1), (rewards == rewards[:, :1]).all(1)  # (N,) each
     failed = [sum(parse_answer(t) is None for t in texts[n * G : (n + 1) * G]) for n in range(N)]
     views = {"best": int(means.argmax()), "worst": int(means.argmin())}
+    if views["worst"] == views["best"]:  # a step of one group
+        del views["worst"]
     if bool(is_flat.any()):
         views["no_spread"] = int(means.masked_fill(~is_flat, float("inf")).argmin())
     if any(failed):
@@ -90,14 +93,14 @@ class Gallery:
 
     def __init__(
         self,
-        directory: Path,
+        log: RunLog,
         processor: Processor,
         task: Task,
         cfg: TrainConfig,
-        num_generations: int = 4,
-        temperature: float = 1.0,
+        num_generations: int,
+        temperature: float,
     ):
-        self.directory, self.processor, self.task, self.cfg = directory, processor, task, cfg
+        self.log, self.processor, self.task, self.cfg = log, processor, task, cfg
         self.num_generations, self.temperature = num_generations, temperature
         held_out, wanted = task.splits["held_out"], cfg.report_prompts
         count = min(wanted, len(held_out))
@@ -105,23 +108,26 @@ class Gallery:
 
     def held_out(self, step: int, model: VLM) -> None:
         """Answer the fixed questions with the model as it is after `step` steps."""
-        if not self.fixed:
-            return
+        rows, at_once = [], self.cfg.prompts_per_step  # no more than training itself
+        for start in range(0, len(self.fixed), at_once):
+            rows += self._answered(step, model, self.fixed[start : start + at_once])
+        self.log.append("gallery.jsonl", rows)
+
+    def _answered(self, step: int, model: VLM, examples: list[Example]) -> list[dict]:
         G, length = self.num_generations, self.cfg.max_completion_length
-        prompts = [self.processor.prompt(e.id, e.images, e.question) for e in self.fixed]
+        prompts = [self.processor.prompt(e.id, e.images, e.question) for e in examples]
         rollout = generate_group(
             model, self.processor, prompts, G, length, self.temperature, self.cfg.seed
         )
         judged = [
-            self.task.reward(text, self.fixed[b // G], 0.0) for b, text in enumerate(rollout.texts)
+            finite_reward(self.task, text, examples[b // G], 0.0)
+            for b, text in enumerate(rollout.texts)
         ]
         totals = torch.tensor([reward.total for reward in judged], dtype=torch.float32)
-        rewards = totals.nan_to_num().view(
-            -1, G
-        )  # (N, G); a reward that is no number is shown as 0
+        rewards = totals.view(-1, G)  # (N, G)
         advantages, parts = group_advantages(rewards), [reward.parts for reward in judged]
         rows = []
-        for n, example in enumerate(self.fixed):
+        for n, example in enumerate(examples):
             row = self._row(step, "held_out", example, rollout, n, rewards, parts, advantages)
             if self.cfg.report_attention:
                 for g, completion in enumerate(row["completions"][:HEAT_MAPS]):
@@ -129,7 +135,7 @@ class Gallery:
                     inside = in_answer(completion["tokens"])
                     completion["heat"] = answer_heat(model, prompts[n], ids, inside)
             rows.append(row)
-        self._append(rows)
+        return rows
 
     def training(
         self,
@@ -142,12 +148,11 @@ class Gallery:
     ) -> None:
         """Keep the telling groups of a step: rewards and advantages (N, G), as they were paid."""
         views = telling_groups(rewards, rollout.texts)
-        self._append(
-            [
-                self._row(step, view, examples[n], rollout, n, rewards, parts, advantages)
-                for view, n in views.items()
-            ]
-        )
+        rows = [
+            self._row(step, view, examples[n], rollout, n, rewards, parts, advantages)
+            for view, n in views.items()
+        ]
+        self.log.append("gallery.jsonl", rows)
 
     def _row(self, step, view, example, rollout, n, rewards, parts, advantages) -> dict:
         G, frame = rewards.shape[1], example.frame
@@ -186,12 +191,9 @@ class Gallery:
         encoded = io.BytesIO()
         small.save(encoded, "JPEG", quality=85)
         name = f"images/{hashlib.sha256(encoded.getvalue()).hexdigest()[:16]}.jpg"
-        path = self.directory / name
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(encoded.getvalue())
+        path = self.log.directory / name
+        with self.log.writing():
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(encoded.getvalue())
         return name
-
-    def _append(self, rows: list[dict]) -> None:
-        with (self.directory / "gallery.jsonl").open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(row) + "\n" for row in rows)

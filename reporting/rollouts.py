@@ -15,7 +15,12 @@ from PIL import Image
 from answers import THOUGHTS
 from reporting.saved import Run, shortened, visible
 
-MAX_TOKENS = 400  # shown of one completion
+# What is shown of a group at most: (tokens of a completion, completions). The first pair that lets
+# the first and the last snapshot into the page is taken.
+LIMITS = ((400, 64), (200, 32), (100, 16), (50, 8), (20, 4))
+MAX_BOXES = 50  # right ones that are drawn
+MAX_HEAT = 2500  # cells of a heat map
+MAX_PICTURE_BYTES = 10**6
 VIEWS = (
     ("best", "Best groups of training steps", "The highest mean reward of the step."),
     ("worst", "Worst groups of training steps", "The lowest mean reward of the step."),
@@ -31,6 +36,9 @@ class Picture:
     width: int
     height: int
     uri: str
+
+
+MISSING = Picture("missing", 256, 192, "")  # an empty place
 
 
 @dataclass
@@ -54,19 +62,26 @@ class Pictures:
     def of(self, directory: Path, names: list[str]) -> list[Picture]:
         found = []
         for name in names:
-            if not re.fullmatch(r"images/[0-9a-f]{16}\.jpg", name):  # nothing outside of the run
-                continue
             key = f"i{name[7:23]}"
-            if key not in self.by_key:
-                try:
-                    data = (directory / name).read_bytes()
-                    width, height = Image.open(io.BytesIO(data)).size
-                except OSError:  # the picture is gone: the text is still worth reading
-                    continue
-                uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-                self.by_key[key] = Picture(key, width, height, uri)
-            found.append(self.by_key[key])
+            if key not in self.by_key and (made := self._read(directory, name, key)):
+                self.by_key[key] = made
+            found.append(self.by_key.get(key, MISSING))
         return found
+
+    def _read(self, directory: Path, name: str, key: str) -> Picture | None:
+        """None for what is no picture of this run: the text is still worth reading."""
+        path = directory / name
+        if not re.fullmatch(r"images/[0-9a-f]{16}\.jpg", name) or path.is_symlink():
+            return None
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_PICTURE_BYTES:
+                return None
+            data = path.read_bytes()
+            width, height = Image.open(io.BytesIO(data)).size
+        except (OSError, Image.DecompressionBombError):
+            return None
+        uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+        return Picture(key, width, height, uri)
 
 
 def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, list]]:
@@ -83,38 +98,42 @@ def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, lis
     kinds += [kind] * (len(whole) - at + 1)
     made, at = [], 0
     for text, probability in zip(tokens, probabilities, strict=True):
-        tint = min(int(10 * probability), 9)
+        tint = max(0, min(int(10 * probability), 9))
         if not made or made[-1][0] != kinds[at]:
             made.append((kinds[at], []))
-        made[-1][1].append((visible(text), None if tint == 9 else tint))
+        made[-1][1].append((text, None if tint == 9 else tint))
         at += len(text)
     return made
 
 
-def _completion(raw: dict) -> dict:
+def _completion(raw: dict, max_tokens: int) -> dict:
     """A completion as the page shows it."""
-    tokens, probabilities = raw["tokens"], raw["probabilities"]
+    tokens, probabilities, heat = raw["tokens"], raw["probabilities"], raw.get("heat") or []
     return {
         "reward": raw["reward"],
-        "parts": [(visible(name), value) for name, value in raw["parts"].items()],
+        "parts": list(raw["parts"].items()),
         "advantage": raw["advantage"],
         "finish": raw["finish"],
         "has_answer": raw["has_answer"],
-        "pieces": pieces(tokens[:MAX_TOKENS], probabilities[:MAX_TOKENS]),
-        "hidden_tokens": max(0, len(tokens) - MAX_TOKENS),
+        "pieces": pieces(tokens[:max_tokens], probabilities[:max_tokens]),
+        "hidden_tokens": max(0, len(tokens) - max_tokens),
         "boxes": raw.get("boxes"),
-        "heat": raw.get("heat") or [],
+        "heat": heat if sum(map(len, heat)) <= MAX_HEAT else [],
     }
 
 
-def _group(run: Run, pictures: Pictures, row: dict, columns: list[tuple[str, dict]]) -> Group:
+def _group(run: Run, pictures: Pictures, shown: "Shown", columns: list[tuple[str, dict]]) -> Group:
+    row, (max_tokens, max_completions) = columns[0][1], shown.limits
     return Group(
         shortened(row["id"]),
         shortened(row["question"]),
         shortened(row["target"]),
-        row["boxes"],
+        (row["boxes"] or [])[:MAX_BOXES] if row["boxes"] is not None else None,
         pictures.of(run.directory, row["images"]),
-        [(heading, [_completion(c) for c in r["completions"]]) for heading, r in columns],
+        [
+            (heading, [_completion(c, max_tokens) for c in r["completions"][:max_completions]])
+            for heading, r in columns
+        ],
     )
 
 
@@ -132,60 +151,81 @@ def spread_out(steps: list[int]) -> list[int]:
     return ordered
 
 
-def _bytes_shown(row: dict) -> int:
+@dataclass(frozen=True)
+class Shown:
+    """What of a run's gallery goes into a page of limited size."""
+
+    steps: list[int]
+    limits: tuple[int, int]
+    left_out: str  # a sentence about the rest, if there is any
+
+
+def _bytes_shown(row: dict, limits: tuple[int, int]) -> int:
     """About what a row of the gallery takes in the page, but for its pictures."""
-    shown = 1000
-    for completion in row["completions"]:
-        tokens = completion["tokens"][:MAX_TOKENS]
-        shown += 600 + sum(len(html.escape(visible(text)).encode()) + 22 for text in tokens)
-        shown += 150 * sum(map(len, completion.get("heat") or []))
-        shown += 120 * len(completion.get("boxes") or [])
+    (max_tokens, max_completions), shown = limits, 2000
+    shown += 3 * sum(len(shortened(row[name])) for name in ("id", "question", "target"))
+    for completion in row["completions"][:max_completions]:
+        kinds = pieces(completion["tokens"][:max_tokens], completion["probabilities"][:max_tokens])
+        texts = [text for _, tokens in kinds for text, _ in tokens]
+        shown += 700 + 30 * len(kinds)
+        plain = html.escape(visible("".join(texts))).encode("utf-8", "replace")
+        shown += len(plain) + 22 * len(texts)
+        cells = sum(map(len, completion.get("heat") or []))
+        shown += 150 * cells if cells <= MAX_HEAT else 0
+        boxes = len(completion.get("boxes") or []) + len((row["boxes"] or [])[:MAX_BOXES])
+        shown += 110 * boxes
     return shown
 
 
-def shown_steps(run: Run, budget: int) -> tuple[list[int], str]:
-    """The snapshots that fit the budget of bytes, and a word about those that do not."""
-    sizes: dict[int, int] = {}
-    for row in run.gallery:
-        pictures = (run.directory / name for name in row["images"])
-        weight = sum(path.stat().st_size * 4 // 3 for path in pictures if path.is_file())
-        sizes[row["step"]] = sizes.get(row["step"], 0) + _bytes_shown(row) + weight
-    chosen, used = [], 0
-    for step in spread_out(sorted(sizes)):
-        if used + sizes[step] <= budget:
-            chosen.append(step)
-            used += sizes[step]
-    missing = len(sizes) - len(chosen)
-    said = f"{missing} of {len(sizes)} snapshots are left out, to keep this page small."
-    return sorted(chosen), said if missing else ""
+def what_fits(run: Run, budget: int, only_last: bool = False) -> Shown:
+    """Choose snapshots and limits for a budget of bytes: the ends first, then the gaps in halves.
+
+    only_last: of the fixed questions alone, the last snapshot (where runs stand side by side).
+    """
+    rows = [row for row in run.gallery if not only_last or row["view"] == "held_out"]
+    steps = sorted({row["step"] for row in rows})
+    steps = steps[-1:] if only_last else steps
+    for limits in LIMITS:
+        chosen, used, seen = [], 0, set()
+        for step in spread_out(steps):
+            own = [row for row in rows if row["step"] == step]
+            files = {name for row in own for name in row["images"]} - seen
+            own_pictures = Pictures()
+            size = sum(len(picture.uri) for picture in own_pictures.of(run.directory, list(files)))
+            size += sum(_bytes_shown(row, limits) for row in own)
+            if used + size <= budget:
+                chosen, used, seen = [*chosen, step], used + size, seen | files
+        if set(spread_out(steps)[:2]) <= set(chosen):
+            break
+    missing = len(steps) - len(chosen)
+    said = f"{run.label}: {missing} of {len(steps)} snapshots are left out to keep this page small."
+    return Shown(sorted(chosen), limits, said if missing else "")
 
 
-def questions_shown(runs: list[Run], pictures: Pictures, steps: list[list[int]]) -> list[Group]:
+def questions_shown(runs: list[Run], pictures: Pictures, shown: list[Shown]) -> list[Group]:
     """The fixed questions: a column per snapshot of one run, or per run's last snapshot."""
-    columns: dict[tuple[str, str], list[tuple[str, dict, Run]]] = {}
-    for run, chosen in zip(runs, steps, strict=True):
+    columns: dict[tuple, list[tuple[str, dict, Run, Shown]]] = {}
+    for run, own in zip(runs, shown, strict=True):
         for row in run.gallery:
-            if row["view"] != "held_out" or row["step"] not in chosen:
-                continue
-            if len(runs) == 1:
+            if row["view"] == "held_out" and row["step"] in own.steps:
                 heading = "start" if row["step"] == 0 else f"step {row['step']}"
-            elif row["step"] == max(chosen):
-                heading = f"{run.label}, step {row['step']}"
-            else:
-                continue
-            columns.setdefault((row["id"], row["question"]), []).append((heading, row, run))
+                heading = heading if len(runs) == 1 else f"{run.label}, {heading}"
+                key = (row["id"], row["question"], row["target"], *row["images"])
+                columns.setdefault(key, []).append((heading, row, run, own))
     return [
-        _group(own[0][2], pictures, own[0][1], [(heading, row) for heading, row, _ in own])
-        for own in columns.values()
+        _group(found[0][2], pictures, found[0][3], [(heading, row) for heading, row, *_ in found])
+        for found in columns.values()
     ]
 
 
-def views_shown(run: Run, pictures: Pictures, steps: list[int]) -> list[tuple[str, str, str, list]]:
-    """The telling groups of the training steps, the newest first."""
+def views_shown(run: Run, pictures: Pictures, shown: Shown) -> list[tuple[str, str, list[Group]]]:
+    """The telling groups of the training steps, the newest first: (name, what, groups)."""
     made = []
     for view, name, what in VIEWS:
-        rows = [r for r in run.gallery if r["view"] == view and r["step"] in steps]
-        groups = [_group(run, pictures, row, [(f"step {row['step']}", row)]) for row in rows[::-1]]
+        rows = [r for r in run.gallery if r["view"] == view and r["step"] in shown.steps]
+        groups = [
+            _group(run, pictures, shown, [(f"step {row['step']}", row)]) for row in rows[::-1]
+        ]
         if groups:
-            made.append((view, name, what, groups))
+            made.append((name, what, groups))
     return made

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from datetime import datetime
@@ -91,15 +92,22 @@ def check_output_dir(directory: Path | None) -> None:
 
 
 def data_hash(examples: list[Example]) -> str:
-    """A fingerprint of questions, targets and pictures: two runs with the same one saw the same."""
+    """A fingerprint of all that examples are made of: text, frames, reasoning and pictures.
+
+    Raises InputError for a picture that cannot be read any more.
+    """
     digest = hashlib.sha256()
-    for example in examples:
-        digest.update(
-            repr((example.id, example.question, example.target)).encode("utf-8", "replace")
-        )
-        for image in example.images:
-            is_open = isinstance(image, Image.Image)
-            digest.update(image.tobytes() if is_open else Path(image).read_bytes())
+    for e in examples:
+        text = repr((e.id, e.question, e.target, e.frame, e.reasoning))
+        digest.update(text.encode("utf-8", "replace"))
+        for image in e.images:
+            if isinstance(image, Image.Image):
+                digest.update(repr((image.mode, image.size)).encode() + image.tobytes())
+                continue
+            try:
+                digest.update(Path(image).read_bytes())
+            except OSError as error:
+                raise InputError(f"{image}: cannot be read ({error})") from None
     return digest.hexdigest()[:16]
 
 
@@ -187,6 +195,7 @@ class RunLog:
                 f"--output_dir {self.directory}: cannot be written ({error})"
             ) from None
         self.seconds: dict[str, float] = {}
+        self.has_lost = False
         self.tracker = Tracker(cfg.report_to, self.directory, config.to_dict(cfg))
         self.bar = tqdm(
             total=cfg.max_steps, initial=done or 0, disable=None, unit="step", dynamic_ncols=True
@@ -198,9 +207,20 @@ class RunLog:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
+    @contextmanager
+    def writing(self):
+        """Training is worth more than its logs: a full disk is told once and does not end it."""
+        try:
+            yield
+        except OSError as error:
+            if not self.has_lost:
+                print(f"{self.directory}: a log cannot be written ({error})", file=sys.stderr)
+            self.has_lost = True
+
     def append(self, file: str, rows: list[dict]) -> None:
-        with (self.directory / file).open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with self.writing(), (self.directory / file).open("a", encoding="utf-8") as out:
+            out.write(text)
 
     def metrics(self, row: dict) -> None:
         """Write one row of metrics.jsonl, with the seconds of each phase since the last one."""
@@ -208,7 +228,8 @@ class RunLog:
         if "completion_tokens" in row:
             row["tokens_per_second"] = row["completion_tokens"] / self.seconds["rollout"]
         if row["step"] > 0:
-            row["step_time"] = sum(self.seconds.values()) - self.seconds.get("eval", 0.0)
+            between = ("eval", "report")  # steps
+            row["step_time"] = sum(s for name, s in self.seconds.items() if name not in between)
             row["memory_gb"] = round(_peak_memory_gb(), 3)
             self._show(row)
         self.seconds = {}

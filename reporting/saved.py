@@ -5,31 +5,39 @@ vanish or turn the direction of a page. Next: reporting/verdict.py.
 """
 
 import json
-import re
+import shlex
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import config
+from checkpoint import last_model
+from config import Config, SftConfig, TrainConfig
+from evaluate import READ_BY
 from model.errors import InputError
 from reporting.curves import COLOURS
 from reporting.verdict import Light, lights, verdict
 
+MAX_FACTS = 20
 MAX_CHARS = 2000  # shown of a question, a target or a setting
-# Control characters and those that turn the direction of writing: shown as what they are.
-UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
-)
+KEPT = "\t\n\u200d"  # line breaks, and the joiner that writing systems and emoji need
+# Control, format, surrogate and separator characters: invisible, or turning the direction.
+UNSEEN = {
+    code: f"⟨U+{code:04X}⟩"
+    for code in (*range(0x10000), *range(0xE0000, 0xE1000))
+    if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in KEPT
+}
 
 
 def visible(text: str) -> str:
-    """The text with every invisible or direction-turning character spelt out."""
-    return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    """The text with every character spelt out that would vanish or turn the direction."""
+    return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)
 
 
 def shortened(value: object) -> str:
-    text = visible(str(value))
+    text = str(value)
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]} …"
 
 
@@ -44,21 +52,20 @@ class Run:
     colour: str = COLOURS[0]
 
     @property
-    def task(self) -> str:
-        kind = "supervised fine-tuning" if "cot" in self.settings else "GRPO"
-        return f"{kind}, --task {self.settings['task']} --shots {self.settings['shots']}"
+    def kind(self) -> type[TrainConfig]:
+        return SftConfig if "cot" in self.settings else Config
 
     @property
-    def model(self) -> str:
-        return f"{self.about.get('parameters', 0) / 1e6:.1f} M parameters"
-
-    @property
-    def device(self) -> str:
-        return str(self.about.get("device", "unknown device"))
-
-    @property
-    def started(self) -> str:
-        return str(self.about.get("started", ""))
+    def summary(self) -> str:
+        """What was trained how, where and when."""
+        shots, task = f" --shots {self.settings['shots']}", self.settings["task"]
+        parts = ["supervised fine-tuning" if self.kind is SftConfig else "GRPO"]
+        parts += [f"--task {task}{shots if task in READ_BY['shots'] else ''}"]
+        parts += [Path(self.settings["model"]).name]
+        if "parameters" in self.about:
+            parts += [f"{self.about['parameters'] / 1e6:.1f} M parameters"]
+        parts += [str(self.about[name]) for name in ("device", "started") if name in self.about]
+        return shortened(" · ".join(parts))
 
     @property
     def headline(self) -> str:
@@ -70,16 +77,18 @@ class Run:
 
     @cached_property
     def lights(self) -> list[Light]:
-        return lights(self.rows, self.headline, self.about.get("skipped", []))
+        skipped = self.about.get("skipped")
+        return lights(self.rows, self.headline, skipped)
 
     @property
     def command(self) -> str:
-        return shortened(self.about.get("command", ""))
+        return shortened(self.about.get("command", "not known: run.json is missing"))
 
     @property
-    def checkpoint(self) -> Path | None:
-        saved = [p for p in self.directory.glob("step_*/hf") if p.parent.name[5:].isdigit()]
-        return max(saved, key=lambda path: int(path.parent.name[5:]), default=None)
+    def checkpoint(self) -> str | None:
+        """The last model, quoted for a shell."""
+        last = last_model(self.directory)
+        return None if last is None else shlex.quote(str(last))
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -94,33 +103,44 @@ class Run:
             found.append(
                 (f"data: {name}", f"{split['examples']} examples, sha256 {split['sha256']}")
             )
-        return [(name, shortened(value)) for name, value in found]
+        return [(shortened(name), shortened(value)) for name, value in found[:MAX_FACTS]]
 
 
 def read_run(directory: Path) -> Run:
     """Read what a run left. Raises InputError for a directory that is no run."""
     directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory}: is no run, it has no config.json")
     settings = config.to_dict(config.load_run(directory / "config.json"))
     about_path = directory / "run.json"
     about = {}
     if about_path.is_file():
         try:
             about = json.loads(about_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not isinstance(about, dict):
+                raise ValueError("not an object")
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{about_path}: cannot be read as JSON ({error})") from None
     rows, gallery = (list(_json_lines(directory / f"{n}.jsonl")) for n in ("metrics", "gallery"))
-    return Run(directory, settings, about, rows, gallery, label=directory.name)
+    return Run(directory, settings, about, rows, gallery, label=directory.resolve().name)
 
 
 def _json_lines(path: Path) -> Iterable[dict]:
     """The rows of a file that may still be written: a torn last line is not there yet."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, start=1):
         try:
-            if line:
-                yield json.loads(line)
-        except ValueError:
+            row = json.loads(line) if line else {}
+            if not isinstance(row, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
             if number < len(lines):
-                raise InputError(f"{path}:{number}: not a line of JSON; remove it") from None
+                raise InputError(f"{path}:{number}: not a row of JSON; remove it") from None
+            return
+        if row:
+            yield row

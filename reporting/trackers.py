@@ -30,16 +30,23 @@ def wandb(directory: Path, settings: dict) -> tuple[Log, Callable[[], None]]:
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    mode = os.environ.get("WANDB_MODE")
-    if mode is None:
-        try:
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        except Exception:  # a key that is wrong, or no network to try it
-            mode = "offline"
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in ("offline", "disabled") and not _is_logged_in(wandb):
+        mode = "offline"
+        print(f"--report_to wandb: no login or no network; kept in {directory / 'wandb'}")
     run = wandb.init(
         project="nanovrft", name=directory.name, dir=str(directory), config=settings, mode=mode
     )
     return lambda numbers, step: run.log(numbers, step=step), run.finish
+
+
+def _is_logged_in(wandb) -> bool:
+    try:
+        return wandb.login(prompt=False)
+    except TypeError:  # a version that would ask: `Tracker` says so
+        raise
+    except Exception:  # a key that is wrong, or no network to try it
+        return False
 
 
 def trackio(directory: Path, settings: dict) -> tuple[Log, Callable[[], None]]:
@@ -75,7 +82,7 @@ class Tracker:
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # a library from outside, and a network: whatever they raise
+        except (Exception, SystemExit) as error:  # code from outside, and a network: anything
             self._log = self._close = None
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"--report_to {self.name}: {what}; training goes on without it", file=sys.stderr)

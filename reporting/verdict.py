@@ -1,12 +1,13 @@
 """What the curves of a run mean: one sentence, and traffic lights with one line of advice each.
 
-Every rule reads metrics.jsonl alone. The bounds are rules of thumb; README's table of metrics has
-the same ones. Next: reporting/curves.py.
+The rules read metrics.jsonl and the list of skipped data. Their bounds are rules of thumb.
+Next: reporting/curves.py.
 """
 
+import math
 from dataclasses import dataclass
 
-TAIL = 0.1  # of the steps: "now" is their mean
+TAIL = 0.1  # of a metric's values: "now" is their mean
 Row = dict[str, float]
 
 
@@ -35,38 +36,45 @@ def tail_mean(rows: list[Row], name: str, at_start: bool = False) -> float | Non
     return sum(chosen) / count
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}\u00a0%"  # no line break between the two
+def rise(first: Row, last: Row, headline: str) -> str:
+    """base -> final, in words: the headline metric, the loose one, out of distribution."""
+
+    def of(name: str) -> str:  # an early row may lack what a later one has
+        if name not in first:
+            return f"{last[name]:.1%}"
+        return f"{first[name]:.1%} -> {last[name]:.1%}"
+
+    line = f"held-out {headline} {of(f'eval/{headline}')}"
+    if "eval/loose" in last:
+        line += f" (loose {of('eval/loose')})"
+    if f"eval/ood_{headline}" in last:
+        line += f", out of distribution {of(f'eval/ood_{headline}')}"
+    return line
 
 
 def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
     """How far the run came and what it brought, in one sentence."""
-    steps = int(rows[-1]["step"]) if rows else 0
-    name = f"eval/{headline}"
-    judged = [row for row in rows if name in row]
+    steps, metric = int(rows[-1]["step"]) if rows else 0, f"eval/{headline}"
+    judged = [row for row in rows if metric in row]
     how_far = f"{steps} of {max_steps} steps"
     if not judged:
         return f"{how_far}: not evaluated yet."
     first, last = judged[0], judged[-1]
-    rise = f"held-out {headline} {percent(first[name])} → {percent(last[name])}"
-    if "eval/loose" in last:
-        rise += f" (loose {percent(first['eval/loose'])} → {percent(last['eval/loose'])})"
-    if f"eval/ood_{headline}" in last:
-        before, after = (percent(row[f"eval/ood_{headline}"]) for row in (first, last))
-        rise += f", out of distribution {before} → {after}"
-    return f"{_outcome(first, last, name)} {how_far}: {rise}."
-
-
-def _outcome(first: Row, last: Row, name: str) -> str:
     if last is first:
-        return "Not trained yet."
-    low, high = first.get(f"{name}_low", first[name]), first.get(f"{name}_high", first[name])
-    if last[name] > high:
-        return "Better than the start."
-    return "Worse than the start." if last[name] < low else "No change beyond chance."
+        return f"{how_far}, not evaluated since the start: held-out {headline} {first[metric]:.1%}."
+    low, high = interval(first, metric)
+    outcome = "Better than" if last[metric] > high else "Worse than"
+    if low <= last[metric] <= high:
+        outcome = "No change beyond chance from"
+    return f"{outcome} the start. {how_far}: {rise(first, last, headline)}."
 
 
-def lights(rows: list[Row], headline: str, skipped: list[str]) -> list[Light]:
+def interval(row: Row, metric: str) -> tuple[float, float]:
+    """The 95 % interval of a metric, or the value alone where none was logged."""
+    return row.get(f"{metric}_low", row[metric]), row.get(f"{metric}_high", row[metric])
+
+
+def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Light]:
     """All traffic lights of a run; those that do not apply (SFT has no groups) are left out."""
     found = [
         _share(
@@ -95,28 +103,44 @@ def lights(rows: list[Row], headline: str, skipped: list[str]) -> list[Light]:
         _bounded(
             rows,
             "sampling/sampling_logp_difference/mean",
-            "Sampler against trainer, nats",
+            "Sampler against trainer, nats per token",
             (0.05, 0.2),
             "the two disagree on the same weights; use --dtype float32",
         ),
         _hacking(rows, headline),
-        _any(rows, "steps_skipped_nonfinite", "Updates that were not finite", "updates skipped"),
+        _any(
+            rows,
+            "steps_skipped_nonfinite",
+            "Updates that were not finite",
+            "they were skipped; lower --learning_rate or --beta, or use --dtype float32",
+        ),
         *(
-            _any(rows, f"reward/{kind}", f"Your reward: {kind}", "completions were left out")
+            _any(
+                rows,
+                f"reward/{kind}",
+                f"Your reward: {kind}",
+                "these completions were left out; the console shows the first one",
+            )
             for kind in ("exception", "wrong_length", "not_finite")
         ),
-        Light(
-            "Skipped data",
-            "watch" if skipped else "good",
-            "; ".join(skipped) or "none",
-            "repair these records, or check that nothing important is missing" if skipped else "",
-        ),
+        _skipped(skipped),
     ]
     return [light for light in found if light is not None]
 
 
+def _skipped(lines: list[str] | None) -> Light | None:
+    if lines is None:  # a run of an earlier version did not say
+        return None
+    advice = "repair these records, or check that nothing important is missing" if lines else ""
+    return Light(
+        "Skipped data", "watch" if lines else "good", "; ".join(lines)[:2000] or "none", advice
+    )
+
+
 def _level(value: float, bounds: tuple[float, float]) -> str:
     watch, bad = bounds
+    if not math.isfinite(value):
+        return "bad"
     return "bad" if value > bad else "watch" if value > watch else "good"
 
 
@@ -125,7 +149,7 @@ def _share(rows, metric: str, name: str, bounds, advice: str) -> Light | None:
     if value is None:
         return None
     level = _level(value, bounds)
-    return Light(name, level, percent(value), "" if level == "good" else advice)
+    return Light(name, level, f"{value:.1%}", "" if level == "good" else advice)
 
 
 def _bounded(rows, metric: str, name: str, bounds, advice: str) -> Light | None:
@@ -136,21 +160,20 @@ def _bounded(rows, metric: str, name: str, bounds, advice: str) -> Light | None:
     return Light(name, level, f"{value:.2g}", "" if level == "good" else advice)
 
 
-def _any(rows, metric: str, name: str, what: str) -> Light | None:
+def _any(rows, metric: str, name: str, advice: str) -> Light | None:
     """Red as soon as it happened at all."""
     values = column(rows, metric)
     if not values:
         return None
     total = sum(values)
-    advice = f"{what}; look at the first message on the console" if total else ""
-    return Light(name, "bad" if total else "good", f"{total:.0f}", advice)
+    return Light(name, "bad" if total else "good", f"{total:.0f}", advice if total else "")
 
 
 def _drift(rows: list[Row]) -> Light | None:
     if not column(rows, "reward"):
         return None
-    name, advice = "KL to the starting model, nats", "the policy is far away; raise --beta"
-    light = _bounded(rows, "kl", name, (1.0, 5.0), advice)
+    name = "KL to the starting model, nats per token"
+    light = _bounded(rows, "kl", name, (1.0, 5.0), "the policy is far away; raise --beta")
     return light or Light(name, "unknown", "not measured", "needs --beta above 0")
 
 
@@ -163,15 +186,16 @@ def _hacking(rows: list[Row], headline: str) -> Light | None:
         return None
     gain -= tail_mean(rows, "reward", at_start=True)
     first, last = judged[0], judged[-1]
-    low, high = first.get(f"{metric}_low", first[metric]), first.get(f"{metric}_high", 1.0)
-    value = f"reward {gain:+.2f}, {headline} {100 * (last[metric] - first[metric]):+.1f} points"
-    clear_gain = gain > 0.5 * (tail_mean(rows, "reward_std", at_start=True) or 0.0)
-    if gain > 0 and last[metric] < low:
-        advice = (
-            "paid more and worse at the task: reward hacking; read the gallery, mend the reward"
-        )
+    low, high = interval(first, metric)
+    points = last[metric] - first[metric]
+    value = f"reward {gain:+.2f}, {headline} {100 * points:+.1f} points"
+    noise = tail_mean(rows, "reward_std", at_start=True) or 0.0
+    if gain > 0 and -points > 2 * (first[metric] - low) > 0:
+        advice = "paid more and worse at the task: reward hacking; read the gallery and mend it"
         return Light(name, "bad", value, advice)
-    if clear_gain and last[metric] <= high:
+    if gain > 0 and last[metric] < low:
+        return Light(name, "watch", value, "paid more and worse than the start; read the gallery")
+    if gain > 0.5 * noise and last[metric] <= high:
         advice = "the reward rises, the held-out metric does not: hacking, or training data learnt "
         return Light(name, "watch", value, advice + "by heart; read the best groups of the gallery")
     return Light(name, "good", value, "")

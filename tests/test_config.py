@@ -294,6 +294,10 @@ def fields_read(kind: type) -> set[str]:
                 name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
                 if name in ("cfg", "config"):
                     found.add(node.attr)
+                if name == "given" and node.attr == "pop":  # flags that no config keeps
+                    found |= {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)} & {
+                        "resume_from_checkpoint"
+                    }
     return found
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from model.errors import InputError
 from model.text import Processor
 from model.vlm import make_pack
 from model.weights import load_model
-from reporting import curves
+from reporting import curves, gallery
 from reporting.gallery import box_shares, in_answer, telling_groups, token_texts
 from reporting.heatmap import answer_heat, attention_to_prompt
-from reporting.rollouts import MAX_TOKENS, pieces, spread_out
+from reporting.rollouts import pieces, spread_out
 from reporting.saved import read_run, visible
 from reporting.verdict import lights, verdict
 
@@ -38,7 +39,7 @@ HOSTILE = [
     "<a href='https://example.com'>&lt;&amp;&#x3C;script></a>",
     "--></style></title><!--",
     "{{ 7 * 7 }} {% for %} ${1} %d [/bold]",
-    "\x00\x07\x1b[31m\u202eevil\u2066 \ud800 \ufeff end",
+    "\x00\x07\x1b[31m\u202eevil\u2066 \ud800 \ufeff \u200b\u00ad\U000e0041 end",
 ]
 
 
@@ -82,7 +83,7 @@ def hostile_dir(run_dir, tmp_path):
             completion["parts"] = {HOSTILE[0]: 1.0}
     (out / "gallery.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     about = json.loads((out / "run.json").read_text())
-    about |= {"command": HOSTILE[0], "device": HOSTILE[1], "skipped": [HOSTILE[2]]}
+    about |= {"command": HOSTILE[0], "device": HOSTILE[1], "skipped": HOSTILE, "commit": HOSTILE[5]}
     (out / "run.json").write_text(json.dumps(about))
     metrics = json_lines(out / "metrics.jsonl")
     metrics[-1] |= {f"rewards/{HOSTILE[0]}/mean": 1.0, f"rewards/{HOSTILE[3]}/mean": 1.0}
@@ -128,7 +129,8 @@ def test_what_a_run_was_is_written_down(run_dir, tiny_dir):
     assert about["headline"] == "mAP" and about["parameters"] > 1000 and about["skipped"] == []
     config = train_grpo.config
     again = config.parse(Config, about["command"].split()[2:], "")
-    assert again == config.load(Config, run_dir / "config.json")
+    kept = config.load(Config, run_dir / "config.json")
+    assert again.output_dir is None and replace(again, output_dir=run_dir) == kept
 
 
 def test_supervised_fine_tuning_leaves_a_report_too(tiny_dir, tmp_path, capsys):
@@ -158,8 +160,43 @@ def test_a_report_that_cannot_be_written_does_not_end_a_run(
     words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
     train_grpo.main(words.split())
     out, err = capsys.readouterr()
-    assert "report: not written (no space left on device)" in err and "report:" not in out
+    assert "report: not written (OSError: no space left on device)" in err and "report:" not in out
     assert (tmp_path / "run" / "step_1" / "hf" / "model.safetensors").is_file()
+
+
+def test_a_disk_that_is_full_costs_the_logs_and_not_the_run(
+    tiny_dir, tmp_path, monkeypatch, capsys
+):
+    """completions.jsonl, gallery.jsonl and pictures; the warning comes once."""
+    original = Path.open
+
+    def full(path, mode="r", *rest, **more):
+        if mode in ("a", "wb") and path.suffix in (".jsonl", ".jpg"):
+            raise OSError(28, "No space left on device")
+        return original(path, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    words = f"--model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 2 --eval_steps 1"
+    words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
+    train_grpo.main(words.split())
+    assert capsys.readouterr().err.count("a log cannot be written") == 1
+    assert (tmp_path / "run" / "step_2" / "hf" / "model.safetensors").is_file()
+
+
+def test_questions_of_the_report_never_need_more_memory_than_training(
+    tiny_dir, tmp_path, monkeypatch
+):
+    sizes, original = [], gallery.generate_group
+
+    def watched(model, processor, prompts, *rest):
+        sizes.append(len(prompts))
+        return original(model, processor, prompts, *rest)
+
+    monkeypatch.setattr(gallery, "generate_group", watched)
+    words = f"--model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 1 --report_prompts 5"
+    words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
+    train_grpo.main(words.split())
+    assert sizes == [2, 2, 1] * 2
 
 
 @pytest.mark.parametrize(
@@ -201,7 +238,7 @@ def test_telling_groups_are_best_worst_flat_and_unread():
         "no_spread": 2,
         "no_answer": 3,
     }
-    assert telling_groups(rewards[:1], [good, good]) == {"best": 0, "worst": 0}
+    assert telling_groups(rewards[:1], [good, good]) == {"best": 0}
 
 
 # ---- where an answer looked ----------------------------------------------------------------------
@@ -258,6 +295,12 @@ def light(rows, name, skipped=()):
     return next(found for found in lights(rows, "strict", list(skipped)) if found.name == name)
 
 
+@pytest.mark.parametrize("metric", ["kl", "sampling/sampling_logp_difference/mean"])
+def test_a_metric_that_is_no_number_is_a_red_light(metric):
+    rows = steps_of(9, reward=1.0, **{metric: float("nan")})
+    assert "bad" in [found.level for found in lights(rows, "strict", [])]
+
+
 @pytest.mark.parametrize(
     "metric, name, value, level",
     [
@@ -266,11 +309,11 @@ def light(rows, name, skipped=()):
         ("frac_reward_zero_std", "Groups without spread", 0.1, "good"),
         ("completions/clipped_ratio", "Cut at the length limit", 0.4, "bad"),
         ("completions/no_answer_ratio", "Answers that cannot be read", 0.2, "watch"),
-        ("kl", "KL to the starting model, nats", 0.5, "good"),
-        ("kl", "KL to the starting model, nats", 7.0, "bad"),
+        ("kl", "KL to the starting model, nats per token", 0.5, "good"),
+        ("kl", "KL to the starting model, nats per token", 7.0, "bad"),
         (
             "sampling/sampling_logp_difference/mean",
-            "Sampler against trainer, nats",
+            "Sampler against trainer, nats per token",
             0.3,
             "bad",
         ),
@@ -289,12 +332,22 @@ def test_only_the_last_steps_count():
 
 
 def test_a_kl_that_was_not_measured_is_no_green_light():
-    assert light(steps_of(5, reward=1.0), "KL to the starting model, nats").level == "unknown"
+    assert (
+        light(steps_of(5, reward=1.0), "KL to the starting model, nats per token").level
+        == "unknown"
+    )
 
 
 @pytest.mark.parametrize(
     "reward_end, strict_end, level",
-    [(1.5, 0.9, "good"), (1.5, 0.31, "watch"), (1.2, 0.1, "bad"), (1.0, 0.3, "good")],
+    [
+        (1.5, 0.9, "good"),
+        (1.5, 0.31, "watch"),  # paid more, no better
+        (1.05, 0.24, "watch"),  # a little worse: may be chance
+        (1.05, 0.1, "bad"),  # far worse, and still paid more
+        (0.9, 0.1, "good"),  # worse, and paid less: no hacking
+        (1.0, 0.3, "good"),
+    ],
 )
 def test_a_reward_that_rises_alone_is_suspicious(reward_end, strict_end, level):
     rows = steps_of(50, reward=lambda done: 1 + (reward_end - 1) * done)
@@ -315,20 +368,22 @@ def test_lights_that_do_not_apply_to_supervised_fine_tuning_are_left_out():
 
 @pytest.mark.parametrize(
     "last, words",
-    [(0.9, "Better than the start."), (0.33, "No change beyond"), (0.1, "Worse than the start.")],
+    [(0.9, "Better than the start."), (0.33, "No change beyond chance"), (0.1, "Worse than the")],
 )
 def test_the_verdict_compares_with_the_interval_of_the_start(last, words):
     rows = steps_of(10)
     rows[-1] |= {"eval/strict": last, "eval/loose": 1.0}
     rows[0]["eval/loose"] = 0.99
     said = verdict(rows, "strict", 20)
-    assert said.startswith(words) and "10 of 20 steps" in said and "loose 99.0\u00a0%" in said
-    assert f"30.0\u00a0% → {100 * last:.1f}\u00a0%" in said
+    assert said.startswith(words) and "10 of 20 steps" in said and "loose 99.0% -> 100.0%" in said
+    assert f"30.0% -> {last:.1%}" in said
 
 
 def test_a_run_without_evaluation_has_a_verdict_too():
     assert verdict([], "strict", 5) == "0 of 5 steps: not evaluated yet."
-    assert verdict(steps_of(0), "strict", 5).startswith("Not trained yet.")
+    assert verdict(steps_of(3), "strict", 5) == (
+        "3 of 5 steps, not evaluated since the start: held-out strict 30.0%."
+    )
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -365,8 +420,22 @@ def test_two_runs_share_an_axis_and_differ_in_colour():
     assert reward.last_step == 5 and kl.curves[0].colour == reward.curves[1].colour
 
 
+def test_evaluations_are_drawn_as_they_were_however_many():
+    rows = [{"step": s, "eval/strict": 0.3 + 0.65 * (s >= 30)} for s in range(40)]
+    (panel,) = curves.panels([("a", "strict", rows)])
+    assert points(panel.curves[0].smooth)[-1][1] == curves.TOP
+
+
 @pytest.mark.parametrize(
-    "value, text", [(0, "0"), (0.97312, "0.973"), (11234, "11.2k"), (1.23e-6, "1.2e-06")]
+    "value, text",
+    [
+        (999.7, "1k"),
+        (999_700, "1.0e+06"),
+        (0, "0"),
+        (0.97312, "0.973"),
+        (11234, "11.2k"),
+        (1.23e-6, "1.2e-06"),
+    ],
 )
 def test_numbers_have_three_digits(value, text):
     assert curves.short(value) == text
@@ -387,7 +456,6 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
         "start",
         "step 2",
         "Best groups",
-        "Worst groups",
         "right answer",
         "python train_grpo.py --task det",
         "sha256",
@@ -405,11 +473,11 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
 def test_hostile_text_is_shown_and_does_nothing(hostile_dir):
     text = (hostile_dir / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
-    assert not {"script", "img", "a", "b id"} & set(page.elements)
+    assert not {"script", "img", "a"} & set(page.elements)
     assert not any(name.startswith("on") for name, _ in page.attributes)
     for hostile in HOSTILE:
         assert visible(hostile) in page.text
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060-\u206f]", text)
     assert "default-src 'none'" in text
 
 
@@ -451,8 +519,37 @@ def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(run_dir, tmp_path):
     text = report.write_report(out).read_text(encoding="utf-8")
     assert 1_000_000 < len(text.encode()) <= report.MAX_BYTES
     page = Tags(text)
-    assert "of 20 snapshots are left out" in page.text and f"{3000 - MAX_TOKENS} more" in page.text
+    assert "of 20 snapshots are left out" in page.text and re.search(r"\d+ more tokens", page.text)
     assert "step 950" in page.text and "start" in page.text
+
+
+@pytest.mark.parametrize("what", ["boxes", "pieces", "a huge group", "questions"])
+def test_other_kinds_of_much_stay_below_the_limit_too(run_dir, tmp_path, what):
+    """Many right boxes, many changes of kind, many completions, many questions: rollouts are cut,
+    and neither the first nor the last snapshot is lost."""
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 2]
+    for row in rows:
+        if what == "boxes":
+            row["boxes"] = [[0.1, 0.2, 0.3, 0.4]] * 400
+        if what == "a huge group":
+            row["completions"] *= 16
+        for completion in row["completions"]:
+            completion["boxes"] = [[0.1, 0.2, 0.3, 0.4]] if what == "boxes" else None
+            tokens = ["<think>", "a"] * 200 if what != "boxes" else ["a"] * 20
+            completion |= {"tokens": tokens, "probabilities": [0.55] * len(tokens)}
+    if what == "questions":
+        held_out = [row for row in rows if row["view"] == "held_out"]
+        rows = [row | {"id": f"{row['id']}-{i}"} for i in range(25) for row in held_out]
+    steps = range(0, 3000, 50) if what in ("boxes", "pieces") else (0, 50)
+    with (out / "gallery.jsonl").open("w") as file:
+        for step in steps:
+            file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
+    text = report.write_report(out).read_text(encoding="utf-8")
+    page = Tags(text)
+    assert len(text.encode()) <= report.MAX_BYTES
+    assert f"step {steps[-1]}" in page.text and "start" in page.text and "None yet" not in page.text
 
 
 def test_snapshots_are_chosen_from_the_ends_inwards():
@@ -483,7 +580,7 @@ def test_a_run_that_is_being_written_can_be_read(run_dir, tmp_path):
     (out / "report.html").unlink()
     report.main([str(out)])
     assert "3 of 3 steps" in (out / "report.html").read_text(encoding="utf-8")
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert not [path for path in out.iterdir() if path.name.startswith(".report")]
 
 
 def test_a_page_is_replaced_whole(tmp_path, monkeypatch):
@@ -506,10 +603,15 @@ def test_what_is_no_run_is_one_line(tmp_path, run_dir):
     shutil.copytree(run_dir, out)
     lines = (out / "metrics.jsonl").read_text().splitlines()
     (out / "metrics.jsonl").write_text("\n".join([lines[0], "{broken", lines[1]]) + "\n")
-    with pytest.raises(InputError, match=r"metrics.jsonl:2: not a line of JSON"):
+    with pytest.raises(InputError, match=r"metrics.jsonl:2: not a row of JSON"):
         report.main([str(out)])
-    with pytest.raises(InputError, match="cannot be written"):
-        report.main([str(run_dir), "--output", str(tmp_path / "no" / "page.html")])
+    for place in (tmp_path / "no" / "page.html", tmp_path, Path(".")):
+        with pytest.raises(InputError, match="--output .*(cannot be written|is no page)"):
+            report.main([str(run_dir), "--output", str(place)])
+    for damage in ('{"step": "many"}', '{"step": null, "reward": 1}', "[1]", "null", "3"):
+        (out / "metrics.jsonl").write_text(damage + "\n\n")
+        with pytest.raises(InputError, match="damaged|not a row"):
+            report.main([str(out)])
 
 
 def test_a_run_of_an_earlier_version_has_a_page(run_dir, tmp_path):
@@ -522,6 +624,24 @@ def test_a_run_of_an_earlier_version_has_a_page(run_dir, tmp_path):
     page = Tags(report.write_report(out).read_text(encoding="utf-8"))
     assert "None yet." in page.text and "Reward" in page.text
     assert read_run(out).headline == "strict"
+
+
+def test_only_settings_that_were_chosen_stand_out(run_dir):
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    bold = re.findall(r'<tr class="set"><td>(\w+)</td>', text)
+    assert set(bold) == {
+        *("task", "model", "max_steps", "eval_steps", "prompts_per_step", "held_out_size"),
+        "report_attention",
+    }
+
+
+def test_two_runs_of_one_name_can_be_told_apart(run_dir, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(run_dir, tmp_path / name / "run")
+    both = [str(tmp_path / name / "run") for name in ("a", "b")]
+    report.main([*both, "--output", str(tmp_path / "both.html")])
+    page = Tags((tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert "1: a/run" in page.text and "2: b/run" in page.text and "left out" not in page.text
 
 
 def test_only_pictures_of_the_run_itself_are_shown(run_dir, tmp_path):

@@ -68,7 +68,7 @@ def test_the_same_numbers_go_to_the_tracker(tiny_dir, tmp_path, monkeypatch, nam
     "has_login, mode", [(False, "offline"), (None, "offline"), (True, "online")]
 )
 def test_wandb_without_a_login_or_network_stays_offline_and_never_asks(
-    tmp_path, monkeypatch, has_login, mode
+    tmp_path, monkeypatch, capsys, has_login, mode
 ):
     recorder = Recorder("wandb")
     recorder.has_login = has_login
@@ -76,7 +76,19 @@ def test_wandb_without_a_login_or_network_stays_offline_and_never_asks(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_SILENT", raising=False)
     Tracker("wandb", tmp_path, {})
+    said = capsys.readouterr().out
+    assert ("no login or no network" in said) == (mode == "offline")
     assert recorder.calls[0][1]["mode"] == mode and os.environ["WANDB_SILENT"] == "true"
+
+
+def test_a_wandb_that_would_ask_is_not_used(tmp_path, monkeypatch, capsys):
+    """Versions whose login has no `prompt` would wait for somebody to type."""
+    recorder = Recorder("wandb")
+    recorder.login = lambda: pytest.fail("asked")
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    Tracker("wandb", tmp_path, {})
+    assert "training goes on without it" in capsys.readouterr().err and not recorder.calls
 
 
 @pytest.mark.parametrize("fails_at", ["init", "log", "finish"])
