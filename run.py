@@ -206,13 +206,15 @@ class TrainingRun:
         try:
             if self.pending is not None:
                 self._finish_row(self.pending)
-        except Stopped as stopped:
-            self.__exit__(Stopped, stopped, None)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, Stopped):
             saved = self._save()
+            self.signals.remove()
             self.log.close()
             print(f"stopped by signal {error.number} after step {self.done}; saved {saved}")
             print(f"go on with --resume_from_checkpoint {self.log.directory}", flush=True)

@@ -31,8 +31,8 @@ import train_grpo
 from benchmarks.timing import machine
 from reporting.runlog import RunLog
 
-FLAGS = "--task cls --max_steps 6 --eval_steps 3 --save_steps 1 --save_total_limit 3"
-FLAGS += " --held_out_per_class 1 --prompts_per_step 2 --num_generations 4"
+FLAGS = "--task count --max_steps 6 --eval_steps 3 --save_steps 1 --save_total_limit 3"
+FLAGS += " --train_size 16 --held_out_size 4 --prompts_per_step 2 --num_generations 4"
 FLAGS += " --max_completion_length 16 --learning_rate 1e-4"
 PHASES = {  # name -> (where it is looked up, as what, longest delay in seconds)
     "rollout": (train_grpo, "generate_group", 0.05),

@@ -225,7 +225,7 @@ class RunLog:
     def metrics(self, row: dict) -> None:
         """Write one row of metrics.jsonl, with the seconds of each phase since the last one."""
         row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
-        if "completion_tokens" in row:
+        if "completion_tokens" in row and "rollout" in self.seconds:  # not where a run goes on
             row["tokens_per_second"] = row["completion_tokens"] / self.seconds["rollout"]
         if row["step"] > 0:
             between = ("eval", "report")  # steps
@@ -251,8 +251,9 @@ class RunLog:
                     if name.startswith("rewards/") and name.endswith("/mean")
                 },
                 "length": f"{row['completions/mean_length']:.0f}",
-                "tok/s": f"{row['tokens_per_second']:.0f}",
             }
+            if "tokens_per_second" in row:
+                shown["tok/s"] = f"{row['tokens_per_second']:.0f}"
         else:
             shown = {"loss": f"{row['loss']:.3f}", "grad_norm": f"{row['grad_norm']:.2f}"}
         self.bar.set_postfix(shown, refresh=False)

@@ -1,0 +1,398 @@
+"""Nothing of a run is lost: checkpoints are whole or absent, resume is exact, signals save.
+
+"Exact" is bit for bit, on a CPU: weights, AdamW's masters and moments, every completion, and every
+metric but the timings. benchmarks/kills.py does the same with hundreds of kills at random moments.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import run
+import train_grpo
+import train_sft
+from benchmarks.kills import metrics
+from checkpoint import find_checkpoint, parse_or_resume, why_unusable
+from config import Config
+from model.errors import InputError
+from model.weights import load_model
+from optimizer import Optimizer
+from reporting.runlog import lock_directory
+from run import Stopped
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_dir, tmp_path_factory) -> list[str]:
+    """A short run of the tiny random model, paid for even lengths, so that its weights move."""
+    reward = tmp_path_factory.mktemp("reward") / "even.py"
+    reward.write_text(
+        "def even(completions, example):\n    return [float(len(c) % 2) for c in completions]\n"
+    )
+    line = f"--model {tiny_dir} --max_steps {STEPS} --eval_steps 2 --save_steps 1 --device cpu"
+    line += " --task count --train_size 8 --held_out_size 2 --prompts_per_step 2"
+    line += " --max_completion_length 6 --report_prompts 1"
+    return [*line.split(), "--learning_rate", "1e-3", "--reward", f"{reward}:even"]
+
+
+@pytest.fixture(scope="module")
+def straight(flags, tmp_path_factory) -> Path:
+    """The run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    train_grpo.main([*flags, "--output_dir", str(out)])
+    return out
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    for name in ("completions.jsonl", "gallery.jsonl"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+    model = f"step_{STEPS}/hf/model.safetensors"
+    assert (a / model).read_bytes() == (b / model).read_bytes()
+    for step in range(1, STEPS):
+        kept = f"step_{step}/trainer/optimizer.safetensors"
+        if (b / kept).exists():
+            assert (a / kept).read_bytes() == (b / kept).read_bytes()
+
+
+def stopped_in(monkeypatch, place, name: str, call: int, number=signal.SIGTERM):
+    """Send a signal to ourselves at the start of the `call`-th call of a function."""
+    original, calls = getattr(place, name), 0
+
+    def watched(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, watched)
+
+
+# ---- signals and resume --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place, name, call, number, done",
+    [
+        (run, "held_out_metrics", 1, signal.SIGTERM, 0),  # before the first step
+        (train_grpo, "generate_group", 3, signal.SIGTERM, 2),
+        (train_grpo, "accumulate_gradient", 3, signal.SIGINT, 2),
+        (Optimizer, "step", 3, signal.SIGTERM, 3),  # the weights change: the step is finished
+        (train_grpo, "completion_records", 2, signal.SIGINT, 2),
+        (run, "held_out_metrics", 2, signal.SIGTERM, 2),  # updated, not yet evaluated
+        (run, "held_out_metrics", 4, signal.SIGTERM, STEPS),  # the last evaluation
+        (run, "save_checkpoint", 3, signal.SIGTERM, 3),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_exactly(
+    flags, straight, tmp_path, monkeypatch, capsys, place, name, call, number, done
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopped_in(patch, place, name, call, number)
+        with pytest.raises(SystemExit) as stop:
+            train_grpo.main([*flags, "--output_dir", str(out)])
+    assert stop.value.code == 128 + number
+    said = capsys.readouterr().out
+    assert f"after step {done}; saved {out / f'step_{done}'}" in said
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # ours are gone
+    train_grpo.main(["--resume_from_checkpoint", str(out)])
+    assert f"going on after step {done} of {STEPS}" in capsys.readouterr().out
+    assert_same(straight, out)
+
+
+def test_a_run_that_is_stopped_again_and_again_is_the_same_too(
+    flags, straight, tmp_path, monkeypatch
+):
+    out, stops = tmp_path / "run", 0
+    argv = [*flags, "--output_dir", str(out)]
+    while not (out / f"step_{STEPS}").exists():
+        with monkeypatch.context() as patch:
+            stopped_in(patch, train_grpo, "group_advantages", 2)  # after a step of its own
+            try:
+                train_grpo.main(argv)
+            except SystemExit as stop:
+                assert stop.code == 143
+                stops += 1
+        argv = ["--resume_from_checkpoint", "latest", "--output_dir", str(out)]
+    assert stops == STEPS - 1
+    assert_same(straight, out)
+
+
+def test_with_several_updates_per_batch_a_signal_waits_for_the_step(
+    flags, tmp_path, monkeypatch, capsys
+):
+    """After the first of two updates the weights belong to no step boundary."""
+    more = ["--num_iterations", "2", "--beta", "0.04"]
+    train_grpo.main([*flags, *more, "--output_dir", str(tmp_path / "a")])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, train_grpo, "accumulate_gradient", 4)  # second update of step 2
+        train_grpo.main([*flags, *more, "--output_dir", str(tmp_path / "b")])
+    assert "after step 2; saved" in capsys.readouterr().out
+    train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_supervised_fine_tuning_resumes_exactly(tiny_dir, tmp_path, monkeypatch):
+    line = f"--task count --cot --model {tiny_dir} --max_steps {STEPS} --eval_steps 2"
+    line += " --save_steps 1 --prompts_per_step 2 --held_out_size 2 --max_completion_length 6"
+    line += " --learning_rate 1e-3 --train_size 8 --report_prompts 1"
+    for name in ("a", "b"):
+        with monkeypatch.context() as patch:
+            if name == "b":
+                stopped_in(patch, train_sft, "accumulate_imitation", 4)
+            try:
+                train_sft.main([*line.split(), "--output_dir", str(tmp_path / name)])
+            except SystemExit as stop:
+                assert name == "b" and stop.code == 143
+    train_sft.main(["--resume_from_checkpoint", str(tmp_path / "b")])
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    model = f"step_{STEPS}/hf/model.safetensors"
+    assert (tmp_path / "a" / model).read_bytes() == (tmp_path / "b" / model).read_bytes()
+
+
+def test_a_second_signal_ends_the_process_at_once_without_saving(tmp_path):
+    program = (
+        "import os, signal, time, run\n"
+        "signals = run.StopSignals()\n"
+        "signals.install()\n"
+        "signals.held = True\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('held', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130 and done.stdout == "held\n"
+
+
+def test_code_from_outside_cannot_swallow_a_signal():
+    assert not issubclass(Stopped, Exception)
+
+
+def test_a_real_process_saves_on_sigterm(flags, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "train_grpo.py", *flags, "--max_steps", "100000"]
+    process = subprocess.Popen(
+        [*command, "--output_dir", str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and not list(out.glob("step_*")):
+        time.sleep(0.05)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped by signal 15" in said
+    assert why_unusable(find_checkpoint(out).directory) is None
+
+
+def test_kills_at_random_moments_are_survived_exactly():
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "6", "--seed", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["kills"] == 6 and report["wrong"] == [] and report["runs"] >= 1
+
+
+# ---- what a checkpoint is ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(straight, tmp_path) -> Path:
+    """A copy of the run with the checkpoints of steps 3 and 4 alone."""
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    for step in (1, 2, 5):
+        shutil.rmtree(out / f"step_{step}")
+    return out
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda d: os.truncate(d / "hf/model.safetensors", 1000), "model.safetensors is damaged"),
+        (lambda d: flip(d / "trainer/optimizer.safetensors"), "optimizer.safetensors is damaged"),
+        (lambda d: (d / "trainer/optimizer.safetensors").unlink(), "cannot be read"),
+        (lambda d: (d / "manifest.json").unlink(), "manifest.json cannot be read"),
+        (lambda d: (d / "manifest.json").write_text(""), "damaged"),
+        (lambda d: (d / "manifest.json").write_text("{}"), "incomplete"),
+        (lambda d: (d / "manifest.json").write_text("[1]"), "damaged"),
+        (lambda d: (d / "trainer/state.json").write_text('{"step": 4}'), "damaged"),
+        (lambda d: shutil.rmtree(d / "hf"), "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(two, capsys, damage, words):
+    damage(two / "step_4")
+    assert find_checkpoint(two).step == 3
+    said = capsys.readouterr().out
+    assert said.startswith(f"passed over {two / 'step_4'}: ") and words in said
+    with pytest.raises(InputError, match=words):  # asked for by name, there is no other
+        find_checkpoint(two / "step_4")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_the_newest_is_that_of_the_largest_step_whatever_the_clock_says(two):
+    os.utime(two / "step_4", (0, 0))
+    (two / "step_007x").mkdir()
+    (two / ".step_9.unfinished").mkdir()
+    assert find_checkpoint(two).step == 4
+
+
+def test_a_save_that_was_cut_between_its_two_renames_is_undone(two):
+    os.replace(two / "step_4", two / ".step_4.aside")
+    assert find_checkpoint(two).step == 4
+
+
+def test_older_checkpoints_go_only_after_the_new_one_verifies(flags, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "why_unusable", lambda directory: "not sure")
+        train_grpo.main([*flags, "--save_total_limit", "1", "--output_dir", str(out)])
+    assert len(list(out.glob("step_*"))) == STEPS
+    shutil.rmtree(out)
+    train_grpo.main([*flags, "--save_total_limit", "2", "--output_dir", str(out)])
+    assert {path.name for path in out.glob("*step_*")} == {"step_4", "step_5"}
+    assert not list(out.glob(".step_*"))
+
+
+def test_every_file_is_flushed_before_the_rename(flags, straight, tmp_path, monkeypatch):
+    flushed, renamed = [], []
+    flush, replace_ = checkpoint._flush, os.replace
+    monkeypatch.setattr(checkpoint, "_flush", lambda p: (flushed.append(p), flush(p)))
+    monkeypatch.setattr(
+        checkpoint.os, "replace", lambda a, b: (renamed.append(len(flushed)), replace_(a, b))
+    )
+    model = load_model(straight / "step_4" / "hf")
+    tensors = {"x": torch.ones(3)}
+    state = {"step": 1, "pending": None, "sizes": {}, "skipped": 0}
+    saved = checkpoint.save_checkpoint(tmp_path, model, straight / "step_4" / "hf", tensors, state)
+    names = {path.name for path in flushed[: renamed[-1]]}
+    files = {path.name for path in saved.rglob("*")}
+    assert files <= names and ".step_1.unfinished" in names
+    assert flushed[-1] == tmp_path  # and the new name itself, after the rename
+    assert why_unusable(saved) is None
+
+
+def test_too_little_space_is_said_before_anything_is_written(straight, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    model = load_model(straight / "step_4" / "hf")
+    state = {"step": 1, "pending": None, "sizes": {}, "skipped": 0}
+    with pytest.raises(InputError, match=r"needs about \d+ MB, 0 MB are free"):
+        checkpoint.save_checkpoint(tmp_path, model, straight / "step_4" / "hf", {}, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_is_not_finite_is_saved(straight, tmp_path):
+    model = load_model(straight / "step_4" / "hf")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    state = {"step": 1, "pending": None, "sizes": {}, "skipped": 0}
+    with pytest.raises(InputError, match="not finite"):
+        checkpoint.save_checkpoint(tmp_path, model, straight / "step_4" / "hf", {}, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bfloat16_run_resumes_with_its_float32_masters(flags, tmp_path, monkeypatch):
+    more = [*flags, "--dtype", "bfloat16", "--learning_rate", "1e-4"]
+    train_grpo.main([*more, "--output_dir", str(tmp_path / "a")])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, train_grpo, "generate_group", 4)
+        train_grpo.main([*more, "--output_dir", str(tmp_path / "b")])
+    train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+# ---- which run goes on ---------------------------------------------------------------------------
+
+
+def test_flags_that_would_alter_the_run_are_listed_with_both_values(two):
+    given = ["--learning_rate", "0.5", "--seed", "0", "--beta", "0.1", "--save_steps", "2"]
+    with pytest.raises(InputError) as error:
+        parse_or_resume(Config, ["--resume_from_checkpoint", str(two), *given], "")
+    said = str(error.value)
+    assert "--learning_rate is 0.5, the run has 0.001" in said
+    assert "--beta is 0.1, the run has 0.0" in said
+    assert "--seed" not in said and "--save_steps" not in said  # the same; free to change
+
+
+def test_the_same_command_and_one_flag_more_is_enough(flags, two):
+    argv = [*flags, "--output_dir", str(two), "--resume_from_checkpoint", "latest"]
+    cfg, found = parse_or_resume(Config, [*argv, "--save_total_limit", "7"], "")
+    assert found.step == 4 and cfg.save_total_limit == 7 and cfg.output_dir == two
+    assert cfg.learning_rate == 1e-3
+
+
+def test_latest_without_a_directory_is_the_newest_run(two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no run in runs/"):
+        parse_or_resume(Config, ["--resume_from_checkpoint", "latest"], "")
+    for name, age in (("old", 100), ("new", 10)):
+        shutil.copytree(two, tmp_path / "runs" / name)
+        then = time.time() - age
+        os.utime(tmp_path / "runs" / name / "config.json", (then, then))
+    cfg, _ = parse_or_resume(Config, ["--resume_from_checkpoint", "latest"], "")
+    assert cfg.output_dir == Path("runs/new")
+
+
+def test_a_checkpoint_can_be_named_itself(flags, straight, two):
+    cfg, found = parse_or_resume(Config, ["--resume_from_checkpoint", str(two / "step_3")], "")
+    assert found.step == 3
+    train_grpo.train(cfg, found)
+    assert_same(straight, two)
+
+
+def test_a_finished_run_has_nothing_to_resume(straight, capsys):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+    with pytest.raises(SystemExit) as stop:
+        train_grpo.main(["--resume_from_checkpoint", str(straight)])
+    assert stop.value.code == 0
+    assert f"all {STEPS} steps are done" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "other script", "no checkpoint", "other dir"])
+def test_what_cannot_be_resumed_is_one_line(two, tmp_path, what):
+    place, more, words = tmp_path / "place", [], "is no run"
+    if what == "empty":
+        place.mkdir()
+    if what == "no checkpoint":
+        shutil.copytree(two, place, ignore=shutil.ignore_patterns("step_*"))
+        words = "has no checkpoint"
+    if what == "other dir":
+        place, more, words = two, ["--output_dir", str(tmp_path / "new")], "goes on in its own"
+    kind = Config
+    if what == "other script":
+        place, kind, words = two, train_sft.SftConfig, "is a run of train_grpo.py"
+    with pytest.raises(InputError, match=words):
+        parse_or_resume(kind, ["--resume_from_checkpoint", str(place), *more], "")
+
+
+def test_logs_that_were_lost_are_told(two, capsys):
+    os.truncate(two / "completions.jsonl", 10)
+    train_grpo.main(["--resume_from_checkpoint", str(two)])
+    assert "completions.jsonl: " in capsys.readouterr().out
+
+
+def test_two_runs_cannot_write_into_one_directory(two, tmp_path):
+    with lock_directory(two), pytest.raises(InputError, match="another run is writing there"):
+        train_grpo.main(["--resume_from_checkpoint", str(two)])
+    lock_directory(two).close()  # free again
