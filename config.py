@@ -154,6 +154,7 @@ class Config(TrainConfig):
     repetition_weight: float = flag(0.0, "penalty for repeated n-grams of words")
     length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
     reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
+    reward_timeout: float = flag(30.0, "seconds that it may take for the answers to one question")
     # Update
     loss_type: Literal["grpo", "dapo", "dr_grpo"] = flag("dapo", "how tokens are averaged")
     scale_rewards: Literal["group", "none"] = flag("group", "divide by the group's std, or not")
@@ -173,6 +174,7 @@ class Config(TrainConfig):
         ).split():
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
         require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
+        require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)
         weights = self.correct_weight + self.format_weight
         require(weights > 0, "correct_weight", "above 0 where --format_weight is 0", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)

@@ -7,91 +7,73 @@ one question (texts) and its `tasks.Example`, and returns one number for each, o
 completion that is not to count. It is the whole reward: the task's own is then not computed, but
 may be called from it (`from rewards import classification_reward`).
 
-It is code from outside, so a fault in it is counted and shown, never hidden: an exception, a wrong
-number of values, or a value that is no finite number takes the affected completions out of the
-comparison. Such a completion stands in with the mean of its group, so its advantage is 0;
+It is code from outside, so it runs in processes of its own (reward_worker.py), and a fault in it is
+counted and shown, never hidden: an exception, a wrong number of values, a value that is no finite
+number, no answer within `--reward_timeout`, or the end of its process takes the affected
+completions out of the comparison. Such a completion stands in with the mean of its group, so its advantage is 0;
 a reward of 0 would tell the policy that it was wrong. When more than `MAX_FAULTS` of a step's
 completions are lost, the run stops.
 
 Next: train_grpo.py, which calls `score_step`.
 """
 
-import importlib.util
 import math
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from config import Config
 from model.errors import InputError
+from reward_worker import MAX_TOLD, Workers
 from rewards import Reward
 from sample import Rollout
 from tasks import Example, Task
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of a step's completions
-FAULTS = ("exception", "wrong_length", "not_finite")
-
-UserFunction = Callable[[list[str], Example], Sequence[float | None]]
+FAULTS = ("exception", "wrong_length", "not_finite", "timeout", "died")
 
 
-def load_user_reward(spec: str) -> UserFunction:
-    """Import `path/to/file.py:function`. Raises InputError if there is no such function."""
-    path, colon, name = spec.rpartition(":")
-    if not colon or not path.endswith(".py") or not name.isidentifier():
-        raise InputError(f"--reward {spec!r}: must be path/to/file.py:function")
-    if not Path(path).is_file():
-        raise InputError(f"--reward {path}: no such file")
-    module_spec = importlib.util.spec_from_file_location("user_reward", path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses look their module up
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does when it is imported
-        raise InputError(f"--reward {path}: importing it fails ({_in_one_line(error)})") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(f"--reward {path}: has no function {name!r}")
-    return function
-
-
-@dataclass
 class UserReward:
-    """The user's function, its faults counted. `of_group` never raises and never pays a fault."""
+    """The user's function, its faults counted. `of_step` never pays a fault."""
 
-    function: UserFunction
-    faults: Counter = field(default_factory=Counter)  # completions by kind of fault, of this step
-    has_shown_one: bool = False
+    def __init__(self, workers: Workers):
+        self.workers = workers
+        self.faults: Counter = Counter()  # completions by kind of fault, of this step
+        self.has_shown_one = False
 
-    def of_group(self, texts: list[str], example: Example) -> list[Reward | None]:
-        """One reward per completion; None where it does not count."""
-        try:
-            values = self.function(list(texts), example)
-            values = [value if value is None else float(value) for value in values]
-        except Exception:  # the boundary to code from outside: counted and shown, not swallowed
-            return self._lost("exception", texts, traceback.format_exc())
-        if len(values) != len(texts):
-            counts = f"{len(values)} values for {len(texts)} completions of example {example.id}"
+    def of_step(self, groups: list[tuple[list[str], Example]]) -> list[list[Reward | None]]:
+        """One reward per completion of every group; None where it does not count."""
+        replies = self.workers.answers(groups)
+        return [
+            self._read(reply, texts, example)
+            for reply, (texts, example) in zip(replies, groups, strict=True)
+        ]
+
+    def _read(self, reply: dict, texts: list[str], example: Example) -> list[Reward | None]:
+        if reply.get("fault") in FAULTS:
+            return self._lost(reply["fault"], texts, f"example {example.id}: {reply.get('what')}")
+        values = reply.get("values")
+        if not isinstance(values, list) or len(values) != len(texts):
+            counts = f"{str(values)[:200]} for {len(texts)} completions of example {example.id}"
             return self._lost("wrong_length", texts, counts)
         rewards: list[Reward | None] = []
         for value, text in zip(values, texts, strict=True):
-            if value is not None and not abs(value) < MAX_REWARD:  # also where it is no number
-                rewards += self._lost("not_finite", [text], f"{value} for {text[:200]!r}")
+            if value is None:
+                rewards.append(None)
+            elif isinstance(value, float) and abs(value) < MAX_REWARD:
+                rewards.append(Reward(value, {"user": value}))
             else:
-                rewards.append(value if value is None else Reward(value, {"user": value}))
+                rewards += self._lost("not_finite", [text], f"{value} for {text[:200]!r}")
         return rewards
 
     def _lost(self, kind: str, texts: list[str], what: str) -> list[None]:
         self.faults[kind] += len(texts)
         if not self.has_shown_one:
             self.has_shown_one = True
-            print(f"--reward: first fault, {kind}: {what.strip()[-2000:]}", file=sys.stderr)
+            print(f"--reward: first fault, {kind}: {what.strip()[-MAX_TOLD:]}", file=sys.stderr)
         return [None] * len(texts)
 
 
@@ -155,7 +137,7 @@ class Scorer:
         self.task, self.cfg = task, cfg
         self.weights = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.weights |= {"length": cfg.length_weight}
-        self.user = UserReward(load_user_reward(cfg.reward)) if cfg.reward else None
+        self.user = UserReward(Workers(cfg.reward, cfg.reward_timeout)) if cfg.reward else None
         if cfg.reward and cfg.length_weight:
             raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
@@ -175,15 +157,18 @@ class Scorer:
         """
         G, cfg = self.cfg.num_generations, self.cfg
         decay = 1 - step / cfg.max_steps if cfg.dense_schedule == "linear" else 1.0
+        groups = [(rollout.texts[n * G : (n + 1) * G], e) for n, e in enumerate(examples)]
+        if self.user is not None:
+            of_groups = self.user.of_step(groups)
+        else:
+            dense = cfg.dense * decay
+            of_groups = [
+                [finite_reward(self.task, text, example, dense) for text in texts]
+                for texts, example in groups
+            ]
         totals, parts = [], []
-        for n, example in enumerate(examples):
+        for n, ((texts, example), rewards) in enumerate(zip(groups, of_groups, strict=True)):
             own = slice(n * G, (n + 1) * G)
-            texts = rollout.texts[own]
-            if self.user is None:
-                dense = cfg.dense * decay
-                rewards = [finite_reward(self.task, text, example, dense) for text in texts]
-            else:
-                rewards = self.user.of_group(texts, example)
             shaping = self._shaping(example, texts, [len(ids) for ids in rollout.ids[own]])
             counted = []
             for i, reward in enumerate(rewards):
@@ -227,7 +212,3 @@ class Scorer:
                 f"completions of this step ({kinds}); the first fault is shown above; mend it"
             )
         return {f"reward/{kind}": float(faults[kind]) for kind in FAULTS}
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -121,7 +121,7 @@ def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Li
                 f"Your reward: {kind}",
                 "these completions were left out; the console shows the first one",
             )
-            for kind in ("exception", "wrong_length", "not_finite")
+            for kind in ("exception", "wrong_length", "not_finite", "timeout", "died")
         ),
         _skipped(skipped),
     ]

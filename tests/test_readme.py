@@ -21,7 +21,14 @@ def test_every_path_named_in_the_readme_exists():
     named |= set(re.findall(r"\]\(([\w./-]+)\)", TEXT))
     named -= {name for name in named if name.startswith(("runs/", "http"))}
     left_by_a_run = {"metrics.jsonl", "completions.jsonl", "gallery.jsonl"}
-    left_by_a_run |= {"config.json", "run.json", "images/", "step_N/hf/", "step_N/trainer/", "step_N/manifest.json"}
+    left_by_a_run |= {
+        "config.json",
+        "run.json",
+        "images/",
+        "step_N/hf/",
+        "step_N/trainer/",
+        "step_N/manifest.json",
+    }
     missing = [name for name in named - left_by_a_run if not (ROOT / name).exists()]
     assert len(named) > 20 and not missing
 

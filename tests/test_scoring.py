@@ -6,6 +6,11 @@ with their weights. Run: pytest tests/test_scoring.py
 """
 
 import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ from hypothesis import strategies as st
 from config import Config
 from kernels import group_advantages
 from model.errors import InputError
+from reward_worker import Workers
 from rewards import Reward
 from sample import Rollout
 from scoring import (
@@ -22,12 +28,12 @@ from scoring import (
     Scorer,
     UserReward,
     length_rewards,
-    load_user_reward,
     repetition_penalty,
     soft_overlong,
 )
 from tasks import Example, Task
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["<answer>red</answer>", "<answer>blue</answer>", "red", "<answer>red red</answer>"]
 EXAMPLES = [Example(f"e{n}", (), "?", target) for n, target in enumerate(("red", "blue", "green"))]
 
@@ -227,25 +233,76 @@ def test_more_faults_than_a_fifth_of_a_step_stop_the_run(tmp_path, capsys):
     assert "KeyError: 'colour'" in shown and shown.count("first fault") == 1
 
 
-def test_only_the_first_fault_of_a_run_is_shown(capsys):
-    def fails(completions, example):
-        raise ValueError(f"example {example.id}")
-
-    user = UserReward(fails)
-    assert user.of_group(TEXTS, EXAMPLES[0]) == user.of_group(TEXTS, EXAMPLES[1]) == [None] * 4
+def test_only_the_first_fault_of_a_run_is_shown(tmp_path, capsys):
+    body = "raise ValueError(f'example {example.id}')"
+    user = UserReward(Workers(user_file(tmp_path, body), 30))
+    groups = [(list(TEXTS), example) for example in EXAMPLES[:2]]
+    assert user.of_step(groups) == [[None] * 4] * 2
     assert user.faults == {"exception": 8}
     shown = capsys.readouterr().err
-    assert "example e0" in shown and "example e1" not in shown
+    assert "ValueError: example e0" in shown and "ValueError: example e1" not in shown
 
 
-def test_a_function_cannot_change_the_texts_of_the_rollout():
-    def greedy(completions, example):
-        completions.clear()
-        return [0.0] * 4
-
+def test_a_function_cannot_change_the_texts_of_the_rollout(tmp_path):
     texts = list(TEXTS)
-    UserReward(greedy).of_group(texts, EXAMPLES[0])
+    user = UserReward(Workers(user_file(tmp_path, "completions.clear()\n    return [0.0] * 4"), 30))
+    user.of_step([(texts, EXAMPLES[0])])
     assert texts == TEXTS
+
+
+@pytest.mark.parametrize(
+    "body, fault, what",
+    [
+        ("while True: pass", "timeout", "--reward_timeout 1 s"),
+        ("import time; time.sleep(60)", "timeout", "--reward_timeout 1 s"),
+        ("import os; os._exit(7)", "died", "code 7"),
+        ("import os; os.kill(os.getpid(), 9)", "died", "code -9"),
+        ("import sys; sys.exit('bye')", "exception", "SystemExit: bye"),
+        ("raise KeyboardInterrupt", "exception", "KeyboardInterrupt"),
+        ("print('x' * 10**7); print('the end'); 1 / 0", "exception", "the end"),
+        ("return [[1]] * 4", "exception", "TypeError"),
+        ("return 3", "exception", "TypeError"),
+        ("return ['1.5'] * 3", "wrong_length", "for 4 completions"),
+        ("return [float('nan')] * 4", "not_finite", "nan"),
+        ("return [1e300] * 4", "not_finite", "1e+300"),
+    ],
+)
+def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
+    tmp_path, capfd, body, fault, what
+):
+    """The first example is hit, the second is answered by the same worker or by a new one."""
+    body = f"if example.id == 'e0':\n        {body}\n    return [1.0] * len(completions)"
+    user = UserReward(Workers(user_file(tmp_path, body), 1))
+    begun = time.monotonic()
+    hit, spared = user.of_step([(list(TEXTS), EXAMPLES[0]), (list(TEXTS), EXAMPLES[1])])
+    assert hit == [None] * 4 and [reward.total for reward in spared] == [1.0] * 4
+    assert user.faults == {fault: 4} and time.monotonic() - begun < 60
+    out, err = capfd.readouterr()
+    assert what in err and len(out) + len(err) < 5000
+    user.workers.idle[0].kill()
+
+
+def test_a_worker_ends_with_training(tmp_path):
+    program = (
+        f"from reward_worker import Workers\n"
+        f"if __name__ == '__main__':\n"
+        f"    workers = Workers({user_file(tmp_path, 'return [0.0]')!r}, 30)\n"
+        f"    print(workers.idle[0].process.pid, flush=True)\n"
+        f"    import os; os._exit(0)\n"  # as if killed: nobody tidies up
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    pid, deadline = int(done.stdout), time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +316,7 @@ def test_a_function_cannot_change_the_texts_of_the_rollout():
 )
 def test_a_reward_that_cannot_be_found_is_refused_by_flag(spec, why):
     with pytest.raises(InputError, match=f"--reward.*{why}"):
-        load_user_reward(spec)
+        Workers(spec, 30)
 
 
 @pytest.mark.parametrize(
@@ -270,4 +327,4 @@ def test_a_reward_that_cannot_be_found_is_refused_by_flag(spec, why):
 def test_a_file_without_a_usable_function_is_refused_by_flag(tmp_path, source, why):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(InputError, match=f"--reward.*{why}"):
-        load_user_reward(f"{tmp_path / 'mine.py'}:pay")
+        Workers(f"{tmp_path / 'mine.py'}:pay", 30)
