@@ -10,9 +10,9 @@ may be called from it (`from rewards import classification_reward`).
 It is code from outside, so it runs in processes of its own (reward_worker.py), and a fault in it is
 counted and shown, never hidden: an exception, a wrong number of values, a value that is no finite
 number, no answer within `--reward_timeout`, or the end of its process takes the affected
-completions out of the comparison. Such a completion stands in with the mean of its group, so its advantage is 0;
-a reward of 0 would tell the policy that it was wrong. When more than `MAX_FAULTS` of a step's
-completions are lost, the run stops.
+completions out of the comparison. Such a completion stands in with the mean of its group, so its
+advantage is 0; a reward of 0 would tell the policy that it was wrong. When more than `MAX_FAULTS`
+of a step's completions are lost, the run stops.
 
 Next: train_grpo.py, which calls `score_step`.
 """
