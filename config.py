@@ -357,6 +357,11 @@ def _from_json(name: str, value: Any, annotation: Any) -> Any:
     return Path(value) if inner is Path else value
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a CPU or a GPU: torch says so in the message alone."""
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()
+
+
 def run(main) -> None:
     """Run a script's main(): bad input becomes one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter gets \\xNN
@@ -368,7 +373,7 @@ def run(main) -> None:
     except KeyboardInterrupt:
         _stop("interrupted; checkpoints and logs already written are whole", 130)
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         fix = "lower --prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
         _stop(f"out of memory; {fix} or --groups_per_micro_batch ({error})", 2)

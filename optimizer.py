@@ -5,16 +5,45 @@ arXiv:1710.03740. Read first: train_grpo.py. Next: checkpoint.py.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+import config
 from config import TrainConfig
 from model.errors import InputError
 from model.vlm import VLM
 
 MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
+
+
+C = TypeVar("C", bound=TrainConfig)
+T = TypeVar("T")
+
+
+def within_memory(accumulate: Callable[[C], T], cfg: C, optimizer: "Optimizer") -> tuple[T, C]:
+    """Accumulate a gradient; where memory runs out, once more with half the micro-batch.
+
+    The gradient is the same up to rounding. Returns what `accumulate(cfg)` returned, and the
+    settings that fitted, which the next step begins with. The error passes when one group is too
+    much, and any other error at once.
+    """
+    while True:
+        try:
+            return accumulate(cfg), cfg
+        except (MemoryError, RuntimeError) as error:
+            size = cfg.groups_per_micro_batch
+            if size == 1 or not config.is_out_of_memory(error):
+                raise
+        optimizer.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        cfg = replace(cfg, groups_per_micro_batch=size // 2)
+        print(f"out of memory: going on with --groups_per_micro_batch {size // 2}")
 
 
 class Optimizer:
@@ -46,6 +75,11 @@ class Optimizer:
         gradient = parameter.grad.float()
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         parameter.grad = None
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in (*self.masters, *self.parameters):
+            parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Master weights and AdamW's moments by name, on the CPU: what a checkpoint keeps."""
@@ -89,7 +123,7 @@ class Optimizer:
                     parameter.data.copy_(master.data)
         else:
             self.skipped += 1
-        self.adamw.zero_grad()
+        self.clear()
         if self.skipped == MAX_SKIPPED_UPDATES:
             raise InputError(
                 f"{self.skipped} updates in a row had a gradient that is not finite; lower "

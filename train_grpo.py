@@ -24,6 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from kernels import group_advantages
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model
-from optimizer import Optimizer
+from optimizer import Optimizer, within_memory
 from reporting.runlog import completion_records, rollout_metrics
 from run import TrainingRun, prepare
 from sample import Rollout, generate_group
@@ -266,7 +267,8 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             mismatch: dict[str, float] = {}
             with log.timed("update"):
                 for _ in range(cfg.num_iterations):
-                    update = accumulate_gradient(model, reference, groups, forbidden, cfg)
+                    accumulate = partial(accumulate_gradient, model, reference, groups, forbidden)
+                    update, cfg = within_memory(accumulate, cfg, optimizer)
                     run.hold_signals()  # the weights change now: up to the end of the step
                     update |= optimizer.step(step / cfg.max_steps)
                     # Sampler and trainer are compared on the same weights: in the first pass.

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from config import SftConfig
 from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
-from optimizer import Optimizer
+from optimizer import Optimizer, within_memory
 from run import TrainingRun, prepare
 from tasks import Example, Reasoning, Task, written
 from train_grpo import prompts_of_step
@@ -101,7 +102,8 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
                 prompts, examples = prompts_of_step(model, processor, task, step, cfg)
                 responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
             with run.log.timed("update"):
-                loss = accumulate_imitation(model, prompts, responses, cfg)
+                accumulate = partial(accumulate_imitation, model, prompts, responses)
+                loss, cfg = within_memory(accumulate, cfg, optimizer)
                 run.hold_signals()  # the weights change now: up to the end of the step
                 update = optimizer.step(step / cfg.max_steps)
             run.end_step({"step": step + 1, "loss": loss} | update)

@@ -7,6 +7,7 @@ must not change the gradient; and a tiny random model must learn a toy reward in
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from kernels import group_advantages
 from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
+from optimizer import within_memory
 from reporting.runlog import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
@@ -226,6 +228,58 @@ def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(start[name])
+
+
+def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
+    tiny, monkeypatch, capsys
+):
+    """Packs of more than one group fail, late in a backward that has begun to add up."""
+    model, processor = tiny
+    cfg = Config(num_generations=4, max_completion_length=40, groups_per_micro_batch=8)
+    prompts, completions = some_groups(processor)
+    groups = groups_of(prompts, completions, cfg)
+    optimizer = Optimizer(model, cfg)
+    accumulate = partial(accumulate_gradient, model, None, groups, processor.forbidden)
+    optimizer.clear()
+    expected_metrics = accumulate(replace(cfg, groups_per_micro_batch=1))
+    expected = [p.grad.clone() for p in optimizer.parameters if p.grad is not None]
+    optimizer.clear()
+    original = train_grpo.grpo_loss
+
+    def scarce(logp, *rest):
+        loss, stats = original(logp, *rest)
+        if rest[-1].groups_per_micro_batch > 1:
+            loss.backward(retain_graph=True)  # something has been added already
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return loss, stats
+
+    monkeypatch.setattr(train_grpo, "grpo_loss", scarce)
+    metrics, fitted = within_memory(accumulate, cfg, optimizer)
+    assert fitted.groups_per_micro_batch == 1 and metrics == expected_metrics
+    assert "--groups_per_micro_batch 4\n" in capsys.readouterr().out
+    found = [p.grad for p in optimizer.parameters if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    optimizer.clear()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
+def test_one_group_that_does_not_fit_and_any_other_error_pass(tiny, error):
+    optimizer = Optimizer(tiny[0], Config())
+
+    def fails(cfg):
+        raise error
+
+    with pytest.raises(type(error)):
+        within_memory(fails, Config(groups_per_micro_batch=2), optimizer)
+    calls = []
+
+    def a_bug(cfg):
+        calls.append(cfg)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(a_bug, Config(), optimizer)
+    assert len(calls) == 1
 
 
 def test_a_bfloat16_model_accumulates_steps_that_bfloat16_cannot_store(tiny_dir):
