@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import garden_picture, headline, real_size
+from benchmarks import garden_picture, headline, learning_curve, loose_rewards, mutations, real_size
 from benchmarks.timing import ratio, take_turns
+from tasks import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -133,3 +134,60 @@ def test_the_headline_fills_every_cell_once_and_goes_on_where_it_stopped(
 def test_an_interval_is_students(capsys):
     assert headline.interval([0.5]) == "50.0"
     assert headline.interval([0.4, 0.5, 0.6]) == "50.0 ± 24.8"  # 4.30 * 0.1 / sqrt(3)
+
+
+def test_the_headline_pays_one_policy_loosely_and_says_what_was_published(
+    tmp_path, capsys, monkeypatch
+):
+    words = "headline --tasks count ground --seeds 0 --others_size 2 --methods".split()
+    words += ["GRPO, loose reward", "--work_dir", str(tmp_path)]
+    words += ["--", "--max_steps", "1", "--held_out_size", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    headline.main()
+    said = capsys.readouterr().out
+    cells = json.loads(said.splitlines()[-1])["cells"]
+    assert [cell["task"] for cell in cells] == ["count"]  # ground has no loose reward
+    assert cells[0]["steps"] == 1 and cells[0]["cpu_seconds"] > 0
+    (run,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    kept = json.loads((run / "config.json").read_text())
+    assert kept["reward"] == "benchmarks/loose_rewards.py:number"
+    assert "Published: Reason-RFT" in said
+
+
+def test_the_headline_does_not_take_a_cell_of_other_flags(tmp_path, capsys, monkeypatch):
+    for size in ("2", "3"):
+        words = "headline --tasks count --seeds 0 --others_size 1 --methods".split()
+        words += ["base, direct prompt", "--work_dir", str(tmp_path), "--", "--held_out_size", size]
+        monkeypatch.setattr(sys, "argv", words)
+        headline.main()
+        (cell,) = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
+        assert cell["flags"] == ["--held_out_size", size]
+        assert (cell["metrics"]["strict"] * int(size)) % 1 == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "rule, text, target, paid",
+    [
+        (loose_rewards.name, "<think></think><answer>Solara</answer>", "Solara minor", 2.0),
+        (loose_rewards.name, "", "Solara minor", 1.0),
+        (loose_rewards.number, "<think>3 - 2 = 2</think><answer>2</answer>", "3", 2.0),
+        (loose_rewards.number, "<answer>4</answer>", "3", 0.0),
+        (loose_rewards.yes_no, "I know it is yes", "no", 1.0),
+    ],
+)
+def test_loose_rewards_pay_what_their_sources_pay(rule, text, target, paid):
+    assert rule([text], Example("e", (), "?", target)) == [paid]
+
+
+@pytest.mark.parametrize("bug", mutations.BUGS, ids=lambda bug: bug.name)
+def test_every_bug_of_the_mutation_table_can_still_be_planted(bug):
+    assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.right) == 1
+    assert bug.right != bug.wrong and all((ROOT / name).is_file() for name in bug.tests.split())
+
+
+def test_the_pictures_of_a_run_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"step": s, "eval/strict": s / 9, "eval/loose": 1.0} for s in range(10)]
+    learning_curve.draw(dict.fromkeys(learning_curve.REWARDS, [rows, rows]), tmp_path / "a.png")
+    picture = Image.open(tmp_path / "a.png")
+    assert picture.width <= learning_curve.WIDTH and len(set(picture.convert("L").getdata())) > 5
