@@ -94,7 +94,7 @@ def save_checkpoint(
             if path.is_file()
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in [*unfinished.rglob("*"), unfinished]:
+        for path in [*run.glob("*.jsonl"), *unfinished.rglob("*"), unfinished]:
             _flush(path)
         _swap(unfinished, final)
         _flush(run)
@@ -279,10 +279,6 @@ def restore_logs(run: Path, sizes: dict[str, int]) -> None:
             path.unlink()
 
 
-def flush_logs(run: Path) -> dict[str, int]:
-    """The logs as they are, safe on the disk: name -> bytes."""
-    sizes = {}
-    for path in sorted(run.glob("*.jsonl")):
-        _flush(path)
-        sizes[path.name] = path.stat().st_size
-    return sizes
+def log_sizes(run: Path) -> dict[str, int]:
+    """The logs as they are: name -> bytes."""
+    return {path.name: path.stat().st_size for path in sorted(run.glob("*.jsonl"))}

@@ -6,6 +6,7 @@ Read first: train_grpo.py. Next: reporting/runlog.py.
 
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from checkpoint import (
     Checkpoint,
     find_checkpoint,
-    flush_logs,
+    log_sizes,
     restore_logs,
     save_checkpoint,
 )
@@ -110,6 +111,17 @@ def held_out_metrics(
     return row
 
 
+def check_same_data(run: Path, about: dict) -> None:
+    """Raise InputError if a run is to go on with other questions or pictures than it began with."""
+    before = read_run(run).about.get("data", {})
+    for name, split in about["data"].items():
+        if name in before and before[name] != split:
+            raise InputError(
+                f"--resume_from_checkpoint {run}: the data has changed, {name} was {before[name]} "
+                f"and is {split}; restore it, or start a new run"
+            )
+
+
 class Stopped(BaseException):
     """A signal asked the run to end. Not an Exception, so that no code from outside swallows it."""
 
@@ -182,12 +194,14 @@ class TrainingRun:
         self.done = 0  # steps that are made
         self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
         self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
+        about = about_run(cfg, task, model)
         if checkpoint is None:
-            self.log = RunLog(cfg, about_run(cfg, task, model))
+            self.log = RunLog(cfg, about)
         else:
-            self.log = RunLog(cfg, about_run(cfg, task, model), done=checkpoint.step)
+            check_same_data(cfg.output_dir, about)
+            self.log = RunLog(cfg, about, done=checkpoint.step)
             self._go_on(checkpoint)
-        self.sizes = flush_logs(self.log.directory)
+        self.sizes = log_sizes(self.log.directory)
         shown = (num_generations, temperature)
         self.gallery = Gallery(self.log, processor, task, cfg, *shown)
 
@@ -237,7 +251,7 @@ class TrainingRun:
 
     def _at_rest(self) -> None:
         """A point from which the run can go on exactly: weights and logs belong together."""
-        self.sizes = flush_logs(self.log.directory)
+        self.sizes = log_sizes(self.log.directory)
         self.signals.release()
 
     def _finish_row(self, row: dict[str, float]) -> None:
@@ -256,7 +270,12 @@ class TrainingRun:
                 try_report(self.log.directory)
         self._at_rest()
         if step > 0 and self.is_due(step, self.cfg.save_steps):
-            self._save()
+            try:
+                self._save()
+            except InputError as error:  # a full disk, say: the next one may succeed
+                if step == self.cfg.max_steps:
+                    raise
+                print(f"{error}; training goes on", file=sys.stderr)
 
     def _save(self) -> Path:
         """Write a checkpoint of the last step, unless it is there."""

@@ -388,6 +388,44 @@ def test_logs_that_were_lost_are_told(two, capsys):
     assert "completions.jsonl: " in capsys.readouterr().out
 
 
+def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for split, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        for n in range(3):
+            (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
+            shade = tuple(max(0, part - 30 * n) for part in colour)
+            Image.new("RGB", (56, 56), shade).save(tmp_path / "data" / split / f"{n}.png")
+    line = f"--data {tmp_path / 'data'} --max_steps 3 --prompts_per_step 2 --report_prompts 0"
+    line += f" --max_completion_length 4 --output_dir {tmp_path / 'run'}"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, train_grpo, "generate_group", 2)
+        train_grpo.main(line.split())
+    for path in (tmp_path / "data" / "red").iterdir():
+        Image.new("RGB", (56, 56), (0, 200, int(path.stem))).save(path)
+    with pytest.raises(InputError, match="the data has changed, train was"):
+        train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "run")])
+
+
+def test_a_save_that_fails_is_told_and_tried_again_at_the_next(
+    flags, straight, tmp_path, monkeypatch, capsys
+):
+    original, calls = run.save_checkpoint, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) in (2, 3):
+            raise InputError("step_N: cannot be saved (no space left on device)")
+        return original(*args)
+
+    monkeypatch.setattr(run, "save_checkpoint", full)
+    out = tmp_path / "run"
+    train_grpo.main([*flags, "--output_dir", str(out)])
+    assert capsys.readouterr().err.count("no space left on device); training goes on") == 2
+    assert {path.name for path in out.glob("step_*")} == {"step_1", "step_4", "step_5"}
+    assert_same(straight, out)
+
+
 def test_two_runs_cannot_write_into_one_directory(two, tmp_path):
     with lock_directory(two), pytest.raises(InputError, match="another run is writing there"):
         train_grpo.main(["--resume_from_checkpoint", str(two)])
