@@ -34,6 +34,7 @@ from model.weights import save_model
 
 C = TypeVar("C", bound=TrainConfig)
 MANIFEST = "manifest.json"
+LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
 # Flags that may change when a run goes on: they do not touch what is learnt.
 FREE = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
 
@@ -94,7 +95,8 @@ def save_checkpoint(
             if path.is_file()
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in [*run.glob("*.jsonl"), *unfinished.rglob("*"), unfinished]:
+        logs = [run / name for name in LOGS if (run / name).is_file()]
+        for path in [*logs, *unfinished.rglob("*"), unfinished]:
             _flush(path)
         _swap(unfinished, final)
         _flush(run)
@@ -103,7 +105,8 @@ def save_checkpoint(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     if keep is not None and why_unusable(final) is None:
-        _prune(_saved(run)[keep:])
+        older = [path for path in _saved(run) if _number(path) < state["step"]]
+        _prune(older[keep - 1 :])
     return final
 
 
@@ -149,6 +152,23 @@ def _prune(old: list[Path]) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def tidy(run: Path, step: int) -> None:
+    """Make a run's directory what it was after `step`, for a run that goes on from there.
+
+    Leftovers of saves that were cut are removed; later checkpoints, damaged or not wanted, get
+    another name, so that none of them is taken for a part of what follows.
+    """
+    _bring_back(run)
+    for name in (".step_*.unfinished", ".step_*.aside", ".step_*.pruned"):
+        for path in run.glob(name):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in _saved(run):
+        if _number(path) > step:
+            abandoned = path.with_name(f"abandoned_{path.name}")
+            shutil.rmtree(abandoned, ignore_errors=True)
+            os.replace(path, abandoned)
+
+
 def _bring_back(run: Path) -> None:
     """Undo a `_swap` that was cut in two."""
     for aside in run.glob(".step_*.aside"):
@@ -164,10 +184,14 @@ def _is_step(name: str) -> bool:
     return re.fullmatch(r"step_[0-9]{1,9}", name) is not None
 
 
+def _number(directory: Path) -> int:
+    return int(directory.name[5:])
+
+
 def _saved(run: Path) -> list[Path]:
     """All directories step_N, the newest first, by number and not by clock."""
     found = [path for path in run.glob("step_*") if _is_step(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: -int(path.name[5:]))
+    return sorted(found, key=_number, reverse=True)
 
 
 def last_model(run: Path) -> Path | None:
@@ -186,7 +210,7 @@ def why_unusable(directory: Path) -> str | None:
         if {"trainer/state.json", "hf/config.json"} - manifest.keys():
             return f"{MANIFEST} is incomplete"
         state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
-        return None if state["step"] == int(directory.name[5:]) else "state.json is of another step"
+        return None if state["step"] == _number(directory) else "state.json is of another step"
     except OSError as error:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -239,7 +263,7 @@ def parse_or_resume(
         table = "; ".join(f"--{n} is {now}, the run has {was}" for n, (was, now) in changed.items())
         raise InputError(f"--resume_from_checkpoint {place}: {table}; leave these flags out")
     free = {name: value for name, value in given.items() if name in FREE}
-    checkpoint = find_checkpoint(Path(place) if Path(place).name.startswith("step_") else run)
+    checkpoint = find_checkpoint(Path(place) if _is_step(Path(place).name) else run)
     if checkpoint.step == saved.max_steps and checkpoint.state["pending"] is None:
         print(f"{run}: all {saved.max_steps} steps are done; there is nothing to resume")
         raise SystemExit(0)
@@ -250,7 +274,7 @@ def _run_directory(place: str, output_dir: Path | None) -> Path:
     """The run that is meant: named itself, by one of its checkpoints, or the `latest` one."""
     if place != "latest":
         directory = Path(place)
-        run = directory.parent if directory.name.startswith("step_") else directory
+        run = directory.parent if _is_step(directory.name) else directory
         if output_dir is not None and output_dir.resolve() != run.resolve():
             raise InputError(f"--output_dir {output_dir}: a run goes on in its own, {run}")
     elif output_dir is not None:
@@ -274,11 +298,11 @@ def restore_logs(run: Path, sizes: dict[str, int]) -> None:
             print(f"{path}: {size - held} bytes are lost; the run goes on without them")
         else:
             os.truncate(path, size)
-    for path in run.glob("*.jsonl"):
-        if path.name not in sizes:  # begun after the checkpoint
-            path.unlink()
+    for name in LOGS:
+        if name not in sizes:  # begun after the checkpoint
+            (run / name).unlink(missing_ok=True)
 
 
 def log_sizes(run: Path) -> dict[str, int]:
     """The logs as they are: name -> bytes."""
-    return {path.name: path.stat().st_size for path in sorted(run.glob("*.jsonl"))}
+    return {name: (run / name).stat().st_size for name in LOGS if (run / name).is_file()}

@@ -358,8 +358,10 @@ def _from_json(name: str, value: Any, annotation: Any) -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a CPU or a GPU: torch says so in the message alone."""
-    return isinstance(error, MemoryError) or "memory" in str(error).lower()
+    """Whether memory ran out, on a CPU or a GPU."""
+    said = str(error).lower()
+    ran_out = "out of memory" in said or "allocate memory" in said or "not enough memory" in said
+    return isinstance(error, MemoryError) or ran_out
 
 
 def run(main) -> None:

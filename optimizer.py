@@ -97,7 +97,7 @@ class Optimizer:
             parameter.copy_(master)
             own = {key: kept.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if own["step"] is not None:  # none before the first update
-                own = {k: v if k == "step" else v.to(master.device) for k, v in own.items()}
+                own = {key: value.to(master.device) for key, value in own.items()}
                 self.adamw.state[master] = own
 
     def step(self, progress: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ memory. So it never runs in the training process. A worker gets the completions 
 its example, and answers with JSON; training reads nothing else of it. Read first: scoring.py.
 """
 
+import ctypes
 import importlib.util
 import io
 import json
@@ -25,6 +26,7 @@ from tasks import Example
 UserFunction = Callable[[list[str], Example], Sequence[float | None]]
 START_SECONDS = 120  # for the import of the user's file and whatever it imports
 MAX_REPLY_BYTES = 10**7
+PR_SET_PDEATHSIG = 1  # of Linux: a signal for us when our parent ends
 MAX_TOLD = 2000  # characters of a traceback or of what was printed
 WORKERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 
@@ -72,6 +74,9 @@ class Tail(io.TextIOBase):
 def serve(connection: Connection, spec: str) -> None:
     """Answer requests until training is gone. Replies are JSON: {"values": ..} or {"fault": ..}."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for training to handle
+    if hasattr(libc := ctypes.CDLL(None), "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also in the middle of an endless answer
+    own = os.getpid()
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what C code prints
         os.dup2(silence, stream)
@@ -80,8 +85,11 @@ def serve(connection: Connection, spec: str) -> None:
         function = load_user_reward(spec)
         connection.send_bytes(b"{}")
         while True:
-            texts, example = connection.recv()
-            connection.send_bytes(json.dumps(_answer(function, texts, example, said)).encode())
+            job, texts, example = connection.recv()
+            reply = _answer(function, texts, example, said) | {"job": job}
+            if os.getpid() != own:  # a fork that the function left behind must not answer, too
+                os._exit(1)
+            connection.send_bytes(json.dumps(reply).encode())
     except InputError as error:
         connection.send_bytes(json.dumps({"error": str(error)}).encode())
     except (EOFError, OSError):  # training has ended
@@ -144,7 +152,10 @@ class Workers:
         self.started = 1
 
     def answers(self, jobs: list[tuple[list[str], Example]]) -> list[dict]:
-        """A reply for every (completions, example), in their order; never raises for a worker."""
+        """A reply for every (completions, example), in their order.
+
+        Raises InputError only if the user's file cannot be imported any more.
+        """
         waiting, busy = deque(enumerate(jobs)), {}  # connection -> (worker, job, deadline)
         replies: list[dict] = [{} for _ in jobs]
         while waiting or busy:
@@ -152,7 +163,7 @@ class Workers:
                 worker = self.idle.pop() if self.idle else self._another()
                 n, job = waiting.popleft()
                 try:
-                    worker.connection.send(job)
+                    worker.connection.send((n, *job))
                     deadline = time.monotonic() + self.timeout
                     busy[worker.connection] = (worker, n, deadline)
                 except OSError:  # it died while it was idle
@@ -164,12 +175,14 @@ class Workers:
             for connection in wait(list(busy), max(0.0, patience)):
                 worker, n, _ = busy.pop(connection)
                 replies[n] = worker.reply()
+                if replies[n].get("fault") != "died" and replies[n].get("job") != n:
+                    replies[n] = {"fault": "died", "what": "an answer to another question"}
                 if replies[n].get("fault") == "died":
                     self._replace(worker)
                 else:
                     self.idle.append(worker)
             for worker, n, deadline in list(busy.values()):
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline and not worker.connection.poll():
                     del busy[worker.connection]
                     what = f"no answer within --reward_timeout {self.timeout:g} s"
                     replies[n] = {"fault": "timeout", "what": what}

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from checkpoint import (
     log_sizes,
     restore_logs,
     save_checkpoint,
+    tidy,
 )
 from config import TrainConfig
 from evaluate import READ_BY, evaluate, frame_spoken, load_task, usable_examples
@@ -130,7 +132,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """SIGTERM and Ctrl-C become `Stopped`: at once while weights rest, else when they do again.
+    """SIGTERM, SIGHUP, Ctrl-C become `Stopped`: at once while weights rest, else when they next do.
 
     A second signal ends the process without saving.
     """
@@ -142,7 +144,7 @@ class StopSignals:
 
     def install(self) -> None:
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 self.previous[number] = signal.signal(number, self._arrived)
 
     def remove(self) -> None:
@@ -192,6 +194,7 @@ class TrainingRun:
         self.optimizer, self.began, self.checkpoint = optimizer, began, checkpoint
         self.signals = StopSignals()
         self.done = 0  # steps that are made
+        self.is_moving = False  # the weights are on their way to the next one
         self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
         self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
         about = about_run(cfg, task, model)
@@ -206,6 +209,7 @@ class TrainingRun:
         self.gallery = Gallery(self.log, processor, task, cfg, *shown)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
+        tidy(self.log.directory, checkpoint.step)
         restore_logs(self.log.directory, checkpoint.state["sizes"])
         headline = f"eval/{self.task.headline}"
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
@@ -226,18 +230,28 @@ class TrainingRun:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, Stopped):
-            saved = self._save()
-            self.signals.remove()
-            self.log.close()
-            print(f"stopped by signal {error.number} after step {self.done}; saved {saved}")
-            print(f"go on with --resume_from_checkpoint {self.log.directory}", flush=True)
-            raise SystemExit(128 + error.number) from None
+        """Whatever ended the run, save its last step, unless the weights have left it already."""
+        number, saved = self.signals.received, None
+        if error is not None and not self.is_moving and (self.done > 0 or number is not None):
+            try:
+                saved = self._save()
+            except InputError as not_saved:
+                print(not_saved, file=sys.stderr)
         self.signals.remove()
+        if error is None:
+            return
+        self.log.close()
+        with suppress(OSError):  # nobody may be listening any more
+            if number is not None:
+                print(f"stopped by signal {number} after step {self.done}; saved {saved}")
+            if saved is not None:
+                print(f"go on with --resume_from_checkpoint {self.log.directory}", flush=True)
+        if number is not None:
+            raise SystemExit(128 + number) from None
 
     def hold_signals(self) -> None:
         """From here to the end of the step the weights are in motion: signals have to wait."""
-        self.signals.held = True
+        self.signals.held = self.is_moving = True
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps (0: never), and at the end, happens now."""
@@ -245,7 +259,7 @@ class TrainingRun:
 
     def end_step(self, row: dict[str, float]) -> None:
         """Log a step; evaluate, report and save where that is due."""
-        self.done, self.pending = row["step"], row
+        self.done, self.pending, self.is_moving = row["step"], row, False
         self._at_rest()
         self._finish_row(row)
 
@@ -261,7 +275,7 @@ class TrainingRun:
                 ends = step in (0, self.cfg.max_steps)
                 found = held_out_metrics(self.model, self.processor, self.task, self.cfg, ends)
                 self.gallery.held_out(step, self.model)
-        self.hold_signals()
+        self.signals.held = True
         self.judged += [found] if is_judged else []
         self.log.metrics(row | found)
         self.pending = None
@@ -292,7 +306,8 @@ class TrainingRun:
                 return kept.directory
         except InputError:
             pass  # there is none yet, or a damaged one
-        tensors = {} if is_last else self.optimizer.tensors()  # the last one is not trained on
+        is_over = is_last and self.pending is None  # not trained on, and judged already
+        tensors = {} if is_over else self.optimizer.tensors()
         limit = self.cfg.save_total_limit
         return save_checkpoint(directory, self.model, self.cfg.model, tensors, state, limit)
 

@@ -39,14 +39,16 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
     """Lines of `{"id": .., "thought": .., "caption": .., "summary": ..}`, the last two optional."""
     thoughts, number = {}, 0
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             number += 1
+            if not line:
+                continue
             row = json.loads(line)
             id = row.pop("id")
             thoughts[id] = Reasoning(**row)
     except OSError as error:
         raise InputError(f"--cot_texts {path}: cannot be read ({error})") from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}:{number}: not a row of id and thought ({error!r})") from None
     return thoughts
 

@@ -219,8 +219,16 @@ class RunLog:
 
     def append(self, file: str, rows: list[dict]) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self.writing(), (self.directory / file).open("a", encoding="utf-8") as out:
-            out.write(text)
+        path = self.directory / file
+        size = path.stat().st_size if path.is_file() else 0
+        with self.writing():
+            try:
+                with path.open("a", encoding="utf-8") as out:
+                    out.write(text)
+            except OSError:
+                if path.is_file():
+                    os.truncate(path, size)  # no half row in the middle of a log
+                raise
 
     def metrics(self, row: dict) -> None:
         """Write one row of metrics.jsonl, with the seconds of each phase since the last one."""

@@ -332,6 +332,13 @@ def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
         config.run(a_bug)
 
 
+def test_an_illegal_memory_access_is_a_bug_and_no_lack_of_memory():
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert not config.is_out_of_memory(error)
+    for words in ("CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory"):
+        assert config.is_out_of_memory(RuntimeError(words))
+
+
 @pytest.mark.parametrize("kind, field", FIELDS)
 def test_every_field_is_read_somewhere(kind, field):
     assert field.name in fields_read(kind), f"--{field.name} changes nothing"

@@ -22,9 +22,9 @@ import train_grpo
 import train_sft
 from benchmarks.kills import metrics
 from checkpoint import find_checkpoint, parse_or_resume, why_unusable
-from config import Config
+from config import BASE_MODEL, Config
 from model.errors import InputError
-from model.weights import load_model
+from model.weights import load_model, plan_slots, save_model
 from optimizer import Optimizer
 from reporting.runlog import lock_directory
 from run import Stopped
@@ -267,6 +267,71 @@ def test_older_checkpoints_go_only_after_the_new_one_verifies(flags, tmp_path, m
     train_grpo.main([*flags, "--save_total_limit", "2", "--output_dir", str(out)])
     assert {path.name for path in out.glob("*step_*")} == {"step_4", "step_5"}
     assert not list(out.glob(".step_*"))
+
+
+def test_a_damaged_later_checkpoint_does_not_cost_the_good_ones(flags, straight, two):
+    """Resumed from step 3, with one checkpoint to stay: the damaged step 4 is out of the way."""
+    flip(two / "step_4" / "hf" / "model.safetensors")
+    train_grpo.main(["--resume_from_checkpoint", str(two), "--save_total_limit", "1"])
+    assert {path.name for path in two.glob("*step_*")} == {"abandoned_step_4", "step_5"}
+    assert_same(straight, two)
+
+
+def test_leftovers_of_saves_that_were_cut_are_removed_and_other_files_stay(straight, two):
+    for name in (".step_3.unfinished", ".step_2.pruned", ".step_3.aside"):
+        (two / name).mkdir()
+    (two / "answers.jsonl").write_text('{"mine": 1}\n')
+    train_grpo.main(["--resume_from_checkpoint", str(two)])
+    assert not list(two.glob(".step_*"))
+    assert (two / "answers.jsonl").read_text() == '{"mine": 1}\n'
+    assert_same(straight, two)
+
+
+@pytest.mark.parametrize("error", [InputError("reward gone"), BrokenPipeError(), KeyError("bug")])
+def test_whatever_ends_a_run_its_last_step_is_saved(flags, straight, tmp_path, monkeypatch, error):
+    out, calls = tmp_path / "run", []
+
+    def fails(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise error
+        return original(*args)
+
+    original = train_grpo.group_advantages
+    more = ["--save_steps", "0", "--output_dir", str(out)]
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(train_grpo, "group_advantages", fails)
+        train_grpo.main([*flags, *more])
+    assert [path.name for path in out.glob("step_*")] == ["step_3"]
+    train_grpo.main(["--resume_from_checkpoint", str(out), "--save_steps", "1"])
+    assert_same(straight, out)
+
+
+def test_weights_that_are_on_their_way_are_not_saved(flags, tmp_path, monkeypatch):
+    def breaks(self, progress):
+        self.masters[0].data.zero_()
+        raise RuntimeError("half an update")
+
+    monkeypatch.setattr(Optimizer, "step", breaks)
+    with pytest.raises(RuntimeError, match="half an update"):
+        train_grpo.main([*flags, "--output_dir", str(tmp_path / "run")])
+    assert not list((tmp_path / "run").glob("step_*"))
+
+
+def test_a_run_from_a_bfloat16_checkpoint_stopped_in_its_last_evaluation_is_judged_alike(
+    flags, tmp_path, monkeypatch
+):
+    """The files hold bfloat16, training float32: the last evaluation needs the latter."""
+    source = tmp_path / "bf16"
+    model = load_model(BASE_MODEL)
+    save_model(model, source, BASE_MODEL, plan_slots(model, torch.bfloat16))
+    more = [*flags, "--model", str(source), "--held_out_size", "8"]
+    train_grpo.main([*more, "--output_dir", str(tmp_path / "a")])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, run, "held_out_metrics", 4)
+        train_grpo.main([*more, "--output_dir", str(tmp_path / "b")])
+    train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
+    assert_same(tmp_path / "a", tmp_path / "b")
 
 
 def test_every_file_is_flushed_before_the_rename(flags, straight, tmp_path, monkeypatch):

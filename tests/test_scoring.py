@@ -260,6 +260,7 @@ def test_a_function_cannot_change_the_texts_of_the_rollout(tmp_path):
         ("while True: pass", "timeout", "--reward_timeout 1 s"),
         ("import time; time.sleep(60)", "timeout", "--reward_timeout 1 s"),
         ("import os; os._exit(7)", "died", "code 7"),
+        ("import os; os.fork(); return [2.0] * 4", None, ""),  # two processes, one answer
         ("import os; os.kill(os.getpid(), 9)", "died", "code -9"),
         ("import sys; sys.exit('bye')", "exception", "SystemExit: bye"),
         ("raise KeyboardInterrupt", "exception", "KeyboardInterrupt"),
@@ -279,18 +280,26 @@ def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
     user = UserReward(Workers(user_file(tmp_path, body), 1))
     begun = time.monotonic()
     hit, spared = user.of_step([(list(TEXTS), EXAMPLES[0]), (list(TEXTS), EXAMPLES[1])])
-    assert hit == [None] * 4 and [reward.total for reward in spared] == [1.0] * 4
-    assert user.faults == {fault: 4} and time.monotonic() - begun < 60
+    assert [reward.total for reward in spared] == [1.0] * 4
+    if fault is None:
+        assert [reward.total for reward in hit] == [2.0] * 4 and not user.faults
+        again = user.of_step([(list(TEXTS), EXAMPLES[1])] * 3)  # and nothing is left in the pipe
+        assert [[reward.total for reward in group] for group in again] == [[1.0] * 4] * 3
+    else:
+        assert hit == [None] * 4 and user.faults == {fault: 4}
+    assert time.monotonic() - begun < 60
     out, err = capfd.readouterr()
     assert what in err and len(out) + len(err) < 5000
     user.workers.idle[0].kill()
 
 
-def test_a_worker_ends_with_training(tmp_path):
+@pytest.mark.parametrize("body", ["return [0.0]", "while True: pass"])
+def test_a_worker_ends_with_training_idle_or_busy(tmp_path, body):
     program = (
         f"from reward_worker import Workers\n"
         f"if __name__ == '__main__':\n"
-        f"    workers = Workers({user_file(tmp_path, 'return [0.0]')!r}, 30)\n"
+        f"    workers = Workers({user_file(tmp_path, body)!r}, 30)\n"
+        f"    workers.idle[0].connection.send((0, [], None))\n"
         f"    print(workers.idle[0].process.pid, flush=True)\n"
         f"    import os; os._exit(0)\n"  # as if killed: nobody tidies up
     )
