@@ -1,4 +1,4 @@
-"""What every training run does around its updates: prepare, judge, log, save, close.
+"""What every training run does around its updates: prepare, judge, log, save, stop, close.
 
 train_grpo.py and train_sft.py share it, so that what they report compares. Nothing is learnt here.
 Read first: train_grpo.py. Next: reporting/runlog.py.
@@ -22,6 +22,7 @@ from checkpoint import (
     restore_logs,
     save_checkpoint,
     tidy,
+    why_unusable,
 )
 from config import TrainConfig
 from evaluate import READ_BY, evaluate, frame_spoken, load_task, usable_examples
@@ -191,7 +192,7 @@ class TrainingRun:
         temperature: float = 1.0,
     ):
         self.cfg, self.processor, self.task, self.model = cfg, processor, task, model
-        self.optimizer, self.began, self.checkpoint = optimizer, began, checkpoint
+        self.optimizer, self.began = optimizer, began
         self.signals = StopSignals()
         self.done = 0  # steps that are made
         self.is_moving = False  # the weights are on their way to the next one
@@ -300,12 +301,9 @@ class TrainingRun:
             "sizes": self.sizes,
             "skipped": self.optimizer.skipped,
         }
-        try:
-            kept = find_checkpoint(directory / f"step_{self.done}")
-            if kept.state == state:
-                return kept.directory
-        except InputError:
-            pass  # there is none yet, or a damaged one
+        place = directory / f"step_{self.done}"
+        if why_unusable(place) is None and find_checkpoint(place).state == state:
+            return place
         is_over = is_last and self.pending is None  # not trained on, and judged already
         tensors = {} if is_over else self.optimizer.tensors()
         limit = self.cfg.save_total_limit

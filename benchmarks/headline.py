@@ -32,6 +32,7 @@ from config import BASE_MODEL, Config
 from evaluate import EvalConfig, evaluate, load_task
 from model.text import Processor
 from model.weights import load_model
+from reporting.saved import read_run
 from tasks.files import write_whole
 
 # Method -> the scripts it runs, each from the checkpoint of the one before.
@@ -92,9 +93,9 @@ def task_flags(task: str, shots: int, method: str, extra: list[str]) -> list[str
 
 def last_evaluation(run: Path) -> dict[str, float]:
     """Held-out and OOD metrics of the end of a run."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    judged = [row for row in rows if any(name.startswith("eval/") for name in row)][-1]
-    return {k.removeprefix("eval/"): v for k, v in judged.items() if k.startswith("eval/")}
+    rows = read_run(run).rows
+    judged = [row for row in rows if any(name.startswith("eval/") for name in row)]
+    return {k.removeprefix("eval/"): v for k, v in judged[-1].items() if k.startswith("eval/")}
 
 
 def judge(model_dir: Path, task: str, mode: str, flags: list[str], splits=("held_out", "ood")):

@@ -1,7 +1,8 @@
 """The geometry of the curves: metrics in, points for the page's inline SVG out.
 
 One panel has one axis and a few metrics. With several runs a colour is a run and a dash a metric;
-with a single run a colour is a metric. Noisy curves are drawn twice: faint as logged, and smoothed.
+with a single run a colour is a metric. Noisy curves are smoothed; up to three of a panel also
+stand there faintly as logged.
 """
 
 import math

@@ -145,19 +145,17 @@ def _level(value: float, bounds: tuple[float, float]) -> str:
 
 
 def _share(rows, metric: str, name: str, bounds, advice: str) -> Light | None:
+    return _bounded(rows, metric, name, bounds, advice, shown="{:.1%}")
+
+
+def _bounded(
+    rows, metric: str, name: str, bounds, advice: str, shown: str = "{:.2g}"
+) -> Light | None:
     value = tail_mean(rows, metric)
     if value is None:
         return None
     level = _level(value, bounds)
-    return Light(name, level, f"{value:.1%}", "" if level == "good" else advice)
-
-
-def _bounded(rows, metric: str, name: str, bounds, advice: str) -> Light | None:
-    value = tail_mean(rows, metric)
-    if value is None:
-        return None
-    level = _level(value, bounds)
-    return Light(name, level, f"{value:.2g}", "" if level == "good" else advice)
+    return Light(name, level, shown.format(value), "" if level == "good" else advice)
 
 
 def _any(rows, metric: str, name: str, advice: str) -> Light | None:

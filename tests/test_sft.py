@@ -13,12 +13,11 @@ import torch
 import evaluate
 import train_sft
 from config import BASE_MODEL, SftConfig
-from model.attention import PackLayout
 from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
 from tasks import Example, Reasoning, Task, written
-from tests.test_shared_prefix import some_groups
+from tests.test_shared_prefix import separate_logps, some_groups
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +51,8 @@ def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
     model.zero_grad()
     total = 0.0
     for prompt, response in zip(prompts, responses, strict=True):
-        P, C = len(prompt.ids), len(response)
-        ids = torch.cat((prompt.ids, response))  # (P + C,)
-        after = (torch.arange(C) + prompt.next_position).expand(3, C)
-        positions = torch.cat((prompt.positions, after), dim=1)  # (3, P + C)
-        features = model.image_features([prompt])
-        hidden = model(ids, positions, PackLayout([P + C], [[]]), features)
-        logp = model.logits(hidden[P - 1 : -1]).log_softmax(-1)  # (C, V)
-        total = total - logp.gather(1, response[:, None]).sum()
+        forbidden = torch.zeros(model.cfg.text.vocab_size, dtype=torch.bool)  # none is forbidden
+        total = total - separate_logps(model, prompt, response, 1.0, forbidden).sum()
     expected = total / sum(map(len, responses))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
