@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -36,7 +37,7 @@ C = TypeVar("C", bound=TrainConfig)
 MANIFEST = "manifest.json"
 LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
 # Flags that may change when a run goes on: they do not touch what is learnt.
-FREE = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
+FREE = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention", "fsdp"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _bring_back(run: Path) -> None:
     for aside in run.glob(".step_*.aside"):
         final = aside.with_name(aside.name[1:].removesuffix(".aside"))
         if not final.exists():
-            os.replace(aside, final)
+            with suppress(FileNotFoundError):  # another rank has done it
+                os.replace(aside, final)
 
 
 # ---- finding -------------------------------------------------------------------------------------

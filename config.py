@@ -90,6 +90,7 @@ class TrainConfig(TaskConfig):
     weight_decay: float = flag(0.0, "of AdamW")
     groups_per_micro_batch: int = flag(8, "questions per forward: memory, not the result")
     gradient_checkpointing: bool = flag(False, "recompute layers in backward: memory for time")
+    fsdp: bool = flag(False, "under torchrun: share weights and optimizer state out over the GPUs")
     # Logging
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
     eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")

@@ -7,6 +7,7 @@
 
 Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
 beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
+With `torchrun --nproc_per_node=2 evaluate.py ...` each GPU answers its share of the questions.
 Answers are greedy (temperature 0) unless --temperature says otherwise; `--votes 8 --temperature 1`
 lets the most frequent of eight answers count.
 """
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 import config
+import parallel
 from answers import parse_answer
 from checkpoint import last_model
 from config import (
@@ -230,16 +232,17 @@ def evaluate(
     per answer.
     """
     length = max_completion_length or task.max_completion_length
-    records = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
+    own, own_records = parallel.share(examples), []
+    for start in range(0, len(own), batch_size):
+        batch = own[start : start + batch_size]
         prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
         rollout = generate_group(model, processor, prompts, votes, length, temperature, seed)
         for n, example in enumerate(batch):
             elected = n * votes + majority(rollout.texts[n * votes : (n + 1) * votes])
             text, ids = rollout.texts[elected], rollout.ids[elected]
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
-            records.append(record | task.scores(text, example))
+            own_records.append(record | task.scores(text, example))
+    records = [record for of_rank in parallel.gather(own_records) for record in of_rank]
     n = len(records)
     names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
     metrics = {name: sum(record[name] for record in records) / n for name in names}
@@ -262,6 +265,7 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
     return ", ".join([*shown, f"mean length {metrics['mean_length']:.1f} tokens"])
 
 
+@parallel.processes()
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0])
     if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
@@ -296,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         answers += [{"split": name} | record for record in records]
         line, seconds = result_line(task, metrics), time.time() - start
         print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
-    if cfg.output is not None:
+    if cfg.output is not None and parallel.rank() == 0:
         write_answers(cfg.output, answers)
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 import config
+import parallel
 from config import TrainConfig
 from model.errors import InputError
 from model.vlm import VLM
+from sharding import full, placed_like
 
 MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
 
@@ -37,8 +39,8 @@ def within_memory(accumulate: Callable[[C], T], cfg: C, optimizer: "Optimizer") 
             return accumulate(cfg), cfg
         except (MemoryError, RuntimeError) as error:
             size = cfg.groups_per_micro_batch
-            if size == 1 or not config.is_out_of_memory(error):
-                raise
+            if size == 1 or cfg.fsdp or not config.is_out_of_memory(error):
+                raise  # with shards, the other ranks are in the middle of the same forward
         optimizer.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -87,18 +89,20 @@ class Optimizer:
         for name, master in zip(self.names, self.masters, strict=True):
             kept[f"master/{name}"] = master.detach()
             kept |= {f"{key}/{name}": value for key, value in self.adamw.state[master].items()}
-        return {name: value.contiguous().cpu() for name, value in kept.items()}
+        return {name: full(value).contiguous().cpu() for name, value in kept.items()}
 
     @torch.no_grad()
     def restore(self, kept: dict[str, Tensor]) -> None:
         """Go on from what `tensors` returned, bit for bit."""
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
-            master.copy_(kept[f"master/{name}"])
+            master.copy_(placed_like(kept[f"master/{name}"], master))
             parameter.copy_(master)
             own = {key: kept.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if own["step"] is not None:  # none before the first update
-                own = {key: value.to(master.device) for key, value in own.items()}
-                self.adamw.state[master] = own
+                moments = ("exp_avg", "exp_avg_sq")
+                self.adamw.state[master] = {"step": own["step"].to(master.device)} | {
+                    key: placed_like(own[key], master) for key in moments
+                }
 
     def step(self, progress: float) -> dict[str, float]:
         """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate.
@@ -114,7 +118,9 @@ class Optimizer:
         for master in self.masters:
             if master.grad is None:  # every group skipped: a zero gradient; momentum still counts
                 master.grad = torch.zeros_like(master)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm))
+        if not self.cfg.fsdp:
+            parallel.sum_gradients(self.masters)
+        norm = float(full(torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm)))
         if math.isfinite(norm):
             self.skipped = 0
             self.adamw.step()

@@ -4,10 +4,7 @@ train_grpo.py and train_sft.py share it, so that what they report compares. Noth
 Read first: train_grpo.py. Next: reporting/runlog.py.
 """
 
-import os
-import signal
 import sys
-import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import parallel
 from checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -37,6 +35,8 @@ from reporting.runlog import RunLog, about_run, check_output_dir
 from reporting.saved import read_run
 from reporting.verdict import rise
 from sample import pick_device
+from sharding import shard, whole
+from stopping import Elsewhere, Stopped, signals
 from tasks import Task
 from tasks.files import SkipLog
 
@@ -67,6 +67,11 @@ def prepare(
     `cfg` is filled in. Raises InputError for anything that cannot work."""
     if checkpoint is None:
         check_output_dir(cfg.output_dir)
+    ranks = parallel.world()
+    if cfg.prompts_per_step < ranks:
+        raise InputError(f"--prompts_per_step {cfg.prompts_per_step}: must be {ranks}, one a rank")
+    if cfg.fsdp and ranks == 1:
+        raise InputError("--fsdp: shares a model out over several ranks; start with torchrun")
     SkipLog.reported.clear()
     processor = Processor(cfg.model, cfg.max_pixels)
     task = with_usable_prompts(load_task(cfg, processor), processor, cfg.max_prompt_length)
@@ -79,17 +84,20 @@ def prepare(
         cfg = replace(cfg, coords=frame_spoken(cfg, processor))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
-    device = pick_device(cfg.device)
+    device, dtype = pick_device(cfg.device), getattr(torch, cfg.dtype)
     source = cfg.model if checkpoint is None else checkpoint.hf
-    model = load_model(source, getattr(torch, cfg.dtype), device)
+    model = load_model(source, dtype, torch.device("cpu") if cfg.fsdp else device)
     model.visual.requires_grad_(not cfg.freeze_vision)
     for part in (model.model, model.visual):
         part.gradient_checkpointing = cfg.gradient_checkpointing
+    if cfg.fsdp:
+        shard(model.float(), dtype, device)  # the shards are what the optimizer works on
     sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
         f"{task.name}: {len(task.train)} training examples, {sizes}; "
         f"{millions:.1f} M parameters, {cfg.dtype} on {device}"
+        + (f" and {ranks - 1} more ranks" if ranks > 1 else "")
     )
     return cfg, processor, task, model
 
@@ -125,48 +133,6 @@ def check_same_data(run: Path, about: dict) -> None:
             )
 
 
-class Stopped(BaseException):
-    """A signal asked the run to end. Not an Exception, so that no code from outside swallows it."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-
-class StopSignals:
-    """SIGTERM, SIGHUP, Ctrl-C become `Stopped`: at once while weights rest, else when they next do.
-
-    A second signal ends the process without saving.
-    """
-
-    def __init__(self):
-        self.received: int | None = None
-        self.held = False
-        self.previous: dict[int, object] = {}
-
-    def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                self.previous[number] = signal.signal(number, self._arrived)
-
-    def remove(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
-
-    def _arrived(self, number: int, frame: object) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
-        if not self.held:
-            raise Stopped(number)
-
-    def release(self) -> None:
-        """The weights are at rest again."""
-        self.held = False
-        if self.received is not None:
-            raise Stopped(self.received)
-
-
 class TrainingRun:
     """The log, the gallery, the report and the checkpoints of a run: `with TrainingRun(..) as run`.
 
@@ -193,7 +159,6 @@ class TrainingRun:
     ):
         self.cfg, self.processor, self.task, self.model = cfg, processor, task, model
         self.optimizer, self.began = optimizer, began
-        self.signals = StopSignals()
         self.done = 0  # steps that are made
         self.is_moving = False  # the weights are on their way to the next one
         self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
@@ -210,8 +175,10 @@ class TrainingRun:
         self.gallery = Gallery(self.log, processor, task, cfg, *shown)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
-        tidy(self.log.directory, checkpoint.step)
-        restore_logs(self.log.directory, checkpoint.state["sizes"])
+        if parallel.rank() == 0:
+            tidy(self.log.directory, checkpoint.step)
+            restore_logs(self.log.directory, checkpoint.state["sizes"])
+        parallel.gather(None)  # the others read what rank 0 has put in order
         headline = f"eval/{self.task.headline}"
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
@@ -221,7 +188,7 @@ class TrainingRun:
         print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
 
     def __enter__(self) -> "TrainingRun":
-        self.signals.install()
+        signals.install()
         try:
             if self.pending is not None:
                 self._finish_row(self.pending)
@@ -232,15 +199,20 @@ class TrainingRun:
 
     def __exit__(self, kind, error, trace) -> None:
         """Whatever ended the run, save its last step, unless the weights have left it already."""
-        number, saved = self.signals.received, None
-        if error is not None and not self.is_moving and (self.done > 0 or number is not None):
+        if error is None:
+            signals.remove()
+            return
+        signals.held = True
+        cause, saved = parallel.leave(error), None
+        number = cause.number if isinstance(cause, Stopped) else None
+        is_worth_it = self.done > 0 or number is not None
+        if is_worth_it and not self.is_moving and parallel.are_together():
             try:
                 saved = self._save()
+                parallel.gather(None)  # torchrun ends the others as soon as one has ended
             except InputError as not_saved:
                 print(not_saved, file=sys.stderr)
-        self.signals.remove()
-        if error is None:
-            return
+        signals.remove()
         self.log.close()
         with suppress(OSError):  # nobody may be listening any more
             if number is not None:
@@ -249,10 +221,12 @@ class TrainingRun:
                 print(f"go on with --resume_from_checkpoint {self.log.directory}", flush=True)
         if number is not None:
             raise SystemExit(128 + number) from None
+        if cause is not error:
+            raise cause from None
 
     def hold_signals(self) -> None:
         """From here to the end of the step the weights are in motion: signals have to wait."""
-        self.signals.held = self.is_moving = True
+        signals.held = self.is_moving = True
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps (0: never), and at the end, happens now."""
@@ -267,33 +241,37 @@ class TrainingRun:
     def _at_rest(self) -> None:
         """A point from which the run can go on exactly: weights and logs belong together."""
         self.sizes = log_sizes(self.log.directory)
-        self.signals.release()
+        signals.release()
 
     def _finish_row(self, row: dict[str, float]) -> None:
         step, found = row["step"], {}
         if is_judged := self.is_due(step, self.cfg.eval_steps):
-            with self.log.timed("eval"):
+            with self.log.timed("eval"), whole(self.model):
                 ends = step in (0, self.cfg.max_steps)
                 found = held_out_metrics(self.model, self.processor, self.task, self.cfg, ends)
                 self.gallery.held_out(step, self.model)
-        self.signals.held = True
+        signals.held = True
         self.judged += [found] if is_judged else []
         self.log.metrics(row | found)
         self.pending = None
         if is_judged and step < self.cfg.max_steps:  # `close` writes the last one
             with self.log.timed("report"):
-                try_report(self.log.directory)
+                self._report()
         self._at_rest()
         if step > 0 and self.is_due(step, self.cfg.save_steps):
             try:
                 self._save()
             except InputError as error:  # a full disk, say: the next one may succeed
-                if step == self.cfg.max_steps:
+                if step == self.cfg.max_steps or isinstance(error, Elsewhere):
                     raise
                 print(f"{error}; training goes on", file=sys.stderr)
+        parallel.gather(None)  # a step ends for all ranks at once
+
+    def _report(self) -> Path | None:
+        return try_report(self.log.directory) if self.log.is_written else None
 
     def _save(self) -> Path:
-        """Write a checkpoint of the last step, unless it is there."""
+        """Write a checkpoint of the last step, unless it is there. A joint act of all ranks."""
         directory, is_last = self.log.directory, self.done == self.cfg.max_steps
         state = {
             "step": self.done,
@@ -302,17 +280,23 @@ class TrainingRun:
             "skipped": self.optimizer.skipped,
         }
         place = directory / f"step_{self.done}"
-        if why_unusable(place) is None and find_checkpoint(place).state == state:
-            return place
-        is_over = is_last and self.pending is None  # not trained on, and judged already
-        tensors = {} if is_over else self.optimizer.tensors()
-        limit = self.cfg.save_total_limit
-        return save_checkpoint(directory, self.model, self.cfg.model, tensors, state, limit)
+        with signals.holding():
+            is_there = why_unusable(place) is None and find_checkpoint(place).state == state
+            if parallel.gather(is_there)[0]:  # in the eyes of rank 0
+                return place
+            is_over = is_last and self.pending is None  # not trained on, and judged already
+            with whole(self.model):
+                tensors = {} if is_over else self.optimizer.tensors()
+                if self.log.is_written:
+                    limit = self.cfg.save_total_limit
+                    kept = (self.cfg.model, tensors, state, limit)
+                    save_checkpoint(directory, self.model, *kept)
+        return place
 
     def close(self) -> dict[str, float]:
         """Say what the run brought and where it is; returns its last held-out metrics."""
         self.log.close()
-        report = try_report(self.log.directory)  # once more: now it knows the last checkpoint
+        report = self._report()  # once more: now it knows the last checkpoint
         line = rise(self.judged[0], self.judged[-1], self.task.headline)
         seconds = time.time() - self.began
         print(f"{line}; {seconds:.0f} s; {self.log.directory / f'step_{self.done}' / 'hf'}")

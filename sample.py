@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 import config
+import parallel
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
 from kernels import triton
@@ -200,7 +201,7 @@ def generate_group(
     layout = PackLayout([len(p.ids) for p in prompts], [[] for _ in prompts], device)
     ids = torch.cat([p.ids for p in prompts]).to(device)  # (T,)
     positions = torch.cat([p.positions for p in prompts], dim=1).to(device)  # (3, T)
-    hidden = model(ids, positions, layout, model.image_features(prompts), cache)  # (T, D)
+    hidden = model(ids, positions, layout, prompts, cache)  # (T, D)
     ends = torch.tensor(layout.prefix_lengths, device=device).cumsum(0) - 1  # (N,)
     position = torch.tensor([p.next_position for p in prompts], device=device)  # (N,)
 
@@ -240,9 +241,12 @@ def generate_group(
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU if there is one. Raises InputError for a device that cannot be used."""
+    """`auto` takes a GPU if there is one, under torchrun each rank its own. Raises InputError for a
+    device that cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and parallel.world() > 1:
+        name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

@@ -24,6 +24,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+import parallel
 from config import Config
 from model.errors import InputError
 from reward_worker import MAX_TOLD, Workers
@@ -204,7 +205,10 @@ class Scorer:
     def _faults(self, n_completions: int) -> dict[str, float]:
         if self.user is None:
             return {}
-        faults, self.user.faults = self.user.faults, Counter()
+        own, self.user.faults = dict(self.user.faults), Counter()
+        of_ranks = parallel.gather([own, n_completions])
+        faults = sum((Counter(faults) for faults, _ in of_ranks), Counter())
+        n_completions = sum(n for _, n in of_ranks)
         if faults.total() > MAX_FAULTS * n_completions:
             kinds = ", ".join(f"{kind} {count}" for kind, count in faults.items())
             raise InputError(

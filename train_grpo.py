@@ -15,15 +15,15 @@ verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the pap
 - The ratio is taken against the log-probabilities kept while sampling, not recomputed.
 - Standard deviations are Bessel-corrected, with 1e-4 added, as in TRL.
 
-A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py).
+A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py). Started
+with torchrun, each process works on its share of a step's questions (parallel.py).
 Read first: rewards.py, tasks/cls.py. Next: sample.py; run.py has what surrounds the updates.
 """
 
-import copy
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 import config
+import parallel
 from checkpoint import Checkpoint, parse_or_resume
 from config import Config, TrainConfig
 from kernels import group_advantages
@@ -42,6 +43,7 @@ from reporting.runlog import completion_records, rollout_metrics
 from run import TrainingRun, prepare
 from sample import Rollout, generate_group
 from scoring import Scorer
+from sharding import equally_many, whole
 from tasks import Example, Task
 
 # ---- the equations -------------------------------------------------------------------------------
@@ -116,17 +118,22 @@ class Group:
     weights: Tensor  # (C of the group,) fp32
 
 
-def make_groups(prompts: list[Prompt], rollout: Rollout, advantages: Tensor, cfg) -> list[Group]:
-    """Sort a rollout into groups: advantages (N, G) are repeated for every token."""
-    G, lengths = cfg.num_generations, [len(ids) for ids in rollout.ids]
-    weights = token_weights(lengths, cfg.loss_type, cfg.max_completion_length).split(lengths)
+def make_groups(
+    prompts: list[Prompt], rollout: Rollout, advantages: Tensor, cfg: Config
+) -> list[Group]:
+    """Sort this rank's share of a rollout into groups: advantages (N, G) are repeated for every
+    token; the weights of the tokens are those of the whole step."""
+    G, limit = cfg.num_generations, cfg.max_completion_length
+    lengths = sum(parallel.gather([len(ids) for ids in rollout.ids]), [])  # of all ranks
+    of_completions = token_weights(lengths, cfg.loss_type, limit).split(lengths)  # (C_i,) each
+    weights = parallel.share([of_completions[b : b + G] for b in range(0, len(lengths), G)])
     groups = []
     for n, prompt in enumerate(prompts):
         own = slice(n * G, (n + 1) * G)
-        counts = torch.tensor(lengths[own])
+        counts = torch.tensor([len(ids) for ids in rollout.ids[own]])
         per_token = advantages[n].repeat_interleave(counts)
         logp_old = torch.cat(rollout.logps[own])
-        group = Group(prompt, rollout.ids[own], logp_old, per_token, torch.cat(weights[own]))
+        group = Group(prompt, rollout.ids[own], logp_old, per_token, torch.cat(weights[n]))
         groups.append(group)
     return groups
 
@@ -139,14 +146,17 @@ def accumulate_gradient(
     `forbidden` (V,) marks the tokens that are never sampled.
 
     At beta = 0 a group without spread has zero advantages and so exactly no gradient: it is
-    skipped. Returns the metrics of the update, means over the tokens that were computed.
+    skipped. Returns sums over the tokens that were computed, for `update_metrics`.
     """
+    silent = replace(groups[0], weights=torch.zeros_like(groups[0].weights))
     if reference is None:
         groups = [group for group in groups if bool(group.advantages.any())]
-    totals: dict[str, float] = defaultdict(float, loss=0.0)
-    device = model.device
-    for start in range(0, len(groups), cfg.groups_per_micro_batch):
-        batch = groups[start : start + cfg.groups_per_micro_batch]
+    totals: dict[str, float] = defaultdict(float, loss=0.0, tokens=0)
+    size, device = cfg.groups_per_micro_batch, model.device
+    batches = [groups[start : start + size] for start in range(0, len(groups), size)]
+    if cfg.fsdp:  # a forward is a joint act of all ranks
+        batches = equally_many(batches, [silent])
+    for batch in batches:
         pack = make_pack([g.prompt for g in batch], [g.ids for g in batch], device)
         logp, entropy = completion_logps(model, pack, cfg.temperature, forbidden)  # (C,) each
         logp_ref = None
@@ -158,6 +168,8 @@ def accumulate_gradient(
         weights = torch.cat([g.weights for g in batch]).to(device)  # (C,)
         loss, stats = grpo_loss(logp, logp_old, logp_ref, advantages, weights, cfg)
         loss.backward()
+        if batch[0] is silent:
+            continue
         difference = (logp.detach() - logp_old).abs()
         totals["loss"] += loss.item()
         totals["tokens"] += len(logp)
@@ -167,9 +179,22 @@ def accumulate_gradient(
         totals[largest] = max(totals[largest], difference.max().item())
         for name, value in stats.items():
             totals[name] += value.item()
-    whole = ("loss", "tokens", "sampling/sampling_logp_difference/max")
-    tokens = max(totals.pop("tokens", 0), 1)
-    return {k: v if k in whole else v / tokens for k, v in totals.items()}
+    return totals
+
+
+def update_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of an update from the totals of all ranks: means over tokens, but for the loss
+    and the largest difference."""
+    names = dict.fromkeys(name for totals in of_ranks for name in totals)
+    tokens = max(sum(totals["tokens"] for totals in of_ranks), 1)
+    metrics = {}
+    for name in names:
+        values = [totals[name] for totals in of_ranks if name in totals]
+        if name.endswith("/max"):
+            metrics[name] = max(values)
+        elif name != "tokens":
+            metrics[name] = sum(values) / (1 if name == "loss" else tokens)
+    return metrics
 
 
 # ---- data of a step ------------------------------------------------------------------------------
@@ -199,8 +224,8 @@ def examples_of_step(
 def prompts_of_step(
     model: VLM, processor: Processor, task: Task, step: int, cfg: TrainConfig
 ) -> tuple[list[Prompt], list[Example]]:
-    """N image-question pairs; a frozen tower has already run over their images."""
-    keys, examples = zip(*examples_of_step(task.train, step, cfg), strict=True)
+    """This rank's image-question pairs; a frozen tower has already run over their images."""
+    keys, examples = zip(*parallel.share(examples_of_step(task.train, step, cfg)), strict=True)
     prompts = [
         processor.prompt(key, example.images, example.question)
         for key, example in zip(keys, examples, strict=True)
@@ -221,12 +246,25 @@ def keep_features(model: VLM, prompts: list[Prompt]) -> None:
             prompt.features = own if prompt.grids else None
 
 
-def starting_model(model: VLM, cfg: Config, checkpoint: Checkpoint | None) -> VLM | None:
+def of_all_ranks(
+    rollout: Rollout, rewards: Tensor, parts: list[dict[str, float]], advantages: Tensor
+) -> tuple[Rollout, Tensor, list[dict[str, float]], Tensor]:
+    """The shares of a step put together, in the order of its questions: (N, G) is of all ranks."""
+    if parallel.world() == 1:
+        return rollout, rewards, parts, advantages
+    own = [[row.tolist() for row in rollout.ids], [row.tolist() for row in rollout.logps]]
+    own += [rollout.finish, rollout.texts, rewards.tolist(), parts, advantages.tolist()]
+    joined = [sum(of_ranks, []) for of_ranks in zip(*parallel.gather(own), strict=True)]
+    ids, logps, finish, texts, rewards, parts, advantages = joined
+    ids, logps = [torch.tensor(row) for row in ids], [torch.tensor(row) for row in logps]
+    rollout = Rollout(ids=ids, logps=logps, finish=finish, texts=texts)
+    return rollout, torch.tensor(rewards), parts, torch.tensor(advantages)
+
+
+def starting_model(model: VLM, cfg: Config) -> VLM | None:
     """The reference of the KL term, the model as it was before the first step: None at beta 0."""
     if cfg.beta == 0:
         return None
-    if checkpoint is None:
-        return copy.deepcopy(model).requires_grad_(False)
     return load_model(cfg.model, getattr(torch, cfg.dtype), model.device).requires_grad_(False)
 
 
@@ -235,28 +273,29 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
     began = time.time()
     cfg, processor, task, model = prepare(cfg, checkpoint)
     scorer = Scorer(task, cfg)
-    reference = starting_model(model, cfg, checkpoint)
+    reference = starting_model(model, cfg)
     optimizer = Optimizer(model, cfg)
     device, forbidden = model.device, processor.forbidden.to(model.device)  # (V,)
     shown = (cfg.num_generations, cfg.temperature)
     with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint, *shown) as run:
         log = run.log
         for step in range(run.done, cfg.max_steps):
-            # 1. Questions: N image-question pairs.
-            with log.timed("prompts"):
-                prompts, examples = prompts_of_step(model, processor, task, step, cfg)
-            # 2. Rollout: G completions each from the current policy; every prompt computed once.
-            with log.timed("rollout"):
-                rollout = generate_group(
-                    model,
-                    processor,
-                    prompts,
-                    cfg.num_generations,
-                    cfg.max_completion_length,
-                    cfg.temperature,
-                    cfg.seed,
-                    step,
-                )
+            with whole(model):
+                # 1. Questions: N image-question pairs, of which each rank takes its share.
+                with log.timed("prompts"):
+                    prompts, examples = prompts_of_step(model, processor, task, step, cfg)
+                # 2. Rollout: G completions each from the current policy; prompts computed once.
+                with log.timed("rollout"):
+                    rollout = generate_group(
+                        model,
+                        processor,
+                        prompts,
+                        cfg.num_generations,
+                        cfg.max_completion_length,
+                        cfg.temperature,
+                        cfg.seed,
+                        step,
+                    )
             # 3. Reward: verify every completion.
             with log.timed("reward"):
                 rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
@@ -267,22 +306,28 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             mismatch: dict[str, float] = {}
             with log.timed("update"):
                 for _ in range(cfg.num_iterations):
+                    if cfg.fsdp:
+                        run.hold_signals()
                     accumulate = partial(accumulate_gradient, model, reference, groups, forbidden)
-                    update, cfg = within_memory(accumulate, cfg, optimizer)
+                    totals, cfg = within_memory(accumulate, cfg, optimizer)
                     run.hold_signals()  # the weights change now: up to the end of the step
+                    update = update_metrics(parallel.gather(totals))
                     update |= optimizer.step(step / cfg.max_steps)
                     # Sampler and trainer are compared on the same weights: in the first pass.
                     mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
             # 6. Log, evaluate, save.
-            told = (step + 1, examples, rollout, rewards, parts, advantages)
+            asked = [example for _, example in examples_of_step(task.train, step, cfg)]
+            everyones = of_all_ranks(rollout, rewards, parts, advantages)
+            told = (step + 1, asked, *everyones)
             log.append("completions.jsonl", completion_records(*told))
             if run.is_due(step + 1, cfg.eval_steps):
                 run.gallery.training(*told)
-            row = {"step": step + 1} | rollout_metrics(rewards, parts, rollout)
+            row = {"step": step + 1} | rollout_metrics(*everyones[:3])
             run.end_step(row | faults | update | mismatch)
     return run.close()
 
 
+@parallel.processes()
 def main(argv: list[str] | None = None) -> None:
     train(*parse_or_resume(Config, argv, __doc__.split("\n\n")[0]))
 

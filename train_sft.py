@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import config
+import parallel
 from checkpoint import Checkpoint, parse_or_resume
 from config import SftConfig
 from model.errors import InputError
@@ -31,6 +32,7 @@ from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from optimizer import Optimizer, within_memory
 from run import TrainingRun, prepare
+from sharding import equally_many, whole
 from tasks import Example, Reasoning, Task, written
 from train_grpo import prompts_of_step
 
@@ -75,15 +77,19 @@ def response_ids(example: Example, mode: str, processor: Processor) -> Tensor:
 
 
 def accumulate_imitation(
-    model: VLM, prompts: list[Prompt], responses: list[Tensor], cfg: SftConfig
+    model: VLM, prompts: list[Prompt], responses: list[Tensor], total: int, cfg: SftConfig
 ) -> float:
-    """Backward of the mean negative log-probability over all tokens of the step; returns it."""
-    total, loss = sum(map(len, responses)), 0.0
-    for start in range(0, len(prompts), cfg.groups_per_micro_batch):
-        own = slice(start, start + cfg.groups_per_micro_batch)
+    """Backward of the mean negative log-probability over the `total` tokens of the step, those of
+    all ranks; returns this rank's part of it."""
+    size, loss = cfg.groups_per_micro_batch, 0.0
+    batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
+    silent = slice(0, 1)
+    if cfg.fsdp:  # a forward is a joint act of all ranks
+        batches = equally_many(batches, silent)
+    for own in batches:
         pack = make_pack(prompts[own], [[ids] for ids in responses[own]], model.device)
         logp, _ = completion_logps(model, pack)  # (C,)
-        part = -logp.sum() / total
+        part = -logp.sum() / total * float(own is not silent)
         part.backward()
         loss += part.item()
     return loss
@@ -100,18 +106,23 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
     optimizer = Optimizer(model, cfg)
     with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint) as run:
         for step in range(run.done, cfg.max_steps):
-            with run.log.timed("prompts"):
+            with run.log.timed("prompts"), whole(model):
                 prompts, examples = prompts_of_step(model, processor, task, step, cfg)
                 responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
+            total = sum(parallel.gather(sum(map(len, responses))))  # tokens
             with run.log.timed("update"):
-                accumulate = partial(accumulate_imitation, model, prompts, responses)
+                if cfg.fsdp:
+                    run.hold_signals()
+                accumulate = partial(accumulate_imitation, model, prompts, responses, total)
                 loss, cfg = within_memory(accumulate, cfg, optimizer)
                 run.hold_signals()  # the weights change now: up to the end of the step
+                loss = sum(parallel.gather(loss))
                 update = optimizer.step(step / cfg.max_steps)
             run.end_step({"step": step + 1, "loss": loss} | update)
     return run.close()
 
 
+@parallel.processes()
 def main(argv: list[str] | None = None) -> None:
     train(*parse_or_resume(SftConfig, argv, __doc__.split("\n\n")[0]))
 

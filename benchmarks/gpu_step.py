@@ -16,7 +16,7 @@ from config import Config
 from kernels import group_advantages
 from model.vlm import completion_logps, make_pack
 from sample import generate_group
-from train_grpo import Optimizer, accumulate_gradient, keep_features, make_groups
+from train_grpo import Optimizer, accumulate_gradient, keep_features, make_groups, update_metrics
 
 
 class Step:
@@ -42,7 +42,8 @@ class Step:
         self.groups = make_groups(self.prompts, rollout, group_advantages(rewards), cfg)
 
     def update(self) -> None:
-        self.metrics = accumulate_gradient(self.model, None, self.groups, self.forbidden, self.cfg)
+        totals = accumulate_gradient(self.model, None, self.groups, self.forbidden, self.cfg)
+        self.metrics = update_metrics([totals])
 
     def step(self) -> None:
         self.optimizer.step(0.0)

@@ -130,12 +130,16 @@ class VLM(nn.Module):
         ids: Tensor,
         positions: Tensor,
         layout: PackLayout,
-        features: Tensor | None = None,
+        prompts: list[Prompt],
         cache: KVCache | None = None,
     ) -> Tensor:
-        """(T,) ids of a pack and their positions (3, T) -> hidden states (T, D); fills `cache`."""
-        rotary = mrope(positions, self.cfg.text)
-        return self.model(self.embed(ids, features), rotary, layout, cache)
+        """A pack -> hidden states (T, D); fills `cache` with keys and values of the prefixes.
+
+        Args:
+            ids: (T,) int64. positions: (3, T). prompts: whose images fill the slots among `ids`.
+        """
+        x = self.embed(ids, self.image_features(prompts))  # (T, D)
+        return self.model(x, mrope(positions, self.cfg.text), layout, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32: logits rounded to bf16 are off by up to 0.06 nats."""
@@ -208,8 +212,7 @@ def completion_logps(
         temperature: the sampler's. forbidden: (V,) bool, tokens the sampler never draws.
     Returns: logp (C,) fp32 with gradient, entropy (C,) fp32 without, both in nats.
     """
-    features = model.image_features(pack.prompts)
-    hidden = model(pack.ids, pack.positions, pack.layout, features)  # (T, D)
+    hidden = model(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
     return linear_logprob(
         hidden[pack.predictors], model.head_weight, pack.targets, temperature, forbidden
     )

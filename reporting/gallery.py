@@ -108,6 +108,8 @@ class Gallery:
 
     def held_out(self, step: int, model: VLM) -> None:
         """Answer the fixed questions with the model as it is after `step` steps."""
+        if not self.log.is_written:
+            return
         rows, at_once = [], self.cfg.prompts_per_step  # no more than training itself
         for start in range(0, len(self.fixed), at_once):
             rows += self._answered(step, model, self.fixed[start : start + at_once])
@@ -147,6 +149,8 @@ class Gallery:
         advantages: Tensor,
     ) -> None:
         """Keep the telling groups of a step: rewards and advantages (N, G), as they were paid."""
+        if not self.log.is_written:
+            return
         views = telling_groups(rewards, rollout.texts)
         rows = [
             self._row(step, view, examples[n], rollout, n, rewards, parts, advantages)

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import config
+import parallel
 from answers import parse_answer
 from config import TrainConfig
 from model.errors import InputError
@@ -36,7 +37,7 @@ from tasks.files import SkipLog
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "pillow", "numpy")
 
 
-def rollout_metrics(rewards: Tensor, parts: list[dict], rollout: Rollout) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, rewards: Tensor, parts: list[dict]) -> dict[str, float]:
     """What is logged about completions, under TRL's names."""
     lengths = torch.tensor([len(ids) for ids in rollout.ids], dtype=torch.float32)
     metrics = {
@@ -180,13 +181,15 @@ class RunLog:
     def __init__(self, cfg: TrainConfig, about: dict, done: int | None = None):
         """A new run's directory, or one where `done` steps are made already (a resumed run)."""
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.directory = cfg.output_dir or Path("runs") / name
-        if done is None:
+        directory = str(cfg.output_dir or Path("runs") / name)
+        self.directory = Path(parallel.gather(directory)[0])  # clocks differ
+        self.is_written = parallel.rank() == 0  # the other ranks say nothing and write nothing
+        if done is None and self.is_written:
             check_output_dir(self.directory)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.lock = lock_directory(self.directory)
-            if done is None:
+            self.lock = lock_directory(self.directory) if self.is_written else None
+            if done is None and self.is_written:
                 config.save(cfg, self.directory / "config.json")
                 text = json.dumps(about, indent=2) + "\n"
                 (self.directory / "run.json").write_text(text, encoding="utf-8")
@@ -196,9 +199,14 @@ class RunLog:
             ) from None
         self.seconds: dict[str, float] = {}
         self.has_lost = False
-        self.tracker = Tracker(cfg.report_to, self.directory, config.to_dict(cfg))
+        told_to = cfg.report_to if self.is_written else "none"
+        self.tracker = Tracker(told_to, self.directory, config.to_dict(cfg))
         self.bar = tqdm(
-            total=cfg.max_steps, initial=done or 0, disable=None, unit="step", dynamic_ncols=True
+            total=cfg.max_steps,
+            initial=done or 0,
+            disable=None if self.is_written else True,  # None: where there is no terminal
+            unit="step",
+            dynamic_ncols=True,
         )
 
     @contextmanager
@@ -218,6 +226,8 @@ class RunLog:
             self.has_lost = True
 
     def append(self, file: str, rows: list[dict]) -> None:
+        if not self.is_written:
+            return
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path = self.directory / file
         size = path.stat().st_size if path.is_file() else 0
@@ -247,7 +257,8 @@ class RunLog:
     def close(self) -> None:
         self.bar.close()
         self.tracker.close()
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def _show(self, row: dict) -> None:
         if "reward" in row:

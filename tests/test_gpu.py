@@ -99,7 +99,8 @@ def test_a_bf16_step_moves_the_model_and_sampler_and_trainer_agree(groups):
     advantages = group_advantages(torch.randn(3, 4, device="cuda")).cpu()
     made = train_grpo.make_groups(prompts, rollout, advantages, cfg)
     forbidden = processor.forbidden.cuda()
-    metrics = train_grpo.accumulate_gradient(model, None, made, forbidden, cfg)
+    totals = train_grpo.accumulate_gradient(model, None, made, forbidden, cfg)
+    metrics = train_grpo.update_metrics([totals])
     metrics |= optimizer.step(0.0)
     assert metrics["sampling/sampling_logp_difference/mean"] < 2e-2
     assert metrics["grad_norm"] > 0 and not torch.equal(before, model.head_weight)

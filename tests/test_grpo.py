@@ -33,6 +33,7 @@ from train_grpo import (
     kl_k3,
     make_groups,
     token_weights,
+    update_metrics,
 )
 
 LENGTHS = [3, 1, 4, 2]  # two groups of two
@@ -188,7 +189,7 @@ def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothin
     accumulate_gradient(model, reference, flat, processor.forbidden, cfg)
     assert all(not g.any() for g in gradients(model).values())
     # skipped: no forward at all
-    metrics = accumulate_gradient(model, None, flat, processor.forbidden, cfg)
+    metrics = update_metrics([accumulate_gradient(model, None, flat, processor.forbidden, cfg)])
     assert gradients(model) == {} and metrics == {"loss": 0.0}
 
     mixed = groups_of(prompts, completions, cfg, flat=(1,))
@@ -356,7 +357,7 @@ def test_rewards_are_grouped_by_prompt_and_targets_belong_to_their_group():
     scorer = Scorer(task, Config(num_generations=2, max_completion_length=8))
     rewards, parts, _ = scorer.score_step(some_examples(2), rollout, 0)
     assert rewards.tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    metrics = rollout_metrics(rewards, parts, rollout)
+    metrics = rollout_metrics(rollout, rewards, parts)
     assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.0
     assert metrics["rewards/correct/mean"] == 0.5 and metrics["completions/clipped_ratio"] == 0.0
     assert metrics["reward_std_group"] == pytest.approx(math.sqrt(0.5))
@@ -394,7 +395,7 @@ def test_the_update_reports_how_far_sampling_and_training_differ(tiny):
     rollout = generate_group(model, processor, prompts, 4, 8)
     rewards = torch.rand(3, 4)
     groups = make_groups(prompts, rollout, group_advantages(rewards), cfg)
-    metrics = accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+    metrics = update_metrics([accumulate_gradient(model, None, groups, processor.forbidden, cfg)])
     gradients(model)
     assert 0 <= metrics["sampling/sampling_logp_difference/mean"] < 1e-5
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4

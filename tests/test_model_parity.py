@@ -14,7 +14,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from model.attention import KVCache, PackLayout
 from model.language import DecodingStep, mrope
-from model.vlm import rope_positions
+from model.vlm import Prompt, rope_positions
 from model.weights import load_model, published_name, published_tensors
 
 IMAGE, VIDEO, START, END = 5, 6, 3, 4
@@ -105,9 +105,9 @@ def our_forward(model, rows, grids_per_row, pixels):
     ids = torch.cat(rows)
     positions = [rope_positions(r, g, model.cfg) for r, g in zip(rows, grids_per_row, strict=True)]
     grids = [g for row in grids_per_row for g in row]
-    features = model.visual(pixels, grids) if grids else None
+    asked = Prompt("", ids, torch.cat(positions, 1), pixels, grids)  # as one: images in their order
     layout = PackLayout([len(r) for r in rows], [[] for _ in rows])
-    return model.logits(model(ids, torch.cat(positions, 1), layout, features))
+    return model.logits(model(ids, asked.positions, layout, [asked]))
 
 
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
@@ -190,8 +190,8 @@ def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, g
     positions = rope_positions(ids, grids, model.cfg)
     cache = KVCache(group_size=1, max_suffix=20)
     with torch.inference_mode():
-        features = model.visual(pixels, grids) if grids else None
-        hidden = model(ids, positions, PackLayout([len(ids)], [[]]), features, cache)[-1:]
+        prompt = Prompt("", ids, positions, pixels, grids)
+        hidden = model(ids, positions, PackLayout([len(ids)], [[]]), [prompt], cache)[-1:]
         step, ours = DecodingStep(model.model, cache), []
         for t in range(20):
             logits = model.logits(hidden)

@@ -27,7 +27,7 @@ from model.errors import InputError
 from model.weights import load_model, plan_slots, save_model
 from optimizer import Optimizer
 from reporting.runlog import lock_directory
-from run import Stopped
+from stopping import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
@@ -161,8 +161,8 @@ def test_supervised_fine_tuning_resumes_exactly(tiny_dir, tmp_path, monkeypatch)
 
 def test_a_second_signal_ends_the_process_at_once_without_saving(tmp_path):
     program = (
-        "import os, signal, time, run\n"
-        "signals = run.StopSignals()\n"
+        "import os, signal, time\n"
+        "from stopping import signals\n"
         "signals.install()\n"
         "signals.held = True\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"

@@ -120,9 +120,7 @@ def test_temperature_zero_takes_the_likeliest_token_of_a_full_forward(tiny, prom
             tail = [torch.cat((ids[:t], torch.tensor([j]))) for j in (token, 30)]
             pack = make_pack([prompt], [tail])
             with torch.no_grad():
-                hidden = model(
-                    pack.ids, pack.positions, pack.layout, model.image_features([prompt])
-                )
+                hidden = model(pack.ids, pack.positions, pack.layout, [prompt])
             logits = model.logits(hidden[pack.predictors[t]])
             assert int(logits.masked_fill(processor.forbidden, -torch.inf).argmax()) == token
     assert same(rollout, draw(tiny, prompts, G=1, temperature=0.0, seed=9))

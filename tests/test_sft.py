@@ -40,7 +40,8 @@ def imitation(tiny, cfg):
     prompts, completions = some_groups(processor)
     responses = [group[0] for group in completions]
     model.zero_grad()
-    loss = train_sft.accumulate_imitation(model, prompts, responses, cfg)
+    total = sum(map(len, responses))
+    loss = train_sft.accumulate_imitation(model, prompts, responses, total, cfg)
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return loss, found, prompts, responses
 

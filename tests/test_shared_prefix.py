@@ -49,8 +49,7 @@ def separate_logps(model, prompt, completion, temperature, forbidden):
     ids = torch.cat((prompt.ids, completion))  # (P + C,)
     after = (torch.arange(C) + prompt.next_position).expand(3, C)
     positions = torch.cat((prompt.positions, after), dim=1)  # (3, P + C)
-    features = model.image_features([prompt])
-    hidden = model(ids, positions, PackLayout([P + C], [[]]), features)
+    hidden = model(ids, positions, PackLayout([P + C], [[]]), [prompt])
     logits = model.logits(hidden[P - 1 : -1]).float() / temperature  # (C, V)
     logp = logits.masked_fill(forbidden, float("-inf")).log_softmax(-1)
     return logp.gather(1, completion[:, None]).squeeze(1)  # (C,)
@@ -178,9 +177,7 @@ def test_entropy_is_that_of_the_sampling_distribution(tiny):
     with torch.no_grad():
         P = len(prompts[0].ids)
         layout = PackLayout([P], [[]])
-        hidden = model(
-            prompts[0].ids, prompts[0].positions, layout, model.image_features(prompts[:1])
-        )
+        hidden = model(prompts[0].ids, prompts[0].positions, layout, prompts[:1])
         logits = model.logits(hidden[-1]) / 1.3
         p = logits.masked_fill(processor.forbidden, float("-inf")).softmax(-1)
     expected = -(p * p.clamp(min=1e-30).log()).sum()

@@ -24,7 +24,7 @@ from model.attention import PackLayout
 from model.config import VLMConfig
 from model.errors import InputError
 from model.scratch import init_model, write_scratch_directory
-from model.vlm import VLM, rope_positions
+from model.vlm import VLM, Prompt, rope_positions
 from model.weights import load_model, plan_slots, published_tensors, save_model
 from tests.conftest import TINY
 
@@ -107,9 +107,9 @@ def logits_of_both(ours: VLM, theirs: Qwen2VLForConditionalGeneration):
     ids = torch.tensor([9, 10, 3, *[cfg.image_token_id] * 6, 4, 30, 31, 32])
     pixels = torch.randn(24, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        features = ours.visual(pixels, [grid])
+        prompt = Prompt("", ids, rope_positions(ids, [grid], cfg), pixels, [grid])
         layout = PackLayout([len(ids)], [[]])
-        hidden = ours(ids, rope_positions(ids, [grid], cfg), layout, features)
+        hidden = ours(ids, prompt.positions, layout, [prompt])
         reference = theirs(
             input_ids=ids[None],
             attention_mask=torch.ones_like(ids)[None],
