@@ -47,3 +47,42 @@ def tiny_dir(tmp_path_factory) -> Path:
                 parameter.mul_(6.0)  # standard deviation 0.12: answers depend on what is seen
     save_model(model, directory, skeleton, plan_slots(model, torch.float32))
     return directory
+
+
+# ---- the campaign: `python -m pytest -m campaign` (tests/campaign.py) ----------------------------
+
+from tests.campaign import TESTS, Outcomes  # noqa: E402
+
+OUTCOMES = Outcomes()
+
+
+def campaign_name(nodeid: str) -> str:
+    """tests/test_x.py::test_y[z] -> test_x.py::test_y"""
+    return nodeid.split("/")[-1].split("[")[0]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if campaign_name(item.nodeid) in TESTS:
+            item.add_marker(pytest.mark.campaign)
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or report.outcome != "passed":
+        OUTCOMES.add(campaign_name(report.nodeid), report.outcome)
+
+
+def is_campaign(config) -> bool:
+    return config.getoption("-m") == "campaign" and not config.getoption("collectonly")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if is_campaign(config):
+        terminalreporter.section("campaign")
+        for line in OUTCOMES.table()[0]:
+            terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session):
+    if is_campaign(session.config) and not OUTCOMES.table()[1] and session.exitstatus == 0:
+        session.exitstatus = 1
