@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from model.errors import InputError
+from tasks.files import MAX_SKIP
 from tasks.garden import GARDEN_SPLIT_SEED
 
 C = TypeVar("C")
@@ -47,6 +48,7 @@ class TaskConfig:
     held_out_per_class: int = flag(10, "test images per class: cls")
     held_out_size: int = flag(200, "test questions: the other tasks")
     split_seed: int = flag(GARDEN_SPLIT_SEED, "of the training and the held-out examples")
+    max_skip: float = flag(MAX_SKIP, "share of the data that may be unusable; two always may")
     prompt_mode: Literal["think", "steps", "direct"] = flag(
         "think", "reason first; in four steps; or answer at once"
     )
@@ -71,6 +73,7 @@ class TaskConfig:
         require_counts(self, "shots train_size held_out_per_class held_out_size max_prompt_length")
         length = self.max_completion_length
         require(length is None or 1 <= length <= 10**6, "max_completion_length", "1 .. 10^6", self)
+        require(0 <= self.max_skip <= 1, "max_skip", "in 0 .. 1", self)
         require(0 <= self.tolerance < 1, "tolerance", "in 0 .. 1", self)
         require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)
         require(0 <= self.seed < 2**63, "seed", "in 0 .. 2^63 - 1", self)

@@ -310,7 +310,7 @@ def judged_examples(
     """The usable ones of a split. Raises InputError where too many, or all, are not."""
     skips = SkipLog()
     usable = usable_examples(examples, processor, cfg.max_prompt_length, skips)
-    skips.check(len(examples))
+    skips.check(len(examples), cfg.max_skip)
     if not usable:
         raise InputError(f"--split {split}: no example is left; {skips.first[0]}")
     return usable

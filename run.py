@@ -43,7 +43,7 @@ from tasks.files import SkipLog
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
 
-def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int) -> Task:
+def with_usable_prompts(task: Task, processor: Processor, cfg: TrainConfig) -> Task:
     """The task without examples whose prompt cannot be built, before the run leaves anything.
 
     Raises InputError when more than a few are lost, or none is left.
@@ -51,10 +51,10 @@ def with_usable_prompts(task: Task, processor: Processor, max_prompt_length: int
     skips = SkipLog()
     judged = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
     kept = {
-        name: usable_examples(examples, processor, max_prompt_length, skips)
+        name: usable_examples(examples, processor, cfg.max_prompt_length, skips)
         for name, examples in ({"train": task.train} | judged).items()
     }
-    skips.check(len(task.train) + sum(map(len, judged.values())))
+    skips.check(len(task.train) + sum(map(len, judged.values())), cfg.max_skip)
     if empty := [name for name, examples in kept.items() if not examples]:
         raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
     return replace(task, train=kept.pop("train"), splits=task.splits | kept)
@@ -74,7 +74,7 @@ def prepare(
         raise InputError("--fsdp: shares a model out over several ranks; start with torchrun")
     SkipLog.reported.clear()
     processor = Processor(cfg.model, cfg.max_pixels)
-    task = with_usable_prompts(load_task(cfg, processor), processor, cfg.max_prompt_length)
+    task = with_usable_prompts(load_task(cfg, processor), processor, cfg)
     if len(task.train) < cfg.prompts_per_step:
         print(
             f"data: {len(task.train)} training examples, fewer than --prompts_per_step "

@@ -22,6 +22,7 @@ from PIL import Image
 
 from model.image import ImageConfig
 from rewards import Reward
+from tasks.files import MAX_SKIP
 from tasks.garden import GARDEN_SPLIT_SEED
 
 
@@ -77,6 +78,7 @@ class Settings:
     held_out_per_class: int = 10
     held_out_size: int = 200
     split_seed: int = GARDEN_SPLIT_SEED
+    max_skip: float = MAX_SKIP
     prompt_mode: str = "think"
     question: str | None = None
     shuffle_labels: bool = False

@@ -42,6 +42,7 @@ def load(settings: Settings) -> Task:
     else:
         train, splits = labelled_examples(
             settings.data,
+            settings.max_skip,
             settings.data_root,
             settings.shots,
             settings.held_out_per_class,
@@ -83,7 +84,12 @@ def garden_examples(shots: int, held_out: int, split_seed: int):
 
 
 def labelled_examples(
-    data: str, data_root: Path | None, shots: int, held_out: int, split_seed: int
+    data: str,
+    max_skip: float,
+    data_root: Path | None,
+    shots: int,
+    held_out: int,
+    split_seed: int,
 ):
     """Any labelled images: `shots` of every class train, up to `held_out` others judge."""
     default = DIGIT_PROMPT if data == "digits" else ANY_PROMPT
@@ -92,7 +98,7 @@ def labelled_examples(
         return [Example(i.id, (i.image,), i.question or default, i.label) for i in items]
 
     train, judged = few_shot_split(
-        load_labelled(data, data_root=data_root), shots, split_seed, held_out
+        load_labelled(data, max_skip, data_root), shots, split_seed, held_out
     )
     return as_examples(train), {"held_out": as_examples(judged)}
 

@@ -25,8 +25,10 @@ import numpy as np
 from answers import normalise_name
 from model.errors import InputError
 from model.image import load_image
-from tasks.files import SkipLog, check_files, inside, local_path, read_json
+from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
 from tasks.frames import Box, Size, pixel_box, warn_if_normalised
+
+REPLACED = 0.1  # share of the chosen pictures that may be unusable: others take their places
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def mentions(data: str, *keys: str) -> bool:
 
 
 def load_coco(
-    annotation_file: str | Path, image_root: str | Path | None = None, max_skip: float = 0.01
+    annotation_file: str | Path, image_root: str | Path | None = None, max_skip: float = MAX_SKIP
 ) -> list[CocoImage]:
     """Read an instances json (`images`, `annotations`, `categories`), images in order of their id.
 
@@ -151,7 +153,11 @@ def _add_boxes(
 
 
 def few_shot_categories(
-    images: list[CocoImage], categories: Iterable[str], shots: int, seed: int
+    images: list[CocoImage],
+    categories: Iterable[str],
+    shots: int,
+    seed: int,
+    max_skip: float = MAX_SKIP,
 ) -> dict[str, list[CocoImage]]:
     """Return `shots` images with each category, in an order that depends on seed and name alone.
 
@@ -175,7 +181,7 @@ def few_shot_categories(
             raise InputError(f"category {name!r}: no box has it{hint}")
         having = [image for image in images if name in image.boxes and name not in image.unsure]
         chosen[name] = list(islice(usable_images(_shuffled(having, name, seed), skips), shots))
-    skips.check(skips.counts.total() + sum(map(len, chosen.values())), max_skip=0.1)
+    skips.check(skips.counts.total() + sum(map(len, chosen.values())), max(REPLACED, max_skip))
     if few := [f"{name!r} has {len(m)}" for name, m in chosen.items() if len(m) < shots]:
         listed = f"{', '.join(few[:10])} ({len(few)} categories)"
         raise InputError(f"--shots: {shots} images per category needed, but {listed}; lower it")

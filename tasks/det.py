@@ -20,6 +20,7 @@ from rewards import boxes_correct, detection_reward
 from tasks import Example, Settings, Task
 from tasks.boxes import average_precision, box_list, in_frame, is_box_list, row_in_frame
 from tasks.coco import (
+    REPLACED,
     CocoImage,
     few_shot_categories,
     is_coco,
@@ -106,7 +107,7 @@ def real_splits(settings: Settings) -> Splits:
 def coco_images(settings: Settings) -> list[CocoImage]:
     if settings.data_coords not in ("auto", "abs"):
         raise InputError(f"--data_coords {settings.data_coords}: COCO's boxes are pixels (abs)")
-    return load_coco(settings.data, settings.data_root)
+    return load_coco(settings.data, settings.data_root, settings.max_skip)
 
 
 def common_categories(images: list[CocoImage], shots: int) -> list[str]:
@@ -132,7 +133,9 @@ def coco_splits(
     seed alone, so more shots are judged on the same ones, less those trained on. Every fourth
     question asks for a category that its image is known to lack.
     """
-    shots = few_shot_categories(images, trained, settings.shots, settings.split_seed)
+    shots = few_shot_categories(
+        images, trained, settings.shots, settings.split_seed, settings.max_skip
+    )
     train = [coco_example(image, name) for name, chosen in shots.items() for image in chosen]
     used = {image.id for chosen in shots.values() for image in chosen}
     order = images.copy()
@@ -150,7 +153,7 @@ def coco_splits(
                 examples.append(coco_example(image, rng.choice(absent)))
             if len(examples) >= settings.held_out_size:
                 break
-        skips.check(len(examples) + skips.counts.total(), max_skip=0.1)
+        skips.check(len(examples) + skips.counts.total(), max(REPLACED, settings.max_skip))
         if not examples:
             raise InputError(f"--data {settings.data!r}: no image is left to judge; lower --shots")
         splits[split] = to_frame("abs", examples[: settings.held_out_size], settings)

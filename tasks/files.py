@@ -27,6 +27,7 @@ from model.errors import InputError
 MAX_LINE_BYTES = 64 * 2**20  # of jsonl, where a line is one row
 MAX_JSON_BYTES = 2**31  # of json: COCO's instances_train2017.json is one line of 0.45 GB
 MAX_NESTING = 100  # json.loads recurses
+MAX_SKIP = 0.01  # share of a data set that may be unusable; two records always may
 
 
 @dataclass
@@ -42,15 +43,18 @@ class SkipLog:
         self.counts[reason] += 1
         self.first = [*self.first, f"{reason}: {offender}"][:5]
 
-    def check(self, total: int, max_skip: float = 0.01) -> None:
+    def check(self, total: int, max_skip: float = MAX_SKIP) -> None:
         """Print one line if any are lost; raise InputError for more than max(2, max_skip * total).
 
         `total` counts the records read, the skipped ones included.
         """
         skipped = self.counts.total()
-        summary = "; ".join([f"{skipped} of {total} records skipped", *self.first])
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common())
+        listed = f" ({reasons})" if len(self.counts) > 1 else ""
+        summary = "; ".join([f"{skipped} of {total} records skipped{listed}", *self.first])
         if skipped > max(2, max_skip * total):
-            raise InputError(f"--data: too many lost, repair them: {summary}")
+            fix = f"repair them, or raise --max_skip {max_skip:g}"
+            raise InputError(f"--data: too many lost, {fix}: {summary}")
         if skipped:
             print(f"data: {summary}")
             SkipLog.reported.append(summary)

@@ -62,7 +62,7 @@ def splits_of(settings: Settings) -> Splits:
         prescribed = "abs"
         examples = [
             Example(g.id, (g.path,), GROUND_PROMPT.format(phrase=g.phrase), str(list(g.box)))
-            for g in load_grounding(settings.data, settings.data_root)
+            for g in load_grounding(settings.data, settings.data_root, settings.max_skip)
         ]
         train, judged = split_examples(examples, settings)
     return [in_frame(e, prescribed, settings) for e in train], {

@@ -23,7 +23,7 @@ from PIL import Image
 from answers import MAX_NAME_CHARS, normalise_name
 from model.errors import InputError
 from model.image import load_image
-from tasks.files import SkipLog, check_files, inside, local_path, optional_import
+from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, optional_import
 from tasks.records import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 
 IMAGE_SUFFIXES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .avif".split()
@@ -55,7 +55,7 @@ class LabelledImage:
 
 
 def load_labelled(
-    data: str, max_skip: float = 0.01, data_root: Path | None = None
+    data: str, max_skip: float = MAX_SKIP, data_root: Path | None = None
 ) -> list[LabelledImage]:
     """Read what `--data` names; print the schema that matched and how many records were skipped.
 

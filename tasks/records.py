@@ -39,6 +39,7 @@ from answers import parse_answer
 from model.errors import InputError
 from model.image import FORMATS, load_image
 from tasks.files import (
+    MAX_SKIP,
     SkipLog,
     check_files,
     inside,
@@ -113,7 +114,7 @@ def json_rows(content: Any, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def load_records(
-    data: str, max_skip: float = 0.01, data_root: str | Path | None = None
+    data: str, max_skip: float = MAX_SKIP, data_root: str | Path | None = None
 ) -> tuple[str, list[Record]]:
     """Read the rows that `--data` names; print the schema and how many records were skipped.
 

@@ -26,7 +26,7 @@ from typing import Any
 from model.errors import InputError
 from model.image import load_image
 from tasks.coco import image_path, is_coco, key_of, mentions, rows_by_id
-from tasks.files import SkipLog, check_files, inside, local_path, read_json
+from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
 from tasks.frames import Box, Shape, Size, pixel_box, warn_if_normalised
 from tasks.records import is_row_source, json_rows, read_rows
 
@@ -65,7 +65,7 @@ def is_grounding(data: str) -> bool:
 
 
 def load_grounding(
-    data: str, image_root: str | Path | None = None, max_skip: float = 0.01
+    data: str, image_root: str | Path | None = None, max_skip: float = MAX_SKIP
 ) -> list[Grounded]:
     """Read phrases with one box each from any of the three layouts named at the top.
 

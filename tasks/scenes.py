@@ -101,7 +101,7 @@ def record_splits(
     solution is not in the task's answer grammar are skipped and counted. `adapt` gets every example
     with the name of the schema.
     """
-    schema, records = load_records(settings.data, data_root=settings.data_root)
+    schema, records = load_records(settings.data, settings.max_skip, settings.data_root)
     skips, examples = SkipLog(), []
     for record in records:
         if is_target(record.solution):
@@ -111,7 +111,7 @@ def record_splits(
             skips.add(
                 "solution is no answer of this task", f"{record.id}: {record.solution[:40]!r}"
             )
-    skips.check(len(records))
+    skips.check(len(records), settings.max_skip)
     return split_examples(examples, settings)
 
 

@@ -339,3 +339,34 @@ def test_the_script_itself_runs_and_its_help_is_readable(tiny_dir, tmp_path):
         done.returncode == 2
         and done.stderr == "error: --hlep: no such flag; did you mean --help?\n"
     )
+
+
+def test_max_skip_says_how_much_of_the_data_may_be_lost(tiny_dir, tmp_path, capsys):
+    data = folder_of_classes(tmp_path / "photos", count=6)
+    for i in range(3):
+        (data / "rose" / f"{i}.png").write_bytes(b"")
+    asked = flags(tiny_dir, tmp_path / "run", "--data", data)
+    error = refused(capsys, asked)
+    assert (
+        "--max_skip 0.01" in error and "3 of 12 records skipped; unreadable: 'rose/0.png" in error
+    )
+    train_grpo.main([*asked, "--max_skip", "0.25"])
+    assert "3 of 12 records skipped" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["skipped"]
+    assert len(kept) == 1 and "rose/2.png" in kept[0]
+    evaluate.main(["--run", str(tmp_path / "run")])  # its settings hold for the evaluation, too
+
+
+def test_rows_that_are_lost_are_counted_by_reason(tmp_path, capsys):
+    rows = [{"image": f"{i}.png", "problem": "How many?", "solution": str(i)} for i in range(9)]
+    for i in range(9):
+        Image.new("RGB", (32, 32), (20 * i, 90, 60)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"")
+    (tmp_path / "3.png").write_bytes(b"")
+    rows[5]["solution"] = ""
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    error = refused(capsys, ["--task", "count", "--data", str(path), "--max_skip", "0.3"])
+    assert "3 of 9 records skipped (unreadable 2, empty solution 1)" in error
+    error = refused(capsys, ["--task", "count", "--data", str(path), "--max_skip", "1.5"])
+    assert error == "error: --max_skip 1.5: must be in 0 .. 1"
