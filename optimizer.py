@@ -16,12 +16,8 @@ from torch import Tensor
 import config
 import parallel
 from config import TrainConfig
-from model.errors import InputError
 from model.vlm import VLM
 from sharding import full, placed_like
-
-MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
-
 
 C = TypeVar("C", bound=TrainConfig)
 T = TypeVar("T")
@@ -58,6 +54,7 @@ class Optimizer:
     def __init__(self, model: VLM, cfg: TrainConfig):
         self.cfg = cfg
         self.skipped = 0  # updates in a row whose gradient was not finite
+        self.not_finite: list[str] = []  # the parameters of the last of them
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.masters = [
@@ -108,7 +105,7 @@ class Optimizer:
         """Clip, step and clear the gradients. `progress` in [0, 1) sets the learning rate.
 
         An update whose gradient is not finite is skipped and counted, so that one overflow cannot
-        ruin every weight; raises InputError after MAX_SKIPPED_UPDATES of them in a row.
+        ruin every weight.
         """
         rate = self.cfg.learning_rate
         if self.cfg.lr_scheduler_type == "linear":
@@ -120,21 +117,23 @@ class Optimizer:
                 master.grad = torch.zeros_like(master)
         if not self.cfg.fsdp:
             parallel.sum_gradients(self.masters)
-        norm = float(full(torch.nn.utils.clip_grad_norm_(self.masters, self.cfg.max_grad_norm)))
+        total = torch.nn.utils.get_total_norm([master.grad for master in self.masters])
+        norm = float(full(total))
         if math.isfinite(norm):
             self.skipped = 0
+            torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, total)
             self.adamw.step()
             for parameter, master in zip(self.parameters, self.masters, strict=True):
                 if master is not parameter:
                     parameter.data.copy_(master.data)
         else:
             self.skipped += 1
+            self.not_finite = [
+                name
+                for name, master in zip(self.names, self.masters, strict=True)
+                if not bool(full(torch.isfinite(master.grad).all()))
+            ]
         self.clear()
-        if self.skipped == MAX_SKIPPED_UPDATES:
-            raise InputError(
-                f"{self.skipped} updates in a row had a gradient that is not finite; lower "
-                "--learning_rate or --beta, or use --dtype float32"
-            )
         finite_norm = norm if self.skipped == 0 else 0.0
         return {
             "grad_norm": finite_norm,

@@ -4,6 +4,8 @@ train_grpo.py and train_sft.py share it, so that what they report compares. Noth
 Read first: train_grpo.py. Next: reporting/runlog.py.
 """
 
+import json
+import math
 import sys
 import time
 from contextlib import suppress
@@ -37,9 +39,10 @@ from reporting.verdict import rise
 from sample import pick_device
 from sharding import shard, whole
 from stopping import Elsewhere, Stopped, signals
-from tasks import Task
-from tasks.files import SkipLog
+from tasks import Example, Task
+from tasks.files import SkipLog, write_whole
 
+MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
 
@@ -162,6 +165,7 @@ class TrainingRun:
         self.done = 0  # steps that are made
         self.is_moving = False  # the weights are on their way to the next one
         self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
+        self.not_finite: list[dict] = []  # the updates in a row that were skipped
         self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
         about = about_run(cfg, task, model)
         if checkpoint is None:
@@ -232,11 +236,39 @@ class TrainingRun:
         """Whether what happens every so many steps (0: never), and at the end, happens now."""
         return step == self.cfg.max_steps or (every > 0 and step % every == 0)
 
-    def end_step(self, row: dict[str, float]) -> None:
-        """Log a step; evaluate, report and save where that is due."""
-        self.done, self.pending, self.is_moving = row["step"], row, False
+    def end_step(self, row: dict[str, float], asked: list[Example]) -> None:
+        """Log a step and what it asked; evaluate, report and save where that is due.
+
+        Metrics that are not finite are left out: JSON has no such numbers, and curves cannot show
+        them. Raises InputError after MAX_SKIPPED_UPDATES updates in a row that were not finite.
+        """
+        self.done = row["step"]
+        self._keep_not_finite(row, asked)
+        row = {name: value for name, value in row.items() if math.isfinite(value)}
+        self.pending, self.is_moving = row, False
         self._at_rest()
         self._finish_row(row)
+        if self.optimizer.skipped >= MAX_SKIPPED_UPDATES:
+            raise InputError(
+                f"{self.optimizer.skipped} updates in a row had a gradient that is not finite, see "
+                f"{self.log.directory / 'not_finite.json'}; lower --learning_rate or --beta, or "
+                "use --dtype float32"
+            )
+
+    def _keep_not_finite(self, row: dict[str, float], asked: list[Example]) -> None:
+        """Note the update if its gradient was not finite: its questions, metrics and parameters."""
+        if self.optimizer.skipped == 0:
+            self.not_finite = []
+            return
+        metrics = {name: v if math.isfinite(v) else str(v) for name, v in row.items()}
+        bad = {"step": self.done, "questions": [example.id for example in asked]}
+        bad |= {"metrics": metrics, "parameters": self.optimizer.not_finite}
+        self.not_finite = [*self.not_finite, bad][-MAX_SKIPPED_UPDATES:]
+        if self.log.is_written:
+            with self.log.writing():
+                write_whole(
+                    self.log.directory / "not_finite.json", json.dumps(self.not_finite, indent=1)
+                )
 
     def _at_rest(self) -> None:
         """A point from which the run can go on exactly: weights and logs belong together."""

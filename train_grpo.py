@@ -323,7 +323,7 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             if run.is_due(step + 1, cfg.eval_steps):
                 run.gallery.training(*told)
             row = {"step": step + 1} | rollout_metrics(*everyones[:3])
-            run.end_step(row | faults | update | mismatch)
+            run.end_step(row | faults | update | mismatch, asked)
     return run.close()
 
 

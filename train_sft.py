@@ -34,7 +34,7 @@ from optimizer import Optimizer, within_memory
 from run import TrainingRun, prepare
 from sharding import equally_many, whole
 from tasks import Example, Reasoning, Task, written
-from train_grpo import prompts_of_step
+from train_grpo import examples_of_step, prompts_of_step
 
 
 def read_thoughts(path: Path) -> dict[str, Reasoning]:
@@ -118,7 +118,8 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
                 run.hold_signals()  # the weights change now: up to the end of the step
                 loss = sum(parallel.gather(loss))
                 update = optimizer.step(step / cfg.max_steps)
-            run.end_step({"step": step + 1, "loss": loss} | update)
+            asked = [example for _, example in examples_of_step(task.train, step, cfg)]
+            run.end_step({"step": step + 1, "loss": loss} | update, asked)
     return run.close()
 
 

@@ -274,7 +274,7 @@ class RunLog:
             if "tokens_per_second" in row:
                 shown["tok/s"] = f"{row['tokens_per_second']:.0f}"
         else:
-            shown = {"loss": f"{row['loss']:.3f}", "grad_norm": f"{row['grad_norm']:.2f}"}
+            shown = {n: f"{row[n]:.3f}" for n in ("loss", "grad_norm") if n in row}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         is_shown = row["step"] % 10 == 0 or row["step"] in (1, self.bar.total)

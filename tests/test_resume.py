@@ -5,6 +5,7 @@ metric but the timings. benchmarks/kills.py does the same with hundreds of kills
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -495,3 +496,51 @@ def test_two_runs_cannot_write_into_one_directory(two, tmp_path):
     with lock_directory(two), pytest.raises(InputError, match="another run is writing there"):
         train_grpo.main(["--resume_from_checkpoint", str(two)])
     lock_directory(two).close()  # free again
+
+
+# ---- updates that are not finite -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["train_grpo", "train_sft"])
+def test_five_bad_updates_in_a_row_stop_the_run_with_a_dump_and_a_sound_checkpoint(
+    script, flags, tmp_path, monkeypatch
+):
+    """Steps 2 and 4 to 8 overflow: one alone is skipped, five in a row are too many."""
+    module, name = {
+        "train_grpo": (train_grpo, "accumulate_gradient"),
+        "train_sft": (train_sft, "accumulate_imitation"),
+    }[script]
+    original, calls = getattr(module, name), 0
+
+    def overflowing(model, *args):
+        nonlocal calls
+        calls += 1
+        found = original(model, *args)
+        if calls == 2 or calls >= 4:
+            model.model.norm.weight.grad[0] = math.inf
+            found = math.inf if script == "train_sft" else found | {"loss": math.inf}
+        return found
+
+    monkeypatch.setattr(module, name, overflowing)
+    words = flags if script == "train_grpo" else "--task count --device cpu --train_size 8".split()
+    words = [*words, *"--held_out_size 2 --prompts_per_step 2 --max_steps 20".split()]
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="5 updates in a row.*not_finite.json.*--learning_rate"):
+        module.main([*words, "--save_steps", "0", "--output_dir", str(out)])
+    lines = [
+        json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").open()
+    ]
+    skipped = [line.get("steps_skipped_nonfinite") for line in lines]
+    assert skipped == [None, 0.0, 1.0, 0.0, *[1.0] * 5]
+    dump = json.loads((out / "not_finite.json").read_text())
+    assert [bad["step"] for bad in dump] == [4, 5, 6, 7, 8]
+    assert dump[0]["parameters"] == ["model.norm.weight"] and dump[0]["metrics"]["loss"] == "inf"
+    asked = (
+        {line["id"] for line in map(json.loads, (out / "completions.jsonl").open())}
+        if (out / "completions.jsonl").exists()
+        else None
+    )
+    assert all(len(bad["questions"]) == 2 for bad in dump)
+    assert asked is None or {q for bad in dump for q in bad["questions"]} <= asked
+    kept = load_model(find_checkpoint(out).hf)
+    assert all(bool(p.isfinite().all()) for p in kept.parameters())
