@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from model.errors import InputError
-from tasks.files import MAX_SKIP
+from tasks.files import MAX_SKIP, visible
 from tasks.garden import GARDEN_SPLIT_SEED
 
 C = TypeVar("C")
@@ -386,5 +386,5 @@ def run(main) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())[:2000]}", file=sys.stderr)
+    print(f"error: {visible(' '.join(message.split())[:2000])}", file=sys.stderr)
     sys.exit(code)

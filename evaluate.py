@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     if chosen[0] not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
     usable = {name: judged_examples(name, splits[name], processor, cfg) for name in chosen}
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
     answers = []
     for name, examples in usable.items():
         start = time.time()

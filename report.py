@@ -21,8 +21,8 @@ import config
 from model.errors import InputError
 from reporting import curves
 from reporting.rollouts import Pictures, questions_shown, views_shown, what_fits
-from reporting.saved import Run, read_run, shortened, visible
-from tasks.files import write_whole
+from reporting.saved import Run, read_run, shortened
+from tasks.files import visible, write_whole
 
 MAX_BYTES = 5_000_000
 FILLED_IN = ("coords", "max_completion_length", "output_dir")  # by the run itself

@@ -87,7 +87,7 @@ def prepare(
         cfg = replace(cfg, coords=frame_spoken(cfg, processor))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
-    device, dtype = pick_device(cfg.device), getattr(torch, cfg.dtype)
+    device, dtype = pick_device(cfg.device, cfg.dtype), getattr(torch, cfg.dtype)
     source = cfg.model if checkpoint is None else checkpoint.hf
     model = load_model(source, dtype, torch.device("cpu") if cfg.fsdp else device)
     model.visual.requires_grad_(not cfg.freeze_vision)

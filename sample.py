@@ -41,6 +41,7 @@ from model.vlm import VLM, Prompt
 from model.weights import load_model
 from rewards import FORMATS, classification_reward
 from tasks import full_question
+from tasks.files import visible
 
 CHECK_END_EVERY = 8  # decoding steps between two looks at which rows have ended
 STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded
@@ -240,9 +241,9 @@ def generate_group(
     )
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, dtype: str = "float32") -> torch.device:
     """`auto` takes a GPU if there is one, under torchrun each rank its own. Raises InputError for a
-    device that cannot be used."""
+    device that cannot be used, or not in this dtype."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and parallel.world() > 1:
@@ -257,6 +258,8 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton launches on the current device
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError("--dtype bfloat16: this GPU has no such numbers; use float32")
     else:
         keep_freed_memory()
     return device
@@ -307,7 +310,7 @@ class SampleConfig:
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
     processor = Processor(cfg.model, cfg.max_pixels)
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device))
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
     question = (
         cfg.prompt if cfg.prompt_mode == "plain" else full_question(cfg.prompt, cfg.prompt_mode)
     )
@@ -325,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     seconds = time.perf_counter() - start
     for text, logp, finish in zip(rollout.texts, rollout.logps, rollout.finish, strict=True):
-        print(f"{text}  [{len(logp)} tokens, log-probability {logp.sum():.2f}, {finish}]")
+        print(f"{visible(text)}  [{len(logp)} tokens, log-probability {logp.sum():.2f}, {finish}]")
         if cfg.target is not None:
             mode = cfg.prompt_mode if cfg.prompt_mode in FORMATS else "direct"
             reward = classification_reward(text, cfg.target, mode)

@@ -31,6 +31,7 @@ from reward_worker import MAX_TOLD, Workers
 from rewards import Reward
 from sample import Rollout
 from tasks import Example, Task
+from tasks.files import visible
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of a step's completions
@@ -74,7 +75,10 @@ class UserReward:
         self.faults[kind] += len(texts)
         if not self.has_shown_one:
             self.has_shown_one = True
-            print(f"--reward: first fault, {kind}: {what.strip()[-MAX_TOLD:]}", file=sys.stderr)
+            print(
+                f"--reward: first fault, {kind}: {visible(what.strip()[-MAX_TOLD:])}",
+                file=sys.stderr,
+            )
         return [None] * len(texts)
 
 

@@ -167,8 +167,8 @@ BUGS = (
     Bug(
         "momentum is lost by a resume",
         "optimizer.py",
-        "                self.adamw.state[master] = own\n",
-        "                pass\n",
+        "key: placed_like(own[key], master) for key in moments",
+        "key: placed_like(0 * own[key], master) for key in moments",
         "tests/test_resume.py",
     ),
     Bug(

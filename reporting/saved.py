@@ -1,12 +1,10 @@
 """A run's directory, read back: `read_run`, which any page, table or script can start from.
 
-What a model or a data set said may hold anything; `visible` spells out the characters that would
-vanish or turn the direction of a page. Next: reporting/verdict.py.
+Next: reporting/verdict.py.
 """
 
 import json
 import shlex
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,18 +20,6 @@ from reporting.verdict import Light, lights, verdict
 
 MAX_FACTS = 20
 MAX_CHARS = 2000  # shown of a question, a target or a setting
-KEPT = "\t\n\u200d"  # line breaks, and the joiner that writing systems and emoji need
-# Control, format, surrogate and separator characters: invisible, or turning the direction.
-UNSEEN = {
-    code: f"⟨U+{code:04X}⟩"
-    for code in (*range(0x10000), *range(0xE0000, 0xE1000))
-    if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in KEPT
-}
-
-
-def visible(text: str) -> str:
-    """The text with every character spelt out that would vanish or turn the direction."""
-    return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)
 
 
 def shortened(value: object) -> str:

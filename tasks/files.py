@@ -28,6 +28,13 @@ MAX_LINE_BYTES = 64 * 2**20  # of jsonl, where a line is one row
 MAX_JSON_BYTES = 2**31  # of json: COCO's instances_train2017.json is one line of 0.45 GB
 MAX_NESTING = 100  # json.loads recurses
 MAX_SKIP = 0.01  # share of a data set that may be unusable; two records always may
+KEPT = "\t\n\u200d"  # line breaks, and the joiner that writing systems and emoji need
+# Control, format, surrogate and separator characters: invisible, or turning the direction.
+UNSEEN = {
+    code: f"⟨U+{code:04X}⟩"
+    for code in (*range(0x10000), *range(0xE0000, 0xE1000))
+    if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in KEPT
+}
 
 
 @dataclass
@@ -56,8 +63,16 @@ class SkipLog:
             fix = f"repair them, or raise --max_skip {max_skip:g}"
             raise InputError(f"--data: too many lost, {fix}: {summary}")
         if skipped:
-            print(f"data: {summary}")
+            print(f"data: {visible(summary)}")
             SkipLog.reported.append(summary)
+
+
+# ------------------------------------------------------------------- text from outside, to be shown
+
+
+def visible(text: str) -> str:
+    """The text with every character spelt out that would vanish or turn the direction."""
+    return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)
 
 
 # -------------------------------------------------------------------------------- paths and files
@@ -92,6 +107,11 @@ def inside(root: Path, name: str, where: str) -> Path:
     if is_url(name) or "\0" in name:
         raise InputError(f"{where}: {name!r} is no path below {str(root)!r}; copy the file there")
     path = root / name
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        fix = "is no file name in this locale; set PYTHONUTF8=1"
+        raise InputError(f"{where}: {name!r} {fix}") from error
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise InputError(f"{where}: {name!r} leads out of {str(root)!r}; copy the file there")
     return path

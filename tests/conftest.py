@@ -58,7 +58,7 @@ OUTCOMES = Outcomes()
 
 def campaign_name(nodeid: str) -> str:
     """tests/test_x.py::test_y[z] -> test_x.py::test_y"""
-    return nodeid.split("/")[-1].split("[")[0]
+    return nodeid.split("[")[0].split("/")[-1]
 
 
 def pytest_collection_modifyitems(items):

@@ -24,6 +24,7 @@ def test_every_path_named_in_the_readme_exists():
     left_by_a_run |= {
         "config.json",
         "run.json",
+        "not_finite.json",
         "images/",
         "step_N/hf/",
         "step_N/trainer/",
@@ -50,7 +51,9 @@ def test_every_function_named_in_the_readme_exists():
     ],
 )
 def test_every_flag_of_a_printed_command_is_a_flag_of_that_script(script, kind):
-    commands = [line for line in COMMANDS.splitlines() if f"python {script}" in line]
+    starts = (f"python {script}", f"torchrun --nproc_per_node=4 {script}")
+    commands = [line for line in COMMANDS.splitlines() if line.startswith(starts)]
+    commands = [line.replace("--nproc_per_node=4 ", "") for line in commands]
     assert commands
     fields = {field.name for field in dataclasses.fields(kind)}
     for command in commands:

@@ -29,8 +29,9 @@ from reporting import curves, gallery
 from reporting.gallery import box_shares, in_answer, telling_groups, token_texts
 from reporting.heatmap import answer_heat, attention_to_prompt
 from reporting.rollouts import pieces, spread_out
-from reporting.saved import read_run, visible
+from reporting.saved import read_run
 from reporting.verdict import lights, verdict
+from tasks.files import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [
