@@ -72,7 +72,8 @@ def prepare(
         check_output_dir(cfg.output_dir)
     ranks = parallel.world()
     if cfg.prompts_per_step < ranks:
-        raise InputError(f"--prompts_per_step {cfg.prompts_per_step}: must be {ranks}, one a rank")
+        count = cfg.prompts_per_step
+        raise InputError(f"--prompts_per_step {count}: must be at least {ranks}, one for each rank")
     if cfg.fsdp and ranks == 1:
         raise InputError("--fsdp: shares a model out over several ranks; start with torchrun")
     SkipLog.reported.clear()

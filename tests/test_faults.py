@@ -301,7 +301,7 @@ def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp
             wrong.append(text)
     writer.join()
     log.close()
-    assert wrong == [] and reads > 5 and len(read_run(log.directory).rows) == 150
+    assert wrong == [] and reads > 2 and len(read_run(log.directory).rows) == 150
 
 
 # ---- memory (F15) --------------------------------------------------------------------------------

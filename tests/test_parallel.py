@@ -261,7 +261,8 @@ def test_an_error_of_one_rank_ends_all_of_them_and_loses_nothing(kind, more, mad
 
 def test_a_killed_rank_takes_the_others_along_and_leaves_checkpoints_whole(made, tmp_path):
     code, said, seconds, run = failing("kill", tmp_path)
-    assert code != 0 and seconds < 10 and "another rank has died" in said
+    assert code != 0 and seconds < 10
+    assert "another rank has died" in said or "stopped by signal 15" in said  # torchrun was faster
     train_grpo.main(["--resume_from_checkpoint", str(run)])
     assert_equal_weights(run, made / "one" / "plain")
 
