@@ -103,6 +103,8 @@ def save_checkpoint(
         _flush(run)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{final}: cannot be saved ({error})") from error
+    except InputError as error:  # of the model's directory
+        raise InputError(str(error).replace(str(unfinished), str(final))) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     if keep is not None and why_unusable(final) is None:

@@ -230,8 +230,8 @@ class RunLog:
             return
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path = self.directory / file
-        size = path.stat().st_size if path.is_file() else 0
         with self.writing():
+            size = path.stat().st_size if path.is_file() else 0
             try:
                 with path.open("a", encoding="utf-8") as out:
                     out.write(text)
