@@ -361,7 +361,7 @@ def _from_json(name: str, value: Any, annotation: Any) -> Any:
     return Path(value) if inner is Path else value
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a CPU or a GPU."""
     said = str(error).lower()
     ran_out = "out of memory" in said or "allocate memory" in said or "not enough memory" in said

@@ -232,6 +232,7 @@ def evaluate(
     per answer.
     """
     length = max_completion_length or task.max_completion_length
+    parallel.require_same([e.id for e in examples], "questions")
     own, own_records = parallel.share(examples), []
     for start in range(0, len(own), batch_size):
         batch = own[start : start + batch_size]
@@ -242,7 +243,7 @@ def evaluate(
             text, ids = rollout.texts[elected], rollout.ids[elected]
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
             own_records.append(record | task.scores(text, example))
-    records = [record for of_rank in parallel.gather(own_records) for record in of_rank]
+    records = [record for of_rank in parallel.all_gather(own_records) for record in of_rank]
     n = len(records)
     names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
     metrics = {name: sum(record[name] for record in records) / n for name in names}

@@ -5,6 +5,7 @@ arXiv:1710.03740. Read first: train_grpo.py. Next: checkpoint.py.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -41,7 +42,8 @@ def within_memory(accumulate: Callable[[C], T], cfg: C, optimizer: "Optimizer") 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         cfg = replace(cfg, groups_per_micro_batch=size // 2)
-        print(f"out of memory: going on with --groups_per_micro_batch {size // 2}")
+        told = f"out of memory: going on with --groups_per_micro_batch {size // 2}"
+        print(told, file=sys.stderr)  # of whichever rank
 
 
 class Optimizer:
@@ -81,12 +83,20 @@ class Optimizer:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Master weights and AdamW's moments by name, on the CPU: what a checkpoint keeps."""
+        """Master weights and AdamW's moments by name, on the CPU: what a checkpoint keeps.
+
+        A joint act of sharded ranks; the others than rank 0 keep nothing of it.
+        """
         kept = {}
         for name, master in zip(self.names, self.masters, strict=True):
             kept[f"master/{name}"] = master.detach()
             kept |= {f"{key}/{name}": value for key, value in self.adamw.state[master].items()}
-        return {name: full(value).contiguous().cpu() for name, value in kept.items()}
+        found = {}
+        for name, value in kept.items():
+            value = full(value)
+            if parallel.rank() == 0:
+                found[name] = value.contiguous().cpu()
+        return found
 
     @torch.no_grad()
     def restore(self, kept: dict[str, Tensor]) -> None:

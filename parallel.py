@@ -3,14 +3,16 @@
 Each process, a rank, has the whole model and answers, scores and learns from its own share of a
 step's questions. What must be known of all ranks (lengths, rewards, counts) is gathered; gradients
 are summed, not averaged, since token weights are those of the whole step. Random numbers depend on
-the question alone, so any number of ranks draws the same completions. Rank 0 alone writes.
+the question alone, so any number of ranks draws the same completions, up to the rounding of the
+logits. Rank 0 alone writes logs and checkpoints.
 
 With `--fsdp` weights, gradients and optimizer state are shared out, too (sharding.py).
 
 When a rank fails or is told to stop, it says so (`leave`), and its message takes the place of what
-it would have said in the next `gather`: all ranks raise there, and then save together. Before each
-joint act that is no `gather` itself there is one, with no signal let through in between, so that no
-rank waits for one that has left. Should that fail all the same, a thread ends the process.
+it would have said in the next `all_gather`: all ranks raise there, and then save together. Before
+any other joint act there is an `all_gather`, with no signal let through in between, so that no rank
+waits for one that has left. A rank that cannot notice, because it is in the middle of such an act,
+is ended by a thread.
 
 Gradients are summed here, not by DistributedDataParallel: its hooks want as many backwards on every
 rank, in the dtype of the weights. Ours differ in number (groups without spread are skipped, and
@@ -35,7 +37,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stopping import LEFT, Elsewhere, Stopped, signals
+import config
+from model.errors import InputError
+from stopping import LEFT, AnotherLeft, Elsewhere, Stopped, signals
 
 T = TypeVar("T")
 
@@ -49,14 +53,14 @@ class _Ranks:
     control: dist.ProcessGroup | None = None  # for messages: they never mix with gradients
     store: dist.Store | None = None  # read at any time, also where a message cannot arrive
     is_broken = False  # a message did not arrive
-    error: BaseException | None = None  # why this rank left
+    has_told = False  # the traceback of its own error is printed
     parting: dict[str, Any] | None = None  # the message of a rank that left; all have met since
 
 
 # ---- who am I ------------------------------------------------------------------------------------
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of ranks."""
     return 1 if _Ranks.control is None else dist.get_world_size()
 
@@ -77,7 +81,7 @@ def local_rank() -> int:
 
 def share(items: Sequence[T]) -> Sequence[T]:
     """This rank's part of what all ranks have: contiguous, sizes differ by one at most."""
-    bounds = [len(items) * r // world() for r in (rank(), rank() + 1)]
+    bounds = [len(items) * r // world_size() for r in (rank(), rank() + 1)]
     return items[bounds[0] : bounds[1]]
 
 
@@ -93,8 +97,7 @@ def processes() -> Iterator[None]:
         backend, timeout=TIMEOUT, store=_Ranks.store, rank=own, world_size=count
     )
     _Ranks.control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    _Ranks.parting, _Ranks.is_broken = None, False
-    _Ranks.error = None
+    _Ranks.parting, _Ranks.is_broken, _Ranks.has_told = None, False, False
     watching = threading.Thread(target=_watch, daemon=True)
     watching.start()
     out = sys.stdout
@@ -104,10 +107,12 @@ def processes() -> Iterator[None]:
                 sys.stdout = nowhere
             try:
                 yield
-            except (Exception, KeyboardInterrupt, Stopped) as error:
+            except (Exception, KeyboardInterrupt, Stopped, AnotherLeft) as error:
                 cause = leave(error)
                 if isinstance(cause, Stopped):
                     raise SystemExit(128 + cause.number) from None
+                if is_a_surprise(error):
+                    raise SystemExit(1) from None  # told by `leave`
                 if cause is error:
                     raise
                 raise cause from None
@@ -121,7 +126,7 @@ def processes() -> Iterator[None]:
 # ---- messages ------------------------------------------------------------------------------------
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What every rank says here, in order of ranks; JSON can hold it.
 
     Raises: Elsewhere or Stopped if a rank leaves instead.
@@ -135,10 +140,17 @@ def gather(value: T) -> list[T]:
     return [message["value"] for message in messages]
 
 
+def require_same(value: Any, what: str) -> None:
+    """Raise InputError, on every rank, unless all of them hold the same."""
+    values = all_gather(value)
+    if odd := [r for r in range(len(values)) if values[r] != values[0]]:
+        raise InputError(f"rank {odd[0]} reads other {what} than rank 0; are all files readable?")
+
+
 def _exchange(message: dict[str, Any]) -> list[dict[str, Any]]:
     """Every rank's message, as JSON in bytes: nothing that comes from outside is unpickled."""
     data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)  # (bytes,)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     try:
         dist.all_gather(sizes, torch.tensor([len(data)]), group=_Ranks.control)
         longest = max(int(size) for size in sizes)
@@ -163,6 +175,12 @@ def _as_error(parting: dict[str, Any]) -> BaseException:
     return Elsewhere(parting.get("failed", "another rank has left"))
 
 
+def is_a_surprise(error: BaseException) -> bool:
+    """Whether its traceback matters: neither bad input, nor a signal, nor too little memory."""
+    is_expected = isinstance(error, InputError | Stopped | AnotherLeft | KeyboardInterrupt)
+    return not is_expected and not config.is_out_of_memory(error)
+
+
 def leave(error: BaseException) -> BaseException:
     """Tell the other ranks why this one ends, and wait until they know; a second call does nothing.
 
@@ -170,27 +188,31 @@ def leave(error: BaseException) -> BaseException:
     """
     if _Ranks.control is None or _Ranks.parting is not None:
         return error
-    signals.held, _Ranks.error = True, error
-    if isinstance(error, Elsewhere):
+    signals.held = True
+    if is_a_surprise(error) and not _Ranks.has_told:
+        _Ranks.has_told = True  # now: where the others cannot meet, this process ends unasked
+        traceback.print_exception(error)
+    if isinstance(error, AnotherLeft | Elsewhere):
         message: dict[str, Any] = {"noticed": True}
     elif isinstance(error, Stopped):
         message = {"stopped": error.number}
     else:
         message = {"failed": f"rank {rank()}: {type(error).__name__}: {error}"[:2000]}
     if "noticed" not in message:
-        _Ranks.store.set("left", json.dumps(message))
+        with suppress(RuntimeError):  # torchrun may have died
+            _Ranks.store.set("left", json.dumps(message))
     if not _Ranks.is_broken:
         with suppress(Elsewhere):
             _exchange(message)
-    if "noticed" in message and _Ranks.parting is not None:
-        return _as_error(_Ranks.parting)
+    if isinstance(error, AnotherLeft):
+        return _as_error(_Ranks.parting or {})
     return error
 
 
 def _watch() -> None:
     """Notice that another rank has left; end this one if it does not come to know it in time."""
     group, store = _Ranks.control, _Ranks.store
-    with suppress(RuntimeError):
+    with suppress(RuntimeError):  # torchrun has died: messages still arrive, if later
         while _Ranks.control is group and not store.check(["left"]):
             time.sleep(0.2)
         if _Ranks.control is not group:
@@ -202,8 +224,6 @@ def _watch() -> None:
             if _Ranks.parting is not None or _Ranks.control is not group:
                 return
             time.sleep(0.1)
-        if _Ranks.error is not None:
-            traceback.print_exception(_Ranks.error)
         cause = _as_error(json.loads(store.get("left")))
         what = f"stopped by signal {cause.number}" if isinstance(cause, Stopped) else cause
         print(f"error: {what}; this rank ends without saving", file=sys.stderr, flush=True)
@@ -214,8 +234,10 @@ def _watch() -> None:
 
 
 def sum_gradients(parameters: list[Tensor]) -> None:
-    """Add up the gradients of all ranks; every rank gets the same bits."""
-    if world() > 1:
-        gather(None)
+    """Add up the gradients of all ranks; every rank gets the same bits.
+
+    A joint act: what precedes it is an `all_gather` (`TrainingRun.all_totals`).
+    """
+    if world_size() > 1:
         for parameter in parameters:
             dist.all_reduce(parameter.grad)

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -43,6 +44,7 @@ from tasks import Example, Task
 from tasks.files import SkipLog, write_whole
 
 MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
+T = TypeVar("T")
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
 
@@ -70,12 +72,12 @@ def prepare(
     `cfg` is filled in. Raises InputError for anything that cannot work."""
     if checkpoint is None:
         check_output_dir(cfg.output_dir)
-    ranks = parallel.world()
+    ranks = parallel.world_size()
     if cfg.prompts_per_step < ranks:
         count = cfg.prompts_per_step
         raise InputError(f"--prompts_per_step {count}: must be at least {ranks}, one for each rank")
     if cfg.fsdp and ranks == 1:
-        raise InputError("--fsdp: shares a model out over several ranks; start with torchrun")
+        raise InputError("--fsdp: needs several ranks; start with torchrun, or give --no-fsdp")
     SkipLog.reported.clear()
     processor = Processor(cfg.model, cfg.max_pixels)
     task = with_usable_prompts(load_task(cfg, processor), processor, cfg)
@@ -119,7 +121,8 @@ def held_out_metrics(
                 task,
                 task.splits[split],
                 cfg.max_completion_length,
-                batch_size=8 * cfg.prompts_per_step,  # about the rows of a rollout
+                # Each rank decodes about the rows of its rollout.
+                batch_size=max(1, 8 * cfg.prompts_per_step // parallel.world_size()),
                 with_interval=with_interval and split == "held_out",
             )
             row |= {prefix + name: value for name, value in metrics.items()}
@@ -169,6 +172,7 @@ class TrainingRun:
         self.not_finite: list[dict] = []  # the updates in a row that were skipped
         self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
         about = about_run(cfg, task, model)
+        parallel.require_same(about["data"], "data")
         if checkpoint is None:
             self.log = RunLog(cfg, about)
         else:
@@ -183,17 +187,18 @@ class TrainingRun:
         if parallel.rank() == 0:
             tidy(self.log.directory, checkpoint.step)
             restore_logs(self.log.directory, checkpoint.state["sizes"])
-        parallel.gather(None)  # the others read what rank 0 has put in order
+        parallel.all_gather(None)  # the others read what rank 0 has put in order
         headline = f"eval/{self.task.headline}"
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
         self.optimizer.skipped = checkpoint.state["skipped"]
+        self.not_finite = checkpoint.state.get("not_finite", [])
         if kept := checkpoint.optimizer_tensors():
             self.optimizer.restore(kept)
         print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
 
     def __enter__(self) -> "TrainingRun":
-        signals.install()
+        signals.install(parallel.world_size())
         try:
             if self.pending is not None:
                 self._finish_row(self.pending)
@@ -210,13 +215,13 @@ class TrainingRun:
         signals.held = True
         cause, saved = parallel.leave(error), None
         number = cause.number if isinstance(cause, Stopped) else None
-        is_worth_it = self.done > 0 or number is not None
-        if is_worth_it and not self.is_moving and parallel.are_together():
-            try:
+        try:
+            if parallel.are_together() and self._can_be_saved(number is not None):
                 saved = self._save()
-                parallel.gather(None)  # torchrun ends the others as soon as one has ended
-            except InputError as not_saved:
-                print(not_saved, file=sys.stderr)
+        except Exception as not_saved:  # what ended the run has to be told all the same
+            print(f"not saved: {not_saved}", file=sys.stderr)
+        with suppress(InputError):  # torchrun ends the others as soon as one has ended
+            parallel.all_gather(None)
         signals.remove()
         self.log.close()
         with suppress(OSError):  # nobody may be listening any more
@@ -229,9 +234,18 @@ class TrainingRun:
         if cause is not error:
             raise cause from None
 
-    def hold_signals(self) -> None:
-        """From here to the end of the step the weights are in motion: signals have to wait."""
-        signals.held = self.is_moving = True
+    def _can_be_saved(self, was_asked_to: bool) -> bool:
+        """Whether all ranks are at the same step, and one that is worth it."""
+        told = parallel.all_gather([self.is_moving, self.done > 0 or was_asked_to])
+        return not any(moving for moving, _ in told) and any(worth for _, worth in told)
+
+    def all_totals(self, totals: T) -> list[T]:
+        """What every rank has accumulated. From here to the end of the step the weights are in
+        motion, and signals have to wait."""
+        signals.held = True
+        found = parallel.all_gather(totals)
+        self.is_moving = True
+        return found
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps (0: never), and at the end, happens now."""
@@ -297,8 +311,9 @@ class TrainingRun:
             except InputError as error:  # a full disk, say: the next one may succeed
                 if step == self.cfg.max_steps or isinstance(error, Elsewhere):
                     raise
+                signals.release()
                 print(f"{error}; training goes on", file=sys.stderr)
-        parallel.gather(None)  # a step ends for all ranks at once
+        parallel.all_gather(None)  # a step ends for all ranks at once
 
     def _report(self) -> Path | None:
         return try_report(self.log.directory) if self.log.is_written else None
@@ -311,13 +326,15 @@ class TrainingRun:
             "pending": self.pending,
             "sizes": self.sizes,
             "skipped": self.optimizer.skipped,
+            "not_finite": self.not_finite,
         }
         place = directory / f"step_{self.done}"
         with signals.holding():
             is_there = why_unusable(place) is None and find_checkpoint(place).state == state
-            if parallel.gather(is_there)[0]:  # in the eyes of rank 0
-                return place
             is_over = is_last and self.pending is None  # not trained on, and judged already
+            is_there, is_over = parallel.all_gather([is_there, is_over])[0]  # rank 0 decides
+            if is_there:
+                return place
             with whole(self.model):
                 tensors = {} if is_over else self.optimizer.tensors()
                 if self.log.is_written:

@@ -246,7 +246,9 @@ def pick_device(name: str, dtype: str = "float32") -> torch.device:
     device that cannot be used, or not in this dtype."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and parallel.world() > 1:
+    if parallel.world_size() > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise InputError(f"--device {name}: each rank takes its own; use --device cuda")
         name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)

@@ -210,7 +210,7 @@ class Scorer:
         if self.user is None:
             return {}
         own, self.user.faults = dict(self.user.faults), Counter()
-        of_ranks = parallel.gather([own, n_completions])
+        of_ranks = parallel.all_gather([own, n_completions])
         faults = sum((Counter(faults) for faults, _ in of_ranks), Counter())
         n_completions = sum(n for _, n in of_ranks)
         if faults.total() > MAX_FAULTS * n_completions:

@@ -8,7 +8,8 @@ weights are put together once, in the dtype that computes, and each rank decodes
 What is left of the model, embedding, head, last norm and vision tower, is one group, which stays
 whole from forward to backward: the loss reads the head after the forward has ended.
 
-Read first: parallel.py.
+Each rank first reads the model whole into host memory, 4 bytes a weight; the reference of a KL term
+(`--beta`) is whole on every GPU. Read first: parallel.py.
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 def shard(model: VLM, dtype: torch.dtype, device: torch.device) -> None:
     """Share the fp32 weights of a model out over all ranks, to compute in `dtype` on `device`."""
-    mesh = init_device_mesh(device.type, (parallel.world(),))
+    mesh = init_device_mesh(device.type, (parallel.world_size(),))
     policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -46,21 +47,26 @@ def whole(model: VLM) -> Iterator[None]:
         yield
         return
     with signals.holding():
-        parallel.gather(None)
+        parallel.all_gather(None)
         for module in sharded:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
-        for module in sharded:
-            module.reshard()
-            module.set_reshard_after_forward(module is not model, recurse=False)
+        with signals.holding():
+            for module in sharded:
+                module.reshard()
+                module.set_reshard_after_forward(module is not model, recurse=False)
 
 
 def equally_many(batches: list[T], filler: T) -> list[T]:
-    """The batches of a rank, filled up to the number that the busiest rank has."""
-    most = max(parallel.gather(len(batches)))
+    """The batches of a rank, filled up to the number that the busiest rank has.
+
+    From here on forwards are joint acts, so signals wait (`TrainingRun.all_totals` goes on so).
+    """
+    signals.held = True
+    most = max(parallel.all_gather(len(batches)))
     return batches + [filler] * (most - len(batches))
 
 

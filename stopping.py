@@ -7,12 +7,14 @@ Next: parallel.py.
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from model.errors import InputError
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GRACE = 10.0  # seconds in which a signal may arrive twice without meaning more
 LEFT = signal.SIGUSR1  # sent by this process to itself: another rank has left
 
 
@@ -24,26 +26,33 @@ class Stopped(BaseException):
 
 
 class Elsewhere(InputError):
-    """Another rank has failed; the message names it and the cause, where it is known already."""
+    """Another rank has failed; the message names it and the cause."""
+
+
+class AnotherLeft(BaseException):
+    """Raised anywhere in the main thread: another rank has left, and why will be told."""
 
 
 class StopSignals:
     """SIGTERM, SIGHUP, Ctrl-C become `Stopped`: at once while weights rest, else when they next do.
 
-    A second signal ends the process without saving.
+    A second signal ends the process without saving. Of several ranks only one that comes later: a
+    batch system signals each of them, and torchrun does so once more.
     """
 
     def __init__(self):
         self.received: int | None = None
+        self.since, self.grace = 0.0, 0.0  # seconds
         self.held = False
         self.previous: dict[int, object] = {}
 
-    def install(self) -> None:
+    def install(self, ranks: int = 1) -> None:
         self.received, self.held = None, False
+        self.grace = GRACE if ranks > 1 else 0.0
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
+            self.previous[LEFT] = signal.signal(LEFT, self._left)
             for number in ASKING:
                 self.previous[number] = signal.signal(number, self._arrived)
-            self.previous[LEFT] = signal.signal(LEFT, self._left)
 
     def remove(self) -> None:
         for number, handler in self.previous.items():
@@ -52,14 +61,18 @@ class StopSignals:
 
     def _arrived(self, number: int, frame: object) -> None:
         if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
+            if time.monotonic() >= self.since + self.grace:
+                os._exit(128 + number)
+            return
+        self.received, self.since = number, time.monotonic()
         if not self.held:
+            self.held = True  # for what happens on the way out
             raise Stopped(number)
 
     def _left(self, number: int, frame: object) -> None:
-        if not self.held:  # else the next meeting of the ranks tells
-            raise Elsewhere("another rank has left")
+        if not self.held:  # else the next message tells
+            self.held = True
+            raise AnotherLeft
 
     def release(self) -> None:
         """The weights are at rest again."""

@@ -124,7 +124,7 @@ def make_groups(
     """Sort this rank's share of a rollout into groups: advantages (N, G) are repeated for every
     token; the weights of the tokens are those of the whole step."""
     G, limit = cfg.num_generations, cfg.max_completion_length
-    lengths = sum(parallel.gather([len(ids) for ids in rollout.ids]), [])  # of all ranks
+    lengths = sum(parallel.all_gather([len(ids) for ids in rollout.ids]), [])  # of all ranks
     of_completions = token_weights(lengths, cfg.loss_type, limit).split(lengths)  # (C_i,) each
     weights = parallel.share([of_completions[b : b + G] for b in range(0, len(lengths), G)])
     groups = []
@@ -250,11 +250,11 @@ def of_all_ranks(
     rollout: Rollout, rewards: Tensor, parts: list[dict[str, float]], advantages: Tensor
 ) -> tuple[Rollout, Tensor, list[dict[str, float]], Tensor]:
     """The shares of a step put together, in the order of its questions: (N, G) is of all ranks."""
-    if parallel.world() == 1:
+    if parallel.world_size() == 1:
         return rollout, rewards, parts, advantages
     own = [[row.tolist() for row in rollout.ids], [row.tolist() for row in rollout.logps]]
     own += [rollout.finish, rollout.texts, rewards.tolist(), parts, advantages.tolist()]
-    joined = [sum(of_ranks, []) for of_ranks in zip(*parallel.gather(own), strict=True)]
+    joined = [sum(of_ranks, []) for of_ranks in zip(*parallel.all_gather(own), strict=True)]
     ids, logps, finish, texts, rewards, parts, advantages = joined
     ids, logps = [torch.tensor(row) for row in ids], [torch.tensor(row) for row in logps]
     rollout = Rollout(ids=ids, logps=logps, finish=finish, texts=texts)
@@ -280,22 +280,22 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
     with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint, *shown) as run:
         log = run.log
         for step in range(run.done, cfg.max_steps):
-            with whole(model):
-                # 1. Questions: N image-question pairs, of which each rank takes its share.
-                with log.timed("prompts"):
-                    prompts, examples = prompts_of_step(model, processor, task, step, cfg)
-                # 2. Rollout: G completions each from the current policy; prompts computed once.
-                with log.timed("rollout"):
-                    rollout = generate_group(
-                        model,
-                        processor,
-                        prompts,
-                        cfg.num_generations,
-                        cfg.max_completion_length,
-                        cfg.temperature,
-                        cfg.seed,
-                        step,
-                    )
+            # 1. Questions: N image-question pairs, of which each rank takes its share.
+            with log.timed("prompts"), whole(model):
+                prompts, examples = prompts_of_step(model, processor, task, step, cfg)
+            # 2. Rollout: G completions each from the current policy; every prompt computed once.
+            with log.timed("rollout"), whole(model):
+                rollout = generate_group(
+                    model,
+                    processor,
+                    prompts,
+                    cfg.num_generations,
+                    cfg.max_completion_length,
+                    cfg.temperature,
+                    cfg.seed,
+                    step,
+                )
+                parallel.all_gather(None)  # it takes as long as the slowest rank
             # 3. Reward: verify every completion.
             with log.timed("reward"):
                 rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
@@ -306,12 +306,9 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             mismatch: dict[str, float] = {}
             with log.timed("update"):
                 for _ in range(cfg.num_iterations):
-                    if cfg.fsdp:
-                        run.hold_signals()
                     accumulate = partial(accumulate_gradient, model, reference, groups, forbidden)
                     totals, cfg = within_memory(accumulate, cfg, optimizer)
-                    run.hold_signals()  # the weights change now: up to the end of the step
-                    update = update_metrics(parallel.gather(totals))
+                    update = update_metrics(run.all_totals(totals))
                     update |= optimizer.step(step / cfg.max_steps)
                     # Sampler and trainer are compared on the same weights: in the first pass.
                     mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}

@@ -109,14 +109,11 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             with run.log.timed("prompts"), whole(model):
                 prompts, examples = prompts_of_step(model, processor, task, step, cfg)
                 responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
-            total = sum(parallel.gather(sum(map(len, responses))))  # tokens
+            total = sum(parallel.all_gather(sum(map(len, responses))))  # tokens
             with run.log.timed("update"):
-                if cfg.fsdp:
-                    run.hold_signals()
                 accumulate = partial(accumulate_imitation, model, prompts, responses, total)
                 loss, cfg = within_memory(accumulate, cfg, optimizer)
-                run.hold_signals()  # the weights change now: up to the end of the step
-                loss = sum(parallel.gather(loss))
+                loss = sum(run.all_totals(loss))
                 update = optimizer.step(step / cfg.max_steps)
             asked = [example for _, example in examples_of_step(task.train, step, cfg)]
             run.end_step({"step": step + 1, "loss": loss} | update, asked)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import parallel
 from answers import parse_answer, parse_boxes
 from config import TrainConfig
 from kernels import group_advantages
@@ -110,7 +111,8 @@ class Gallery:
         """Answer the fixed questions with the model as it is after `step` steps."""
         if not self.log.is_written:
             return
-        rows, at_once = [], self.cfg.prompts_per_step  # no more than training itself
+        rows = []
+        at_once = max(1, self.cfg.prompts_per_step // parallel.world_size())  # as in training
         for start in range(0, len(self.fixed), at_once):
             rows += self._answered(step, model, self.fixed[start : start + at_once])
         self.log.append("gallery.jsonl", rows)

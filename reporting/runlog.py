@@ -182,8 +182,8 @@ class RunLog:
         """A new run's directory, or one where `done` steps are made already (a resumed run)."""
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
         directory = str(cfg.output_dir or Path("runs") / name)
-        self.directory = Path(parallel.gather(directory)[0])  # clocks differ
-        self.is_written = parallel.rank() == 0  # the other ranks say nothing and write nothing
+        self.directory = Path(parallel.all_gather(directory)[0])  # clocks differ
+        self.is_written = parallel.rank() == 0  # the other ranks say and log nothing
         if done is None and self.is_written:
             check_output_dir(self.directory)
         try:

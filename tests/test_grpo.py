@@ -256,7 +256,7 @@ def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
     monkeypatch.setattr(train_grpo, "grpo_loss", scarce)
     metrics, fitted = within_memory(accumulate, cfg, optimizer)
     assert fitted.groups_per_micro_batch == 1 and metrics == expected_metrics
-    assert "--groups_per_micro_batch 4\n" in capsys.readouterr().out
+    assert "--groups_per_micro_batch 4\n" in capsys.readouterr().err
     found = [p.grad for p in optimizer.parameters if p.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     optimizer.clear()
