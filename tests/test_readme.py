@@ -64,7 +64,7 @@ def test_every_flag_of_a_printed_command_is_a_flag_of_that_script(script, kind):
 def test_every_flag_mentioned_anywhere_belongs_to_some_script():
     kinds = (Config, SftConfig, SampleConfig, EvalConfig)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    assert set(re.findall(r"`--([a-z_]+)", TEXT)) <= fields
+    assert set(re.findall(r"`--(?:no-)?([a-z_]+)", TEXT)) <= fields
 
 
 def test_line_counts_of_the_tree_are_close():
