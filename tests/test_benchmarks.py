@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import garden_picture, headline, learning_curve, loose_rewards, mutations, real_size
+from benchmarks import (
+    fuzz,
+    garden_picture,
+    headline,
+    learning_curve,
+    loose_rewards,
+    mutations,
+    real_size,
+    soak,
+)
 from benchmarks.timing import ratio, take_turns
 from tasks import Example
 
@@ -191,3 +200,56 @@ def test_the_pictures_of_a_run_are_drawn(tmp_path):
     learning_curve.draw(dict.fromkeys(learning_curve.REWARDS, [rows, rows]), tmp_path / "a.png")
     picture = Image.open(tmp_path / "a.png")
     assert picture.width <= learning_curve.WIDTH and len(set(picture.convert("L").getdata())) > 5
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_a_fuzz_target_starts_from_what_is_valid_and_survives_a_few_cases(name, monkeypatch):
+    target = fuzz.TARGETS[name]
+    monkeypatch.setattr(fuzz, "InputError", Refused)  # not caught: a valid file is not refused
+    for data in target.seeds():
+        target.check(data)
+    monkeypatch.undo()
+    found = fuzz.generated(name, 15, number=0)
+    assert found["cases"] == 15 and found["wrong"] == ""
+
+
+class Refused(Exception):
+    """Nothing raises it."""
+
+
+def test_the_fuzzer_sees_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(fuzz, "LIMIT", 0.0)
+    assert "Wrong" in fuzz.generated("any json", 5, number=0)["wrong"]
+    monkeypatch.undo()
+    with pytest.raises(fuzz.Wrong, match="pays"):
+        task, example, _ = fuzz.asked()[0]
+        monkeypatch.setattr(fuzz, "asked", lambda: [(task, example, -1.0)])
+        fuzz.check_completion(b"<answer>x</answer>")
+    with pytest.raises(RecursionError):
+        fuzz.reading("any.json", lambda path: (_ for _ in ()).throw(RecursionError()), b"{}")
+
+
+def test_a_soak_reports_slopes_and_stops_where_files_stay_open(monkeypatch, capsys):
+    kept = []
+
+    def leaking(cfg):
+        kept.append(open("/dev/null"))
+        return {"eval/strict": 0.5}
+
+    monkeypatch.setattr(sys, "argv", ["soak", "--hours", "0", "--max_steps", "3"])
+    monkeypatch.setattr(soak.train_grpo, "train", lambda cfg: {"eval/strict": cfg.max_steps / 6})
+    soak.main()
+    printed = capsys.readouterr()
+    report = json.loads(printed.out.splitlines()[-1])
+    assert report["runs"] == 6 and len(report["memory_mb"]) == 3 and "50.0%" in printed.err
+    monkeypatch.setattr(soak.train_grpo, "train", leaking)
+    with pytest.raises(SystemExit, match="grow"):
+        soak.main()
+    for file in kept:
+        file.close()
+
+
+def test_the_slope_is_that_of_a_line():
+    growth, error = soak.slope([1.0, 3.0, 5.0, 7.0])
+    assert growth == pytest.approx(2.0) and error == pytest.approx(0.0, abs=1e-12)
+    assert soak.slope([1.0, 2.0, 1.0, 2.0])[1] > 0.1
