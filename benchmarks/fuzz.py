@@ -4,8 +4,8 @@
     python -m benchmarks.fuzz --guided 100000             # atheris: mutation guided by coverage
 
 A case is right if it ends within a second and gives what is allowed: for a completion, finite
-numbers and no reward above that of the right answer; for a file, what it holds or an InputError of
-one line. Cases are edits of valid examples (cut, doubled, swapped, words of a dictionary put in)
+numbers and no reward above that of the right answer; for a file, what it holds or an InputError.
+Cases are edits of valid examples (cut, doubled, swapped, words of a dictionary put in)
 and free text. Prints a table; the first wrong case of a target ends it and is shown.
 """
 
@@ -123,16 +123,15 @@ def folder() -> Path:
 
 
 def reading(name: str, read: Callable[[Path], object], data: bytes) -> None:
-    """Write a file and read it; all but an InputError of one line is wrong."""
+    """Write a file and read it; any other exception than an InputError is wrong."""
     path = folder() / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             read(path)
-    except InputError as error:
-        if "\x1b" in str(error) or "\n" in str(error).strip():
-            raise Wrong(f"an error of several lines: {str(error)[:300]!r}") from None
+    except InputError:
+        pass
 
 
 def as_json(*values: object) -> list[bytes]:

@@ -108,11 +108,13 @@ def inside(root: Path, name: str, where: str) -> Path:
         raise InputError(f"{where}: {name!r} is no path below {str(root)!r}; copy the file there")
     path = root / name
     try:
-        os.fsencode(path)
+        found = Path(os.path.realpath(path))
     except UnicodeEncodeError as error:
         fix = "is no file name in this locale; set PYTHONUTF8=1"
         raise InputError(f"{where}: {name!r} {fix}") from error
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+    except OSError as error:  # a name of thousands of characters
+        raise InputError(f"{where}: {name[:200]!r} is no file name ({error.strerror})") from error
+    if not found.is_relative_to(os.path.realpath(root)):
         raise InputError(f"{where}: {name!r} leads out of {str(root)!r}; copy the file there")
     return path
 
@@ -129,7 +131,7 @@ def check_files(named: Iterable[tuple[str, Path]]) -> None:
 
 def similar_name(path: Path) -> str:
     """Return a hint if a neighbour differs only in case or in its Unicode form, else ""."""
-    if "\0" in str(path) or not path.parent.is_dir():
+    if "\0" in str(path) or not os.path.isdir(path.parent):
         return ""
     siblings = sorted(os.listdir(path.parent))
     folded = [unicodedata.normalize("NFC", name).casefold() for name in [path.name, *siblings]]

@@ -157,3 +157,12 @@ def test_i19_a_picture_lost_during_a_run_stops_it_by_name_and_costs_no_finished_
     assert ends[0].read_bytes() == ends[1].read_bytes()
     logs = [(tmp_path / name / "completions.jsonl").read_bytes() for name in "ab"]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("name", ["a/" * 3000 + "x.png", "x" * 5000, "x" * 300 + ".png"])
+def test_a_name_that_no_file_can_have_is_one_line(name, tmp_path):
+    path = tmp_path / "set.jsonl"
+    row = {"image": name, "problem": "How many?", "solution": "1"}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="is no file name|missing or no regular"):
+        load_records(str(path))
