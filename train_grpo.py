@@ -39,8 +39,9 @@ from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model
 from optimizer import Optimizer, within_memory
+from prepare import prepare
 from reporting.runlog import completion_records, rollout_metrics
-from run import TrainingRun, prepare
+from run import TrainingRun
 from sample import Rollout, generate_group
 from scoring import Scorer
 from sharding import equally_many, whole

@@ -31,7 +31,8 @@ from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from optimizer import Optimizer, within_memory
-from run import TrainingRun, prepare
+from prepare import prepare
+from run import TrainingRun
 from sharding import equally_many, whole
 from tasks import Example, Reasoning, Task, written
 from train_grpo import examples_of_step, prompts_of_step

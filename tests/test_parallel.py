@@ -290,11 +290,11 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(kind, more, ste
 def test_ranks_that_read_other_data_are_refused(tmp_path):
     """One rank cannot read a picture: its share would be of other questions."""
     program = (
-        "import os, config, run, train_grpo\n"
-        "usable = run.usable_examples\n"
+        "import os, config, prepare, train_grpo\n"
+        "usable = prepare.usable_examples\n"
         "def fewer(examples, *more):\n"
         "    return usable(examples, *more)[int(os.environ['RANK']):]\n"
-        "run.usable_examples = fewer\n"
+        "prepare.usable_examples = fewer\n"
         "config.run(train_grpo.main)"
     )
     out = tmp_path / "run"
