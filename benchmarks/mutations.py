@@ -180,7 +180,7 @@ BUGS = (
         "parallel.py",
         "            dist.all_reduce(parameter.grad)\n",
         "            pass\n",
-        "tests/test_parallel.py -k test_two_ranks_make_the_run_of_one",
+        "tests/test_parallel.py::test_two_ranks_make_the_run_of_one",
     ),
     Bug(
         "logs are not cut back by a resume",

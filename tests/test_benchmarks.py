@@ -191,7 +191,8 @@ def test_loose_rewards_pay_what_their_sources_pay(rule, text, target, paid):
 @pytest.mark.parametrize("bug", mutations.BUGS, ids=lambda bug: bug.name)
 def test_every_bug_of_the_mutation_table_can_still_be_planted(bug):
     assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.right) == 1
-    assert bug.right != bug.wrong and all((ROOT / name).is_file() for name in bug.tests.split())
+    tests = [name.split("::")[0] for name in bug.tests.split()]
+    assert bug.right != bug.wrong and all((ROOT / name).is_file() for name in tests)
 
 
 def test_the_pictures_of_a_run_are_drawn(tmp_path):
