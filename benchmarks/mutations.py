@@ -22,9 +22,6 @@ from queue import Queue
 import config
 from benchmarks.timing import ROOT, machine
 
-COPIES = 2  # that are worked on at once
-
-
 @dataclass(frozen=True)
 class Bug:
     name: str
@@ -230,11 +227,12 @@ def in_a_copy(bug: Bug, copies: "Queue[Path]") -> str | None:
 def main() -> None:
     parser = config.Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default="", help="bugs whose name contains this")
+    parser.add_argument("--copies", type=int, default=2, help="that are worked on at once")
     args = parser.parse_args()
     bugs, rows = [bug for bug in BUGS if args.only in bug.name], []
-    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(COPIES) as workers:
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(args.copies) as workers:
         copies: Queue[Path] = Queue()
-        for number in range(COPIES):
+        for number in range(args.copies):
             copy = Path(work) / f"copy{number}"
             left_out = shutil.ignore_patterns(".git", "runs", ".hypothesis")
             shutil.copytree(ROOT, copy, ignore=left_out)
