@@ -22,6 +22,7 @@ from queue import Queue
 import config
 from benchmarks.timing import ROOT, machine
 
+
 @dataclass(frozen=True)
 class Bug:
     name: str
@@ -234,7 +235,9 @@ def main() -> None:
         copies: Queue[Path] = Queue()
         for number in range(args.copies):
             copy = Path(work) / f"copy{number}"
-            left_out = shutil.ignore_patterns(".git", "runs", ".hypothesis")
+            left_out = shutil.ignore_patterns(
+                ".git", "runs", ".hypothesis", ".pytest_cache", "__pycache__"
+            )
             shutil.copytree(ROOT, copy, ignore=left_out)
             copies.put(copy)
         for bug, test in zip(bugs, workers.map(lambda b: in_a_copy(b, copies), bugs), strict=True):
