@@ -45,7 +45,7 @@ class Checkpoint:
     """A directory step_N of a run, and what its state.json says."""
 
     directory: Path
-    state: dict  # step; pending: a row that is not logged yet; sizes of the logs; skipped
+    state: dict  # step; pending: a row that is not logged yet; sizes of the logs; not_finite
 
     @property
     def step(self) -> int:

@@ -126,8 +126,8 @@ class TrainingRun:
         headline = f"eval/{self.task.headline}"
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
-        self.optimizer.skipped = checkpoint.state["skipped"]
-        self.not_finite = checkpoint.state.get("not_finite", [])
+        self.not_finite = checkpoint.state["not_finite"]
+        self.optimizer.skipped = len(self.not_finite)
         if kept := checkpoint.optimizer_tensors():
             self.optimizer.restore(kept)
         print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
@@ -246,8 +246,8 @@ class TrainingRun:
             except InputError as error:  # a full disk, say: the next one may succeed
                 if step == self.cfg.max_steps or isinstance(error, Elsewhere):
                     raise
-                signals.release()
                 print(f"{error}; training goes on", file=sys.stderr)
+                signals.release()
         parallel.all_gather(None)  # a step ends for all ranks at once
 
     def _report(self) -> Path | None:
@@ -260,7 +260,6 @@ class TrainingRun:
             "step": self.done,
             "pending": self.pending,
             "sizes": self.sizes,
-            "skipped": self.optimizer.skipped,
             "not_finite": self.not_finite,
         }
         place = directory / f"step_{self.done}"

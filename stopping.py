@@ -76,7 +76,7 @@ class StopSignals:
 
     def release(self) -> None:
         """The weights are at rest again."""
-        self.held = False
+        self.held = self.received is not None  # on the way out nothing more comes through
         if self.received is not None:
             raise Stopped(self.received)
 

@@ -45,7 +45,7 @@ from run import TrainingRun
 from sample import Rollout, generate_group
 from scoring import Scorer
 from sharding import equally_many, whole
-from tasks import Example, Task
+from tasks import Example
 
 # ---- the equations -------------------------------------------------------------------------------
 
@@ -223,10 +223,10 @@ def examples_of_step(
 
 
 def prompts_of_step(
-    model: VLM, processor: Processor, task: Task, step: int, cfg: TrainConfig
+    model: VLM, processor: Processor, asked: list[tuple[str, Example]], cfg: TrainConfig
 ) -> tuple[list[Prompt], list[Example]]:
-    """This rank's image-question pairs; a frozen tower has already run over their images."""
-    keys, examples = zip(*parallel.share(examples_of_step(task.train, step, cfg)), strict=True)
+    """This rank's share of what a step asks; a frozen tower has already run over the images."""
+    keys, examples = zip(*parallel.share(asked), strict=True)
     prompts = [
         processor.prompt(key, example.images, example.question)
         for key, example in zip(keys, examples, strict=True)
@@ -283,7 +283,8 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
         for step in range(run.done, cfg.max_steps):
             # 1. Questions: N image-question pairs, of which each rank takes its share.
             with log.timed("prompts"), whole(model):
-                prompts, examples = prompts_of_step(model, processor, task, step, cfg)
+                asked = examples_of_step(task.train, step, cfg)
+                prompts, examples = prompts_of_step(model, processor, asked, cfg)
             # 2. Rollout: G completions each from the current policy; every prompt computed once.
             with log.timed("rollout"), whole(model):
                 rollout = generate_group(
@@ -314,14 +315,13 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
                     # Sampler and trainer are compared on the same weights: in the first pass.
                     mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
             # 6. Log, evaluate, save.
-            asked = [example for _, example in examples_of_step(task.train, step, cfg)]
             everyones = of_all_ranks(rollout, rewards, parts, advantages)
-            told = (step + 1, asked, *everyones)
+            told = (step + 1, [example for _, example in asked], *everyones)
             log.append("completions.jsonl", completion_records(*told))
             if run.is_due(step + 1, cfg.eval_steps):
                 run.gallery.training(*told)
             row = {"step": step + 1} | rollout_metrics(*everyones[:3])
-            run.end_step(row | faults | update | mismatch, asked)
+            run.end_step(row | faults | update | mismatch, told[1])
     return run.close()
 
 

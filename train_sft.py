@@ -108,7 +108,8 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
     with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint) as run:
         for step in range(run.done, cfg.max_steps):
             with run.log.timed("prompts"), whole(model):
-                prompts, examples = prompts_of_step(model, processor, task, step, cfg)
+                asked = examples_of_step(task.train, step, cfg)
+                prompts, examples = prompts_of_step(model, processor, asked, cfg)
                 responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
             total = sum(parallel.all_gather(sum(map(len, responses))))  # tokens
             with run.log.timed("update"):
@@ -116,8 +117,8 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
                 loss, cfg = within_memory(accumulate, cfg, optimizer)
                 loss = sum(run.all_totals(loss))
                 update = optimizer.step(step / cfg.max_steps)
-            asked = [example for _, example in examples_of_step(task.train, step, cfg)]
-            run.end_step({"step": step + 1, "loss": loss} | update, asked)
+            row = {"step": step + 1, "loss": loss} | update
+            run.end_step(row, [example for _, example in asked])
     return run.close()
 
 

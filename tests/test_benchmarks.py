@@ -22,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks.timing import ratio, take_turns
 from tasks import Example
+from tests import campaign
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -254,3 +255,18 @@ def test_the_slope_is_that_of_a_line():
     growth, error = soak.slope([1.0, 3.0, 5.0, 7.0])
     assert growth == pytest.approx(2.0) and error == pytest.approx(0.0, abs=1e-12)
     assert soak.slope([1.0, 2.0, 1.0, 2.0])[1] > 0.1
+
+
+def test_a_campaign_is_fine_only_if_every_test_of_every_case_is():
+    names = sorted(campaign.TESTS)
+    outcomes = campaign.Outcomes()
+    for name in names:
+        outcomes.add(name, "passed")
+    assert outcomes.table()[1] and outcomes.table()[0][-1] == "nothing lost"
+    outcomes.add(names[0], "failed")  # one parametrization of many
+    lines, is_fine = outcomes.table()
+    assert not is_fine and any("failed:" in line for line in lines)
+    assert outcomes.verdict((names[1], "test_x.py::test_that_nobody_wrote")) == "missing"
+    assert outcomes.verdict(()) == "missing"
+    skipped = campaign.Outcomes({names[1]: ["skipped"]})
+    assert skipped.verdict((names[1],)) == "skipped"

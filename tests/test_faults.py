@@ -241,7 +241,7 @@ FAILING = {  # what fails -> (module, function, error)
 @pytest.mark.parametrize("what", FAILING)
 def test_a_failing_disk_is_named_and_leaves_what_was_there(tiny_dir, tmp_path, monkeypatch, what):
     model, (place, name, number) = load_model(tiny_dir), FAILING[what]
-    states = [{"step": n, "pending": None, "sizes": {}, "skipped": 0} for n in (1, 2)]
+    states = [{"step": n, "pending": None, "sizes": {}, "not_finite": []} for n in (1, 2)]
     kept = {"x": torch.ones(3)}
     save_checkpoint(tmp_path, model, tiny_dir, kept, states[0])
     before = sorted(tmp_path.rglob("*"))
@@ -263,7 +263,9 @@ def test_a_failing_disk_is_named_and_leaves_what_was_there(tiny_dir, tmp_path, m
 
 def test_a_checkpoint_that_could_not_be_replaced_is_still_there(tiny_dir, tmp_path, monkeypatch):
     model, original, renamed = load_model(tiny_dir), os.replace, []
-    states = [{"step": 1, "pending": pending, "sizes": {}, "skipped": 0} for pending in ({}, None)]
+    states = [
+        {"step": 1, "pending": pending, "sizes": {}, "not_finite": []} for pending in ({}, None)
+    ]
     save_checkpoint(tmp_path, model, tiny_dir, {}, states[0])
 
     def fails_once_the_old_one_is_aside(a, b):

@@ -77,6 +77,16 @@ def stopped_in(monkeypatch, place, name: str, call: int, number=signal.SIGTERM):
     monkeypatch.setattr(place, name, watched)
 
 
+def assert_resumes_alike(argv, folder, monkeypatch, place, name: str, call: int) -> None:
+    """A run that is stopped at a call of a function and resumed, and one that nobody disturbed."""
+    train_grpo.main([*argv, "--output_dir", str(folder / "a")])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, place, name, call)
+        train_grpo.main([*argv, "--output_dir", str(folder / "b")])
+    train_grpo.main(["--resume_from_checkpoint", str(folder / "b")])
+    assert_same(folder / "a", folder / "b")
+
+
 # ---- signals and resume --------------------------------------------------------------------------
 
 
@@ -132,14 +142,10 @@ def test_with_several_updates_per_batch_a_signal_waits_for_the_step(
     flags, tmp_path, monkeypatch, capsys
 ):
     """After the first of two updates the weights belong to no step boundary."""
-    more = ["--num_iterations", "2", "--beta", "0.04"]
-    train_grpo.main([*flags, *more, "--output_dir", str(tmp_path / "a")])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stopped_in(patch, train_grpo, "accumulate_gradient", 4)  # second update of step 2
-        train_grpo.main([*flags, *more, "--output_dir", str(tmp_path / "b")])
+    more = [*flags, "--num_iterations", "2", "--beta", "0.04"]
+    second_of_step_2 = (train_grpo, "accumulate_gradient", 4)
+    assert_resumes_alike(more, tmp_path, monkeypatch, *second_of_step_2)
     assert "after step 2; saved" in capsys.readouterr().out
-    train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
-    assert_same(tmp_path / "a", tmp_path / "b")
 
 
 def test_supervised_fine_tuning_resumes_exactly(tiny_dir, tmp_path, monkeypatch):
@@ -327,12 +333,7 @@ def test_a_run_from_a_bfloat16_checkpoint_stopped_in_its_last_evaluation_is_judg
     model = load_model(BASE_MODEL)
     save_model(model, source, BASE_MODEL, plan_slots(model, torch.bfloat16))
     more = [*flags, "--model", str(source), "--held_out_size", "8"]
-    train_grpo.main([*more, "--output_dir", str(tmp_path / "a")])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stopped_in(patch, run, "held_out_metrics", 4)
-        train_grpo.main([*more, "--output_dir", str(tmp_path / "b")])
-    train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
-    assert_same(tmp_path / "a", tmp_path / "b")
+    assert_resumes_alike(more, tmp_path, monkeypatch, run, "held_out_metrics", 4)
 
 
 def test_every_file_is_flushed_before_the_rename(flags, straight, tmp_path, monkeypatch):
@@ -344,7 +345,7 @@ def test_every_file_is_flushed_before_the_rename(flags, straight, tmp_path, monk
     )
     model = load_model(straight / "step_4" / "hf")
     tensors = {"x": torch.ones(3)}
-    state = {"step": 1, "pending": None, "sizes": {}, "skipped": 0}
+    state = {"step": 1, "pending": None, "sizes": {}, "not_finite": []}
     saved = checkpoint.save_checkpoint(tmp_path, model, straight / "step_4" / "hf", tensors, state)
     names = {path.name for path in flushed[: renamed[-1]]}
     files = {path.name for path in saved.rglob("*")}
@@ -357,7 +358,7 @@ def test_too_little_space_is_said_before_anything_is_written(straight, tmp_path,
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     model = load_model(straight / "step_4" / "hf")
-    state = {"step": 1, "pending": None, "sizes": {}, "skipped": 0}
+    state = {"step": 1, "pending": None, "sizes": {}, "not_finite": []}
     with pytest.raises(InputError, match=r"needs about \d+ MB, 0 MB are free"):
         checkpoint.save_checkpoint(tmp_path, model, straight / "step_4" / "hf", {}, state)
     assert list(tmp_path.iterdir()) == []
@@ -367,7 +368,7 @@ def test_nothing_that_is_not_finite_is_saved(straight, tmp_path):
     model = load_model(straight / "step_4" / "hf")
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    state = {"step": 1, "pending": None, "sizes": {}, "skipped": 0}
+    state = {"step": 1, "pending": None, "sizes": {}, "not_finite": []}
     with pytest.raises(InputError, match="not finite"):
         checkpoint.save_checkpoint(tmp_path, model, straight / "step_4" / "hf", {}, state)
     assert list(tmp_path.iterdir()) == []
@@ -375,12 +376,7 @@ def test_nothing_that_is_not_finite_is_saved(straight, tmp_path):
 
 def test_a_bfloat16_run_resumes_with_its_float32_masters(flags, tmp_path, monkeypatch):
     more = [*flags, "--dtype", "bfloat16", "--learning_rate", "1e-5"]
-    train_grpo.main([*more, "--output_dir", str(tmp_path / "a")])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stopped_in(patch, train_grpo, "generate_group", 4)
-        train_grpo.main([*more, "--output_dir", str(tmp_path / "b")])
-    train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
-    assert_same(tmp_path / "a", tmp_path / "b")
+    assert_resumes_alike(more, tmp_path, monkeypatch, train_grpo, "generate_group", 4)
 
 
 # ---- which run goes on ---------------------------------------------------------------------------
