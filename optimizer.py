@@ -55,8 +55,7 @@ class Optimizer:
 
     def __init__(self, model: VLM, cfg: TrainConfig):
         self.cfg = cfg
-        self.skipped = 0  # updates in a row whose gradient was not finite
-        self.not_finite: list[str] = []  # the parameters of the last of them
+        self.not_finite: list[str] = []  # parameters, when an update was last skipped
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.masters = [
@@ -129,24 +128,22 @@ class Optimizer:
             parallel.sum_gradients(self.masters)
         total = torch.nn.utils.get_total_norm([master.grad for master in self.masters])
         norm = float(full(total))
-        if math.isfinite(norm):
-            self.skipped = 0
+        is_finite = math.isfinite(norm)
+        if is_finite:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, total)
             self.adamw.step()
             for parameter, master in zip(self.parameters, self.masters, strict=True):
                 if master is not parameter:
                     parameter.data.copy_(master.data)
         else:
-            self.skipped += 1
             self.not_finite = [
                 name
                 for name, master in zip(self.names, self.masters, strict=True)
                 if not bool(full(torch.isfinite(master.grad).all()))
             ]
         self.clear()
-        finite_norm = norm if self.skipped == 0 else 0.0
         return {
-            "grad_norm": finite_norm,
+            "grad_norm": norm if is_finite else 0.0,
             "learning_rate": rate,
-            "steps_skipped_nonfinite": float(self.skipped > 0),
+            "steps_skipped_nonfinite": float(not is_finite),
         }

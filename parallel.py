@@ -53,6 +53,7 @@ class _Ranks:
     control: dist.ProcessGroup | None = None  # for messages: they never mix with gradients
     store: dist.Store | None = None  # read at any time, also where a message cannot arrive
     is_broken = False  # a message did not arrive
+    waited = 0.0  # seconds, for the messages of others
     has_told = False  # the traceback of its own error is printed
     parting: dict[str, Any] | None = None  # the message of a rank that left; all have met since
 
@@ -72,6 +73,12 @@ def rank() -> int:
 def are_together() -> bool:
     """Whether joint acts are possible: nobody has left, or all ranks know of it."""
     return _Ranks.control is None or not _Ranks.is_broken
+
+
+def waited() -> float:
+    """Seconds that this rank has waited for slower ones since it was asked last."""
+    seconds, _Ranks.waited = _Ranks.waited, 0.0
+    return seconds
 
 
 def local_rank() -> int:
@@ -152,7 +159,9 @@ def _exchange(message: dict[str, Any]) -> list[dict[str, Any]]:
     data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)  # (bytes,)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     try:
+        began = time.perf_counter()
         dist.all_gather(sizes, torch.tensor([len(data)]), group=_Ranks.control)
+        _Ranks.waited += time.perf_counter() - began
         longest = max(int(size) for size in sizes)
         padded = torch.cat((data, data.new_zeros(longest - len(data))))
         found = [torch.empty_like(padded) for _ in sizes]

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +40,7 @@ from stopping import Elsewhere, Stopped, signals
 from tasks import Example, Task
 from tasks.files import write_whole
 
-MAX_SKIPPED_UPDATES = 5  # in a row; then the run stops
+MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
 T = TypeVar("T")
 
 
@@ -104,7 +105,8 @@ class TrainingRun:
         self.done = 0  # steps that are made
         self.is_moving = False  # the weights are on their way to the next one
         self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
-        self.not_finite: list[dict] = []  # the updates in a row that were skipped
+        self.not_finite: list[dict] = []  # the steps in a row with an update that was skipped
+        self.waited: Counter[str] = Counter()  # seconds of a step, each rank for slower ones
         self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
         about = about_run(cfg, task, model)
         parallel.require_same(about["data"], "data")
@@ -127,7 +129,6 @@ class TrainingRun:
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
         self.not_finite = checkpoint.state["not_finite"]
-        self.optimizer.skipped = len(self.not_finite)
         if kept := checkpoint.optimizer_tensors():
             self.optimizer.restore(kept)
         print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
@@ -178,9 +179,11 @@ class TrainingRun:
         """What every rank has accumulated. From here to the end of the step the weights are in
         motion, and signals have to wait."""
         signals.held = True
-        found = parallel.all_gather(totals)
+        told = parallel.all_gather([totals, parallel.waited()])
         self.is_moving = True
-        return found
+        for rank, (_, seconds) in enumerate(told):
+            self.waited[f"waiting/rank_{rank}"] += seconds
+        return [totals for totals, _ in told]
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether what happens every so many steps (0: never), and at the end, happens now."""
@@ -190,30 +193,33 @@ class TrainingRun:
         """Log a step and what it asked; evaluate, report and save where that is due.
 
         Metrics that are not finite are left out: JSON has no such numbers, and curves cannot show
-        them. Raises InputError after MAX_SKIPPED_UPDATES updates in a row that were not finite.
+        them. Raises InputError after MAX_NOT_FINITE steps in a row that were not finite.
         """
         self.done = row["step"]
         self._keep_not_finite(row, asked)
+        if parallel.world_size() > 1:
+            row |= self.waited
+        self.waited.clear()
         row = {name: value for name, value in row.items() if math.isfinite(value)}
         self.pending, self.is_moving = row, False
         self._at_rest()
         self._finish_row(row)
-        if self.optimizer.skipped >= MAX_SKIPPED_UPDATES:
+        if len(self.not_finite) >= MAX_NOT_FINITE:
             raise InputError(
-                f"{self.optimizer.skipped} updates in a row had a gradient that is not finite, see "
+                f"{MAX_NOT_FINITE} steps in a row had a gradient that is not finite, see "
                 f"{self.log.directory / 'not_finite.json'}; lower --learning_rate or --beta, or "
                 "use --dtype float32"
             )
 
     def _keep_not_finite(self, row: dict[str, float], asked: list[Example]) -> None:
-        """Note the update if its gradient was not finite: its questions, metrics and parameters."""
-        if self.optimizer.skipped == 0:
+        """Note the step if a gradient was not finite: its questions, metrics and parameters."""
+        if row["steps_skipped_nonfinite"] == 0:
             self.not_finite = []
             return
         metrics = {name: v if math.isfinite(v) else str(v) for name, v in row.items()}
         bad = {"step": self.done, "questions": [example.id for example in asked]}
         bad |= {"metrics": metrics, "parameters": self.optimizer.not_finite}
-        self.not_finite = [*self.not_finite, bad][-MAX_SKIPPED_UPDATES:]
+        self.not_finite = [*self.not_finite, bad]
         if self.log.is_written:
             with self.log.writing():
                 write_whole(

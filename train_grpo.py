@@ -198,6 +198,14 @@ def update_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:
     return metrics
 
 
+def of_all_passes(passes: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of a step: those of its last pass, but for what the others know better."""
+    # Sampler and trainer are compared on the same weights: in the first pass.
+    first = {name: value for name, value in passes[0].items() if "sampling" in name}
+    skipped = sum(metrics["steps_skipped_nonfinite"] for metrics in passes)
+    return passes[-1] | first | {"steps_skipped_nonfinite": skipped}
+
+
 # ---- data of a step ------------------------------------------------------------------------------
 
 
@@ -305,15 +313,13 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             advantages = group_advantages(rewards.to(device), cfg.scale_rewards).cpu()  # (N, G)
             groups = make_groups(prompts, rollout, advantages, cfg)
             # 5. Update: num_iterations passes (mu in the paper) over the same completions.
-            mismatch: dict[str, float] = {}
+            passes: list[dict[str, float]] = []
             with log.timed("update"):
                 for _ in range(cfg.num_iterations):
                     accumulate = partial(accumulate_gradient, model, reference, groups, forbidden)
                     totals, cfg = within_memory(accumulate, cfg, optimizer)
-                    update = update_metrics(run.all_totals(totals))
-                    update |= optimizer.step(step / cfg.max_steps)
-                    # Sampler and trainer are compared on the same weights: in the first pass.
-                    mismatch = mismatch or {k: v for k, v in update.items() if "sampling" in k}
+                    metrics = update_metrics(run.all_totals(totals))
+                    passes.append(metrics | optimizer.step(step / cfg.max_steps))
             # 6. Log, evaluate, save.
             everyones = of_all_ranks(rollout, rewards, parts, advantages)
             told = (step + 1, [example for _, example in asked], *everyones)
@@ -321,7 +327,7 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             if run.is_due(step + 1, cfg.eval_steps):
                 run.gallery.training(*told)
             row = {"step": step + 1} | rollout_metrics(*everyones[:3])
-            run.end_step(row | faults | update | mismatch, told[1])
+            run.end_step(row | faults | of_all_passes(passes), told[1])
     return run.close()
 
 

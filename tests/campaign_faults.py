@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "F18": (
-        "one rank is slow: waited for, none is killed (differs: not logged)",
+        "one rank is slow: waited for and told, none is killed",
         ("test_parallel.py::test_a_slow_rank_is_waited_for",),
     ),
     "F19": (

@@ -4,7 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# Workers (-n auto) share the cores: threads that spin while they wait would starve the rest.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
 
 # Without a GPU the Triton kernels are tested in Triton's interpreter. It has to be chosen before
 # the kernels are decorated, and any test module may be the first to import them: hence this file.
@@ -73,7 +78,9 @@ def pytest_runtest_logreport(report):
 
 
 def is_campaign(config) -> bool:
-    return config.getoption("-m") == "campaign" and not config.getoption("collectonly")
+    is_worker = hasattr(config, "workerinput")  # of -n auto: sees a part, the controller sees all
+    asked = config.getoption("-m") == "campaign" and not config.getoption("collectonly")
+    return asked and not is_worker
 
 
 def pytest_terminal_summary(terminalreporter, config):

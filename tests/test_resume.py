@@ -521,7 +521,7 @@ def test_five_bad_updates_in_a_row_stop_the_run_with_a_dump_and_a_sound_checkpoi
     words = flags if script == "train_grpo" else "--task count --device cpu --train_size 8".split()
     words = [*words, *"--held_out_size 2 --prompts_per_step 2 --max_steps 20".split()]
     out = tmp_path / "run"
-    with pytest.raises(InputError, match="5 updates in a row.*not_finite.json.*--learning_rate"):
+    with pytest.raises(InputError, match="5 steps in a row.*not_finite.json.*--learning_rate"):
         module.main([*words, "--save_steps", "0", "--output_dir", str(out)])
     lines = [
         json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").open()
