@@ -73,6 +73,12 @@ def test_line_counts_of_the_tree_are_close():
     for name, count in rows:
         real = len((ROOT / name).read_text(encoding="utf-8").splitlines())
         assert abs(real - int(count)) <= 0.1 * real + 5, f"{name}: {count} claimed, {real} real"
+    lines = re.search(r"An afternoon: eleven files, ([\d,]+) lines", TEXT)[1]
+    first = TEXT.split(f"{lines} lines")[1].split("The rest")[0]
+    counts = [
+        int(count) for count in re.findall(r"^\| `[\w/]+\.py` \| (\d+) \|", first, re.MULTILINE)
+    ]
+    assert len(counts) == 11 and abs(sum(counts) - int(lines.replace(",", ""))) < 100
 
 
 def test_numbers_of_the_results_table_stand_in_results_md():
