@@ -213,6 +213,7 @@ def completion_logps(
     Returns: logp (C,) fp32 with gradient, entropy (C,) fp32 without, both in nats.
     """
     hidden = model(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
-    return linear_logprob(
-        hidden[pack.predictors], model.head_weight, pack.targets, temperature, forbidden
-    )
+    # Not hidden[..]: a group shares its first predictor, and on a CPU the gradients of an index
+    # that repeats are then added up in whatever order the threads come.
+    hidden = hidden.index_select(0, pack.predictors)  # (C, D)
+    return linear_logprob(hidden, model.head_weight, pack.targets, temperature, forbidden)

@@ -10,6 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from config import BASE_MODEL, Config
+from evaluate import load_task
 from model import attention, language
 from model.attention import PackLayout
 from model.text import Processor
@@ -237,3 +239,31 @@ def test_mismatched_slots_and_features_are_refused(tiny):
     prompts[0].features = torch.zeros(3, 32)
     with pytest.raises(ValueError, match="image slots"):
         completion_logps(model, make_pack(prompts[:1], completions[:1]))
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_threads_do_not_change_a_bit_from_one_time_to_the_next(precision):
+    """Large enough for torch to cut its operations into threads; more of them than there are
+    cores, so that they come in different orders."""
+    model, processor = load_model(BASE_MODEL), Processor(BASE_MODEL)
+    task = load_task(Config(task="count", train_size=2), processor)
+    prompts = [processor.prompt(e.id, e.images, e.question) for e in task.train]
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 20, (2, 8), generator=generator).tolist()
+    completions = [[torch.arange(n) + 20 for n in of_group] for of_group in lengths]
+    weights = torch.randn(sum(map(sum, lengths)), generator=generator)
+    pack = make_pack(prompts, completions)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = []
+        for _ in range(8):
+            (completion_logps(model, pack)[0] * weights).sum().backward()
+            found.append(gradients(model))
+    finally:
+        torch.set_num_threads(before)
+        torch.set_float32_matmul_precision("highest")
+    assert any(name.startswith("visual") for name in found[0])
+    for again in found[1:]:
+        assert all(torch.equal(again[name], found[0][name]) for name in again)
