@@ -36,8 +36,11 @@ from model.weights import save_model
 C = TypeVar("C", bound=TrainConfig)
 MANIFEST = "manifest.json"
 LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
-# Flags that may change when a run goes on: they do not touch what is learnt.
-FREE = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention", "fsdp"}
+# Flags that may change when a run goes on. They do not touch what is learnt: what is kept and told,
+KEPT = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
+# where things lie (what lies there is compared), and how it is computed, up to rounding.
+PLACES = {"model", "data", "data_root", "device"}
+FREE = KEPT | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Checkpoint:
 
     directory: Path
     state: dict  # step; pending: a row that is not logged yet; sizes of the logs; not_finite
+    beside: tuple[str, ...] = ()  # all checkpoints of the run, when this one was chosen
 
     @property
     def step(self) -> int:
@@ -56,9 +60,16 @@ class Checkpoint:
         return self.directory / "hf"
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Masters and moments by name; empty before the first update."""
-        path = self.directory / "trainer" / "optimizer.safetensors"
-        return load_file(path) if path.is_file() else {}
+        """Masters and moments by name; moments only from the first update on."""
+        return load_file(self.directory / "trainer" / "optimizer.safetensors")
+
+    def check_newest(self) -> None:
+        """Raise InputError if another process has saved or removed checkpoints of the run since
+        this one was chosen. Asked when no other can write any more."""
+        if _names(_saved(self.directory.parent)) != self.beside:
+            raise InputError(
+                f"{self.directory.parent}: another process has just written there; once more"
+            )
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -198,6 +209,10 @@ def _saved(run: Path) -> list[Path]:
     return sorted(found, key=_number, reverse=True)
 
 
+def _names(checkpoints: list[Path]) -> tuple[str, ...]:
+    return tuple(path.name for path in checkpoints)
+
+
 def last_model(run: Path) -> Path | None:
     """The model directory of the newest checkpoint of a run, verified or not."""
     return next((path / "hf" for path in _saved(run) if (path / "hf").is_dir()), None)
@@ -229,14 +244,14 @@ def find_checkpoint(place: Path) -> Checkpoint:
     """
     is_one = _is_step(place.name)
     _bring_back(place.parent if is_one else place)
-    tried = []
-    for directory in [place] if is_one else _saved(place):
+    tried, saved = [], _saved(place.parent if is_one else place)
+    for directory in [place] if is_one else saved:
         reason = why_unusable(directory)
         if reason is None:
             text = (directory / "trainer" / "state.json").read_text(encoding="utf-8")
             for line in tried:
                 print(f"passed over {line}")
-            return Checkpoint(directory, json.loads(text))
+            return Checkpoint(directory, json.loads(text), _names(saved))
         tried.append(f"{directory}: {reason}")
     found = "; ".join(tried) or "has no checkpoint (step_N)"
     raise InputError(f"--resume_from_checkpoint {place}: {found}")
@@ -254,7 +269,7 @@ def parse_or_resume(
     place = given.pop("resume_from_checkpoint", None)
     if place is None:
         return kind(**given), None
-    run = _run_directory(place, given.pop("output_dir", None))
+    run = _run_directory(place, given.pop("output_dir", None), kind)
     saved = config.load_run(run / "config.json")
     if type(saved) is not kind:
         raise InputError(f"--resume_from_checkpoint {place}: is a run of {saved.script}")
@@ -271,10 +286,34 @@ def parse_or_resume(
     if checkpoint.step == saved.max_steps and checkpoint.state["pending"] is None:
         print(f"{run}: all {saved.max_steps} steps are done; there is nothing to resume")
         raise SystemExit(0)
-    return replace(saved, **free, output_dir=run), checkpoint
+    cfg = replace(saved, **free, output_dir=run)
+    _check_same_model(cfg, saved, checkpoint)
+    return cfg, checkpoint
 
 
-def _run_directory(place: str, output_dir: Path | None) -> Path:
+def _check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless --model is the directory from which the run began, perhaps moved.
+
+    A run that goes on reads only the other files of that directory, which its checkpoints hold
+    too, and with --beta the weights: those are not compared, so then it has to be where it was.
+    """
+    if not cfg.model.is_dir():
+        fix = "if it or the data was moved, give --model or --data anew"
+        raise InputError(f"--model {cfg.model}: from there the run began, but it is gone; {fix}")
+    if cfg.model.resolve() == saved.model.resolve():
+        return
+    if getattr(saved, "beta", 0.0) > 0:
+        raise InputError(
+            f"--model {cfg.model}: with --beta the run needs the weights that were in "
+            f"{saved.model}; put them back there, a link will do"
+        )
+    for name in ("config.json", "tokenizer.json"):
+        ours, theirs = (place / name for place in (checkpoint.hf, cfg.model))
+        if not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():
+            raise InputError(f"--model {cfg.model}: the run began from another, {name} differs")
+
+
+def _run_directory(place: str, output_dir: Path | None, kind: type[TrainConfig]) -> Path:
     """The run that is meant: named itself, by one of its checkpoints, or the `latest` one."""
     if place != "latest":
         directory = Path(place)
@@ -284,13 +323,22 @@ def _run_directory(place: str, output_dir: Path | None) -> Path:
     elif output_dir is not None:
         run = output_dir
     else:
-        runs = [path.parent for path in Path("runs").glob("*/config.json")]
+        runs = [path.parent for path in Path("runs").glob("*/config.json") if _is_of(kind, path)]
         if not runs:
-            raise InputError("--resume_from_checkpoint latest: there is no run in runs/")
+            raise InputError(
+                f"--resume_from_checkpoint latest: there is no run of {kind.script} in runs/"
+            )
         run = max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
     if not (run / "config.json").is_file():
         raise InputError(f"--resume_from_checkpoint {place}: {run} is no run (no config.json)")
     return run
+
+
+def _is_of(kind: type[TrainConfig], path: Path) -> bool:
+    try:
+        return type(config.load_run(path)) is kind
+    except InputError:
+        return False
 
 
 def restore_logs(run: Path, sizes: dict[str, int]) -> None:

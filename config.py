@@ -10,13 +10,15 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import shlex
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TextIO, TypeVar, Union, get_args, get_origin
 
 from model.errors import InputError
 from tasks.files import MAX_SKIP, visible
@@ -293,15 +295,15 @@ def _show(value: Any) -> Any:
     return value
 
 
-def command(config: TrainConfig) -> str:
-    """The command line that makes such a run again: the flags that differ from their defaults.
-
-    Where this run was kept, or went on from, is left out.
+def command(config: TrainConfig, processes: int = 1) -> str:
+    """The command line that makes such a run again: the task, and the flags that differ from their
+    defaults. Where this run was kept, or went on from, is left out.
     """
-    words = ["python", config.script]
+    words = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
+    words += [config.script, "--task", config.task]
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if item.name in ("output_dir", "resume_from_checkpoint"):
+        if item.name in ("task", "output_dir", "resume_from_checkpoint"):
             continue
         if isinstance(value, bool) and value != item.default:
             words.append(f"--{item.name}" if value else f"--no-{item.name}")
@@ -340,6 +342,8 @@ def load(kind: type[C], path: Path) -> C:
 
 def load_run(path: Path) -> TrainConfig:
     """A run's config.json, of whichever training script; raises InputError as `load` does."""
+    if not path.is_file():
+        raise InputError(f"{path.parent} is no run, it has no {path.name}")
     try:
         is_sft = "cot" in json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -368,12 +372,53 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or ran_out
 
 
-def run(main) -> None:
-    """Run a script's main(): bad input becomes one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter gets \\xNN
+class Told:
+    """stdout or stderr. Where the disk under it is full, or its reader is gone, the rest goes
+    nowhere. That ends a script with one line, but not a training run, which is worth more."""
+
+    def __init__(self, stream: TextIO, goes_on: bool):
+        self.stream, self.goes_on = stream, goes_on
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._do(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(self.stream.flush)
+
+    def _do(self, act: Callable, *args: str) -> None:
+        try:
+            act(*args)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not self.goes_on:
+                raise InputError(f"stdout cannot be written ({error})") from None
+            if self is not sys.stderr:
+                print(f"stdout cannot be written ({error}); going on without", file=sys.stderr)
+
+
+def run(main, trains: bool = False) -> None:
+    """Run a script's main(): bad input becomes one line on stderr and exit code 2.
+
+    trains: what counts is in files, so a stdout that cannot be written ends nothing.
+    """
+    streams = sys.stdout, sys.stderr
+    for stream in streams:  # a terminal that cannot show a letter gets \\xNN
         stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (Told(stream, goes_on=trains) for stream in streams)
+    try:
+        _run(main)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _run(main) -> None:
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:

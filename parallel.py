@@ -95,9 +95,11 @@ def share(items: Sequence[T]) -> Sequence[T]:
 @contextmanager
 def processes() -> Iterator[None]:
     """Inside, this process is one of those that torchrun started; alone without torchrun."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or _Ranks.control is not None:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or _Ranks.control is not None:
         yield
         return
+    if "RANK" not in os.environ:
+        raise InputError("WORLD_SIZE is set, but not RANK; start with torchrun, or unset it")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _Ranks.store, own, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
@@ -234,7 +236,7 @@ def _watch() -> None:
                 return
             time.sleep(0.1)
         cause = _as_error(json.loads(store.get("left")))
-        what = f"stopped by signal {cause.number}" if isinstance(cause, Stopped) else cause
+        what = f"stopped by {cause}" if isinstance(cause, Stopped) else cause
         print(f"error: {what}; this rank ends without saving", file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -79,6 +79,6 @@ def prepare(
     print(
         f"{task.name}: {len(task.train)} training examples, {sizes}; "
         f"{millions:.1f} M parameters, {cfg.dtype} on {device}"
-        + (f" and {ranks - 1} more ranks" if ranks > 1 else "")
+        + (f", {ranks} processes" if ranks > 1 else "")
     )
     return cfg, processor, task, model

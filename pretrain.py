@@ -307,4 +307,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    config.run(main, trains=True)

@@ -17,6 +17,7 @@ import parallel
 from checkpoint import (
     Checkpoint,
     find_checkpoint,
+    last_model,
     log_sizes,
     restore_logs,
     save_checkpoint,
@@ -122,15 +123,16 @@ class TrainingRun:
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         if parallel.rank() == 0:
+            checkpoint.check_newest()
             tidy(self.log.directory, checkpoint.step)
             restore_logs(self.log.directory, checkpoint.state["sizes"])
-        parallel.all_gather(None)  # the others read what rank 0 has put in order
+        # The others read what rank 0 has put in order.
+        parallel.require_same(checkpoint.directory.name, "checkpoints")
         headline = f"eval/{self.task.headline}"
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
         self.not_finite = checkpoint.state["not_finite"]
-        if kept := checkpoint.optimizer_tensors():
-            self.optimizer.restore(kept)
+        self.optimizer.restore(checkpoint.optimizer_tensors())
         print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
 
     def __enter__(self) -> "TrainingRun":
@@ -160,11 +162,12 @@ class TrainingRun:
             parallel.all_gather(None)
         signals.remove()
         self.log.close()
-        with suppress(OSError):  # nobody may be listening any more
-            if number is not None:
-                print(f"stopped by signal {number} after step {self.done}; saved {saved}")
-            if saved is not None:
-                print(f"go on with --resume_from_checkpoint {self.log.directory}", flush=True)
+        if number is not None:
+            what = f"; saved {saved}" if saved is not None else ""
+            print(f"stopped by {cause} after step {self.done}{what}")
+        if last_model(self.log.directory) is not None:
+            command = f"python {self.cfg.script} --resume_from_checkpoint {self.log.directory}"
+            print(f"go on with: {command}", flush=True)
         if number is not None:
             raise SystemExit(128 + number) from None
         if cause is not error:

@@ -88,7 +88,7 @@ class Decoder:
     Args:
         cache: after the prefill of N groups. position: (B,) int64, where each row's first token
             stands. uniforms: (B, C_max), one random number per row and token.
-        forbidden: ids that are never chosen. temperature: 0 takes the likeliest token.
+        forbidden_ids: never chosen. temperature: 0 takes the likeliest token.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Decoder:
         cache: KVCache,
         position: Tensor,
         uniforms: Tensor,
-        forbidden: Tensor,
+        forbidden_ids: Tensor,
         temperature: float,
     ):
         B, longest = uniforms.shape
         self.model, self.cache, self.uniforms = model, cache, uniforms
         self.layers = DecodingStep(model.model, cache)
-        self.forbidden, self.temperature = forbidden, temperature
+        self.forbidden_ids, self.temperature = forbidden_ids, temperature
         self.rows = torch.arange(B, device=uniforms.device)  # (B,) which rows of the rollout
         self.tokens = torch.full_like(uniforms, -1, dtype=torch.int64)  # (B, C_max)
         self.logps = torch.zeros_like(uniforms)  # (B, C_max) fp32
@@ -120,7 +120,7 @@ class Decoder:
     def choose(self, hidden: Tensor) -> None:
         """Draw the newest token of every row from its hidden state (B, D)."""
         logits = self.model.logits(hidden)  # (B, V) fp32
-        logits.index_fill_(1, self.forbidden, float("-inf"))
+        logits.index_fill_(1, self.forbidden_ids, float("-inf"))
         if self.temperature not in (0.0, 1.0):
             logits /= self.temperature
         logp = logits.log_softmax(-1)  # (B, V)
@@ -207,9 +207,9 @@ def generate_group(
     position = torch.tensor([p.next_position for p in prompts], device=device)  # (N,)
 
     # Decode: one token for all rows at a time.
-    forbidden = processor.forbidden.nonzero().squeeze(1).to(device)
+    forbidden_ids = processor.forbidden.nonzero().squeeze(1).to(device)
     decoder = Decoder(
-        model, cache, position.repeat_interleave(G), uniforms.to(device), forbidden, temperature
+        model, cache, position.repeat_interleave(G), uniforms.to(device), forbidden_ids, temperature
     )
     decoder.choose(hidden[ends].repeat_interleave(G, 0))
     tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)

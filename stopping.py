@@ -1,4 +1,5 @@
-"""How a run is asked to end: SIGTERM, SIGHUP and Ctrl-C, at a moment when nothing can be lost.
+"""How a run is asked to end: Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 (by which batch systems warn that
+time is nearly up), at a moment when nothing can be lost.
 
 Signals belong to the process, so there is one `signals` object, which a run installs and removes.
 Next: parallel.py.
@@ -13,15 +14,16 @@ from contextlib import contextmanager
 
 from model.errors import InputError
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 GRACE = 10.0  # seconds in which a signal may arrive twice without meaning more
-LEFT = signal.SIGUSR1  # sent by this process to itself: another rank has left
+LEFT = signal.SIGURG  # sent by this process to itself, and by nobody else: another rank has left
 
 
 class Stopped(BaseException):
     """A signal asked the run to end. Not an Exception, so that no code from outside swallows it."""
 
     def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
         self.number = number
 
 
@@ -34,7 +36,7 @@ class AnotherLeft(BaseException):
 
 
 class StopSignals:
-    """SIGTERM, SIGHUP, Ctrl-C become `Stopped`: at once while weights rest, else when they next do.
+    """What asks to end becomes `Stopped`: at once while the weights rest, else when they next do.
 
     A second signal ends the process without saving. Of several ranks only one that comes later: a
     batch system signals each of them, and torchrun does so once more.

@@ -60,13 +60,13 @@ def token_weights(lengths: list[int], loss_type: str, max_completion_length: int
     Computed once per step over all B completions, so how a step is cut into micro-batches, and
     which groups are skipped, changes the gradient by rounding errors only.
     """
-    B, C = len(lengths), torch.tensor(lengths)
+    B, C, C_i = len(lengths), sum(lengths), torch.tensor(lengths)  # C_i: (B,)
     per_completion = {
-        "grpo": 1.0 / (B * C),
-        "dapo": torch.full((B,), 1.0 / int(C.sum())),
+        "grpo": 1.0 / (B * C_i),
+        "dapo": torch.full((B,), 1.0 / C),
         "dr_grpo": torch.full((B,), 1.0 / (B * max_completion_length)),
     }[loss_type]  # (B,)
-    return per_completion.repeat_interleave(C)  # (C,)
+    return per_completion.repeat_interleave(C_i)  # (C,)
 
 
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
@@ -149,14 +149,14 @@ def accumulate_gradient(
     At beta = 0 a group without spread has zero advantages and so exactly no gradient: it is
     skipped. Returns sums over the tokens that were computed, for `update_metrics`.
     """
-    silent = replace(groups[0], weights=torch.zeros_like(groups[0].weights))
+    filler = replace(groups[0], weights=torch.zeros_like(groups[0].weights))  # has no gradient
     if reference is None:
         groups = [group for group in groups if bool(group.advantages.any())]
     totals: dict[str, float] = defaultdict(float, loss=0.0, tokens=0)
     size, device = cfg.groups_per_micro_batch, model.device
     batches = [groups[start : start + size] for start in range(0, len(groups), size)]
-    if cfg.fsdp:  # a forward is a joint act of all ranks
-        batches = equally_many(batches, [silent])
+    if cfg.fsdp:  # a forward is a joint act of all ranks: who has fewer batches takes part in it
+        batches = equally_many(batches, [filler])
     for batch in batches:
         pack = make_pack([g.prompt for g in batch], [g.ids for g in batch], device)
         logp, entropy = completion_logps(model, pack, cfg.temperature, forbidden)  # (C,) each
@@ -169,7 +169,7 @@ def accumulate_gradient(
         weights = torch.cat([g.weights for g in batch]).to(device)  # (C,)
         loss, stats = grpo_loss(logp, logp_old, logp_ref, advantages, weights, cfg)
         loss.backward()
-        if batch[0] is silent:
+        if batch[0] is filler:
             continue
         difference = (logp.detach() - logp_old).abs()
         totals["loss"] += loss.item()
@@ -285,13 +285,14 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
     reference = starting_model(model, cfg)
     optimizer = Optimizer(model, cfg)
     device, forbidden = model.device, processor.forbidden.to(model.device)  # (V,)
-    shown = (cfg.num_generations, cfg.temperature)
-    with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint, *shown) as run:
+    shown = {"num_generations": cfg.num_generations, "temperature": cfg.temperature}
+    with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint, **shown) as run:
         log = run.log
         for step in range(run.done, cfg.max_steps):
-            # 1. Questions: N image-question pairs, of which each rank takes its share.
+            # 1. Questions: N image-question pairs, of which each rank takes its share. (`whole`
+            # gathers the weights where --fsdp has shared them out; else it does nothing.)
             with log.timed("prompts"), whole(model):
-                asked = examples_of_step(task.train, step, cfg)
+                asked = examples_of_step(task.train, step, cfg)  # N of all ranks
                 prompts, examples = prompts_of_step(model, processor, asked, cfg)
             # 2. Rollout: G completions each from the current policy; every prompt computed once.
             with log.timed("rollout"), whole(model):
@@ -305,7 +306,7 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
                     cfg.seed,
                     step,
                 )
-                parallel.all_gather(None)  # it takes as long as the slowest rank
+                parallel.all_gather(None)  # a barrier: waiting for the slowest rank counts, too
             # 3. Reward: verify every completion.
             with log.timed("reward"):
                 rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
@@ -317,17 +318,19 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
             with log.timed("update"):
                 for _ in range(cfg.num_iterations):
                     accumulate = partial(accumulate_gradient, model, reference, groups, forbidden)
+                    # Where memory runs out, `cfg` comes back with smaller micro-batches.
                     totals, cfg = within_memory(accumulate, cfg, optimizer)
                     metrics = update_metrics(run.all_totals(totals))
                     passes.append(metrics | optimizer.step(step / cfg.max_steps))
             # 6. Log, evaluate, save.
-            everyones = of_all_ranks(rollout, rewards, parts, advantages)
-            told = (step + 1, [example for _, example in asked], *everyones)
+            rollout, rewards, parts, advantages = of_all_ranks(rollout, rewards, parts, advantages)
+            examples = [example for _, example in asked]
+            told = (step + 1, examples, rollout, rewards, parts, advantages)
             log.append("completions.jsonl", completion_records(*told))
             if run.is_due(step + 1, cfg.eval_steps):
                 run.gallery.training(*told)
-            row = {"step": step + 1} | rollout_metrics(*everyones[:3])
-            run.end_step(row | faults | of_all_passes(passes), told[1])
+            row = {"step": step + 1} | rollout_metrics(rollout, rewards, parts)
+            run.end_step(row | faults | of_all_passes(passes), examples)
     return run.close()
 
 
@@ -338,4 +341,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)
-    config.run(main)
+    config.run(main, trains=True)

@@ -129,4 +129,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)
-    config.run(main)
+    config.run(main, trains=True)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,8 +115,10 @@ def data_hash(examples: list[Example]) -> str:
 
 def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
     """What else one must know to repeat a run: run.json."""
+    if cfg.max_completion_length == task.max_completion_length:  # filled in by `prepare`
+        cfg = replace(cfg, max_completion_length=None)
     return {
-        "command": config.command(cfg),
+        "command": config.command(cfg, parallel.world_size()),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "headline": task.headline,

@@ -18,12 +18,13 @@ import pytest
 import torch
 
 import checkpoint
+import config
 import run
 import train_grpo
 import train_sft
 from benchmarks.kills import metrics
 from checkpoint import find_checkpoint, parse_or_resume, why_unusable
-from config import BASE_MODEL, Config
+from config import BASE_MODEL, Config, SftConfig
 from model.errors import InputError
 from model.weights import load_model, plan_slots, save_model
 from optimizer import Optimizer
@@ -101,6 +102,7 @@ def assert_resumes_alike(argv, folder, monkeypatch, place, name: str, call: int)
         (run, "held_out_metrics", 2, signal.SIGTERM, 2),  # updated, not yet evaluated
         (run, "held_out_metrics", 4, signal.SIGTERM, STEPS),  # the last evaluation
         (run, "save_checkpoint", 3, signal.SIGTERM, 3),
+        (train_grpo, "generate_group", 4, signal.SIGUSR1, 3),  # of a batch system
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_exactly(
@@ -198,7 +200,7 @@ def test_a_real_process_saves_on_sigterm(flags, tmp_path):
         time.sleep(0.05)
     process.terminate()
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "stopped by signal 15" in said
+    assert process.returncode == 143 and "stopped by SIGTERM" in said
     assert why_unusable(find_checkpoint(out).directory) is None
 
 
@@ -399,10 +401,64 @@ def test_the_same_command_and_one_flag_more_is_enough(flags, two):
     assert cfg.learning_rate == 1e-4
 
 
+def test_how_it_is_computed_may_change_when_a_run_goes_on(flags, straight, two):
+    """As the advice for too little memory says."""
+    more = ["--groups_per_micro_batch", "1", "--gradient_checkpointing"]
+    train_grpo.main(["--resume_from_checkpoint", str(two), *more])
+    ours, theirs = (load_model(out / f"step_{STEPS}" / "hf") for out in (two, straight))
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-4)  # a step of AdamW
+
+
+def test_a_run_goes_on_where_its_model_and_its_data_have_moved(tiny_dir, tmp_path, monkeypatch):
+    from PIL import Image
+
+    model, data = tmp_path / "a" / "model", tmp_path / "a" / "data"
+    shutil.copytree(tiny_dir, model)
+    for n in range(6):
+        (data / "rb"[n % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (56, 56), (40 * n, 0, 0)).save(data / "rb"[n % 2] / f"{n}.png")
+    line = f"--model {model} --data {data} --max_steps 3 --prompts_per_step 2 --report_prompts 0"
+    line += " --max_completion_length 4 --output_dir"
+    train_grpo.main([*line.split(), str(tmp_path / "straight")])
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, train_grpo, "generate_group", 2)
+        train_grpo.main([*line.split(), str(out)])
+    (tmp_path / "a").rename(tmp_path / "b")
+    resume = ["--resume_from_checkpoint", str(out)]
+    with pytest.raises(InputError, match="it is gone; if it or the data was moved, give --model"):
+        train_grpo.main(resume)
+    other = ["--model", str(BASE_MODEL), "--data", str(tmp_path / "b" / "data")]
+    with pytest.raises(InputError, match="the run began from another, config.json differs"):
+        train_grpo.main([*resume, *other])
+    train_grpo.main([*resume, "--model", str(tmp_path / "b" / "model"), *other[2:]])
+    assert metrics(out) == metrics(tmp_path / "straight")
+
+
+def test_a_reference_that_has_moved_is_asked_back(flags, tiny_dir, tmp_path, monkeypatch):
+    """With --beta its weights count, and those are in no checkpoint."""
+    line = f"--task count --model {tiny_dir} --max_steps 3 --train_size 4 --held_out_size 2"
+    line += f" --prompts_per_step 2 --max_completion_length 4 --beta 0.1 --output_dir {tmp_path}/r"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stopped_in(patch, train_grpo, "generate_group", 2)
+        train_grpo.main(line.split())
+    shutil.copytree(tiny_dir, tmp_path / "copy")
+    resume = ["--resume_from_checkpoint", str(tmp_path / "r"), "--model"]
+    with pytest.raises(InputError, match="--beta.*put them back there, a link will do"):
+        train_grpo.main([*resume, str(tmp_path / "copy")])
+    (tmp_path / "link").symlink_to(tiny_dir)
+    train_grpo.main([*resume, str(tmp_path / "link")])
+
+
 def test_latest_without_a_directory_is_the_newest_run(two, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="no run in runs/"):
+    with pytest.raises(InputError, match="no run of train_grpo.py in runs/"):
         parse_or_resume(Config, ["--resume_from_checkpoint", "latest"], "")
+    for name in ("of another script", "damaged"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    config.save(SftConfig(), tmp_path / "runs" / "of another script" / "config.json")
+    (tmp_path / "runs" / "damaged" / "config.json").write_text("{")
     for name, age in (("old", 100), ("new", 10)):
         shutil.copytree(two, tmp_path / "runs" / name)
         then = time.time() - age
@@ -492,6 +548,22 @@ def test_two_runs_cannot_write_into_one_directory(two, tmp_path):
     with lock_directory(two), pytest.raises(InputError, match="another run is writing there"):
         train_grpo.main(["--resume_from_checkpoint", str(two)])
     lock_directory(two).close()  # free again
+
+
+def test_a_run_that_was_still_ending_when_its_checkpoint_was_chosen_is_not_forked(two, capsys):
+    """Between the choice and the lock lie seconds, in which the run before may save once more."""
+    argv = ["--resume_from_checkpoint", str(two)]
+    cfg, found = parse_or_resume(Config, argv, "")
+    late = two / f"step_{found.step + 1}"
+    shutil.copytree(found.directory, late)
+    with pytest.raises(InputError, match="another process has just written there"):
+        train_grpo.train(cfg, found)
+    assert late.exists() and not list(two.glob("abandoned_*"))
+    shutil.rmtree(late)
+    shutil.rmtree(two / "step_3")  # the run before may also have removed one
+    with pytest.raises(InputError, match="another process has just written there"):
+        train_grpo.train(cfg, found)
+    train_grpo.main(argv)
 
 
 # ---- updates that are not finite -----------------------------------------------------------------
