@@ -10,18 +10,16 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import re
 import shlex
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TextIO, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from model.errors import InputError
-from tasks.files import MAX_SKIP, visible
+from tasks.files import MAX_SKIP
 from tasks.garden import GARDEN_SPLIT_SEED
 
 C = TypeVar("C")
@@ -41,7 +39,7 @@ class TaskConfig:
     # Task
     task: Literal[
         "cls", "det", "ovd", "ground", "count", "measure", "change", "vqa", "entail", "order"
-    ] = flag("cls", "what to learn; tasks/__init__.py lists them")
+    ] = flag("cls", "what is asked; tasks/__init__.py lists them")
     data: str = flag("garden", "garden | digits | folder of class folders | file (README)")
     data_root: Path | None = flag(None, "folder of the images; default: the folder of the file")
     question: str | None = flag(None, "asked of every image; default: the data's own question")
@@ -65,11 +63,11 @@ class TaskConfig:
     # Model
     model: Path = flag(BASE_MODEL, "checkpoint directory of a Qwen2-VL model")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
-    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; optimizer stays fp32")
-    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; AdamW stays fp32")
+    max_prompt_length: int = flag(2048, "tokens; a question with a longer prompt is left out")
     max_completion_length: int | None = flag(None, "tokens; default: what the task's answers need")
     max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
-    seed: int = flag(0, "of data order and sampling")
+    seed: int = flag(0, "of all random choices")
 
     def __post_init__(self) -> None:
         require_counts(self, "shots train_size held_out_per_class held_out_size max_prompt_length")
@@ -363,73 +361,3 @@ def _from_json(name: str, value: Any, annotation: Any) -> Any:
     if not fits:
         raise ValueError(f"{name} {value!r} does not fit {annotation}")
     return Path(value) if inner is Path else value
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a CPU or a GPU."""
-    said = str(error).lower()
-    ran_out = "out of memory" in said or "allocate memory" in said or "not enough memory" in said
-    return isinstance(error, MemoryError) or ran_out
-
-
-class Told:
-    """stdout or stderr. Where the disk under it is full, or its reader is gone, the rest goes
-    nowhere. That ends a script with one line, but not a training run, which is worth more."""
-
-    def __init__(self, stream: TextIO, goes_on: bool):
-        self.stream, self.goes_on = stream, goes_on
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        self._do(self.stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._do(self.stream.flush)
-
-    def _do(self, act: Callable, *args: str) -> None:
-        try:
-            act(*args)
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            if not self.goes_on:
-                raise InputError(f"stdout cannot be written ({error})") from None
-            if self is not sys.stderr:
-                print(f"stdout cannot be written ({error}); going on without", file=sys.stderr)
-
-
-def run(main, trains: bool = False) -> None:
-    """Run a script's main(): bad input becomes one line on stderr and exit code 2.
-
-    trains: what counts is in files, so a stdout that cannot be written ends nothing.
-    """
-    streams = sys.stdout, sys.stderr
-    for stream in streams:  # a terminal that cannot show a letter gets \\xNN
-        stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (Told(stream, goes_on=trains) for stream in streams)
-    try:
-        _run(main)
-    finally:
-        sys.stdout, sys.stderr = streams
-
-
-def _run(main) -> None:
-    try:
-        main()
-        sys.stdout.flush()
-    except InputError as error:
-        _stop(str(error), 2)
-    except KeyboardInterrupt:
-        _stop("interrupted; checkpoints and logs already written are whole", 130)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fix = "lower --prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
-        _stop(f"out of memory; {fix} or --groups_per_micro_batch ({error})", 2)
-
-
-def _stop(message: str, code: int) -> None:
-    print(f"error: {visible(' '.join(message.split())[:2000])}", file=sys.stderr)
-    sys.exit(code)

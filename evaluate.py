@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import config
+import console
 import parallel
 from answers import parse_answer
 from checkpoint import last_model
@@ -326,4 +327,4 @@ def write_answers(path: Path, answers: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    console.run(main)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-import config
+import console
 import parallel
 from config import TrainConfig
 from model.vlm import VLM
@@ -36,7 +36,7 @@ def within_memory(accumulate: Callable[[C], T], cfg: C, optimizer: "Optimizer") 
             return accumulate(cfg), cfg
         except (MemoryError, RuntimeError) as error:
             size = cfg.groups_per_micro_batch
-            if size == 1 or cfg.fsdp or not config.is_out_of_memory(error):
+            if size == 1 or cfg.fsdp or not console.is_out_of_memory(error):
                 raise  # with shards, the other ranks are in the middle of the same forward
         optimizer.clear()
         if torch.cuda.is_available():

@@ -37,7 +37,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import config
+import console
 from model.errors import InputError
 from stopping import LEFT, AnotherLeft, Elsewhere, Stopped, signals
 
@@ -189,7 +189,7 @@ def _as_error(parting: dict[str, Any]) -> BaseException:
 def is_a_surprise(error: BaseException) -> bool:
     """Whether its traceback matters: neither bad input, nor a signal, nor too little memory."""
     is_expected = isinstance(error, InputError | Stopped | AnotherLeft | KeyboardInterrupt)
-    return not is_expected and not config.is_out_of_memory(error)
+    return not is_expected and not console.is_out_of_memory(error)
 
 
 def leave(error: BaseException) -> BaseException:

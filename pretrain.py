@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import config
+import console
 from config import flag, require
 from model.errors import InputError
 from model.image import patchify
@@ -307,4 +308,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main, trains=True)
+    console.run(main, trains=True)

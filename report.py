@@ -18,6 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import config
+import console
 from model.errors import InputError
 from reporting import curves
 from reporting.rollouts import Pictures, questions_shown, views_shown, what_fits
@@ -133,4 +134,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    console.run(main)

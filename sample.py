@@ -13,7 +13,7 @@ then the same up to the rounding of the logits. A token is chosen by inverting t
 distribution at one uniform number, from float32 log-probabilities of the *whole* distribution (no
 top-k, no top-p: what is sampled is what is trained), and its log-probability is kept.
 
-Next: evaluate.py, then model/vlm.py.
+Next: model/vlm.py.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 import config
+import console
 import parallel
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
@@ -294,7 +295,7 @@ class SampleConfig:
     model: Path = flag(BASE_MODEL, "checkpoint directory")
     num_generations: int = flag(4, "answers to draw")
     max_completion_length: int = flag(64, "tokens")
-    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error, never cut")
+    max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error")
     max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
     temperature: float = flag(1.0, "0 takes the likeliest token every time")
     seed: int = flag(0, "another seed draws other answers")
@@ -340,4 +341,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    console.run(main)

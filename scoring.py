@@ -1,8 +1,8 @@
 """A step's completions become rewards: the task's or the user's own, shaped, and always finite.
 
-    python train_grpo.py --reward my_rewards.py:tidy
+    python train_grpo.py --reward my_rewards.py:brief
 
-A user's reward is a function `tidy(completions, example) -> numbers`. It gets the G completions of
+A user's reward is a function `brief(completions, example) -> numbers`. It gets the G completions of
 one question (texts) and its `tasks.Example`, and returns one number for each, or None for a
 completion that is not to count. It is the whole reward: the task's own is then not computed, but
 may be called from it (`from rewards import classification_reward`).

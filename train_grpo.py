@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import config
+import console
 import parallel
 from checkpoint import Checkpoint, parse_or_resume
 from config import Config, TrainConfig
@@ -341,4 +341,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)
-    config.run(main, trains=True)
+    console.run(main, trains=True)

@@ -26,6 +26,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import config
+import console
 from benchmarks.timing import ROOT, machine
 from checkpoint import last_model
 from config import BASE_MODEL, Config
@@ -219,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    console.run(main)

@@ -16,7 +16,7 @@ Cost: both forms are bound by launches, not by memory. The reference is about te
 move about 60 bytes per reward; the fused kernel reads 4 and writes 4 in one launch. This is the
 smallest complete kernel of the project and the one to read first.
 
-Next: `decode.py`.
+Next: `logprob.py`, then `decode.py`.
 """
 
 import math

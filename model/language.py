@@ -9,7 +9,7 @@ function here, so prefill, decoding and training cannot disagree about them.
 `DecodingStep` computes one token more per row.
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1 (M-RoPE). Letters: T packed tokens, B rows, D width,
-H query heads, K key/value heads, E head width. Next: model/image.py.
+H query heads, K key/value heads, E head width. Next: kernels/advantage.py.
 """
 
 import torch

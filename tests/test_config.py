@@ -18,6 +18,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import config
+import console
 from config import Config, SftConfig
 from evaluate import EvalConfig
 from model.errors import InputError
@@ -38,7 +39,7 @@ def parse(*argv: str, kind=Config):
 def refusal(capsys, *argv: str, kind=Config) -> str:
     """Run a script that only reads its flags; return its one line on stderr, less the newline."""
     with pytest.raises(SystemExit) as stopped:
-        config.run(partial(parse, *argv, kind=kind))
+        console.run(partial(parse, *argv, kind=kind))
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
     assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
@@ -188,14 +189,38 @@ def test_a_line_break_in_a_message_becomes_a_space(capsys):
         raise InputError("--data 'a\nb': no such folder;\n  name another")
 
     with pytest.raises(SystemExit) as stopped:
-        config.run(main)
+        console.run(main)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: --data 'a b': no such folder; name another\n"
 
 
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        config.run(lambda: 1 // 0)
+        console.run(lambda: 1 // 0)
+
+
+def test_the_command_of_a_run_makes_it_again():
+    cfg = Config(task="count", num_generations=4, freeze_vision=False, output_dir=Path("x"))
+    words = config.command(cfg).split()
+    assert words[:4] == ["python", "train_grpo.py", "--task", "count"]
+    assert dataclasses.replace(cfg, output_dir=None) == parse(*words[2:])
+    assert config.command(Config(), processes=2) == (
+        "torchrun --nproc_per_node=2 train_grpo.py --task cls"
+    )
+
+
+def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
+    program = (
+        "import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
+    )
+    for trains, code, words in (
+        (True, 0, "stdout cannot be written ([Errno 28] No space left on device); going on"),
+        (False, 2, "error: stdout cannot be written ([Errno 28] No space left on device)"),
+    ):
+        command = [sys.executable, "-c", program.format(trains)]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_real_script_ends_with_code_2_and_one_line():
@@ -325,18 +350,18 @@ def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
 
     for main, code, words in ((interrupted, 130, "interrupted"), (too_large, 2, "out of memory")):
         with pytest.raises(SystemExit) as stop:
-            config.run(main)
+            console.run(main)
         error = capsys.readouterr().err
         assert stop.value.code == code and error.count("\n") == 1 and words in error
     with pytest.raises(RuntimeError, match="shapes"):  # a bug keeps its traceback
-        config.run(a_bug)
+        console.run(a_bug)
 
 
 def test_an_illegal_memory_access_is_a_bug_and_no_lack_of_memory():
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    assert not config.is_out_of_memory(error)
+    assert not console.is_out_of_memory(error)
     for words in ("CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory"):
-        assert config.is_out_of_memory(RuntimeError(words))
+        assert console.is_out_of_memory(RuntimeError(words))
 
 
 @pytest.mark.parametrize("kind, field", FIELDS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import config
+import console
 import evaluate as script
 from answers import parse_answer
 from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
@@ -233,7 +233,7 @@ def test_every_split_of_the_garden_can_be_judged(split, n, tiny_dir, capsys):
 
 def refusal(capsys, *argv: str) -> str:
     with pytest.raises(SystemExit) as stopped:
-        config.run(lambda: main([*argv, "--held_out_per_class", "1"]))
+        console.run(lambda: main([*argv, "--held_out_per_class", "1"]))
     out, err = capsys.readouterr()
     assert (stopped.value.code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import checkpoint
-import config
+import console
 import evaluate
 import run
 import train_grpo
@@ -219,7 +219,7 @@ def test_a_disk_that_stays_full_costs_steps_but_nothing_that_was_saved(
     train_grpo.main([*flags, "--output_dir", str(tmp_path / "straight")])
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(run, "save_checkpoint", limited)
-        config.run(lambda: train_grpo.main([*flags, "--output_dir", str(out)]))
+        console.run(lambda: train_grpo.main([*flags, "--output_dir", str(out)]))
     err = capsys.readouterr().err
     assert stop.value.code == 2  # the last one could not be saved
     assert err.count("; training goes on") == STEPS - 2  # told, and tried again at the next
@@ -327,7 +327,7 @@ def test_out_of_memory_names_the_flags_and_keeps_the_steps_that_were_made(
     more = ["--groups_per_micro_batch", "1", "--save_steps", "0", "--output_dir", str(out)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(train_grpo, name, scarce)
-        config.run(lambda: train_grpo.main([*flags, *more]))
+        console.run(lambda: train_grpo.main([*flags, *more]))
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert stop.value.code == 2 and error.startswith("error: out of memory; lower --prompts_per")
     for flag in ("--num_generations", "--max_completion_length", "--groups_per_micro_batch"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import config
+import console
 import train_grpo
 from model.errors import InputError
 from reporting.saved import read_run
@@ -144,12 +144,12 @@ def test_i19_a_picture_lost_during_a_run_stops_it_by_name_and_costs_no_finished_
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(TrainingRun, "end_step", lose)
-        config.run(lambda: train_grpo.main(short_run(tiny_dir, data, tmp_path / "b")))
+        console.run(lambda: train_grpo.main(short_run(tiny_dir, data, tmp_path / "b")))
     ((path, content),) = lost.items()
     out, err = capsys.readouterr()
     error = err.strip().splitlines()[-1]
     assert stop.value.code == 2 and error.startswith("error: ") and path.name in error
-    assert f"go on with --resume_from_checkpoint {tmp_path / 'b'}" in out
+    assert f"--resume_from_checkpoint {tmp_path / 'b'}" in out
     assert [row["step"] for row in read_run(tmp_path / "b").rows] == [*range(done + 1)]
     path.write_bytes(content)  # the picture is back: the run goes on as if it had never been away
     train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])

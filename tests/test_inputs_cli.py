@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import config
+import console
 import evaluate
 import sample
 import train_grpo
@@ -39,7 +39,7 @@ SCRIPTS = {
 def error_of(capsys, main, words) -> str:
     """Run a script that has to end with exit code 2; return its one line on stderr."""
     with pytest.raises(SystemExit) as stop:
-        config.run(lambda: main([str(word) for word in words]))
+        console.run(lambda: main([str(word) for word in words]))
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, out + err
     return err
@@ -265,8 +265,8 @@ def test_i76_a_file_name_that_the_locale_cannot_spell_is_one_line(tmp_path):
     row = {"image": "花.png", "problem": "?", "solution": "a"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     program = (
-        "import config; from tasks.records import load_records\n"
-        "config.run(lambda: load_records('rows.jsonl'))"
+        "import console; from tasks.records import load_records\n"
+        "console.run(lambda: load_records('rows.jsonl'))"
     )
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import config
+import console
 import report
 import sample
 import train_grpo
@@ -215,7 +216,7 @@ def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
 def test_i62_an_error_that_quotes_a_format_is_one_line(capsys, text):
     for flag in ("--model", "--task", "--shots", f"--{text}"):
         with pytest.raises(SystemExit) as stop:
-            config.run(lambda flag=flag: train_grpo.main([flag, text]))
+            console.run(lambda flag=flag: train_grpo.main([flag, text]))
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
         assert text.split()[0] in error
@@ -251,7 +252,7 @@ def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
     )
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
-        config.run(lambda: train_grpo.main(flags(tiny_dir, out, "--reward", f"{mine}:pay")))
+        console.run(lambda: train_grpo.main(flags(tiny_dir, out, "--reward", f"{mine}:pay")))
     said, err = capsys.readouterr()
     error = err.strip().splitlines()[-1]
     assert stop.value.code == 2 and "judge is away" in err

@@ -24,6 +24,7 @@ import train_grpo
 import train_sft
 from config import BASE_MODEL, Config
 from evaluate import load_task
+from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
 from stopping import signals
@@ -207,7 +208,7 @@ def test_ranks_leave_one_run_behind(made):
 
 FAULT = """
 import json, os, signal, sys, time
-import config, scoring, train_grpo
+import console, scoring, train_grpo
 import evaluate
 from reporting.gallery import Gallery
 kind, where = sys.argv.pop(1).split(" in ")
@@ -229,7 +230,7 @@ if where == "update": watch(train_grpo, "grpo_loss", 3)
 if where == "rollout": watch(train_grpo, "generate_group", 3)
 if where == "reward": watch(scoring.Scorer, "score_step", 3)
 if where == "last gallery": watch(Gallery, "held_out", 2, "0")  # of rank 0 alone
-config.run(train_grpo.main)
+console.run(train_grpo.main)
 """
 
 
@@ -290,12 +291,12 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(kind, more, ste
 def test_ranks_that_read_other_data_are_refused(tmp_path):
     """One rank cannot read a picture: its share would be of other questions."""
     program = (
-        "import os, config, prepare, train_grpo\n"
+        "import os, console, prepare, train_grpo\n"
         "usable = prepare.usable_examples\n"
         "def fewer(examples, *more):\n"
         "    return usable(examples, *more)[int(os.environ['RANK']):]\n"
         "prepare.usable_examples = fewer\n"
-        "config.run(train_grpo.main)"
+        "console.run(train_grpo.main)"
     )
     out = tmp_path / "run"
     ranks = torchrun(program, [*SHORT.split(), "--output_dir", str(out)], tmp_path)
@@ -316,7 +317,7 @@ def test_a_slow_rank_is_waited_for(made, tmp_path):
 def test_torchrun_told_to_stop_leaves_a_run_to_go_on_with(tmp_path):
     run = tmp_path / "run"
     argv = [*SHORT.split(), "--max_steps", "100000", "--save_steps", "0", "--output_dir", str(run)]
-    ranks = torchrun("import config, train_grpo\nconfig.run(train_grpo.main)", argv, tmp_path)
+    ranks = torchrun("import console, train_grpo\nconsole.run(train_grpo.main)", argv, tmp_path)
     deadline = time.time() + 100
     while time.time() < deadline and not (
         (run / "completions.jsonl").exists() and len(rows(run)) > 2
@@ -330,10 +331,10 @@ def test_torchrun_told_to_stop_leaves_a_run_to_go_on_with(tmp_path):
 
 def test_what_cannot_work_with_ranks_is_said_before_anything_is_left(tmp_path, capsys):
     argv = [*SHORT.split(), "--fsdp", "--output_dir", str(tmp_path / "a")]
-    with pytest.raises(train_grpo.config.InputError, match="--fsdp.*torchrun"):
+    with pytest.raises(InputError, match="--fsdp.*torchrun"):
         train_grpo.main(argv)
     argv = [*SHORT.split(), "--prompts_per_step", "1", "--output_dir", str(tmp_path / "b")]
-    ranks = torchrun("import config, train_grpo\nconfig.run(train_grpo.main)", argv, tmp_path)
+    ranks = torchrun("import console, train_grpo\nconsole.run(train_grpo.main)", argv, tmp_path)
     out, err = ranks.communicate(timeout=60)
     assert ranks.returncode != 0 and "--prompts_per_step 1: must be" in err
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
@@ -351,6 +352,13 @@ def test_alone_nothing_is_shared():
     parameter = torch.nn.Parameter(torch.ones(2))
     assert sharding.full(parameter) is parameter
     assert not signals.previous
+
+
+def test_half_a_launch_is_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="WORLD_SIZE is set, but not RANK"):
+        train_grpo.main([])
 
 
 @pytest.mark.parametrize("items, ranks", [(3, 2), (8, 3), (7, 7), (5, 8)])

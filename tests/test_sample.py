@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import config
+import console
 import sample
 from model import attention
 from model.attention import Span
@@ -298,7 +298,7 @@ def test_the_command_line_answers_without_an_image(tiny_dir, capsys):
 def test_bad_input_is_one_line_and_exit_code_two(tiny_dir, capsys, words, complaint):
     words = words if "--model" in words else ["--model", str(tiny_dir), *words]
     with pytest.raises(SystemExit) as stop:
-        config.run(lambda: sample.main(words))
+        console.run(lambda: sample.main(words))
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1 and complaint in error
