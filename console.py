@@ -4,6 +4,7 @@ Next: train_grpo.py.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -41,6 +42,8 @@ class Told:
             act(*args)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not self.goes_on and isinstance(error, BrokenPipeError):  # `| head` has seen enough
+                raise SystemExit(128 + signal.SIGPIPE) from None
             if not self.goes_on:
                 raise InputError(f"stdout cannot be written ({error})") from None
             if self is not sys.stderr:

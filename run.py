@@ -84,6 +84,12 @@ class TrainingRun:
     `checkpoint` stopped. A signal inside leaves a checkpoint of the last step that was made, and
     ends the process with the conventional code.
 
+    A step goes through these states. The weights rest (a signal ends the run at once; `done` steps
+    can be saved); from `all_totals` on they are moving (signals wait, nothing can be saved); from
+    `end_step` on they rest again, and the step's row is `pending`: it is evaluated and logged, and
+    only then gone. A checkpoint keeps a pending row, so a run that was stopped in an evaluation
+    goes on with that evaluation.
+
     Args:
         began: time.time() when the script began. num_generations, temperature: of the completions
             that the report shows.

@@ -289,7 +289,7 @@ class SampleConfig:
     prompt: str = flag("Which species is this flower?", "the question")
     image: Path | None = flag(None, "picture to ask about; leave out for a question without one")
     target: str | None = flag(None, "the right name: prints the reward of each answer")
-    prompt_mode: Literal["think", "direct", "plain"] = flag(
+    prompt_mode: Literal["think", "steps", "direct", "plain"] = flag(
         "think", "how to answer; plain adds nothing"
     )
     model: Path = flag(BASE_MODEL, "checkpoint directory")
@@ -319,6 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     images = [cfg.image] if cfg.image else []
     prompt = processor.prompt("cli", images, question, cfg.max_prompt_length)
+    print(visible(question))
     start = time.perf_counter()
     rollout = generate_group(
         model,

@@ -223,6 +223,14 @@ def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
         assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_has_seen_enough_ends_a_script_without_a_word():
+    program = "import console; console.run(lambda: [print('x' * 5000) for _ in range(99)])"
+    command = [sys.executable, "-c", program]
+    script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script.stdout.close()
+    assert script.stderr.read() == b"" and script.wait() == 141
+
+
 def test_a_real_script_ends_with_code_2_and_one_line():
     command = [sys.executable, "train_grpo.py", "--shots", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
