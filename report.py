@@ -65,7 +65,7 @@ def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
     questions = questions_shown(runs, pictures, shown)
     views = views_shown(runs[0], pictures, shown[0]) if is_single else []
     groups = questions + [group for *_, own in views for group in own]
-    completions = [c for group in groups for _, own in group.columns for c in own]
+    completions = [c for group in groups for _, own in group.columns + group.between for c in own]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "reporting"),
         autoescape=True,

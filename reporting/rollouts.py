@@ -19,6 +19,7 @@ from tasks.files import visible
 # What is shown of a group at most: (tokens of a completion, completions). The first pair that lets
 # the first and the last snapshot into the page is taken.
 LIMITS = ((400, 64), (200, 32), (100, 16), (50, 8), (20, 4))
+MAX_COLUMNS = 6  # side by side in the page; of more, all but the start and the end are folded
 MAX_BOXES = 50  # right ones that are drawn
 MAX_HEAT = 2500  # cells of a heat map
 MAX_PICTURE_BYTES = 10**6
@@ -44,7 +45,10 @@ MISSING = Picture("missing", 256, 192, "")  # an empty place
 
 @dataclass
 class Group:
-    """One question with its completions: one column per snapshot, or per run."""
+    """One question with its completions: one column per snapshot, or per run.
+
+    columns: (heading, completions). between: further ones, which the page folds away.
+    """
 
     id: str
     question: str
@@ -52,6 +56,7 @@ class Group:
     boxes: list | None
     pictures: list[Picture]
     columns: list[tuple[str, list[dict]]]
+    between: list[tuple[str, list[dict]]]
 
 
 class Pictures:
@@ -125,16 +130,19 @@ def _completion(raw: dict, max_tokens: int) -> dict:
 
 def _group(run: Run, pictures: Pictures, shown: "Shown", columns: list[tuple[str, dict]]) -> Group:
     row, (max_tokens, max_completions) = columns[0][1], shown.limits
+    made = [
+        (heading, [_completion(c, max_tokens) for c in r["completions"][:max_completions]])
+        for heading, r in columns
+    ]
+    is_folded = len(made) > MAX_COLUMNS  # then the first and the last stand side by side
     return Group(
         shortened(row["id"]),
         shortened(row["question"]),
         shortened(row["target"]),
         (row["boxes"] or [])[:MAX_BOXES] if row["boxes"] is not None else None,
         pictures.of(run.directory, row["images"]),
-        [
-            (heading, [_completion(c, max_tokens) for c in r["completions"][:max_completions]])
-            for heading, r in columns
-        ],
+        [made[0], made[-1]] if is_folded else made,
+        made[1:-1] if is_folded else [],
     )
 
 

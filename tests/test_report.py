@@ -4,6 +4,7 @@ The page is opened in a real browser where one is installed (chromium): it rende
 the console, and hostile text stays text.
 """
 
+import html
 import json
 import re
 import shutil
@@ -28,7 +29,7 @@ from model.weights import load_model
 from reporting import curves, gallery
 from reporting.gallery import box_shares, in_answer, telling_groups, token_texts
 from reporting.heatmap import answer_heat, attention_to_prompt
-from reporting.rollouts import pieces, spread_out
+from reporting.rollouts import Pictures, pieces, questions_shown, spread_out, what_fits
 from reporting.saved import read_run
 from reporting.verdict import lights, verdict
 from tasks.files import visible
@@ -558,6 +559,32 @@ def test_snapshots_are_chosen_from_the_ends_inwards():
     assert spread_out([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
 
 
+def with_snapshots(run_dir: Path, out: Path, steps: list[int]) -> Path:
+    """A copy of the run whose gallery has the same groups at all these steps."""
+    shutil.copytree(run_dir, out)
+    rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 2]
+    with (out / "gallery.jsonl").open("w") as file:
+        for step in steps:
+            file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
+    report.write_report(out)
+    return out
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 9])
+def test_of_many_snapshots_the_first_and_the_last_stand_side_by_side(run_dir, tmp_path, count):
+    steps = [10 * i for i in range(count)]
+    run = read_run(with_snapshots(run_dir, tmp_path / "run", steps))
+    group = questions_shown([run], Pictures(), [what_fits(run, report.MAX_BYTES)])[0]
+    shown, between = ([name for name, _ in own] for own in (group.columns, group.between))
+    names = ["start", *(f"step {step}" for step in steps[1:])]
+    if count <= 6:
+        assert (shown, between) == (names, [])
+    else:
+        assert (shown, between) == ([names[0], names[-1]], names[1:-1])
+        page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        assert f"<summary>{count - 2} evaluations between them</summary>" in page
+
+
 def test_two_runs_side_by_side(run_dir, tiny_dir, tmp_path, capsys):
     other = tmp_path / "other"
     words = f"--task det --model {tiny_dir} --output_dir {other} --max_steps 1 --held_out_size 6"
@@ -680,6 +707,40 @@ def test_a_browser_renders_the_page_without_a_word_on_its_console(kind, request,
     dom = Tags(done.stdout)
     assert "owned" not in re.search("<title>(.*?)</title>", done.stdout)[1]
     assert not {"script", "img", "a"} & set(dom.elements)
+
+
+MEASURE = """<meta charset="utf-8"><style>body { margin: 0 } iframe { border: 0 }</style>
+<iframe width="WIDTH" height="9000" srcdoc="PAGE"></iframe>
+<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const columns = [...page.querySelector(".strip").children].map(e => e.getBoundingClientRect());
+  const ends = [...page.body.querySelectorAll("*:not(svg *)")].map(
+    e => e.getBoundingClientRect().right);
+  document.title = JSON.stringify({
+    end: Math.max(...ends), scroll: page.documentElement.scrollWidth,
+    lefts: columns.map(e => e.left), tops: columns.map(e => e.top)});
+}</script>"""
+
+
+def measured(page: Path, width: int, work: Path) -> dict:
+    """Where things stand in a window that wide. Chromium's own is never narrower than 500."""
+    text = re.sub("<meta http-equiv.*", "", page.read_text(encoding="utf-8"))  # our script may run
+    outer = work / "outer.html"
+    outer.write_text(MEASURE.replace("WIDTH", str(width)).replace("PAGE", html.escape(text)))
+    done = browse(outer, "--dump-dom", "--window-size=1400,9000")
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1]))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+@pytest.mark.parametrize("width", [1300, 420])
+def test_all_snapshots_can_be_seen_at_once_and_stand_below_each_other_on_a_phone(
+    run_dir, tmp_path, width
+):
+    out = with_snapshots(run_dir, tmp_path / "run", [0, 1, 2, 3, 4, 5])
+    found = measured(out / "report.html", width, tmp_path)
+    assert found["end"] <= width and found["scroll"] <= width  # nothing is cut off or scrolls
+    rows, columns = len(set(found["tops"])), len(set(found["lefts"]))
+    assert (rows, columns) == ((1, 6) if width == 1300 else (6, 1))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
