@@ -27,11 +27,12 @@ from model.text import Processor
 from model.vlm import make_pack
 from model.weights import load_model
 from reporting import curves, gallery
-from reporting.gallery import box_shares, in_answer, telling_groups, token_texts
+from reporting.gallery import box_shares, fixed_questions, in_answer, telling_groups, token_texts
 from reporting.heatmap import answer_heat, attention_to_prompt
-from reporting.rollouts import Pictures, pieces, questions_shown, spread_out, what_fits
+from reporting.rollouts import Pictures, distinct, pieces, questions_shown, spread_out, what_fits
 from reporting.saved import read_run
 from reporting.verdict import lights, verdict
+from tasks import Example
 from tasks.files import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -235,12 +236,33 @@ def test_telling_groups_are_best_worst_flat_and_unread():
     good, bad = "<answer>x</answer>", "x"
     texts = [good, good, good, good, good, bad, bad, bad]
     assert telling_groups(rewards, texts) == {
-        "best": 1,
-        "worst": 2,
+        "best": 0,  # group 1 earned more, but had no advantage: nothing was learnt from it
+        "worst": 3,
         "no_spread": 2,
         "no_answer": 3,
     }
     assert telling_groups(rewards[:1], [good, good]) == {"best": 0}
+    flat = telling_groups(rewards[1:3], [good] * 4)  # nothing teaches: still worth a look
+    assert flat == {"best": 0, "worst": 1, "no_spread": 1}
+
+
+@pytest.mark.parametrize(
+    "targets, wanted, chosen",
+    [
+        ("abcd" * 25, 4, [0, 25, 50, 75]),  # a b c d as they fall
+        ("ab" * 50, 2, [0, 51]),  # 50 is an a again: the next one
+        ("aaab", 2, [0, 3]),
+        ("aaaa", 3, [0, 1, 2]),  # one target only: still different examples
+        ("abab", 4, [0, 1, 2, 3]),
+        ("baaa", 2, [0, 2]),
+        ("ab", 5, [0, 1]),
+        ("", 4, []),
+        ("ab", 0, []),
+    ],
+)
+def test_the_fixed_questions_differ_in_their_targets_where_possible(targets, wanted, chosen):
+    examples = [Example(str(i), (), "?", target) for i, target in enumerate(targets)]
+    assert [int(e.id) for e in fixed_questions(examples, wanted)] == chosen
 
 
 # ---- where an answer looked ----------------------------------------------------------------------
@@ -512,8 +534,8 @@ def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(run_dir, tmp_path):
     shutil.copytree(run_dir, out)
     rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 2]
     for row in rows:
-        for completion in row["completions"]:
-            completion["tokens"] = ["<b>"] * 3000
+        for number, completion in enumerate(row["completions"]):
+            completion["tokens"] = [f"<b{number}>"] * 3000  # all different: none can be left out
             completion["probabilities"] = [0.55] * 3000
     with (out / "gallery.jsonl").open("w") as file:
         for step in range(0, 1000, 50):
@@ -536,10 +558,10 @@ def test_other_kinds_of_much_stay_below_the_limit_too(run_dir, tmp_path, what):
         if what == "boxes":
             row["boxes"] = [[0.1, 0.2, 0.3, 0.4]] * 400
         if what == "a huge group":
-            row["completions"] *= 16
-        for completion in row["completions"]:
+            row["completions"] = [dict(c) for c in row["completions"] * 16]
+        for number, completion in enumerate(row["completions"]):
             completion["boxes"] = [[0.1, 0.2, 0.3, 0.4]] if what == "boxes" else None
-            tokens = ["<think>", "a"] * 200 if what != "boxes" else ["a"] * 20
+            tokens = ["<think>", f"a{number}"] * 200 if what != "boxes" else [f"a{number}"] * 20
             completion |= {"tokens": tokens, "probabilities": [0.55] * len(tokens)}
     if what == "questions":
         held_out = [row for row in rows if row["view"] == "held_out"]
@@ -557,6 +579,44 @@ def test_other_kinds_of_much_stay_below_the_limit_too(run_dir, tmp_path, what):
 def test_snapshots_are_chosen_from_the_ends_inwards():
     assert spread_out([0]) == [0] and spread_out([0, 9]) == [9, 0]
     assert spread_out([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
+
+
+def sampled(tokens: list[str], advantage: float, **more) -> dict:
+    """A completion as gallery.jsonl has it."""
+    return {
+        "tokens": tokens,
+        "probabilities": [0.5] * len(tokens),
+        "reward": advantage,
+        "parts": {"correct": 1.0},
+        "advantage": advantage,
+        "finish": "stop",
+        "has_answer": True,
+    } | more
+
+
+def test_equal_completions_stand_there_once_with_every_score():
+    rare, often = sampled(["a"], -2.0), sampled(["b", "c"], 0.25)
+    cut, other = sampled(["b", "c"], 0.25, finish="length"), sampled(["b", "c"], 0.75)
+    made = distinct([rare, often, often, other, cut], at_most=9)
+    assert made == [
+        (often, [(2, often), (1, other)]),
+        (rare, [(1, rare)]),
+        (cut, [(1, cut)]),
+    ]
+    assert distinct([rare, often, often, other, cut], at_most=1) == [(often, [(2, often)])]
+
+
+def test_the_page_prints_a_text_once_and_says_how_often_it_was_sampled(run_dir, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 0][:1]
+    rows[0]["completions"] = [sampled(["Solara minor"], 0.5)] * 5 + [sampled(["Rosa"], -2.5)] * 3
+    (out / "gallery.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert page.text.count("Solara minor") == 1 and page.text.count("Rosa") == 1
+    assert page.text.index("5 × 0.50 correct 1.00 A +0.50") < page.text.index("3 × -2.50")
+    assert ("class", "completion paid") in page.attributes
+    assert ("class", "completion charged") in page.attributes
 
 
 def with_snapshots(run_dir: Path, out: Path, steps: list[int]) -> Path:
