@@ -30,8 +30,10 @@ from reporting import curves, gallery
 from reporting.gallery import box_shares, fixed_questions, in_answer, telling_groups, token_texts
 from reporting.heatmap import answer_heat, attention_to_prompt
 from reporting.rollouts import Pictures, distinct, pieces, questions_shown, spread_out, what_fits
+from reporting.runlog import rollout_metrics
 from reporting.saved import read_run
 from reporting.verdict import lights, verdict
+from sample import Rollout
 from tasks import Example
 from tasks.files import visible
 
@@ -348,6 +350,67 @@ def test_a_metric_that_is_no_number_is_a_red_light(metric):
 def test_a_light_follows_its_metric_and_says_what_to_do(metric, name, value, level):
     found = light(steps_of(20, reward=1.0, **{metric: value}), name)
     assert found.level == level and bool(found.advice) == (level != "good")
+
+
+@pytest.mark.parametrize(
+    "flat, right, wrong, level, value, words",
+    [
+        (0.78, 0.75, 0.03, "good", "78% (75% all right, 3% all wrong)", "learnt; may stop"),
+        (0.95, 0.95, 0.0, "good", "95% (95% all right, 0% all wrong)", "learnt; may stop"),
+        (0.95, 0.0, 0.95, "bad", "95% (0% all right, 95% all wrong)", "nothing: more --num_g"),
+        (0.6, 0.3, 0.3, "watch", "60% (30% all right, 30% all wrong)", "All right: harder"),
+        (0.3, 0.3, 0.0, "good", "30% (30% all right, 0% all wrong)", ""),
+    ],
+)
+def test_groups_without_spread_are_fine_where_they_are_all_right(
+    flat, right, wrong, level, value, words
+):
+    shares = {"frac_reward_zero_std": flat, "frac_groups_all_right": right}
+    rows = steps_of(20, reward=1.0, frac_groups_all_wrong=wrong, **shares)
+    found = light(rows, "Groups without spread")
+    assert (found.level, found.value) == (level, value)
+    assert words in found.advice and bool(words) == bool(found.advice)
+
+
+def test_of_groups_without_spread_the_log_says_how_many_are_all_right_or_all_wrong():
+    def logged(name: str) -> dict:
+        ids, logps = [torch.tensor([1, 2])] * 10, [torch.zeros(2)] * 10
+        rollout = Rollout(ids, logps, ["stop"] * 10, ["x"] * 10)
+        parts = [{name: v} for v in (1, 1, 0, 0, 1, 0, 1, 1, 0.5, 0.5)]
+        rewards = torch.tensor([p[name] for p in parts]).view(5, 2).float()
+        rewards[3] += torch.tensor([0.0, 0.5])  # all right, but one of them is formatted badly
+        return rollout_metrics(rollout, rewards, parts)
+
+    found = logged("correct")
+    assert found["frac_reward_zero_std"] == pytest.approx(0.6)
+    assert found["frac_groups_all_right"] == pytest.approx(0.2)
+    assert found["frac_groups_all_wrong"] == pytest.approx(0.2)
+    assert logged("iou")["frac_groups_all_right"] == pytest.approx(0.2)
+    assert "frac_groups_all_right" not in logged("user")  # nobody knows what is right
+
+
+@pytest.mark.parametrize(
+    "part, value, level, shown",
+    [
+        ("correct", 0.0, "bad", "never"),
+        ("correct", 0.01, "watch", "1.0%"),
+        ("correct", lambda done: 0.5 if done < 0.5 else 0.0, "watch", "0.0%"),
+        ("correct", float("nan"), "watch", "nan%"),
+        ("correct", 0.3, "good", "30.0%"),
+        ("iou", 0.0, "bad", "never"),
+    ],
+)
+def test_what_sampling_never_says_is_a_red_light(part, value, level, shown):
+    rows = steps_of(20, reward=0.4, **{f"rewards/{part}/mean": value})
+    found = light(rows, "Right answers sampled")
+    assert (found.level, found.value) == (level, shown)
+    assert ("train_sft.py" in found.advice) == (level != "good")
+    assert ("cannot be learnt" in found.advice) == (level == "bad")
+
+
+def test_of_a_users_reward_nobody_knows_what_is_right():
+    rows = steps_of(20, reward=0.0, **{"rewards/user/mean": 0.0})
+    assert "Right answers sampled" not in [found.name for found in lights(rows, "strict", [])]
 
 
 def test_only_the_last_steps_count():
