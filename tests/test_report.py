@@ -513,6 +513,27 @@ def test_evaluations_are_drawn_as_they_were_however_many():
     assert points(panel.curves[0].smooth)[-1][1] == curves.TOP
 
 
+@pytest.mark.parametrize("metric", ["memory_gb", "seconds/eval", "tokens_per_second"])
+def test_time_memory_and_speed_are_drawn_from_zero(metric):
+    rows = [{"step": s, metric: 1.0 + 0.01 * s, "entropy": 1.0 + 0.01 * s} for s in range(9)]
+    drawn = {panel.title: panel for panel in curves.panels([("a", "strict", rows)])}
+    entropy = drawn.pop("Entropy, nats per token")
+    (panel,) = drawn.values()
+    assert (entropy.low, panel.low) == ("1", "0")
+    assert points(panel.curves[0].smooth)[0][1] < curves.TOP + 10  # nearly level
+
+
+def test_legends_are_words():
+    names = ["frac_reward_zero_std", "grad_norm", "eval/mAP", "eval/ood_mAP", "seconds/eval"]
+    rows = [{"step": 1} | dict.fromkeys(names, 0.5)]
+    drawn = curves.panels([("a", "mAP", rows)])
+    labels = [curve.label for panel in drawn for curve in panel.curves]
+    assert set(labels) == {
+        *("groups without spread", "norm before clipping", "seconds"),
+        *("mAP", "mAP, out of distribution"),
+    }
+
+
 @pytest.mark.parametrize(
     "value, text",
     [
@@ -555,6 +576,20 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
     classes = [value for name, value in page.attributes if name == "class"]
     assert "true" in classes and "heat" in classes  # boxes of the target, and where it looked
     assert len(text.encode()) <= report.MAX_BYTES
+
+
+def test_a_riddle_of_a_word_is_explained_where_it_appears(run_dir, tmp_path):
+    page = Tags((run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "nats: logarithms of probabilities" in page.text and "advantage A" in page.text
+    assert "strict: " not in page.text  # the headline of det is mAP, and it has no loose rule
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    rows = [{"step": s, "eval/strict": 0.5, "eval/loose": 0.9} for s in range(3)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "run.json").write_text('{"headline": "strict"}')
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert "strict: the whole answer is right." in page.text and "loose: right by" in page.text
+    assert "nats: " not in page.text
 
 
 def test_hostile_text_is_shown_and_does_nothing(hostile_dir):
