@@ -88,6 +88,7 @@ def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
     )
     return environment.get_template("page.html").render(
         title=shortened(" and ".join(run.label for run in runs)),
+        window_title=shortened(" and ".join(run.brief for run in runs)),
         runs=runs,
         glossary=_glossary(runs, drawn),
         panels=drawn,

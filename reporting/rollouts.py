@@ -150,7 +150,10 @@ def _completion(raw: dict, scores: list[tuple[int, dict]], max_tokens: int) -> d
         "advantage": sum(count * own["advantage"] for count, own in scores),
         "finish": raw["finish"],
         "has_answer": raw["has_answer"],
-        "pieces": pieces(tokens[:max_tokens], probabilities[:max_tokens]),
+        "pieces": [  # a block that could not be read is no answer, and gets no box
+            ("plain" if kind == "answer" and not raw["has_answer"] else kind, own)
+            for kind, own in pieces(tokens[:max_tokens], probabilities[:max_tokens])
+        ],
         "hidden_tokens": max(0, len(tokens) - max_tokens),
         "boxes": raw.get("boxes"),
         "heat": heat if sum(map(len, heat)) <= MAX_HEAT else [],

@@ -81,6 +81,13 @@ def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
     return f"{outcome} the start. {how_far}: {rise(first, last, headline)}."
 
 
+def brief_rise(rows: list[Row], headline: str) -> str:
+    """The headline metric alone, base -> now; empty before the first evaluation."""
+    values = column(rows, f"eval/{headline}")
+    ends = values[:1] + values[1:][-1:]
+    return " -> ".join(f"{value:.1%}" for value in ends)
+
+
 def interval(row: Row, metric: str) -> tuple[float, float]:
     """The 95 % interval of a metric, or the value alone where none was logged."""
     return row.get(f"{metric}_low", row[metric]), row.get(f"{metric}_high", row[metric])

@@ -31,7 +31,7 @@ from reporting.gallery import box_shares, fixed_questions, in_answer, telling_gr
 from reporting.heatmap import answer_heat, attention_to_prompt
 from reporting.rollouts import Pictures, distinct, pieces, questions_shown, spread_out, what_fits
 from reporting.runlog import rollout_metrics
-from reporting.saved import read_run
+from reporting.saved import Run, read_run
 from reporting.verdict import lights, verdict
 from sample import Rollout
 from tasks import Example
@@ -592,6 +592,32 @@ def test_a_riddle_of_a_word_is_explained_where_it_appears(run_dir, tmp_path):
     assert "nats: " not in page.text
 
 
+def test_the_title_says_task_and_rise():
+    def brief(*values: float, task: str = "cls") -> str:
+        rows = [{"step": s, "eval/strict": value} for s, value in enumerate(values)]
+        return Run(Path("a"), {"task": task}, {}, [*rows, {"step": 9}], [], label="a").brief
+
+    assert brief(0.2733, 0.5, 0.9767) == "cls 27.3% -> 97.7% · a"
+    assert brief(0.2733) == "cls 27.3% · a" and brief(task="count") == "count · a"
+
+
+def test_the_window_of_a_page_has_that_title(run_dir):
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<title>det \d+\.\d% -&gt; \d+\.\d% · run</title>", text)
+
+
+@pytest.mark.parametrize("has_answer", [True, False])
+def test_only_an_answer_that_can_be_read_gets_a_box(run_dir, tmp_path, has_answer):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    row = json_lines(out / "gallery.jsonl")[0]
+    row["completions"] = [sampled(["<answer>", "Rosa"], 0.0, has_answer=has_answer)]
+    (out / "gallery.jsonl").write_text(json.dumps(row) + "\n")
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert (("class", "answer") in page.attributes) == has_answer
+    assert ("no answer" in page.text) != has_answer and "Rosa" in page.text
+
+
 def test_hostile_text_is_shown_and_does_nothing(hostile_dir):
     text = (hostile_dir / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
@@ -859,11 +885,10 @@ def test_a_browser_renders_the_page_without_a_word_on_its_console(kind, request,
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
     assert pixels.shape == (2000, 1240) and (pixels < 100).mean() > 0.005  # there is ink
     done = browse(directory / "report.html", "--dump-dom")
-    assert "CONSOLE" not in done.stderr and f"<title>{directory.name}" in done.stdout.replace(
-        "&lt;", "<"
-    ).replace("&gt;", ">")
+    title = html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1])
+    assert "CONSOLE" not in done.stderr and title.endswith(f" · {directory.name}")
     dom = Tags(done.stdout)
-    assert "owned" not in re.search("<title>(.*?)</title>", done.stdout)[1]
+    assert "owned" not in title
     assert not {"script", "img", "a"} & set(dom.elements)
 
 
@@ -874,7 +899,13 @@ MEASURE = """<meta charset="utf-8"><style>body { margin: 0 } iframe { border: 0 
   const columns = [...page.querySelector(".strip").children].map(e => e.getBoundingClientRect());
   const ends = [...page.body.querySelectorAll("*:not(svg *)")].map(
     e => e.getBoundingClientRect().right);
+  const lines = e => {
+    const range = page.createRange();
+    range.selectNodeContents(e);
+    return new Set([...range.getClientRects()].map(r => r.top)).size; };
+  const whole = [...page.querySelectorAll(".flag, td:first-child")];
   document.title = JSON.stringify({
+    words: whole.length, broken: whole.filter(e => lines(e) > 1).map(e => e.textContent),
     end: Math.max(...ends), scroll: page.documentElement.scrollWidth,
     lefts: columns.map(e => e.left), tops: columns.map(e => e.top)});
 }</script>"""
@@ -899,6 +930,15 @@ def test_all_snapshots_can_be_seen_at_once_and_stand_below_each_other_on_a_phone
     assert found["end"] <= width and found["scroll"] <= width  # nothing is cut off or scrolls
     rows, columns = len(set(found["tops"])), len(set(found["lefts"]))
     assert (rows, columns) == ((1, 6) if width == 1300 else (6, 1))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_flags_and_names_are_not_broken_across_lines_on_a_phone(run_dir, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text((run_dir / "report.html").read_text().replace("<details", "<details open"))
+    found = measured(page, 420, tmp_path)
+    assert found["words"] > 30 and found["broken"] == []
+    assert found["end"] <= 420 and found["scroll"] <= 420
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
