@@ -14,7 +14,8 @@ MAX_CURVES = 12  # of a run in one panel
 MAX_POINTS = 400  # per curve: more cannot be seen, and the page stays small
 SMOOTHING = 0.1  # weight of the newest value in the running mean
 PLAIN = ("memory_gb", "seconds/eval", "eval/")  # not noisy: drawn as logged
-FROM_ZERO = ("memory_gb", "seconds/", "tokens_per_second")  # where noise would look dramatic
+# Where noise would look dramatic if the axis did not begin at zero.
+FROM_ZERO = ("memory_gb", "seconds/", "tokens_per_second", "sampling/")
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#b8860b", "#d44c47")
 DASHES = ("", "5 3", "2 2", "8 2 2 2")
 

@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -64,7 +64,7 @@ class Group:
     boxes: list | None
     pictures: list[Picture]
     columns: list[tuple[str, list[dict]]]
-    between: list[tuple[str, list[dict]]]
+    between: list[tuple[str, list[dict]]] = field(default_factory=list)
 
 
 class Pictures:
@@ -169,15 +169,13 @@ def _group(run: Run, pictures: Pictures, shown: "Shown", columns: list[tuple[str
         )
         for heading, r in columns
     ]
-    is_folded = len(made) > MAX_COLUMNS  # then the first and the last stand side by side
     return Group(
         shortened(row["id"]),
         shortened(row["question"]),
         shortened(row["target"]),
         (row["boxes"] or [])[:MAX_BOXES] if row["boxes"] is not None else None,
         pictures.of(run.directory, row["images"]),
-        [made[0], made[-1]] if is_folded else made,
-        made[1:-1] if is_folded else [],
+        made,
     )
 
 
@@ -256,10 +254,15 @@ def questions_shown(runs: list[Run], pictures: Pictures, shown: list[Shown]) -> 
                 heading = heading if len(runs) == 1 else f"{run.label}, {heading}"
                 key = (row["id"], row["question"], row["target"], *row["images"])
                 columns.setdefault(key, []).append((heading, row, run, own))
-    return [
+    groups = [
         _group(found[0][2], pictures, found[0][3], [(heading, row) for heading, row, *_ in found])
         for found in columns.values()
     ]
+    for group in groups if len(runs) == 1 else []:
+        if len(group.columns) > MAX_COLUMNS:  # the start and the end stand side by side
+            group.between = group.columns[1:-1]
+            group.columns = [group.columns[0], group.columns[-1]]
+    return groups
 
 
 def views_shown(run: Run, pictures: Pictures, shown: Shown) -> list[tuple[str, str, list[Group]]]:

@@ -769,6 +769,15 @@ def test_of_many_snapshots_the_first_and_the_last_stand_side_by_side(run_dir, tm
         assert f"<summary>{count - 2} evaluations between them</summary>" in page
 
 
+def test_of_many_runs_none_is_folded_away(run_dir, tmp_path):
+    runs = [read_run(run_dir) for _ in range(8)]
+    shown = [what_fits(run, 10**6, only_last=True) for run in runs]
+    assert all(
+        (len(group.columns), group.between) == (8, [])
+        for group in questions_shown(runs, Pictures(), shown)
+    )
+
+
 def test_two_runs_side_by_side(run_dir, tiny_dir, tmp_path, capsys):
     other = tmp_path / "other"
     words = f"--task det --model {tiny_dir} --output_dir {other} --max_steps 1 --held_out_size 6"
@@ -905,7 +914,8 @@ MEASURE = """<meta charset="utf-8"><style>body { margin: 0 } iframe { border: 0 
     return new Set([...range.getClientRects()].map(r => r.top)).size; };
   const whole = [...page.querySelectorAll(".flag, td:first-child")];
   document.title = JSON.stringify({
-    words: whole.length, broken: whole.filter(e => lines(e) > 1).map(e => e.textContent),
+    words: whole.map(e => e.textContent),
+    broken: whole.filter(e => lines(e) > 1).map(e => e.textContent),
     end: Math.max(...ends), scroll: page.documentElement.scrollWidth,
     lefts: columns.map(e => e.left), tops: columns.map(e => e.top)});
 }</script>"""
@@ -934,10 +944,15 @@ def test_all_snapshots_can_be_seen_at_once_and_stand_below_each_other_on_a_phone
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
 def test_flags_and_names_are_not_broken_across_lines_on_a_phone(run_dir, tmp_path):
-    page = tmp_path / "page.html"
-    page.write_text((run_dir / "report.html").read_text().replace("<details", "<details open"))
+    out, page = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(run_dir, out)
+    rows = json_lines(out / "metrics.jsonl")
+    rows[-1]["sampling/sampling_logp_difference/mean"] = 3.2e-7
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page.write_text(report.write_report(out).read_text().replace("<details", "<details open"))
     found = measured(page, 420, tmp_path)
-    assert found["words"] > 30 and found["broken"] == []
+    assert {"--model", "commit", "max_completion_length", "3.2e-07"} <= set(found["words"])
+    assert all(word.startswith("/") for word in found["broken"])  # a path may be too long
     assert found["end"] <= 420 and found["scroll"] <= 420
 
 
