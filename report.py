@@ -26,6 +26,12 @@ from reporting.saved import Run, read_run, shortened
 from tasks.files import visible, write_whole
 
 MAX_BYTES = 5_000_000
+GLOSSARY = {
+    "strict": "the whole answer is right",
+    "loose": "right by a lenient rule of published code, which is never paid",
+    "out of distribution": "harder or new questions, which no step trained on",
+    "nats": "logarithms of probabilities; 1 nat is a factor of 2.7",
+}
 FILLED_IN = ("coords", "max_completion_length", "output_dir")  # by the run itself
 
 
@@ -40,6 +46,14 @@ def _settings(runs: list[Run]) -> list[tuple[str, list[str], bool]]:
         is_set = len(runs) == 1 and values[0] != default and name not in FILLED_IN
         made.append((name, [shortened(value) for value in values], is_set))
     return made
+
+
+def _glossary(runs: list[Run], drawn: list[curves.Panel]) -> list[tuple[str, str]]:
+    """(word, meaning) of the words that stand in the verdicts, the lights or the curves."""
+    said = [panel.title for panel in drawn] + [c.label for panel in drawn for c in panel.curves]
+    for run in runs:
+        said += [run.verdict, *(light.name for light in run.lights)]
+    return [(word, meaning) for word, meaning in GLOSSARY.items() if word in " ".join(said)]
 
 
 def page(runs: list[Run]) -> str:
@@ -66,7 +80,7 @@ def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
     questions = questions_shown(runs, pictures, shown)
     views = views_shown(runs[0], pictures, shown[0]) if is_single else []
     groups = questions + [group for *_, own in views for group in own]
-    completions = [c for group in groups for _, own in group.columns for c in own]
+    completions = [c for group in groups for _, own in group.columns + group.between for c in own]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "reporting"),
         autoescape=True,
@@ -75,7 +89,9 @@ def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
     )
     return environment.get_template("page.html").render(
         title=shortened(" and ".join(run.label for run in runs)),
+        window_title=shortened(" and ".join(run.brief for run in runs)),
         runs=runs,
+        glossary=_glossary(runs, drawn),
         panels=drawn,
         questions=questions,
         views=views,

@@ -25,7 +25,7 @@ REWARDS = {
     "paid for the whole name": [],
     "paid by the loose rule": ["--reward", "benchmarks/loose_rewards.py:name"],
 }
-SCREEN = (1240, 1930)  # pixels of the report that are shown
+SCREEN = (1300, 2170)  # pixels of the report that are shown
 WIDTH = 900  # of the picture in the README
 
 

@@ -14,6 +14,8 @@ MAX_CURVES = 12  # of a run in one panel
 MAX_POINTS = 400  # per curve: more cannot be seen, and the page stays small
 SMOOTHING = 0.1  # weight of the newest value in the running mean
 PLAIN = ("memory_gb", "seconds/eval", "eval/")  # not noisy: drawn as logged
+# Where noise would look dramatic if the axis did not begin at zero.
+FROM_ZERO = ("memory_gb", "seconds/", "tokens_per_second", "sampling/")
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#b8860b", "#d44c47")
 DASHES = ("", "5 3", "2 2", "8 2 2 2")
 
@@ -47,6 +49,22 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Seconds per evaluation": ("seconds/eval",),
     "Memory at most, GB": ("memory_gb",),
+}
+
+# What the legends say where the metric's own name would be a riddle.
+NAMES: dict[str, str] = {
+    "frac_reward_zero_std": "groups without spread",
+    "completions/clipped_ratio": "answers cut off",
+    "completions/no_answer_ratio": "answers that cannot be read",
+    "completions/min_length": "shortest",
+    "completions/mean_length": "mean",
+    "completions/max_length": "longest",
+    "clip_ratio/low_mean": "at the lower bound",
+    "clip_ratio/high_mean": "at the upper bound",
+    "sampling/sampling_logp_difference/mean": "mean difference",
+    "grad_norm": "norm before clipping",
+    "seconds/eval": "seconds",
+    "memory_gb": "GB",
 }
 
 
@@ -89,10 +107,10 @@ def panels(runs: list[tuple[str, str, list[dict]]]) -> list[Panel]:
         for r, (label, headline, rows) in enumerate(runs):
             for m, metric in enumerate(_metrics(rows, wanted, headline)):
                 points = [(row["step"], row[metric]) for row in rows if _is_number(row, metric)]
-                if points:  # (run, metric, label, points, may it be smoothed)
+                if points:
                     shown = _label(metric)
                     full = shown if len(runs) == 1 else f"{label}: {shown}"
-                    series.append((r, m, full, points, not metric.startswith(PLAIN)))
+                    series.append((r, m, full, points, metric))
         if series:
             made.append(_panel(title, series, len(runs) > 1))
     return made
@@ -116,21 +134,28 @@ def _is_number(row: dict, metric: str) -> bool:
 
 
 def _label(metric: str) -> str:
+    if metric in NAMES:
+        return NAMES[metric]
+    if metric.startswith("eval/ood_"):
+        return f"{_label(metric.removeprefix('eval/ood_'))}, out of distribution"
     name = metric.removesuffix("/mean").removesuffix("_mean").split("/")[-1]
     return name.replace("_", " ")[:60]
 
 
 def _panel(title: str, series: list, by_run: bool) -> Panel:
+    """series: (number of the run, number of the metric, label, points, metric) of each curve."""
     steps = [x for *_, points, _ in series for x, _ in points]
     values = [y for *_, points, _ in series for _, y in points]
     low, high = min(values), max(values)
-    if low >= 0 and low < 0.5 * high:  # a curve that comes near zero is seen best from zero
+    has_zero = any(metric.startswith(FROM_ZERO) for *_, metric in series)
+    if low >= 0 and (has_zero or low < 0.5 * high):  # what comes near zero is seen best from zero
         low = 0.0
     if high - low < 1e-12:  # a flat line
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
     span = (min(steps), max(max(steps), min(steps) + 1), low, high)
     curves = []
-    for r, m, label, points, is_noisy in series:
+    for r, m, label, points, metric in series:
+        is_noisy = not metric.startswith(PLAIN)
         colour, dash = (r, DASHES[m % len(DASHES)]) if by_run else (m, "")
         smooth = _smoothed(points) if is_noisy and len(points) > 20 else points
         raw = _svg(points, span) if smooth is not points and len(series) <= 3 else ""

@@ -4,8 +4,9 @@ At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to im
 
 - `held_out`: a few fixed held-out questions, answered with the same random numbers every time, so
   that whatever changes between two snapshots is the model;
-- of the training step: the `best` and the `worst` group, one `no_spread` group whose rewards are
-  all equal (it teaches nothing), and a `no_answer` group, where answers could not be parsed.
+- of the training step: the `best` and the `worst` of the groups that teach something, one
+  `no_spread` group whose rewards are all equal, and a `no_answer` group, where answers could not
+  be parsed.
 
 Held-out completions are judged by the task's own sparse reward, whatever training pays.
 Next: reporting/heatmap.py, report.py.
@@ -79,14 +80,31 @@ def telling_groups(rewards: Tensor, texts: list[str]) -> dict[str, int]:
     N, G = rewards.shape
     means, is_flat = rewards.mean(1), (rewards == rewards[:, :1]).all(1)  # (N,) each
     failed = [sum(parse_answer(t) is None for t in texts[n * G : (n + 1) * G]) for n in range(N)]
-    views = {"best": int(means.argmax()), "worst": int(means.argmin())}
-    if views["worst"] == views["best"]:  # a step of one group
+    ignored = is_flat & ~is_flat.all()  # best and worst are of those that teach, if any does
+    views = {
+        "best": int(means.masked_fill(ignored, -float("inf")).argmax()),
+        "worst": int(means.masked_fill(ignored, float("inf")).argmin()),
+    }
+    if views["worst"] == views["best"]:  # a single group
         del views["worst"]
     if bool(is_flat.any()):
         views["no_spread"] = int(means.masked_fill(~is_flat, float("inf")).argmin())
     if any(failed):
         views["no_answer"] = failed.index(max(failed))
     return views
+
+
+def fixed_questions(examples: list[Example], wanted: int) -> list[Example]:
+    """Evenly spread over the examples, each moved on to the next target that is not there yet."""
+    n, chosen, targets = len(examples), [], set()
+    count = min(wanted, n)
+    for i in range(count):
+        places = [(i * n // count + k) % n for k in range(n)]
+        free = [place for place in places if place not in chosen]
+        fresh = (place for place in free if examples[place].target not in targets)
+        chosen.append(next(fresh, free[0]))
+        targets.add(examples[chosen[-1]].target)
+    return [examples[place] for place in chosen]
 
 
 class Gallery:
@@ -103,9 +121,7 @@ class Gallery:
     ):
         self.log, self.processor, self.task, self.cfg = log, processor, task, cfg
         self.num_generations, self.temperature = num_generations, temperature
-        held_out, wanted = task.splits["held_out"], cfg.report_prompts
-        count = min(wanted, len(held_out))
-        self.fixed = [held_out[i * len(held_out) // count] for i in range(count)]
+        self.fixed = fixed_questions(task.splits["held_out"], cfg.report_prompts)
 
     def held_out(self, step: int, model: VLM) -> None:
         """Answer the fixed questions with the model as it is after `step` steps."""

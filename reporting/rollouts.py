@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -16,15 +16,24 @@ from answers import THOUGHTS
 from reporting.saved import Run, shortened
 from tasks.files import visible
 
-# What is shown of a group at most: (tokens of a completion, completions). The first pair that lets
-# the first and the last snapshot into the page is taken.
+# What is shown of a group at most: (tokens of a completion, different completions). The first pair
+# that lets the first and the last snapshot into the page is taken.
 LIMITS = ((400, 64), (200, 32), (100, 16), (50, 8), (20, 4))
+MAX_COLUMNS = 6  # side by side in the page; of more, all but the start and the end are folded
 MAX_BOXES = 50  # right ones that are drawn
 MAX_HEAT = 2500  # cells of a heat map
 MAX_PICTURE_BYTES = 10**6
 VIEWS = (
-    ("best", "Best groups of training steps", "The highest mean reward of the step."),
-    ("worst", "Worst groups of training steps", "The lowest mean reward of the step."),
+    (
+        "best",
+        "Best groups of training steps",
+        "The highest mean reward of the step, among groups whose answers earned differently.",
+    ),
+    (
+        "worst",
+        "Worst groups of training steps",
+        "The lowest mean reward of the step, among groups whose answers earned differently.",
+    ),
     ("no_spread", "Groups without spread", "All rewards are equal, so the group teaches nothing."),
     ("no_answer", "Answers that cannot be read", "The group with most of them in the step."),
 )
@@ -44,7 +53,10 @@ MISSING = Picture("missing", 256, 192, "")  # an empty place
 
 @dataclass
 class Group:
-    """One question with its completions: one column per snapshot, or per run."""
+    """One question with its completions: one column per snapshot, or per run.
+
+    columns: (heading, completions). between: further ones, which the page folds away.
+    """
 
     id: str
     question: str
@@ -52,6 +64,7 @@ class Group:
     boxes: list | None
     pictures: list[Picture]
     columns: list[tuple[str, list[dict]]]
+    between: list[tuple[str, list[dict]]] = field(default_factory=list)
 
 
 class Pictures:
@@ -107,16 +120,40 @@ def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, lis
     return made
 
 
-def _completion(raw: dict, max_tokens: int) -> dict:
+def distinct(completions: list[dict], at_most: int) -> list[tuple[dict, list[tuple[int, dict]]]]:
+    """Each different completion once, the most frequent first: (it, its scores with their counts).
+
+    The same text has one score, unless a reward of the user's looks at more than the text.
+    """
+    of_text: dict[tuple, list[dict]] = {}
+    for raw in completions:
+        of_text.setdefault((*raw["tokens"], raw["finish"]), []).append(raw)
+    made = []
+    for same in sorted(of_text.values(), key=len, reverse=True)[:at_most]:
+        scores: dict[tuple, list[dict]] = {}
+        for raw in same:
+            score = (raw["reward"], raw["advantage"], *raw["parts"].items())
+            scores.setdefault(score, []).append(raw)
+        counted = [(len(own), own[0]) for own in scores.values()]
+        made.append((same[0], counted[:at_most]))
+    return made
+
+
+def _completion(raw: dict, scores: list[tuple[int, dict]], max_tokens: int) -> dict:
     """A completion as the page shows it."""
     tokens, probabilities, heat = raw["tokens"], raw["probabilities"], raw.get("heat") or []
     return {
-        "reward": raw["reward"],
-        "parts": list(raw["parts"].items()),
-        "advantage": raw["advantage"],
+        "scores": [
+            (count, own["reward"], list(own["parts"].items()), own["advantage"])
+            for count, own in scores
+        ],
+        "advantage": sum(count * own["advantage"] for count, own in scores),
         "finish": raw["finish"],
         "has_answer": raw["has_answer"],
-        "pieces": pieces(tokens[:max_tokens], probabilities[:max_tokens]),
+        "pieces": [  # a block that could not be read is no answer, and gets no box
+            ("plain" if kind == "answer" and not raw["has_answer"] else kind, own)
+            for kind, own in pieces(tokens[:max_tokens], probabilities[:max_tokens])
+        ],
         "hidden_tokens": max(0, len(tokens) - max_tokens),
         "boxes": raw.get("boxes"),
         "heat": heat if sum(map(len, heat)) <= MAX_HEAT else [],
@@ -125,16 +162,20 @@ def _completion(raw: dict, max_tokens: int) -> dict:
 
 def _group(run: Run, pictures: Pictures, shown: "Shown", columns: list[tuple[str, dict]]) -> Group:
     row, (max_tokens, max_completions) = columns[0][1], shown.limits
+    made = [
+        (
+            heading,
+            [_completion(*own, max_tokens) for own in distinct(r["completions"], max_completions)],
+        )
+        for heading, r in columns
+    ]
     return Group(
         shortened(row["id"]),
         shortened(row["question"]),
         shortened(row["target"]),
         (row["boxes"] or [])[:MAX_BOXES] if row["boxes"] is not None else None,
         pictures.of(run.directory, row["images"]),
-        [
-            (heading, [_completion(c, max_tokens) for c in r["completions"][:max_completions]])
-            for heading, r in columns
-        ],
+        made,
     )
 
 
@@ -165,10 +206,10 @@ def _bytes_shown(row: dict, limits: tuple[int, int]) -> int:
     """About what a row of the gallery takes in the page, but for its pictures."""
     (max_tokens, max_completions), shown = limits, 2000
     shown += 3 * sum(len(shortened(row[name])) for name in ("id", "question", "target"))
-    for completion in row["completions"][:max_completions]:
+    for completion, scores in distinct(row["completions"], max_completions):
         kinds = pieces(completion["tokens"][:max_tokens], completion["probabilities"][:max_tokens])
         texts = [text for _, tokens in kinds for text, _ in tokens]
-        shown += 700 + 30 * len(kinds)
+        shown += 500 + 200 * len(scores) + 30 * len(kinds)
         plain = html.escape(visible("".join(texts))).encode("utf-8", "replace")
         shown += len(plain) + 22 * len(texts)
         cells = sum(map(len, completion.get("heat") or []))
@@ -213,10 +254,15 @@ def questions_shown(runs: list[Run], pictures: Pictures, shown: list[Shown]) -> 
                 heading = heading if len(runs) == 1 else f"{run.label}, {heading}"
                 key = (row["id"], row["question"], row["target"], *row["images"])
                 columns.setdefault(key, []).append((heading, row, run, own))
-    return [
+    groups = [
         _group(found[0][2], pictures, found[0][3], [(heading, row) for heading, row, *_ in found])
         for found in columns.values()
     ]
+    for group in groups if len(runs) == 1 else []:
+        if len(group.columns) > MAX_COLUMNS:  # the start and the end stand side by side
+            group.between = group.columns[1:-1]
+            group.columns = [group.columns[0], group.columns[-1]]
+    return groups
 
 
 def views_shown(run: Run, pictures: Pictures, shown: Shown) -> list[tuple[str, str, list[Group]]]:

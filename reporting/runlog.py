@@ -31,6 +31,7 @@ from config import TrainConfig
 from model.errors import InputError
 from model.vlm import VLM
 from reporting.trackers import Tracker
+from reporting.verdict import RIGHT
 from sample import Rollout
 from tasks import Example, Task
 from tasks.files import SkipLog
@@ -41,11 +42,12 @@ PACKAGES = ("torch", "transformers", "triton", "safetensors", "pillow", "numpy")
 def rollout_metrics(rollout: Rollout, rewards: Tensor, parts: list[dict]) -> dict[str, float]:
     """What is logged about completions, under TRL's names."""
     lengths = torch.tensor([len(ids) for ids in rollout.ids], dtype=torch.float32)
+    is_flat = (rewards == rewards[:, :1]).all(1)  # (N,)
     metrics = {
         "reward": rewards.mean().item(),
         "reward_std": rewards.std().item(),
         "reward_std_group": rewards.std(dim=1).mean().item(),
-        "frac_reward_zero_std": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+        "frac_reward_zero_std": is_flat.float().mean().item(),
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),
         "completions/max_length": lengths.max().item(),
@@ -58,6 +60,11 @@ def rollout_metrics(rollout: Rollout, rewards: Tensor, parts: list[dict]) -> dic
         values = torch.tensor([p[name] for p in parts])
         metrics[f"rewards/{name}/mean"] = values.mean().item()
         metrics[f"rewards/{name}/std"] = values.std().item()
+        if name in RIGHT:  # flat since there is nothing left to learn, or since nothing succeeds?
+            grid = values.view(rewards.shape)  # (N, G)
+            for what, value in (("right", 1.0), ("wrong", 0.0)):
+                is_all = is_flat & (grid == value).all(1)
+                metrics[f"frac_groups_all_{what}"] = is_all.float().mean().item()
     return metrics
 
 

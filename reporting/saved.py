@@ -16,7 +16,7 @@ from config import Config, SftConfig, TrainConfig
 from evaluate import READ_BY
 from model.errors import InputError
 from reporting.curves import COLOURS
-from reporting.verdict import Light, lights, verdict
+from reporting.verdict import Light, brief_rise, lights, verdict
 
 MAX_FACTS = 20
 MAX_CHARS = 2000  # shown of a question, a target or a setting
@@ -60,6 +60,12 @@ class Run:
     @cached_property
     def verdict(self) -> str:
         return verdict(self.rows, self.headline, self.settings.get("max_steps", 0))
+
+    @property
+    def brief(self) -> str:
+        """The run for the title of a window: task, rise and name."""
+        found = [str(self.settings["task"]), brief_rise(self.rows, self.headline)]
+        return f"{' '.join(filter(None, found))} · {self.label}"
 
     @cached_property
     def lights(self) -> list[Light]:

@@ -9,6 +9,18 @@ from dataclasses import dataclass
 
 TAIL = 0.1  # of a metric's values: "now" is their mean
 Row = dict[str, float]
+RIGHT = ("correct", "iou")  # parts of a task's reward that say how right an answer is, in [0, 1]
+
+# Metric -> (green up to, red above). The README's table of metrics has the same numbers.
+BOUNDS = {
+    "frac_reward_zero_std": (0.5, 0.8),
+    "completions/clipped_ratio": (0.05, 0.3),
+    "completions/no_answer_ratio": (0.1, 0.5),
+    "kl": (1.0, 5.0),
+    "sampling/sampling_logp_difference/mean": (0.05, 0.2),
+}
+RARELY_RIGHT = 0.02  # of the sampled answers; red where none ever was
+MOSTLY = 0.9  # of the groups without spread: then they are what these are
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,13 @@ def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
     return f"{outcome} the start. {how_far}: {rise(first, last, headline)}."
 
 
+def brief_rise(rows: list[Row], headline: str) -> str:
+    """The headline metric alone, base -> now; empty before the first evaluation."""
+    values = column(rows, f"eval/{headline}")
+    ends = values[:1] + values[1:][-1:]
+    return " -> ".join(f"{value:.1%}" for value in ends)
+
+
 def interval(row: Row, metric: str) -> tuple[float, float]:
     """The 95 % interval of a metric, or the value alone where none was logged."""
     return row.get(f"{metric}_low", row[metric]), row.get(f"{metric}_high", row[metric])
@@ -77,26 +96,18 @@ def interval(row: Row, metric: str) -> tuple[float, float]:
 def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Light]:
     """All traffic lights of a run; those that do not apply (SFT has no groups) are left out."""
     found = [
-        _share(
-            rows,
-            "frac_reward_zero_std",
-            "Groups without spread",
-            (0.5, 0.8),
-            "their answers all earn the same and teach nothing. All right: harder questions, or "
-            "stop. All wrong: more --num_generations or --shots, or --dense 1",
-        ),
-        _share(
+        _right(rows),
+        _flat(rows),
+        _bounded(
             rows,
             "completions/clipped_ratio",
             "Cut at the length limit",
-            (0.05, 0.3),
             "raise --max_completion_length, or charge for length with --overlong_weight",
         ),
-        _share(
+        _bounded(
             rows,
             "completions/no_answer_ratio",
             "Answers that cannot be read",
-            (0.1, 0.5),
             "the gallery shows some; raise --format_weight, or start from supervised fine-tuning",
         ),
         _drift(rows),
@@ -104,8 +115,8 @@ def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Li
             rows,
             "sampling/sampling_logp_difference/mean",
             "Sampler against trainer, nats per token",
-            (0.05, 0.2),
             "the two disagree on the same weights; use --dtype float32",
+            shown="{:.2g}",
         ),
         _hacking(rows, headline),
         _any(
@@ -144,18 +155,48 @@ def _level(value: float, bounds: tuple[float, float]) -> str:
     return "bad" if value > bad else "watch" if value > watch else "good"
 
 
-def _share(rows, metric: str, name: str, bounds, advice: str) -> Light | None:
-    return _bounded(rows, metric, name, bounds, advice, shown="{:.1%}")
-
-
 def _bounded(
-    rows, metric: str, name: str, bounds, advice: str, shown: str = "{:.2g}"
+    rows: list[Row], metric: str, name: str, advice: str, shown: str = "{:.1%}"
 ) -> Light | None:
     value = tail_mean(rows, metric)
     if value is None:
         return None
-    level = _level(value, bounds)
+    level = _level(value, BOUNDS[metric])
     return Light(name, level, shown.format(value), "" if level == "good" else advice)
+
+
+def _right(rows: list[Row]) -> Light | None:
+    """What sampling never says cannot be learnt."""
+    metric = next((m for m in (f"rewards/{part}/mean" for part in RIGHT) if column(rows, m)), None)
+    if metric is None:  # a reward of the user's: we do not know what is right
+        return None
+    name, value = "Right answers sampled", tail_mean(rows, metric)
+    elsewhere = "another --model, more --shots, or train_sft.py first"
+    if not any(column(rows, metric)):
+        advice = f"what sampling never says cannot be learnt: {elsewhere}"
+        return Light(name, "bad", "never", advice)
+    if not value > RARELY_RIGHT:  # or no number
+        return Light(name, "watch", f"{value:.1%}", f"so rarely that it is slow: {elsewhere}")
+    return Light(name, "good", f"{value:.1%}", "")
+
+
+def _flat(rows: list[Row]) -> Light | None:
+    """Groups whose answers all earn the same teach nothing, be they all right or all wrong."""
+    name, metric = "Groups without spread", "frac_reward_zero_std"
+    flat = tail_mean(rows, metric)
+    if flat is None:
+        return None
+    level, shown = _level(flat, BOUNDS[metric]), f"{flat:.0%}"
+    when_wrong = "more --num_generations or --shots, or --dense 1"
+    advice = f"they teach nothing. All right: harder questions, or stop. All wrong: {when_wrong}"
+    right, wrong = (tail_mean(rows, f"frac_groups_all_{what}") for what in ("right", "wrong"))
+    if right is not None and wrong is not None:  # a reward of the user's does not say
+        shown += f" ({right:.0%} all right, {wrong:.0%} all wrong)"
+        if right >= MOSTLY * flat > 0 and level != "good":
+            return Light(name, "good", shown, "learnt; may stop, or go on with harder questions")
+        if wrong >= MOSTLY * flat:
+            advice = f"they teach nothing: {when_wrong}"
+    return Light(name, level, shown, "" if level == "good" else advice)
 
 
 def _any(rows, metric: str, name: str, advice: str) -> Light | None:
@@ -171,7 +212,7 @@ def _drift(rows: list[Row]) -> Light | None:
     if not column(rows, "reward"):
         return None
     name = "KL to the starting model, nats per token"
-    light = _bounded(rows, "kl", name, (1.0, 5.0), "the policy is far away; raise --beta")
+    light = _bounded(rows, "kl", name, "the policy is far away; raise --beta", shown="{:.2g}")
     return light or Light(name, "unknown", "not measured", "needs --beta above 0")
 
 

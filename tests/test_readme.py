@@ -9,6 +9,7 @@ import pytest
 
 from config import Config, SftConfig
 from evaluate import EvalConfig
+from reporting.verdict import BOUNDS, RARELY_RIGHT
 from sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +80,16 @@ def test_line_counts_of_the_tree_are_close():
         int(count) for count in re.findall(r"^\| `[\w/]+\.py` \| (\d+) \|", first, re.MULTILINE)
     ]
     assert len(counts) == 11 and abs(sum(counts) - int(lines.replace(",", ""))) < 100
+
+
+def test_the_metrics_table_has_the_bounds_of_the_reports_traffic_lights():
+    table = TEXT.split("## Metrics")[1].split("## ")[0]
+    for metric, (green, red) in BOUNDS.items():
+        name = metric.split("/mean")[0]
+        row = next(line for line in table.splitlines() if line.startswith("|") and name in line)
+        healthy = row.split("|")[-2]
+        assert f" below {green:g} " in healthy and f"red: above {red:g})" in healthy, metric
+    assert f"above {RARELY_RIGHT:g} (red: always 0)" in table
 
 
 def test_numbers_of_the_results_table_stand_in_results_md():

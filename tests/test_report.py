@@ -4,6 +4,7 @@ The page is opened in a real browser where one is installed (chromium): it rende
 the console, and hostile text stays text.
 """
 
+import html
 import json
 import re
 import shutil
@@ -26,11 +27,14 @@ from model.text import Processor
 from model.vlm import make_pack
 from model.weights import load_model
 from reporting import curves, gallery
-from reporting.gallery import box_shares, in_answer, telling_groups, token_texts
+from reporting.gallery import box_shares, fixed_questions, in_answer, telling_groups, token_texts
 from reporting.heatmap import answer_heat, attention_to_prompt
-from reporting.rollouts import pieces, spread_out
-from reporting.saved import read_run
+from reporting.rollouts import Pictures, distinct, pieces, questions_shown, spread_out, what_fits
+from reporting.runlog import rollout_metrics
+from reporting.saved import Run, read_run
 from reporting.verdict import lights, verdict
+from sample import Rollout
+from tasks import Example
 from tasks.files import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -234,12 +238,33 @@ def test_telling_groups_are_best_worst_flat_and_unread():
     good, bad = "<answer>x</answer>", "x"
     texts = [good, good, good, good, good, bad, bad, bad]
     assert telling_groups(rewards, texts) == {
-        "best": 1,
-        "worst": 2,
+        "best": 0,  # group 1 earned more, but had no advantage: nothing was learnt from it
+        "worst": 3,
         "no_spread": 2,
         "no_answer": 3,
     }
     assert telling_groups(rewards[:1], [good, good]) == {"best": 0}
+    flat = telling_groups(rewards[1:3], [good] * 4)  # nothing teaches: still worth a look
+    assert flat == {"best": 0, "worst": 1, "no_spread": 1}
+
+
+@pytest.mark.parametrize(
+    "targets, wanted, chosen",
+    [
+        ("abcd" * 25, 4, [0, 25, 50, 75]),  # a b c d as they fall
+        ("ab" * 50, 2, [0, 51]),  # 50 is an a again: the next one
+        ("aaab", 2, [0, 3]),
+        ("aaaa", 3, [0, 1, 2]),  # one target only: still different examples
+        ("abab", 4, [0, 1, 2, 3]),
+        ("baaa", 2, [0, 2]),
+        ("ab", 5, [0, 1]),
+        ("", 4, []),
+        ("ab", 0, []),
+    ],
+)
+def test_the_fixed_questions_differ_in_their_targets_where_possible(targets, wanted, chosen):
+    examples = [Example(str(i), (), "?", target) for i, target in enumerate(targets)]
+    assert [int(e.id) for e in fixed_questions(examples, wanted)] == chosen
 
 
 # ---- where an answer looked ----------------------------------------------------------------------
@@ -325,6 +350,67 @@ def test_a_metric_that_is_no_number_is_a_red_light(metric):
 def test_a_light_follows_its_metric_and_says_what_to_do(metric, name, value, level):
     found = light(steps_of(20, reward=1.0, **{metric: value}), name)
     assert found.level == level and bool(found.advice) == (level != "good")
+
+
+@pytest.mark.parametrize(
+    "flat, right, wrong, level, value, words",
+    [
+        (0.78, 0.75, 0.03, "good", "78% (75% all right, 3% all wrong)", "learnt; may stop"),
+        (0.95, 0.95, 0.0, "good", "95% (95% all right, 0% all wrong)", "learnt; may stop"),
+        (0.95, 0.0, 0.95, "bad", "95% (0% all right, 95% all wrong)", "nothing: more --num_g"),
+        (0.6, 0.3, 0.3, "watch", "60% (30% all right, 30% all wrong)", "All right: harder"),
+        (0.3, 0.3, 0.0, "good", "30% (30% all right, 0% all wrong)", ""),
+    ],
+)
+def test_groups_without_spread_are_fine_where_they_are_all_right(
+    flat, right, wrong, level, value, words
+):
+    shares = {"frac_reward_zero_std": flat, "frac_groups_all_right": right}
+    rows = steps_of(20, reward=1.0, frac_groups_all_wrong=wrong, **shares)
+    found = light(rows, "Groups without spread")
+    assert (found.level, found.value) == (level, value)
+    assert words in found.advice and bool(words) == bool(found.advice)
+
+
+def test_of_groups_without_spread_the_log_says_how_many_are_all_right_or_all_wrong():
+    def logged(name: str) -> dict:
+        ids, logps = [torch.tensor([1, 2])] * 10, [torch.zeros(2)] * 10
+        rollout = Rollout(ids, logps, ["stop"] * 10, ["x"] * 10)
+        parts = [{name: v} for v in (1, 1, 0, 0, 1, 0, 1, 1, 0.5, 0.5)]
+        rewards = torch.tensor([p[name] for p in parts]).view(5, 2).float()
+        rewards[3] += torch.tensor([0.0, 0.5])  # all right, but one of them is formatted badly
+        return rollout_metrics(rollout, rewards, parts)
+
+    found = logged("correct")
+    assert found["frac_reward_zero_std"] == pytest.approx(0.6)
+    assert found["frac_groups_all_right"] == pytest.approx(0.2)
+    assert found["frac_groups_all_wrong"] == pytest.approx(0.2)
+    assert logged("iou")["frac_groups_all_right"] == pytest.approx(0.2)
+    assert "frac_groups_all_right" not in logged("user")  # nobody knows what is right
+
+
+@pytest.mark.parametrize(
+    "part, value, level, shown",
+    [
+        ("correct", 0.0, "bad", "never"),
+        ("correct", 0.01, "watch", "1.0%"),
+        ("correct", lambda done: 0.5 if done < 0.5 else 0.0, "watch", "0.0%"),
+        ("correct", float("nan"), "watch", "nan%"),
+        ("correct", 0.3, "good", "30.0%"),
+        ("iou", 0.0, "bad", "never"),
+    ],
+)
+def test_what_sampling_never_says_is_a_red_light(part, value, level, shown):
+    rows = steps_of(20, reward=0.4, **{f"rewards/{part}/mean": value})
+    found = light(rows, "Right answers sampled")
+    assert (found.level, found.value) == (level, shown)
+    assert ("train_sft.py" in found.advice) == (level != "good")
+    assert ("cannot be learnt" in found.advice) == (level == "bad")
+
+
+def test_of_a_users_reward_nobody_knows_what_is_right():
+    rows = steps_of(20, reward=0.0, **{"rewards/user/mean": 0.0})
+    assert "Right answers sampled" not in [found.name for found in lights(rows, "strict", [])]
 
 
 def test_only_the_last_steps_count():
@@ -427,6 +513,27 @@ def test_evaluations_are_drawn_as_they_were_however_many():
     assert points(panel.curves[0].smooth)[-1][1] == curves.TOP
 
 
+@pytest.mark.parametrize("metric", ["memory_gb", "seconds/eval", "tokens_per_second"])
+def test_time_memory_and_speed_are_drawn_from_zero(metric):
+    rows = [{"step": s, metric: 1.0 + 0.01 * s, "entropy": 1.0 + 0.01 * s} for s in range(9)]
+    drawn = {panel.title: panel for panel in curves.panels([("a", "strict", rows)])}
+    entropy = drawn.pop("Entropy, nats per token")
+    (panel,) = drawn.values()
+    assert (entropy.low, panel.low) == ("1", "0")
+    assert points(panel.curves[0].smooth)[0][1] < curves.TOP + 10  # nearly level
+
+
+def test_legends_are_words():
+    names = ["frac_reward_zero_std", "grad_norm", "eval/mAP", "eval/ood_mAP", "seconds/eval"]
+    rows = [{"step": 1} | dict.fromkeys(names, 0.5)]
+    drawn = curves.panels([("a", "mAP", rows)])
+    labels = [curve.label for panel in drawn for curve in panel.curves]
+    assert set(labels) == {
+        *("groups without spread", "norm before clipping", "seconds"),
+        *("mAP", "mAP, out of distribution"),
+    }
+
+
 @pytest.mark.parametrize(
     "value, text",
     [
@@ -471,6 +578,46 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
     assert len(text.encode()) <= report.MAX_BYTES
 
 
+def test_a_riddle_of_a_word_is_explained_where_it_appears(run_dir, tmp_path):
+    page = Tags((run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "nats: logarithms of probabilities" in page.text and "advantage A" in page.text
+    assert "strict: " not in page.text  # the headline of det is mAP, and it has no loose rule
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    rows = [{"step": s, "eval/strict": 0.5, "eval/loose": 0.9} for s in range(3)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "run.json").write_text('{"headline": "strict"}')
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert "strict: the whole answer is right." in page.text and "loose: right by" in page.text
+    assert "nats: " not in page.text
+
+
+def test_the_title_says_task_and_rise():
+    def brief(*values: float, task: str = "cls") -> str:
+        rows = [{"step": s, "eval/strict": value} for s, value in enumerate(values)]
+        return Run(Path("a"), {"task": task}, {}, [*rows, {"step": 9}], [], label="a").brief
+
+    assert brief(0.2733, 0.5, 0.9767) == "cls 27.3% -> 97.7% · a"
+    assert brief(0.2733) == "cls 27.3% · a" and brief(task="count") == "count · a"
+
+
+def test_the_window_of_a_page_has_that_title(run_dir):
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<title>det \d+\.\d% -&gt; \d+\.\d% · run</title>", text)
+
+
+@pytest.mark.parametrize("has_answer", [True, False])
+def test_only_an_answer_that_can_be_read_gets_a_box(run_dir, tmp_path, has_answer):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    row = json_lines(out / "gallery.jsonl")[0]
+    row["completions"] = [sampled(["<answer>", "Rosa"], 0.0, has_answer=has_answer)]
+    (out / "gallery.jsonl").write_text(json.dumps(row) + "\n")
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert (("class", "answer") in page.attributes) == has_answer
+    assert ("no answer" in page.text) != has_answer and "Rosa" in page.text
+
+
 def test_hostile_text_is_shown_and_does_nothing(hostile_dir):
     text = (hostile_dir / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
@@ -511,8 +658,8 @@ def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(run_dir, tmp_path):
     shutil.copytree(run_dir, out)
     rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 2]
     for row in rows:
-        for completion in row["completions"]:
-            completion["tokens"] = ["<b>"] * 3000
+        for number, completion in enumerate(row["completions"]):
+            completion["tokens"] = [f"<b{number}>"] * 3000  # all different: none can be left out
             completion["probabilities"] = [0.55] * 3000
     with (out / "gallery.jsonl").open("w") as file:
         for step in range(0, 1000, 50):
@@ -535,10 +682,10 @@ def test_other_kinds_of_much_stay_below_the_limit_too(run_dir, tmp_path, what):
         if what == "boxes":
             row["boxes"] = [[0.1, 0.2, 0.3, 0.4]] * 400
         if what == "a huge group":
-            row["completions"] *= 16
-        for completion in row["completions"]:
+            row["completions"] = [dict(c) for c in row["completions"] * 16]
+        for number, completion in enumerate(row["completions"]):
             completion["boxes"] = [[0.1, 0.2, 0.3, 0.4]] if what == "boxes" else None
-            tokens = ["<think>", "a"] * 200 if what != "boxes" else ["a"] * 20
+            tokens = ["<think>", f"a{number}"] * 200 if what != "boxes" else [f"a{number}"] * 20
             completion |= {"tokens": tokens, "probabilities": [0.55] * len(tokens)}
     if what == "questions":
         held_out = [row for row in rows if row["view"] == "held_out"]
@@ -556,6 +703,79 @@ def test_other_kinds_of_much_stay_below_the_limit_too(run_dir, tmp_path, what):
 def test_snapshots_are_chosen_from_the_ends_inwards():
     assert spread_out([0]) == [0] and spread_out([0, 9]) == [9, 0]
     assert spread_out([0, 1, 2, 3, 4]) == [4, 0, 2, 1, 3]
+
+
+def sampled(tokens: list[str], advantage: float, **more) -> dict:
+    """A completion as gallery.jsonl has it."""
+    return {
+        "tokens": tokens,
+        "probabilities": [0.5] * len(tokens),
+        "reward": advantage,
+        "parts": {"correct": 1.0},
+        "advantage": advantage,
+        "finish": "stop",
+        "has_answer": True,
+    } | more
+
+
+def test_equal_completions_stand_there_once_with_every_score():
+    rare, often = sampled(["a"], -2.0), sampled(["b", "c"], 0.25)
+    cut, other = sampled(["b", "c"], 0.25, finish="length"), sampled(["b", "c"], 0.75)
+    made = distinct([rare, often, often, other, cut], at_most=9)
+    assert made == [
+        (often, [(2, often), (1, other)]),
+        (rare, [(1, rare)]),
+        (cut, [(1, cut)]),
+    ]
+    assert distinct([rare, often, often, other, cut], at_most=1) == [(often, [(2, often)])]
+
+
+def test_the_page_prints_a_text_once_and_says_how_often_it_was_sampled(run_dir, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run_dir, out)
+    rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 0][:1]
+    rows[0]["completions"] = [sampled(["Solara minor"], 0.5)] * 5 + [sampled(["Rosa"], -2.5)] * 3
+    (out / "gallery.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    page = Tags(report.write_report(out).read_text(encoding="utf-8"))
+    assert page.text.count("Solara minor") == 1 and page.text.count("Rosa") == 1
+    assert page.text.index("5 × 0.50 correct 1.00 A +0.50") < page.text.index("3 × -2.50")
+    assert ("class", "completion paid") in page.attributes
+    assert ("class", "completion charged") in page.attributes
+
+
+def with_snapshots(run_dir: Path, out: Path, steps: list[int]) -> Path:
+    """A copy of the run whose gallery has the same groups at all these steps."""
+    shutil.copytree(run_dir, out)
+    rows = [row for row in json_lines(out / "gallery.jsonl") if row["step"] == 2]
+    with (out / "gallery.jsonl").open("w") as file:
+        for step in steps:
+            file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
+    report.write_report(out)
+    return out
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 9])
+def test_of_many_snapshots_the_first_and_the_last_stand_side_by_side(run_dir, tmp_path, count):
+    steps = [10 * i for i in range(count)]
+    run = read_run(with_snapshots(run_dir, tmp_path / "run", steps))
+    group = questions_shown([run], Pictures(), [what_fits(run, report.MAX_BYTES)])[0]
+    shown, between = ([name for name, _ in own] for own in (group.columns, group.between))
+    names = ["start", *(f"step {step}" for step in steps[1:])]
+    if count <= 6:
+        assert (shown, between) == (names, [])
+    else:
+        assert (shown, between) == ([names[0], names[-1]], names[1:-1])
+        page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        assert f"<summary>{count - 2} evaluations between them</summary>" in page
+
+
+def test_of_many_runs_none_is_folded_away(run_dir, tmp_path):
+    runs = [read_run(run_dir) for _ in range(8)]
+    shown = [what_fits(run, 10**6, only_last=True) for run in runs]
+    assert all(
+        (len(group.columns), group.between) == (8, [])
+        for group in questions_shown(runs, Pictures(), shown)
+    )
 
 
 def test_two_runs_side_by_side(run_dir, tiny_dir, tmp_path, capsys):
@@ -674,12 +894,66 @@ def test_a_browser_renders_the_page_without_a_word_on_its_console(kind, request,
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
     assert pixels.shape == (2000, 1240) and (pixels < 100).mean() > 0.005  # there is ink
     done = browse(directory / "report.html", "--dump-dom")
-    assert "CONSOLE" not in done.stderr and f"<title>{directory.name}" in done.stdout.replace(
-        "&lt;", "<"
-    ).replace("&gt;", ">")
+    title = html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1])
+    assert "CONSOLE" not in done.stderr and title.endswith(f" · {directory.name}")
     dom = Tags(done.stdout)
-    assert "owned" not in re.search("<title>(.*?)</title>", done.stdout)[1]
+    assert "owned" not in title
     assert not {"script", "img", "a"} & set(dom.elements)
+
+
+MEASURE = """<meta charset="utf-8"><style>body { margin: 0 } iframe { border: 0 }</style>
+<iframe width="WIDTH" height="9000" srcdoc="PAGE"></iframe>
+<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const columns = [...page.querySelector(".strip").children].map(e => e.getBoundingClientRect());
+  const ends = [...page.body.querySelectorAll("*:not(svg *)")].map(
+    e => e.getBoundingClientRect().right);
+  const lines = e => {
+    const range = page.createRange();
+    range.selectNodeContents(e);
+    return new Set([...range.getClientRects()].map(r => r.top)).size; };
+  const whole = [...page.querySelectorAll(".flag, td:first-child")];
+  document.title = JSON.stringify({
+    words: whole.map(e => e.textContent),
+    broken: whole.filter(e => lines(e) > 1).map(e => e.textContent),
+    end: Math.max(...ends), scroll: page.documentElement.scrollWidth,
+    lefts: columns.map(e => e.left), tops: columns.map(e => e.top)});
+}</script>"""
+
+
+def measured(page: Path, width: int, work: Path) -> dict:
+    """Where things stand in a window that wide. Chromium's own is never narrower than 500."""
+    text = re.sub("<meta http-equiv.*", "", page.read_text(encoding="utf-8"))  # our script may run
+    outer = work / "outer.html"
+    outer.write_text(MEASURE.replace("WIDTH", str(width)).replace("PAGE", html.escape(text)))
+    done = browse(outer, "--dump-dom", "--window-size=1400,9000")
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1]))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+@pytest.mark.parametrize("width", [1300, 420])
+def test_all_snapshots_can_be_seen_at_once_and_stand_below_each_other_on_a_phone(
+    run_dir, tmp_path, width
+):
+    out = with_snapshots(run_dir, tmp_path / "run", [0, 1, 2, 3, 4, 5])
+    found = measured(out / "report.html", width, tmp_path)
+    assert found["end"] <= width and found["scroll"] <= width  # nothing is cut off or scrolls
+    rows, columns = len(set(found["tops"])), len(set(found["lefts"]))
+    assert (rows, columns) == ((1, 6) if width == 1300 else (6, 1))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_flags_and_names_are_not_broken_across_lines_on_a_phone(run_dir, tmp_path):
+    out, page = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(run_dir, out)
+    rows = json_lines(out / "metrics.jsonl")
+    rows[-1]["sampling/sampling_logp_difference/mean"] = 3.2e-7
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page.write_text(report.write_report(out).read_text().replace("<details", "<details open"))
+    found = measured(page, 420, tmp_path)
+    assert {"--model", "commit", "max_completion_length", "3.2e-07"} <= set(found["words"])
+    assert all(word.startswith("/") for word in found["broken"])  # a path may be too long
+    assert found["end"] <= 420 and found["scroll"] <= 420
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
