@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import config
 import report
 import train_grpo
 import train_sft
@@ -132,7 +133,6 @@ def test_what_a_run_was_is_written_down(run_dir, tiny_dir):
     assert about["data"]["held_out"]["examples"] == 6
     assert re.fullmatch("[0-9a-f]{16}", about["data"]["train"]["sha256"])
     assert about["headline"] == "mAP" and about["parameters"] > 1000 and about["skipped"] == []
-    config = train_grpo.config
     again = config.parse(Config, about["command"].split()[2:], "")
     kept = config.load(Config, run_dir / "config.json")
     assert again.output_dir is None and replace(again, output_dir=run_dir) == kept
