@@ -14,8 +14,14 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "F2": ("kill -9 in a backward: resumed from the last save, exactly", (KILLED, ANYWHERE)),
     "F3": ("kill -9 in the optimizer's step: the same, half an update is never seen", (KILLED,)),
     "F4": (
-        "kill behind the rename of a checkpoint: found by number and sha256 (here: no pointer)",
-        (KILLED, "test_resume.py::test_a_save_that_was_cut_between_its_two_renames_is_undone"),
+        "kill behind the rename of a checkpoint: found by number and sha256 (here: no pointer); one "
+        "saved while the run is resumed is never passed over",
+        (
+            KILLED,
+            "test_resume.py::test_a_save_that_was_cut_between_its_two_renames_is_undone",
+            "test_resume.py::"
+            "test_a_run_that_was_still_ending_when_its_checkpoint_was_chosen_is_not_forked",
+        ),
     ),
     "F5": (
         "kill while an old checkpoint is removed: one that verifies stays, a half one is ignored",
@@ -36,8 +42,9 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "F7": (
-        "disk full in logs and report: training goes on, one warning",
+        "disk full in logs, report and stdout: training goes on, one warning",
         (
+            "test_config.py::test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training",
             "test_report.py::test_a_disk_that_is_full_costs_the_logs_and_not_the_run",
             "test_report.py::test_a_report_that_cannot_be_written_does_not_end_a_run",
         ),
@@ -62,7 +69,7 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "F12": (
-        "SIGTERM anywhere in a step or an evaluation: saved at once, exit 143, exact resume",
+        "SIGTERM, SIGUSR1 anywhere in a step or an evaluation: saved, exit 143, 138, exact resume",
         (
             SIGNAL,
             "test_resume.py::test_a_real_process_saves_on_sigterm",

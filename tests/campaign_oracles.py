@@ -189,13 +189,14 @@ ORACLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "O20": (
-        "stopped or killed and resumed is the straight run, bit for bit",
+        "stopped or killed and resumed is the straight run, bit for bit, with any threads",
         (
             "test_resume.py::test_a_signal_saves_and_the_run_goes_on_exactly",
             "test_resume.py::test_kills_at_random_moments_are_survived_exactly",
             "test_resume.py::test_a_bfloat16_run_resumes_with_its_float32_masters",
             "test_resume.py::test_supervised_fine_tuning_resumes_exactly",
             "test_train_run.py::test_the_same_seed_repeats_a_run_bit_for_bit",
+            "test_shared_prefix.py::test_threads_do_not_change_a_bit_from_one_time_to_the_next",
         ),
     ),
     "O21": (
