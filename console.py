@@ -76,8 +76,9 @@ def _run(main) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        fix = "lower --prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
-        _stop(f"out of memory; {fix} or --groups_per_micro_batch ({error})", 2)
+        now = "lower --groups_per_micro_batch or give --gradient_checkpointing (a run may go on so)"
+        anew = "--prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
+        _stop(f"out of memory; {now}, or begin with a lower {anew} ({error})", 2)
 
 
 def _stop(message: str, code: int) -> None:

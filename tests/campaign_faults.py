@@ -14,8 +14,8 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "F2": ("kill -9 in a backward: resumed from the last save, exactly", (KILLED, ANYWHERE)),
     "F3": ("kill -9 in the optimizer's step: the same, half an update is never seen", (KILLED,)),
     "F4": (
-        "kill behind the rename of a checkpoint: found by number and sha256 (here: no pointer); one "
-        "saved while the run is resumed is never passed over",
+        "kill behind the rename of a checkpoint: found by number and sha256 (here: no pointer); "
+        "one that is saved while the run is resumed is never passed over",
         (
             KILLED,
             "test_resume.py::test_a_save_that_was_cut_between_its_two_renames_is_undone",

@@ -329,7 +329,7 @@ def test_out_of_memory_names_the_flags_and_keeps_the_steps_that_were_made(
         patch.setattr(train_grpo, name, scarce)
         console.run(lambda: train_grpo.main([*flags, *more]))
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert stop.value.code == 2 and error.startswith("error: out of memory; lower --prompts_per")
+    assert stop.value.code == 2 and error.startswith("error: out of memory; lower --groups_per")
     for flag in ("--num_generations", "--max_completion_length", "--groups_per_micro_batch"):
         assert flag in error
     steps = [row["step"] for row in metrics(out)]
