@@ -36,7 +36,7 @@ from model.weights import save_model
 C = TypeVar("C", bound=TrainConfig)
 MANIFEST = "manifest.json"
 LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
-# Flags that may change when a run goes on. They do not touch what is learnt: what is kept and told,
+# Flags that may change when a run goes on: what is kept and told,
 KEPT = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
 # where things lie (what lies there is compared), and how it is computed, up to rounding.
 PLACES = {"model", "data", "data_root", "device"}
@@ -66,7 +66,8 @@ class Checkpoint:
     def check_newest(self) -> None:
         """Raise InputError if another process has saved or removed checkpoints of the run since
         this one was chosen. Asked when no other can write any more."""
-        if _names(_saved(self.directory.parent)) != self.beside:
+        is_as_it_was = why_unusable(self.directory) is None and _state(self.directory) == self.state
+        if not is_as_it_was or _names(_saved(self.directory.parent)) != self.beside:
             raise InputError(
                 f"{self.directory.parent}: another process has just written there; once more"
             )
@@ -228,12 +229,16 @@ def why_unusable(directory: Path) -> str | None:
                 return f"{name} is damaged"
         if {"trainer/state.json", "hf/config.json"} - manifest.keys():
             return f"{MANIFEST} is incomplete"
-        state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
-        return None if state["step"] == _number(directory) else "state.json is of another step"
+        is_its_own = _state(directory)["step"] == _number(directory)
+        return None if is_its_own else "state.json is of another step"
     except OSError as error:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} or state.json is damaged ({error})"
+
+
+def _state(directory: Path) -> dict:
+    return json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
 
 
 def find_checkpoint(place: Path) -> Checkpoint:
@@ -248,10 +253,9 @@ def find_checkpoint(place: Path) -> Checkpoint:
     for directory in [place] if is_one else saved:
         reason = why_unusable(directory)
         if reason is None:
-            text = (directory / "trainer" / "state.json").read_text(encoding="utf-8")
             for line in tried:
                 print(f"passed over {line}")
-            return Checkpoint(directory, json.loads(text), _names(saved))
+            return Checkpoint(directory, _state(directory), _names(saved))
         tried.append(f"{directory}: {reason}")
     found = "; ".join(tried) or "has no checkpoint (step_N)"
     raise InputError(f"--resume_from_checkpoint {place}: {found}")
@@ -307,10 +311,14 @@ def _check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoi
             f"--model {cfg.model}: with --beta the run needs the weights that were in "
             f"{saved.model}; put them back there, a link will do"
         )
-    for name in ("config.json", "tokenizer.json"):
-        ours, theirs = (place / name for place in (checkpoint.hf, cfg.model))
+    for ours in sorted(checkpoint.hf.iterdir()):
+        theirs = cfg.model / ours.name
+        if "safetensors" in ours.name:  # the weights, and the index of their shards
+            continue
         if not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():
-            raise InputError(f"--model {cfg.model}: the run began from another, {name} differs")
+            raise InputError(
+                f"--model {cfg.model}: the run began from another, {ours.name} differs"
+            )
 
 
 def _run_directory(place: str, output_dir: Path | None, kind: type[TrainConfig]) -> Path:

@@ -343,7 +343,7 @@ def load_run(path: Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"{path.parent} is no run, it has no {path.name}")
     try:
-        is_sft = "cot" in json.loads(Path(path).read_text(encoding="utf-8"))
+        is_sft = "cot" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         is_sft = False  # `load` says what is wrong
     return load(SftConfig if is_sft else Config, path)

@@ -22,7 +22,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class Told:
     """stdout or stderr. Where the disk under it is full, or its reader is gone, the rest goes
-    nowhere. That ends a script with one line, but not a training run, which is worth more."""
+    nowhere. A lost stdout ends a script with one line, but not a training run, which is worth more.
+    """
 
     def __init__(self, stream: TextIO, goes_on: bool):
         self.stream, self.goes_on = stream, goes_on
@@ -41,7 +42,8 @@ class Told:
         try:
             act(*args)
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
             if not self.goes_on and isinstance(error, BrokenPipeError):  # `| head` has seen enough
                 raise SystemExit(128 + signal.SIGPIPE) from None
             if not self.goes_on:
@@ -56,9 +58,12 @@ def run(main, trains: bool = False) -> None:
     trains: what counts is in files, so a stdout that cannot be written ends nothing.
     """
     streams = sys.stdout, sys.stderr
-    for stream in streams:  # a terminal that cannot show a letter gets \\xNN
+    out, err = (stream or open(os.devnull, "w") for stream in streams)  # None: closed by `>&-`
+    out.reconfigure(line_buffering=trains or None)
+    for stream in (out, err):  # a terminal that cannot show a letter gets \\xNN
         stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (Told(stream, goes_on=trains) for stream in streams)
+    is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"  # the others would wait for it
+    sys.stdout, sys.stderr = Told(out, trains or is_one_of_many), Told(err, goes_on=True)
     try:
         _run(main)
     finally:

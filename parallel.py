@@ -98,8 +98,10 @@ def processes() -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1" or _Ranks.control is not None:
         yield
         return
-    if "RANK" not in os.environ:
-        raise InputError("WORLD_SIZE is set, but not RANK; start with torchrun, or unset it")
+    if missing := sorted({"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()):
+        raise InputError(
+            f"WORLD_SIZE is set, but not {missing[0]}; start with torchrun, or unset it"
+        )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _Ranks.store, own, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
@@ -107,6 +109,7 @@ def processes() -> Iterator[None]:
     )
     _Ranks.control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     _Ranks.parting, _Ranks.is_broken, _Ranks.has_told = None, False, False
+    _Ranks.waited = 0.0
     watching = threading.Thread(target=_watch, daemon=True)
     watching.start()
     out = sys.stdout

@@ -6,6 +6,7 @@ Read first: train_grpo.py. Next: reporting/runlog.py.
 
 import json
 import math
+import shlex
 import sys
 import time
 from collections import Counter
@@ -172,8 +173,8 @@ class TrainingRun:
             what = f"; saved {saved}" if saved is not None else ""
             print(f"stopped by {cause} after step {self.done}{what}")
         if last_model(self.log.directory) is not None:
-            command = f"python {self.cfg.script} --resume_from_checkpoint {self.log.directory}"
-            print(f"go on with: {command}", flush=True)
+            flag = f"--resume_from_checkpoint {shlex.quote(str(self.log.directory))}"
+            print(f"go on with the same command and {flag}", flush=True)
         if number is not None:
             raise SystemExit(128 + number) from None
         if cause is not error:
@@ -188,6 +189,7 @@ class TrainingRun:
         """What every rank has accumulated. From here to the end of the step the weights are in
         motion, and signals have to wait."""
         signals.held = True
+        parallel.all_gather(None)  # so that the wait for the slowest backward is counted
         told = parallel.all_gather([totals, parallel.waited()])
         self.is_moving = True
         for rank, (_, seconds) in enumerate(told):
@@ -264,6 +266,7 @@ class TrainingRun:
                 print(f"{error}; training goes on", file=sys.stderr)
                 signals.release()
         parallel.all_gather(None)  # a step ends for all ranks at once
+        parallel.waited()  # what they waited for rank 0's files is no news
 
     def _report(self) -> Path | None:
         return try_report(self.log.directory) if self.log.is_written else None

@@ -54,11 +54,13 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
             self.previous[LEFT] = signal.signal(LEFT, self._left)
             for number in ASKING:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup
                 self.previous[number] = signal.signal(number, self._arrived)
 
     def remove(self) -> None:
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: was not set from Python
         self.previous = {}
 
     def _arrived(self, number: int, frame: object) -> None:

@@ -20,7 +20,6 @@ with torchrun, each process works on its share of a step's questions (parallel.p
 Read first: rewards.py, tasks/cls.py. Next: sample.py; run.py has what surrounds the updates.
 """
 
-import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -340,5 +339,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
     console.run(main, trains=True)

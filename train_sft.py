@@ -14,7 +14,6 @@ Read first: train_grpo.py, whose data order, optimizer, evaluation and files are
 """
 
 import json
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -128,5 +127,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
     console.run(main, trains=True)

@@ -214,6 +214,7 @@ def completion_logps(
     """
     hidden = model(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
     # Not hidden[..]: a group shares its first predictor, and on a CPU the gradients of an index
-    # that repeats are then added up in whatever order the threads come.
+    # that repeats are then added up in whatever order the threads come. (On a GPU such sums have
+    # no fixed order, here and in attention.)
     hidden = hidden.index_select(0, pack.predictors)  # (C, D)
     return linear_logprob(hidden, model.head_weight, pack.targets, temperature, forbidden)

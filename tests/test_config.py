@@ -9,6 +9,7 @@ Run: pytest tests/test_config.py
 import ast
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -213,14 +214,32 @@ def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
     program = (
         "import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
     )
-    for trains, code, words in (
-        (True, 0, "stdout cannot be written ([Errno 28] No space left on device); going on"),
-        (False, 2, "error: stdout cannot be written ([Errno 28] No space left on device)"),
+    alone = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    for trains, ranks, code, words in (
+        (True, "1", 0, "stdout cannot be written ([Errno 28] No space left on device); going on"),
+        (False, "2", 0, "stdout cannot be written ([Errno 28] No space left on device); going on"),
+        (False, "1", 2, "error: stdout cannot be written ([Errno 28] No space left on device)"),
     ):
         command = [sys.executable, "-c", program.format(trains)]
         with open("/dev/full", "w") as full:
-            done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=alone | {"WORLD_SIZE": ranks},
+            )
         assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_stream_that_was_closed_or_cannot_be_written_changes_no_exit_code():
+    words = "import console; from model.errors import InputError\ndef main():\n    print('x')\n"
+    program = f"{words}    raise InputError('bad')\nconsole.run(main)"
+    for closed in (">&- 2>&-", ">&- 2> /dev/full", "> /dev/null 2> /dev/full"):
+        command = f'"$0" -c "$1" {closed}'
+        done = subprocess.run(["sh", "-c", command, sys.executable, program], cwd=ROOT)
+        assert done.returncode == 2, closed
 
 
 def test_a_reader_that_has_seen_enough_ends_a_script_without_a_word():

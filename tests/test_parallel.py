@@ -356,9 +356,13 @@ def test_alone_nothing_is_shared():
 
 def test_half_a_launch_is_one_line(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(InputError, match="WORLD_SIZE is set, but not RANK"):
-        train_grpo.main([])
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    for name in ("MASTER_PORT", "RANK"):
+        monkeypatch.delenv(name)
+        with pytest.raises(InputError, match=f"WORLD_SIZE is set, but not {name}"):
+            train_grpo.main([])
+        monkeypatch.setenv(name, "0")
 
 
 @pytest.mark.parametrize("items, ranks", [(3, 2), (8, 3), (7, 7), (5, 8)])

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -404,10 +405,17 @@ def test_the_same_command_and_one_flag_more_is_enough(flags, two):
 def test_how_it_is_computed_may_change_when_a_run_goes_on(flags, straight, two):
     """As the advice for too little memory says."""
     more = ["--groups_per_micro_batch", "1", "--gradient_checkpointing"]
-    train_grpo.main(["--resume_from_checkpoint", str(two), *more])
-    ours, theirs = (load_model(out / f"step_{STEPS}" / "hf") for out in (two, straight))
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-4)  # a step of AdamW
+    train_grpo.main(["--resume_from_checkpoint", str(two / "step_3"), *more])
+
+    def difference(a: Path, b: Path) -> float:
+        pairs = zip(
+            load_model(a).state_dict().values(), load_model(b).state_dict().values(), strict=True
+        )
+        return float(torch.cat([(p - q).abs().flatten() for p, q in pairs]).mean())
+
+    last = straight / f"step_{STEPS}" / "hf"
+    moved = difference(last, straight / "step_3" / "hf")
+    assert difference(last, two / f"step_{STEPS}" / "hf") < 0.01 * moved
 
 
 def test_a_run_goes_on_where_its_model_and_its_data_have_moved(tiny_dir, tmp_path, monkeypatch):
@@ -560,6 +568,9 @@ def test_a_run_that_was_still_ending_when_its_checkpoint_was_chosen_is_not_forke
         train_grpo.train(cfg, found)
     assert late.exists() and not list(two.glob("abandoned_*"))
     shutil.rmtree(late)
+    saved_again = replace(found, state=found.state | {"pending": {}})  # and it was another state
+    with pytest.raises(InputError, match="another process has just written there"):
+        train_grpo.train(cfg, saved_again)
     shutil.rmtree(two / "step_3")  # the run before may also have removed one
     with pytest.raises(InputError, match="another process has just written there"):
         train_grpo.train(cfg, found)
