@@ -30,7 +30,7 @@ from model.errors import InputError
 from model.weights import load_model, plan_slots, save_model
 from optimizer import Optimizer
 from reporting.runlog import lock_directory
-from stopping import Stopped
+from stopping import Stopped, StopSignals
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
@@ -184,6 +184,20 @@ def test_a_second_signal_ends_the_process_at_once_without_saving(tmp_path):
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 130 and done.stdout == "held\n"
+
+
+def test_nohup_is_respected_and_other_handlers_come_back():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals = StopSignals()
+        signals.install()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signals._arrived
+        signals.remove()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_code_from_outside_cannot_swallow_a_signal():
