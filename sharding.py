@@ -56,6 +56,8 @@ def whole(model: VLM) -> Iterator[None]:
     finally:
         with signals.holding():
             for module in sharded:
+                # First, since a forward that an exception has cut in two would stay whole else.
+                module.set_reshard_after_forward(True, recurse=False)
                 module.reshard()
                 module.set_reshard_after_forward(module is not model, recurse=False)
 

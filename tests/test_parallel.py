@@ -210,6 +210,7 @@ FAULT = """
 import json, os, signal, sys, time
 import console, scoring, train_grpo
 import evaluate
+from model import language
 from reporting.gallery import Gallery
 kind, where = sys.argv.pop(1).split(" in ")
 def fault():
@@ -226,6 +227,10 @@ def watch(place, name, call, rank="1"):
         if os.environ["RANK"] == rank and calls[0] == call: fault()
         return original(*args, **kwargs)
     setattr(place, name, watched)
+    return calls
+if where == "forward":  # the other rank is in the middle of it when it hears of the error
+    calls, through = watch(train_grpo, "generate_group", 3), language.MLP.forward
+    language.MLP.forward = lambda mlp, x: time.sleep(calls[0] // 3) or through(mlp, x)
 if where == "update": watch(train_grpo, "grpo_loss", 3)
 if where == "rollout": watch(train_grpo, "generate_group", 3)
 if where == "reward": watch(scoring.Scorer, "score_step", 3)
@@ -251,6 +256,7 @@ def failing(kind: str, folder: Path, more: str = "") -> tuple[int, str, float, P
     [
         ("error in reward", "--save_steps 0"),
         ("error in rollout", "--save_steps 0 --fsdp"),
+        ("error in forward", "--save_steps 0 --fsdp"),
         ("error in update", "--save_steps 0"),
         ("error in update", "--fsdp"),  # the other rank is in the middle of a joint backward
     ],
