@@ -46,12 +46,12 @@ def whole(model: VLM) -> Iterator[None]:
     if not sharded:
         yield
         return
-    with signals.holding():
-        parallel.all_gather(None)
-        for module in sharded:
-            module.unshard()
-            module.set_reshard_after_forward(False, recurse=False)
     try:
+        with signals.holding():  # at its end a signal may come through
+            parallel.all_gather(None)
+            for module in sharded:
+                module.unshard()
+                module.set_reshard_after_forward(False, recurse=False)
         yield
     finally:
         with signals.holding():

@@ -211,6 +211,7 @@ import json, os, signal, sys, time
 import console, scoring, train_grpo
 import evaluate
 from model import language
+from torch.distributed.fsdp import FSDPModule
 from reporting.gallery import Gallery
 kind, where = sys.argv.pop(1).split(" in ")
 def fault():
@@ -231,6 +232,7 @@ def watch(place, name, call, rank="1"):
 if where == "forward":  # the other rank is in the middle of it when it hears of the error
     calls, through = watch(train_grpo, "generate_group", 3), language.MLP.forward
     language.MLP.forward = lambda mlp, x: time.sleep(calls[0] // 3) or through(mlp, x)
+if where == "unshard": watch(FSDPModule, "unshard", 28)  # before step 3
 if where == "update": watch(train_grpo, "grpo_loss", 3)
 if where == "rollout": watch(train_grpo, "generate_group", 3)
 if where == "reward": watch(scoring.Scorer, "score_step", 3)
@@ -283,6 +285,7 @@ def test_a_killed_rank_takes_the_others_along_and_leaves_checkpoints_whole(made,
         ("stop in update", "", 2),
         ("stop twice in reward", "", 2),  # a batch system tells every process, and torchrun, too
         ("stop in last gallery", "--fsdp", 3),
+        ("stop in unshard", "--fsdp", 2),
     ],
 )
 def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(kind, more, step, made, tmp_path):
