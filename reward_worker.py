@@ -83,6 +83,10 @@ def serve(connection: Connection, spec: str) -> None:
     said = sys.stdout = sys.stderr = Tail()
     try:
         function = load_user_reward(spec)
+    except InputError as error:
+        connection.send_bytes(json.dumps({"error": str(error)}).encode())
+        return
+    try:
         connection.send_bytes(b"{}")
         while True:
             job, texts, example = connection.recv()
@@ -90,10 +94,8 @@ def serve(connection: Connection, spec: str) -> None:
             if os.getpid() != own:  # a fork that the function left behind must not answer, too
                 os._exit(1)
             connection.send_bytes(json.dumps(reply).encode())
-    except InputError as error:
-        connection.send_bytes(json.dumps({"error": str(error)}).encode())
-    except (EOFError, OSError):  # training has ended
-        pass
+    except (EOFError, OSError):  # closed: training has ended, nobody is left to tell
+        return
 
 
 def _answer(function: UserFunction, texts: list[str], example: Example, said: Tail) -> dict:
