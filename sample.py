@@ -253,6 +253,8 @@ def pick_device(name: str, dtype: str = "float32") -> torch.device:
         name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", 0)  # torch.cuda.set_device takes no bare "cuda"
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
         torch.empty(0, device=device)
