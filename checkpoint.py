@@ -29,9 +29,9 @@ from torch import Tensor
 
 import config
 from config import TrainConfig
-from model.errors import InputError
 from model.vlm import VLM
 from model.weights import save_model
+from runtime.errors import InputError
 
 C = TypeVar("C", bound=TrainConfig)
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks.files import MAX_SKIP
 from tasks.garden import GARDEN_SPLIT_SEED
 

@@ -24,8 +24,6 @@ import numpy as np
 import torch
 
 import config
-import console
-import parallel
 from answers import parse_answer
 from checkpoint import last_model
 from config import (
@@ -36,10 +34,11 @@ from config import (
     require_counts,
     require_temperature,
 )
-from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
 from model.weights import load_model
+from runtime import console, distributed
+from runtime.errors import InputError
 from sample import generate_group, pick_device
 from tasks import (
     Example,
@@ -233,8 +232,8 @@ def evaluate(
     per answer.
     """
     length = max_completion_length or task.max_completion_length
-    parallel.require_same([e.id for e in examples], "questions")
-    own, own_records = parallel.share(examples), []
+    distributed.require_same([e.id for e in examples], "questions")
+    own, own_records = distributed.share(examples), []
     for start in range(0, len(own), batch_size):
         batch = own[start : start + batch_size]
         prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
@@ -244,7 +243,7 @@ def evaluate(
             text, ids = rollout.texts[elected], rollout.ids[elected]
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
             own_records.append(record | task.scores(text, example))
-    records = [record for of_rank in parallel.all_gather(own_records) for record in of_rank]
+    records = [record for of_rank in distributed.all_gather(own_records) for record in of_rank]
     n = len(records)
     names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
     metrics = {name: sum(record[name] for record in records) / n for name in names}
@@ -267,7 +266,7 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
     return ", ".join([*shown, f"mean length {metrics['mean_length']:.1f} tokens"])
 
 
-@parallel.processes()
+@distributed.processes()
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0])
     if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
@@ -302,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
         answers += [{"split": name} | record for record in records]
         line, seconds = result_line(task, metrics), time.time() - start
         print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
-    if cfg.output is not None and parallel.rank() == 0:
+    if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
 
 

@@ -14,10 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-import console
-import parallel
 from config import TrainConfig
 from model.vlm import VLM
+from runtime import console, distributed
 from sharding import full, placed_like
 
 C = TypeVar("C", bound=TrainConfig)
@@ -93,7 +92,7 @@ class Optimizer:
         found = {}
         for name, value in kept.items():
             value = full(value)
-            if parallel.rank() == 0:
+            if distributed.rank() == 0:
                 found[name] = value.contiguous().cpu()
         return found
 
@@ -125,7 +124,7 @@ class Optimizer:
             if master.grad is None:  # every group skipped: a zero gradient; momentum still counts
                 master.grad = torch.zeros_like(master)
         if not self.cfg.fsdp:
-            parallel.sum_gradients(self.masters)
+            distributed.sum_gradients(self.masters)
         total = torch.nn.utils.get_total_norm([master.grad for master in self.masters])
         norm = float(full(total))
         is_finite = math.isfinite(norm)

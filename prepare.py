@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import torch
 
-import parallel
 from checkpoint import Checkpoint
 from config import TrainConfig
 from evaluate import READ_BY, frame_spoken, load_task, usable_examples
-from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
 from model.weights import load_model
 from reporting.runlog import check_output_dir
+from runtime import distributed
+from runtime.errors import InputError
 from sample import pick_device
 from sharding import shard
 from tasks import Task
@@ -48,7 +48,7 @@ def prepare(
     `cfg` is filled in. Raises InputError for anything that cannot work."""
     if checkpoint is None:
         check_output_dir(cfg.output_dir)
-    ranks = parallel.world_size()
+    ranks = distributed.world_size()
     if cfg.prompts_per_step < ranks:
         count = cfg.prompts_per_step
         raise InputError(f"--prompts_per_step {count}: must be at least {ranks}, one for each rank")

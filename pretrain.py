@@ -27,15 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import config
-import console
 from config import flag, require
-from model.errors import InputError
 from model.image import patchify
 from model.scratch import init_model, write_scratch_directory
 from model.text import Processor
 from model.vlm import Pack, completion_logps, make_pack
 from model.weights import load_model, plan_slots, save_model
 from reporting.runlog import check_output_dir
+from runtime import console
+from runtime.errors import InputError
 from tasks.pretraining import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 
 SIZES = dict(

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks import Example
 
 UserFunction = Callable[[list[str], Example], Sequence[float | None]]

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-import parallel
 from checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -27,7 +26,6 @@ from checkpoint import (
 )
 from config import TrainConfig
 from evaluate import evaluate
-from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM
 from optimizer import Optimizer
@@ -37,8 +35,10 @@ from reporting.gallery import Gallery
 from reporting.runlog import RunLog, about_run
 from reporting.saved import read_run
 from reporting.verdict import rise
+from runtime import distributed
+from runtime.errors import InputError
+from runtime.signals import Elsewhere, Stopped, signals
 from sharding import whole
-from stopping import Elsewhere, Stopped, signals
 from tasks import Example, Task
 from tasks.files import write_whole
 
@@ -60,7 +60,7 @@ def held_out_metrics(
                 task.splits[split],
                 cfg.max_completion_length,
                 # Each rank decodes about the rows of its rollout.
-                batch_size=max(1, 8 * cfg.prompts_per_step // parallel.world_size()),
+                batch_size=max(1, 8 * cfg.prompts_per_step // distributed.world_size()),
                 with_interval=with_interval and split == "held_out",
             )
             row |= {prefix + name: value for name, value in metrics.items()}
@@ -117,7 +117,7 @@ class TrainingRun:
         self.waited: Counter[str] = Counter()  # seconds of a step, each rank for slower ones
         self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
         about = about_run(cfg, task, model)
-        parallel.require_same(about["data"], "data")
+        distributed.require_same(about["data"], "data")
         if checkpoint is None:
             self.log = RunLog(cfg, about)
         else:
@@ -129,12 +129,12 @@ class TrainingRun:
         self.gallery = Gallery(self.log, processor, task, cfg, *shown)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             checkpoint.check_newest()
             tidy(self.log.directory, checkpoint.step)
             restore_logs(self.log.directory, checkpoint.state["sizes"])
         # The others read what rank 0 has put in order.
-        parallel.require_same(checkpoint.directory.name, "checkpoints")
+        distributed.require_same(checkpoint.directory.name, "checkpoints")
         headline = f"eval/{self.task.headline}"
         self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
         self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
@@ -143,7 +143,7 @@ class TrainingRun:
         print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
 
     def __enter__(self) -> "TrainingRun":
-        signals.install(parallel.world_size())
+        signals.install(distributed.world_size())
         try:
             if self.pending is not None:
                 self._finish_row(self.pending)
@@ -158,15 +158,15 @@ class TrainingRun:
             signals.remove()
             return
         signals.held = True
-        cause, saved = parallel.leave(error), None
+        cause, saved = distributed.leave(error), None
         number = cause.number if isinstance(cause, Stopped) else None
         try:
-            if parallel.are_together() and self._can_be_saved(number is not None):
+            if distributed.are_together() and self._can_be_saved(number is not None):
                 saved = self._save()
         except Exception as not_saved:  # what ended the run has to be told all the same
             print(f"not saved: {not_saved}", file=sys.stderr)
         with suppress(InputError):  # torchrun ends the others as soon as one has ended
-            parallel.all_gather(None)
+            distributed.all_gather(None)
         signals.remove()
         self.log.close()
         if number is not None:
@@ -182,15 +182,15 @@ class TrainingRun:
 
     def _can_be_saved(self, was_asked_to: bool) -> bool:
         """Whether all ranks are at the same step, and one that is worth it."""
-        told = parallel.all_gather([self.is_moving, self.done > 0 or was_asked_to])
+        told = distributed.all_gather([self.is_moving, self.done > 0 or was_asked_to])
         return not any(moving for moving, _ in told) and any(worth for _, worth in told)
 
     def all_totals(self, totals: T) -> list[T]:
         """What every rank has accumulated. From here to the end of the step the weights are in
         motion, and signals have to wait."""
         signals.held = True
-        parallel.all_gather(None)  # so that the wait for the slowest backward is counted
-        told = parallel.all_gather([totals, parallel.waited()])
+        distributed.all_gather(None)  # so that the wait for the slowest backward is counted
+        told = distributed.all_gather([totals, distributed.waited()])
         self.is_moving = True
         for rank, (_, seconds) in enumerate(told):
             self.waited[f"waiting/rank_{rank}"] += seconds
@@ -208,7 +208,7 @@ class TrainingRun:
         """
         self.done = row["step"]
         self._keep_not_finite(row, asked)
-        if parallel.world_size() > 1:
+        if distributed.world_size() > 1:
             row |= self.waited
         self.waited.clear()
         row = {name: value for name, value in row.items() if math.isfinite(value)}
@@ -265,8 +265,8 @@ class TrainingRun:
                     raise
                 print(f"{error}; training goes on", file=sys.stderr)
                 signals.release()
-        parallel.all_gather(None)  # a step ends for all ranks at once
-        parallel.waited()  # what they waited for rank 0's files is no news
+        distributed.all_gather(None)  # a step ends for all ranks at once
+        distributed.waited()  # what they waited for rank 0's files is no news
 
     def _report(self) -> Path | None:
         return try_report(self.log.directory) if self.log.is_written else None
@@ -284,7 +284,7 @@ class TrainingRun:
         with signals.holding():
             is_there = why_unusable(place) is None and find_checkpoint(place).state == state
             is_over = is_last and self.pending is None  # not trained on, and judged already
-            is_there, is_over = parallel.all_gather([is_there, is_over])[0]  # rank 0 decides
+            is_there, is_over = distributed.all_gather([is_there, is_over])[0]  # rank 0 decides
             if is_there:
                 return place
             with whole(self.model):

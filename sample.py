@@ -29,18 +29,17 @@ import torch
 from torch import Tensor
 
 import config
-import console
-import parallel
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
 from kernels import triton
 from model.attention import KVCache, PackLayout, Span
-from model.errors import InputError
 from model.language import DecodingStep, mrope
 from model.text import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
 from rewards import FORMATS, classification_reward
+from runtime import console, distributed
+from runtime.errors import InputError
 from tasks import full_question
 from tasks.files import visible
 
@@ -247,10 +246,10 @@ def pick_device(name: str, dtype: str = "float32") -> torch.device:
     device that cannot be used, or not in this dtype."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if parallel.world_size() > 1 and name.startswith("cuda"):
+    if distributed.world_size() > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise InputError(f"--device {name}: each rank takes its own; use --device cuda")
-        name = f"cuda:{parallel.local_rank()}"
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:

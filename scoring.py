@@ -24,11 +24,11 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-import parallel
 from config import Config
-from model.errors import InputError
 from reward_worker import MAX_TOLD, Workers
 from rewards import Reward
+from runtime import distributed
+from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example, Task
 from tasks.files import visible
@@ -210,7 +210,7 @@ class Scorer:
         if self.user is None:
             return {}
         own, self.user.faults = dict(self.user.faults), Counter()
-        of_ranks = parallel.all_gather([own, n_completions])
+        of_ranks = distributed.all_gather([own, n_completions])
         faults = sum((Counter(faults) for faults, _ in of_ranks), Counter())
         n_completions = sum(n for _, n in of_ranks)
         if faults.total() > MAX_FAULTS * n_completions:

@@ -9,7 +9,7 @@ What is left of the model, embedding, head, last norm and vision tower, is one g
 whole from forward to backward: the loss reads the head after the forward has ended.
 
 Each rank first reads the model whole into host memory, 4 bytes a weight; the reference of a KL term
-(`--beta`) is whole on every GPU. Read first: parallel.py.
+(`--beta`) is whole on every GPU. Read first: runtime/distributed.py.
 """
 
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-import parallel
 from model.vlm import VLM
-from stopping import signals
+from runtime import distributed
+from runtime.signals import signals
 
 T = TypeVar("T")
 
 
 def shard(model: VLM, dtype: torch.dtype, device: torch.device) -> None:
     """Share the fp32 weights of a model out over all ranks, to compute in `dtype` on `device`."""
-    mesh = init_device_mesh(device.type, (parallel.world_size(),))
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
     policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -48,7 +48,7 @@ def whole(model: VLM) -> Iterator[None]:
         return
     try:
         with signals.holding():  # at its end a signal may come through
-            parallel.all_gather(None)
+            distributed.all_gather(None)
             for module in sharded:
                 module.unshard()
                 module.set_reshard_after_forward(False, recurse=False)
@@ -68,7 +68,7 @@ def equally_many(batches: list[T], filler: T) -> list[T]:
     From here on forwards are joint acts, so signals wait (`TrainingRun.all_totals` goes on so).
     """
     signals.held = True
-    most = max(parallel.all_gather(len(batches)))
+    most = max(distributed.all_gather(len(batches)))
     return batches + [filler] * (most - len(batches))
 
 

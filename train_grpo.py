@@ -16,7 +16,7 @@ verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the pap
 - Standard deviations are Bessel-corrected, with 1e-4 added, as in TRL.
 
 A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py). Started
-with torchrun, each process works on its share of a step's questions (parallel.py).
+with torchrun, each process works on its share of a step's questions (runtime/distributed.py).
 Read first: rewards.py, tasks/cls.py. Next: sample.py; run.py has what surrounds the updates.
 """
 
@@ -29,8 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import console
-import parallel
 from checkpoint import Checkpoint, parse_or_resume
 from config import Config, TrainConfig
 from kernels import group_advantages
@@ -41,6 +39,7 @@ from optimizer import Optimizer, within_memory
 from prepare import prepare
 from reporting.runlog import completion_records, rollout_metrics
 from run import TrainingRun
+from runtime import console, distributed
 from sample import Rollout, generate_group
 from scoring import Scorer
 from sharding import equally_many, whole
@@ -124,9 +123,9 @@ def make_groups(
     """Sort this rank's share of a rollout into groups: advantages (N, G) are repeated for every
     token; the weights of the tokens are those of the whole step."""
     G, limit = cfg.num_generations, cfg.max_completion_length
-    lengths = sum(parallel.all_gather([len(ids) for ids in rollout.ids]), [])  # of all ranks
+    lengths = sum(distributed.all_gather([len(ids) for ids in rollout.ids]), [])  # of all ranks
     of_completions = token_weights(lengths, cfg.loss_type, limit).split(lengths)  # (C_i,) each
-    weights = parallel.share([of_completions[b : b + G] for b in range(0, len(lengths), G)])
+    weights = distributed.share([of_completions[b : b + G] for b in range(0, len(lengths), G)])
     groups = []
     for n, prompt in enumerate(prompts):
         own = slice(n * G, (n + 1) * G)
@@ -233,7 +232,7 @@ def prompts_of_step(
     model: VLM, processor: Processor, asked: list[tuple[str, Example]], cfg: TrainConfig
 ) -> tuple[list[Prompt], list[Example]]:
     """This rank's share of what a step asks; a frozen tower has already run over the images."""
-    keys, examples = zip(*parallel.share(asked), strict=True)
+    keys, examples = zip(*distributed.share(asked), strict=True)
     prompts = [
         processor.prompt(key, example.images, example.question)
         for key, example in zip(keys, examples, strict=True)
@@ -258,11 +257,11 @@ def of_all_ranks(
     rollout: Rollout, rewards: Tensor, parts: list[dict[str, float]], advantages: Tensor
 ) -> tuple[Rollout, Tensor, list[dict[str, float]], Tensor]:
     """The shares of a step put together, in the order of its questions: (N, G) is of all ranks."""
-    if parallel.world_size() == 1:
+    if distributed.world_size() == 1:
         return rollout, rewards, parts, advantages
     own = [[row.tolist() for row in rollout.ids], [row.tolist() for row in rollout.logps]]
     own += [rollout.finish, rollout.texts, rewards.tolist(), parts, advantages.tolist()]
-    joined = [sum(of_ranks, []) for of_ranks in zip(*parallel.all_gather(own), strict=True)]
+    joined = [sum(of_ranks, []) for of_ranks in zip(*distributed.all_gather(own), strict=True)]
     ids, logps, finish, texts, rewards, parts, advantages = joined
     ids, logps = [torch.tensor(row) for row in ids], [torch.tensor(row) for row in logps]
     rollout = Rollout(ids=ids, logps=logps, finish=finish, texts=texts)
@@ -305,7 +304,7 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
                     cfg.seed,
                     step,
                 )
-                parallel.all_gather(None)  # a barrier: waiting for the slowest rank counts, too
+                distributed.all_gather(None)  # a barrier: waiting for the slowest rank counts, too
             # 3. Reward: verify every completion.
             with log.timed("reward"):
                 rewards, parts, faults = scorer.score_step(examples, rollout, step)  # (N, G)
@@ -333,7 +332,7 @@ def train(cfg: Config, checkpoint: Checkpoint | None = None) -> dict[str, float]
     return run.close()
 
 
-@parallel.processes()
+@distributed.processes()
 def main(argv: list[str] | None = None) -> None:
     train(*parse_or_resume(Config, argv, __doc__.split("\n\n")[0]))
 

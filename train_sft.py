@@ -22,16 +22,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import console
-import parallel
 from checkpoint import Checkpoint, parse_or_resume
 from config import SftConfig
-from model.errors import InputError
 from model.text import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from optimizer import Optimizer, within_memory
 from prepare import prepare
 from run import TrainingRun
+from runtime import console, distributed
+from runtime.errors import InputError
 from sharding import equally_many, whole
 from tasks import Example, Reasoning, Task, written
 from train_grpo import examples_of_step, prompts_of_step
@@ -110,7 +109,7 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
                 asked = examples_of_step(task.train, step, cfg)
                 prompts, examples = prompts_of_step(model, processor, asked, cfg)
                 responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
-            total = sum(parallel.all_gather(sum(map(len, responses))))  # tokens
+            total = sum(distributed.all_gather(sum(map(len, responses))))  # tokens
             with run.log.timed("update"):
                 accumulate = partial(accumulate_imitation, model, prompts, responses, total)
                 loss, cfg = within_memory(accumulate, cfg, optimizer)
@@ -121,7 +120,7 @@ def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
     return run.close()
 
 
-@parallel.processes()
+@distributed.processes()
 def main(argv: list[str] | None = None) -> None:
     train(*parse_or_resume(SftConfig, argv, __doc__.split("\n\n")[0]))
 

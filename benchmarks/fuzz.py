@@ -37,10 +37,10 @@ from checkpoint import why_unusable
 from config import BASE_MODEL
 from evaluate import TASKS
 from model.config import VLMConfig
-from model.errors import InputError
 from model.image import load_image
 from model.text import Processor
 from model.weights import read_slots
+from runtime.errors import InputError
 from tasks import Example, Settings, Task, written
 from tasks.coco import load_coco
 from tasks.files import read_json

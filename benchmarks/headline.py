@@ -26,7 +26,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import config
-import console
 from benchmarks.timing import ROOT, machine
 from checkpoint import last_model
 from config import BASE_MODEL, Config
@@ -34,6 +33,7 @@ from evaluate import EvalConfig, evaluate, load_task
 from model.text import Processor
 from model.weights import load_model
 from reporting.saved import read_run
+from runtime import console
 from tasks.files import write_whole
 
 # Method -> the scripts it runs, each from the checkpoint of the one before.

@@ -175,7 +175,7 @@ BUGS = (
     ),
     Bug(
         "each rank keeps its own gradient",
-        "parallel.py",
+        "runtime/distributed.py",
         "            dist.all_reduce(parameter.grad)\n",
         "            pass\n",
         "tests/test_parallel.py::test_two_ranks_make_the_run_of_one",

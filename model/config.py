@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import InputError
+from runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from model.errors import InputError
+from runtime.errors import InputError
 
 MAX_ASPECT_RATIO = 200
 RESCALE_FACTOR = 1 / 255

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from model.config import VLMConfig
-from model.errors import InputError
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
+from runtime.errors import InputError
 
 # Stands for the user's words while the chat template is rendered. A private-use character: it
 # cannot come out of any template by itself.

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import VLMConfig
-from model.errors import InputError
 from model.vlm import VLM
+from runtime.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import parallel
 from answers import parse_answer, parse_boxes
 from config import TrainConfig
 from kernels import group_advantages
@@ -29,6 +28,7 @@ from model.text import Processor
 from model.vlm import VLM
 from reporting.heatmap import answer_heat
 from reporting.runlog import RunLog
+from runtime import distributed
 from sample import Rollout, generate_group
 from scoring import finite_reward
 from tasks import Example, Task
@@ -128,7 +128,7 @@ class Gallery:
         if not self.log.is_written:
             return
         rows = []
-        at_once = max(1, self.cfg.prompts_per_step // parallel.world_size())  # as in training
+        at_once = max(1, self.cfg.prompts_per_step // distributed.world_size())  # as in training
         for start in range(0, len(self.fixed), at_once):
             rows += self._answered(step, model, self.fixed[start : start + at_once])
         self.log.append("gallery.jsonl", rows)

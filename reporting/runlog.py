@@ -25,13 +25,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import config
-import parallel
 from answers import parse_answer
 from config import TrainConfig
-from model.errors import InputError
 from model.vlm import VLM
 from reporting.trackers import Tracker
 from reporting.verdict import RIGHT
+from runtime import distributed
+from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example, Task
 from tasks.files import SkipLog
@@ -125,7 +125,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
     if cfg.max_completion_length == task.max_completion_length:  # filled in by `prepare`
         cfg = replace(cfg, max_completion_length=None)
     return {
-        "command": config.command(cfg, parallel.world_size()),
+        "command": config.command(cfg, distributed.world_size()),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "headline": task.headline,
@@ -192,8 +192,8 @@ class RunLog:
         """A new run's directory, or one where `done` steps are made already (a resumed run)."""
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
         directory = str(cfg.output_dir or Path("runs") / name)
-        self.directory = Path(parallel.all_gather(directory)[0])  # clocks differ
-        self.is_written = parallel.rank() == 0  # the other ranks say and log nothing
+        self.directory = Path(distributed.all_gather(directory)[0])  # clocks differ
+        self.is_written = distributed.rank() == 0  # the other ranks say and log nothing
         if done is None and self.is_written:
             check_output_dir(self.directory)
         try:

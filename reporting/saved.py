@@ -14,9 +14,9 @@ import config
 from checkpoint import last_model
 from config import Config, SftConfig, TrainConfig
 from evaluate import READ_BY
-from model.errors import InputError
 from reporting.curves import COLOURS
 from reporting.verdict import Light, brief_rise, lights, verdict
+from runtime.errors import InputError
 
 MAX_FACTS = 20
 MAX_CHARS = 2000  # shown of a question, a target or a setting

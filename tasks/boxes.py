@@ -18,8 +18,8 @@ from dataclasses import replace
 import numpy as np
 
 from answers import Box, parse_answer, parse_boxes
-from model.errors import InputError
 from model.image import load_image, smart_resize
+from runtime.errors import InputError
 from tasks import Example, Settings
 from tasks.files import optional_import
 from tasks.frames import convert_box, frame_size, round_box

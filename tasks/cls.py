@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from answers import normalise_name, parse_answer
-from model.errors import InputError
 from rewards import classification_reward, name_correct
+from runtime.errors import InputError
 from tasks import Example, Settings, Task
 from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples
 from tasks.garden_drawing import draw_flower, outdoors

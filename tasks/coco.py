@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from answers import normalise_name
-from model.errors import InputError
 from model.image import load_image
+from runtime.errors import InputError
 from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
 from tasks.frames import Box, Size, pixel_box, warn_if_normalised
 

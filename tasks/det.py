@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from model.errors import InputError
 from rewards import boxes_correct, detection_reward
+from runtime.errors import InputError
 from tasks import Example, Settings, Task
 from tasks.boxes import average_precision, box_list, in_frame, is_box_list, row_in_frame
 from tasks.coco import (

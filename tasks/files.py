@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from model.errors import InputError
+from runtime.errors import InputError
 
 MAX_LINE_BYTES = 64 * 2**20  # of jsonl, where a line is one row
 MAX_JSON_BYTES = 2**31  # of json: COCO's instances_train2017.json is one line of 0.45 GB

@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from model.errors import InputError
+from runtime.errors import InputError
 
 Frame = Literal["norm1000", "abs", "abs_resized"]
 Box = tuple[float, float, float, float]

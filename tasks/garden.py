@@ -21,7 +21,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from model.errors import InputError
+from runtime.errors import InputError
 
 GARDEN_SPLIT_SEED = 2503  # the published seed of every split and few-shot subset
 PORTRAIT_SIZE, SCENE_SIZE, GRID = 64, 96, 4  # pixels

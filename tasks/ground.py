@@ -11,8 +11,8 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 from functools import partial
 
-from model.errors import InputError
 from rewards import grounding_reward
+from runtime.errors import InputError
 from tasks import Example, Settings, Task
 from tasks.boxes import cumulative_iou, in_frame, is_one_box, row_in_frame
 from tasks.garden_questions import GROUND_PROMPT, ask_ground

@@ -12,7 +12,7 @@ fifteen, are never trained on.
 """
 
 from answers import normalise_name
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks import Settings, Task
 from tasks.coco import is_coco
 from tasks.det import (

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from answers import MAX_NAME_CHARS, normalise_name
-from model.errors import InputError
 from model.image import load_image
+from runtime.errors import InputError
 from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, optional_import
 from tasks.records import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 

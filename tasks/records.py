@@ -36,8 +36,8 @@ from typing import Any
 from PIL import Image
 
 from answers import parse_answer
-from model.errors import InputError
 from model.image import FORMATS, load_image
+from runtime.errors import InputError
 from tasks.files import (
     MAX_SKIP,
     SkipLog,

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.errors import InputError
 from model.image import load_image
+from runtime.errors import InputError
 from tasks.coco import image_path, is_coco, key_of, mentions, rows_by_id
 from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
 from tasks.frames import Box, Shape, Size, pixel_box, warn_if_normalised

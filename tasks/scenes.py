@@ -20,9 +20,9 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from model.errors import InputError
 from model.image import load_image
 from rewards import Reward, format_reward
+from runtime.errors import InputError
 from tasks import STEPS_TOKENS, Example, Settings, Task, full_question
 from tasks.garden import SCENE_SUBJECT, Scene, render_seed, sample_scene
 from tasks.garden_drawing import draw_scene

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from answers import normalise_name
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks import INSTRUCTIONS, Example, Settings, cls, full_question
 from tasks.garden import GARDEN_SPLIT_SEED, OOD_SPECIES, RL_SPECIES
 from tasks.readers import DIGIT_NAMES, read_digits

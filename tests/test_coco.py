@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks.coco import CocoImage, few_shot_categories, is_coco, lacks, load_coco
 from tasks.refer import is_grounding, load_grounding
 

@@ -19,10 +19,10 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import config
-import console
 from config import Config, SftConfig
 from evaluate import EvalConfig
-from model.errors import InputError
+from runtime import console
+from runtime.errors import InputError
 from sample import SampleConfig
 from tasks import Settings
 
@@ -234,7 +234,7 @@ def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
 
 
 def test_a_stream_that_was_closed_or_cannot_be_written_changes_no_exit_code():
-    words = "import console; from model.errors import InputError\ndef main():\n    print('x')\n"
+    words = "from runtime import console; from runtime.errors import InputError\ndef main():\n    print('x')\n"
     program = f"{words}    raise InputError('bad')\nconsole.run(main)"
     for closed in (">&- 2>&-", ">&- 2> /dev/full", "> /dev/null 2> /dev/full"):
         command = f'"$0" -c "$1" {closed}'

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-import console
 import evaluate as script
 from answers import parse_answer
 from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
-from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
 from rewards import Reward, name_correct
+from runtime import console
+from runtime.errors import InputError
 from tasks import Example, Task
 from tasks.garden import RL_SPECIES
 from tasks.garden_drawing import draw_flower

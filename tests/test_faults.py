@@ -19,19 +19,19 @@ import pytest
 import torch
 
 import checkpoint
-import console
 import evaluate
 import run
 import train_grpo
 from benchmarks.kills import metrics
 from checkpoint import find_checkpoint, save_checkpoint, why_unusable
 from config import Config
-from model.errors import InputError
 from model.weights import load_model
 from reporting.runlog import RunLog
 from reporting.saved import read_run
 from reward_worker import Workers
 from rewards import Reward
+from runtime import console
+from runtime.errors import InputError
 from scoring import UserReward
 from tasks import Example
 from tasks.files import write_whole

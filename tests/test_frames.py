@@ -12,8 +12,8 @@ import random
 import pytest
 from PIL import Image
 
-from model.errors import InputError
 from model.image import load_image, smart_resize
+from runtime.errors import InputError
 from tasks.frames import (
     convert_box,
     default_frame,

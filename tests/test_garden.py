@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks import garden
 from tasks.garden import (
     CENTRES,

@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import pretrain
-from model.errors import InputError
 from model.image import patchify
 from model.text import Processor
 from model.vlm import completion_logps
@@ -36,6 +35,7 @@ from pretrain import (
     make_batch,
 )
 from rewards import format_reward
+from runtime.errors import InputError
 from sample import generate_group
 from tasks import INSTRUCTIONS, Settings, change, cls, full_question, order, pretraining
 from tasks import count as count_task

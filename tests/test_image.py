@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from model.errors import InputError
 from model.image import ImageConfig, load_image, num_image_tokens, patchify, smart_resize
+from runtime.errors import InputError
 
 QWEN2_VL = {
     "patch_size": 14,

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import console
 import train_grpo
-from model.errors import InputError
 from reporting.saved import read_run
 from run import TrainingRun
+from runtime import console
+from runtime.errors import InputError
 from tasks.files import SkipLog
 from tasks.readers import LabelledImage, keep_readable, load_labelled
 from tasks.records import load_records

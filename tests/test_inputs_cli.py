@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import console
 import evaluate
 import sample
 import train_grpo
 import train_sft
 from evaluate import EvalConfig
+from runtime import console
 from tests.test_config import refusal
 from tests.test_image import noise
 from tests.test_readers import class_folders
@@ -265,7 +265,7 @@ def test_i76_a_file_name_that_the_locale_cannot_spell_is_one_line(tmp_path):
     row = {"image": "花.png", "problem": "?", "solution": "a"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     program = (
-        "import console; from tasks.records import load_records\n"
+        "from runtime import console; from tasks.records import load_records\n"
         "console.run(lambda: load_records('rows.jsonl'))"
     )
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import config
-import console
 import report
 import sample
 import train_grpo
@@ -25,6 +24,7 @@ from model.weights import load_model
 from reporting.runlog import RunLog, completion_records, rollout_metrics
 from reward_worker import Workers
 from rewards import FORMATS, classification_reward
+from runtime import console
 from sample import Rollout, generate_group
 from scoring import UserReward
 from tasks import Example

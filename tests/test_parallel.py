@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 import evaluate
-import parallel
 import sharding
 import train_grpo
 import train_sft
 from config import BASE_MODEL, Config
 from evaluate import load_task
-from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
-from stopping import signals
+from runtime import distributed
+from runtime.errors import InputError
+from runtime.signals import signals
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 3
@@ -53,10 +53,11 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
 }
 ALL_RUNS = """
 import json, sys
-import evaluate, parallel, train_grpo, train_sft
+import evaluate, train_grpo, train_sft
+from runtime import distributed
 scripts = {"train_grpo": train_grpo, "train_sft": train_sft, "evaluate": evaluate}
 if __name__ == "__main__":  # workers of --reward import this file, too
-    with parallel.processes():
+    with distributed.processes():
         for script, argv in json.loads(open(sys.argv[1]).read()):
             scripts[script].main(argv)
 """
@@ -208,7 +209,8 @@ def test_ranks_leave_one_run_behind(made):
 
 FAULT = """
 import json, os, signal, sys, time
-import console, scoring, train_grpo
+import scoring, train_grpo
+from runtime import console
 import evaluate
 from model import language
 from torch.distributed.fsdp import FSDPModule
@@ -300,7 +302,8 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(kind, more, ste
 def test_ranks_that_read_other_data_are_refused(tmp_path):
     """One rank cannot read a picture: its share would be of other questions."""
     program = (
-        "import os, console, prepare, train_grpo\n"
+        "import os, prepare, train_grpo\n"
+        "from runtime import console\n"
         "usable = prepare.usable_examples\n"
         "def fewer(examples, *more):\n"
         "    return usable(examples, *more)[int(os.environ['RANK']):]\n"
@@ -316,7 +319,7 @@ def test_ranks_that_read_other_data_are_refused(tmp_path):
 
 def test_a_slow_rank_is_waited_for(made, tmp_path):
     code, said, seconds, run = failing("slow in rollout", tmp_path)
-    assert code == 0 and seconds > parallel.PATIENCE + 2
+    assert code == 0 and seconds > distributed.PATIENCE + 2
     row = rows(run)[3]
     assert row["seconds/rollout"] > 7  # the run takes as long as its slowest rank
     assert row["waiting/rank_0"] > 6 and row["waiting/rank_1"] < 3  # which is told
@@ -326,7 +329,11 @@ def test_a_slow_rank_is_waited_for(made, tmp_path):
 def test_torchrun_told_to_stop_leaves_a_run_to_go_on_with(tmp_path):
     run = tmp_path / "run"
     argv = [*SHORT.split(), "--max_steps", "100000", "--save_steps", "0", "--output_dir", str(run)]
-    ranks = torchrun("import console, train_grpo\nconsole.run(train_grpo.main)", argv, tmp_path)
+    ranks = torchrun(
+        "import train_grpo; from runtime import console\nconsole.run(train_grpo.main)",
+        argv,
+        tmp_path,
+    )
     deadline = time.time() + 100
     while time.time() < deadline and not (
         (run / "completions.jsonl").exists() and len(rows(run)) > 2
@@ -343,7 +350,11 @@ def test_what_cannot_work_with_ranks_is_said_before_anything_is_left(tmp_path, c
     with pytest.raises(InputError, match="--fsdp.*torchrun"):
         train_grpo.main(argv)
     argv = [*SHORT.split(), "--prompts_per_step", "1", "--output_dir", str(tmp_path / "b")]
-    ranks = torchrun("import console, train_grpo\nconsole.run(train_grpo.main)", argv, tmp_path)
+    ranks = torchrun(
+        "import train_grpo; from runtime import console\nconsole.run(train_grpo.main)",
+        argv,
+        tmp_path,
+    )
     out, err = ranks.communicate(timeout=60)
     assert ranks.returncode != 0 and "--prompts_per_step 1: must be" in err
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
@@ -353,8 +364,8 @@ def test_what_cannot_work_with_ranks_is_said_before_anything_is_left(tmp_path, c
 
 
 def test_alone_nothing_is_shared():
-    assert parallel.world_size() == 1 and parallel.rank() == 0
-    assert parallel.share([1, 2, 3]) == [1, 2, 3] and parallel.all_gather("x") == ["x"]
+    assert distributed.world_size() == 1 and distributed.rank() == 0
+    assert distributed.share([1, 2, 3]) == [1, 2, 3] and distributed.all_gather("x") == ["x"]
     model = load_model(BASE_MODEL)
     with sharding.whole(model):
         pass
@@ -376,10 +387,10 @@ def test_half_a_launch_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("items, ranks", [(3, 2), (8, 3), (7, 7), (5, 8)])
 def test_shares_cover_everything_once_and_in_order(items, ranks, monkeypatch):
-    monkeypatch.setattr(parallel, "world_size", lambda: ranks)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     shares = []
     for own in range(ranks):
-        monkeypatch.setattr(parallel, "rank", lambda own=own: own)
-        shares.append(parallel.share(list(range(items))))
+        monkeypatch.setattr(distributed, "rank", lambda own=own: own)
+        shares.append(distributed.share(list(range(items))))
     assert sum(shares, []) == list(range(items))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -29,8 +29,8 @@ from answers import (
     parse_number,
     parse_sequence,
 )
-from model.errors import InputError
 from rewards import iou
+from runtime.errors import InputError
 from tasks import garden_drawing
 from tasks.garden import (
     CAUSES,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks import Example
 from tasks.files import SkipLog
 from tasks.readers import (

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import InputError
 from model.image import load_image
+from runtime.errors import InputError
 from tasks import files
 from tasks.files import SkipLog, read_json, read_jsonl
 from tasks.records import Record, load_records, read_records, solution_text

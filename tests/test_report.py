@@ -23,7 +23,6 @@ import report
 import train_grpo
 import train_sft
 from config import Config
-from model.errors import InputError
 from model.text import Processor
 from model.vlm import make_pack
 from model.weights import load_model
@@ -34,6 +33,7 @@ from reporting.rollouts import Pictures, distinct, pieces, questions_shown, spre
 from reporting.runlog import rollout_metrics
 from reporting.saved import Run, read_run
 from reporting.verdict import lights, verdict
+from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example
 from tasks.files import visible

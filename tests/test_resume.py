@@ -26,11 +26,11 @@ import train_sft
 from benchmarks.kills import metrics
 from checkpoint import find_checkpoint, parse_or_resume, why_unusable
 from config import BASE_MODEL, Config, SftConfig
-from model.errors import InputError
 from model.weights import load_model, plan_slots, save_model
 from optimizer import Optimizer
 from reporting.runlog import lock_directory
-from stopping import Stopped, StopSignals
+from runtime.errors import InputError
+from runtime.signals import Stopped, StopSignals
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
@@ -172,7 +172,7 @@ def test_supervised_fine_tuning_resumes_exactly(tiny_dir, tmp_path, monkeypatch)
 def test_a_second_signal_ends_the_process_at_once_without_saving(tmp_path):
     program = (
         "import os, signal, time\n"
-        "from stopping import signals\n"
+        "from runtime.signals import signals\n"
         "signals.install()\n"
         "signals.held = True\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"

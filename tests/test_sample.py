@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import console
 import sample
 from model import attention
 from model.attention import Span
-from model.errors import InputError
 from model.language import DecodingStep
 from model.text import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
+from runtime import console
+from runtime.errors import InputError
 from sample import Decoder, Rollout, choose_tokens, completion_uniforms, generate_group
 from tests.test_shared_prefix import some_groups
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from config import Config
 from kernels import group_advantages
-from model.errors import InputError
 from reward_worker import Workers
 from rewards import Reward
+from runtime.errors import InputError
 from sample import Rollout
 from scoring import (
     FAULTS,

@@ -13,9 +13,9 @@ import torch
 import evaluate
 import train_sft
 from config import BASE_MODEL, SftConfig
-from model.errors import InputError
 from model.text import Processor
 from model.weights import load_model
+from runtime.errors import InputError
 from tasks import Example, Reasoning, Task, written
 from tests.test_shared_prefix import separate_logps, some_groups
 

@@ -20,9 +20,9 @@ from pycocotools.cocoeval import COCOeval
 from answers import parse_boxes, parse_calls, parse_sequence
 from config import BASE_MODEL
 from evaluate import TASKS
-from model.errors import InputError
 from model.image import ImageConfig, load_image
 from model.text import Processor
+from runtime.errors import InputError
 from tasks import INSTRUCTIONS, Example, Settings, Task, change
 from tasks.boxes import average_precision, cumulative_iou, in_frame, is_box_list, is_one_box
 from tasks.garden_questions import DET_PROMPT

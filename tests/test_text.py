@@ -23,9 +23,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from model.errors import InputError
 from model.scratch import CONTROL_TOKENS, TAGS, train_tokenizer
 from model.text import Processor
+from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 # Width, height and image tokens of a picture: an image token covers 8 x 8 pixels at this size.

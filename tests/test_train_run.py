@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 
 import config
-import console
 import evaluate
 import sample
 import train_grpo
 from config import Config
 from rewards import Reward
+from runtime import console
 
 ROOT = Path(train_grpo.__file__).parent
 TRL_NAMES = """reward reward_std frac_reward_zero_std rewards/correct/mean rewards/format/std

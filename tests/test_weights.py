@@ -22,10 +22,10 @@ from transformers import Qwen2VLForConditionalGeneration
 import model.weights
 from model.attention import PackLayout
 from model.config import VLMConfig
-from model.errors import InputError
 from model.scratch import init_model, write_scratch_directory
 from model.vlm import VLM, Prompt, rope_positions
 from model.weights import load_model, plan_slots, published_tensors, save_model
+from runtime.errors import InputError
 from tests.conftest import TINY
 
 INDEX = "model.safetensors.index.json"

@@ -2,7 +2,7 @@
 time is nearly up), at a moment when nothing can be lost.
 
 Signals belong to the process, so there is one `signals` object, which a run installs and removes.
-Next: parallel.py.
+Next: runtime/distributed.py.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from model.errors import InputError
+from runtime.errors import InputError
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 GRACE = 10.0  # seconds in which a signal may arrive twice without meaning more

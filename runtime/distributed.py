@@ -18,7 +18,7 @@ Gradients are summed here, not by DistributedDataParallel: its hooks want as man
 rank, in the dtype of the weights. Ours differ in number (groups without spread are skipped, and
 memory may run out on one rank), and bfloat16 gradients add up in fp32 (optimizer.py).
 
-Read first: train_grpo.py. Next: stopping.py, sharding.py.
+Read first: train_grpo.py. Next: runtime/signals.py, sharding.py.
 """
 
 import json
@@ -37,9 +37,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import console
-from model.errors import InputError
-from stopping import LEFT, AnotherLeft, Elsewhere, Stopped, signals
+from runtime import console
+from runtime.errors import InputError
+from runtime.signals import LEFT, AnotherLeft, Elsewhere, Stopped, signals
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from model.errors import InputError
+from runtime.errors import InputError
 from tasks.files import visible
 
 
