@@ -34,7 +34,7 @@ from config import (
     require_counts,
     require_temperature,
 )
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM
 from model.weights import load_model
 from runtime import console, distributed

@@ -10,7 +10,7 @@ import torch
 from checkpoint import Checkpoint
 from config import TrainConfig
 from evaluate import READ_BY, frame_spoken, load_task, usable_examples
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM
 from model.weights import load_model
 from reporting.runlog import check_output_dir

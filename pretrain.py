@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import config
 from config import flag, require
 from model.image import patchify
-from model.scratch import init_model, write_scratch_directory
-from model.text import Processor
+from model.new_checkpoint import init_model, write_scratch_directory
+from model.processor import Processor
 from model.vlm import Pack, completion_logps, make_pack
 from model.weights import load_model, plan_slots, save_model
 from reporting.runlog import check_output_dir

@@ -26,7 +26,7 @@ from checkpoint import (
 )
 from config import TrainConfig
 from evaluate import evaluate
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM
 from optimizer import Optimizer
 from prepare import EVAL_SPLITS

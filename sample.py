@@ -34,7 +34,7 @@ from config import BASE_MODEL, flag, require, require_counts, require_temperatur
 from kernels import triton
 from model.attention import KVCache, PackLayout, Span
 from model.language import DecodingStep, mrope
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM, Prompt
 from model.weights import load_model
 from rewards import FORMATS, classification_reward

@@ -32,7 +32,7 @@ from torch import Tensor
 from checkpoint import Checkpoint, parse_or_resume
 from config import Config, TrainConfig
 from kernels import group_advantages
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model
 from optimizer import Optimizer, within_memory

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from checkpoint import Checkpoint, parse_or_resume
 from config import SftConfig
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from optimizer import Optimizer, within_memory
 from prepare import prepare

@@ -17,7 +17,7 @@ import sample
 from benchmarks.prompts import garden_prompts
 from benchmarks.timing import Turns, machine, milliseconds, report, take_turns
 from config import BASE_MODEL, Config
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from train_grpo import accumulate_gradient, keep_features, make_groups
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.prompts import as_transformers, garden_prompts
 from benchmarks.timing import Turns, machine, milliseconds, ratio, report, shown, take_turns
 from config import BASE_MODEL
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from sample import generate_group, pick_device
 

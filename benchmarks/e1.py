@@ -19,7 +19,7 @@ from benchmarks.prompts import as_transformers, garden_images, garden_prompts, p
 from benchmarks.timing import Turns, machine, milliseconds, ratio, report, shown, take_turns
 from config import BASE_MODEL, Config
 from kernels import group_advantages
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from rewards import classification_reward

@@ -12,7 +12,7 @@ import torch
 from benchmarks.prompts import garden_prompts
 from benchmarks.timing import machine, report
 from config import BASE_MODEL
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from sample import generate_group

@@ -38,7 +38,7 @@ from config import BASE_MODEL
 from evaluate import TASKS
 from model.config import VLMConfig
 from model.image import load_image
-from model.text import Processor
+from model.processor import Processor
 from model.weights import read_slots
 from runtime.errors import InputError
 from tasks import Example, Settings, Task, written

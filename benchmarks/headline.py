@@ -30,7 +30,7 @@ from benchmarks.timing import ROOT, machine
 from checkpoint import last_model
 from config import BASE_MODEL, Config
 from evaluate import EvalConfig, evaluate, load_task
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from reporting.saved import read_run
 from runtime import console

@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import Prompt
 from tasks.garden import GARDEN_SPLIT_SEED, RL_SPECIES, render_seed
 from tasks.garden_drawing import draw_flower

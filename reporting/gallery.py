@@ -24,7 +24,7 @@ from answers import parse_answer, parse_boxes
 from config import TrainConfig
 from kernels import group_advantages
 from model.image import load_image
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import VLM
 from reporting.heatmap import answer_heat
 from reporting.runlog import RunLog

@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from model.config import VLMConfig  # noqa: E402
-from model.scratch import init_model, write_scratch_directory  # noqa: E402
+from model.new_checkpoint import init_model, write_scratch_directory  # noqa: E402
 from model.weights import plan_slots, save_model  # noqa: E402
 
 TINY = dict(

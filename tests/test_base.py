@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from answers import parse_answer
 from config import BASE_MODEL
 from evaluate import evaluate
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from sample import generate_group
 from tasks import Settings, cls

@@ -15,7 +15,7 @@ import torch
 import evaluate as script
 from answers import parse_answer
 from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from rewards import Reward, name_correct
 from runtime import console

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import pretrain
 from model.image import patchify
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import completion_logps
 from model.weights import load_model, published_tensors
 from pretrain import (

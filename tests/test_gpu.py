@@ -12,7 +12,7 @@ from benchmarks.prompts import garden_prompts
 from config import BASE_MODEL, Config
 from kernels import group_advantages
 from model import attention, language
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from sample import generate_group

@@ -15,7 +15,7 @@ import torch
 import train_grpo
 from config import Config
 from kernels import group_advantages
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from optimizer import within_memory
 from reporting.runlog import rollout_metrics

@@ -19,7 +19,7 @@ import sample
 import train_grpo
 from config import Config
 from kernels import group_advantages
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from reporting.runlog import RunLog, completion_records, rollout_metrics
 from reward_worker import Workers

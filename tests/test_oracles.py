@@ -25,7 +25,7 @@ from config import Config
 from kernels import group_advantages, linear_logprob, linear_logprob_ref, triton
 from model import attention, language
 from model.image import ImageConfig, load_image, patchify, smart_resize
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import make_pack
 from model.weights import load_model
 from sample import generate_group

@@ -23,7 +23,7 @@ import train_grpo
 import train_sft
 from config import BASE_MODEL, Config
 from evaluate import load_task
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from runtime import distributed
 from runtime.errors import InputError

@@ -23,7 +23,7 @@ import report
 import train_grpo
 import train_sft
 from config import Config
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import make_pack
 from model.weights import load_model
 from reporting import curves, gallery

@@ -15,7 +15,7 @@ import sample
 from model import attention
 from model.attention import Span
 from model.language import DecodingStep
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from runtime import console

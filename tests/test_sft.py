@@ -13,7 +13,7 @@ import torch
 import evaluate
 import train_sft
 from config import BASE_MODEL, SftConfig
-from model.text import Processor
+from model.processor import Processor
 from model.weights import load_model
 from runtime.errors import InputError
 from tasks import Example, Reasoning, Task, written

@@ -14,7 +14,7 @@ from config import BASE_MODEL, Config
 from evaluate import load_task
 from model import attention, language
 from model.attention import PackLayout
-from model.text import Processor
+from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 

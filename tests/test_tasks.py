@@ -21,7 +21,7 @@ from answers import parse_boxes, parse_calls, parse_sequence
 from config import BASE_MODEL
 from evaluate import TASKS
 from model.image import ImageConfig, load_image
-from model.text import Processor
+from model.processor import Processor
 from runtime.errors import InputError
 from tasks import INSTRUCTIONS, Example, Settings, Task, change
 from tasks.boxes import average_precision, cumulative_iou, in_frame, is_box_list, is_one_box

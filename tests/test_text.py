@@ -23,8 +23,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from model.scratch import CONTROL_TOKENS, TAGS, train_tokenizer
-from model.text import Processor
+from model.new_checkpoint import CONTROL_TOKENS, TAGS, train_tokenizer
+from model.processor import Processor
 from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,7 @@ from transformers import Qwen2VLForConditionalGeneration
 import model.weights
 from model.attention import PackLayout
 from model.config import VLMConfig
-from model.scratch import init_model, write_scratch_directory
+from model.new_checkpoint import init_model, write_scratch_directory
 from model.vlm import VLM, Prompt, rope_positions
 from model.weights import load_model, plan_slots, published_tensors, save_model
 from runtime.errors import InputError
