@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
+from data.files import MAX_SKIP
+from data.garden.world import GARDEN_SPLIT_SEED
 from runtime.errors import InputError
-from tasks.files import MAX_SKIP
-from tasks.garden import GARDEN_SPLIT_SEED
 
 C = TypeVar("C")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

@@ -34,6 +34,8 @@ from config import (
     require_counts,
     require_temperature,
 )
+from data.box_formats import default_frame
+from data.files import SkipLog
 from model.processor import Processor
 from model.vlm import VLM
 from model.weights import load_model
@@ -55,8 +57,6 @@ from tasks import (
     ovd,
     vqa,
 )
-from tasks.files import SkipLog
-from tasks.frames import default_frame
 
 
 @dataclass(frozen=True)

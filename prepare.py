@@ -9,6 +9,7 @@ import torch
 
 from checkpoint import Checkpoint
 from config import TrainConfig
+from data.files import SkipLog
 from evaluate import READ_BY, frame_spoken, load_task, usable_examples
 from model.processor import Processor
 from model.vlm import VLM
@@ -19,7 +20,6 @@ from runtime.errors import InputError
 from sample import pick_device
 from sharding import shard
 from tasks import Task
-from tasks.files import SkipLog
 
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import config
+from data.files import visible, write_whole
 from reporting import curves
 from reporting.rollouts import Pictures, questions_shown, views_shown, what_fits
 from reporting.saved import Run, read_run, shortened
 from runtime import console
 from runtime.errors import InputError
-from tasks.files import visible, write_whole
 
 MAX_BYTES = 5_000_000
 GLOSSARY = {

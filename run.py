@@ -25,6 +25,7 @@ from checkpoint import (
     why_unusable,
 )
 from config import TrainConfig
+from data.files import write_whole
 from evaluate import evaluate
 from model.processor import Processor
 from model.vlm import VLM
@@ -40,7 +41,6 @@ from runtime.errors import InputError
 from runtime.signals import Elsewhere, Stopped, signals
 from sharding import whole
 from tasks import Example, Task
-from tasks.files import write_whole
 
 MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
 T = TypeVar("T")

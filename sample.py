@@ -31,6 +31,7 @@ from torch import Tensor
 import config
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
+from data.files import visible
 from kernels import triton
 from model.attention import KVCache, PackLayout, Span
 from model.language import DecodingStep, mrope
@@ -41,7 +42,6 @@ from rewards import FORMATS, classification_reward
 from runtime import console, distributed
 from runtime.errors import InputError
 from tasks import full_question
-from tasks.files import visible
 
 CHECK_END_EVERY = 8  # decoding steps between two looks at which rows have ended
 STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded

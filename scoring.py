@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from config import Config
+from data.files import visible
 from reward_worker import MAX_TOLD, Workers
 from rewards import Reward
 from runtime import distributed
 from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example, Task
-from tasks.files import visible
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of a step's completions

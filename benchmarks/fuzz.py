@@ -35,6 +35,10 @@ import report
 from benchmarks.timing import ROOT, machine
 from checkpoint import why_unusable
 from config import BASE_MODEL
+from data.coco import load_coco
+from data.files import read_json
+from data.grounding import load_grounding
+from data.rows import load_records
 from evaluate import TASKS
 from model.config import VLMConfig
 from model.image import load_image
@@ -42,10 +46,6 @@ from model.processor import Processor
 from model.weights import read_slots
 from runtime.errors import InputError
 from tasks import Example, Settings, Task, written
-from tasks.coco import load_coco
-from tasks.files import read_json
-from tasks.records import load_records
-from tasks.refer import load_grounding
 
 LIMIT = 1.0  # seconds of one case
 WORDS = (

@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tasks.garden import (  # noqa: E402
+from data.garden.drawing import draw_flower, outdoors  # noqa: E402
+from data.garden.world import (  # noqa: E402
     GARDEN_SPLIT_SEED,
     OOD_SPECIES,
     SPECIES,
     render_seed,
 )
-from tasks.garden_drawing import draw_flower, outdoors  # noqa: E402
 
 SIDE, CAPTION, GENERA = 128, 20, ("Solara", "Amantha", "Celestra", "Lunessa")
 SUBJECT = "Celestra vernalis"

@@ -29,12 +29,12 @@ import config
 from benchmarks.timing import ROOT, machine
 from checkpoint import last_model
 from config import BASE_MODEL, Config
+from data.files import write_whole
 from evaluate import EvalConfig, evaluate, load_task
 from model.processor import Processor
 from model.weights import load_model
 from reporting.saved import read_run
 from runtime import console
-from tasks.files import write_whole
 
 # Method -> the scripts it runs, each from the checkpoint of the one before.
 METHODS: dict[str, list[list[str]]] = {

@@ -3,11 +3,11 @@
 import torch
 from PIL import Image
 
+from data.garden.drawing import draw_flower
+from data.garden.questions import CLS_PROMPT
+from data.garden.world import GARDEN_SPLIT_SEED, RL_SPECIES, render_seed
 from model.processor import Processor
 from model.vlm import Prompt
-from tasks.garden import GARDEN_SPLIT_SEED, RL_SPECIES, render_seed
-from tasks.garden_drawing import draw_flower
-from tasks.garden_questions import CLS_PROMPT
 
 
 def garden_images(count: int) -> list[Image.Image]:

@@ -3,7 +3,7 @@
 The embedded base (`assets/garden-vlm/`) starts here: the real architecture at toy width, a real
 byte-level BPE `tokenizer.json` learned from the texts it will see, the chat template, preprocessor
 and generation config. The directory then goes through the same code as a published 2B checkpoint.
-Used by `pretrain.py` and by the tests.
+Used by `data/garden/pretrain.py` and by the tests.
 """
 
 import json

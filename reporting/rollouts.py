@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from answers import THOUGHTS
+from data.files import visible
 from reporting.saved import Run, shortened
-from tasks.files import visible
 
 # What is shown of a group at most: (tokens of a completion, different completions). The first pair
 # that lets the first and the last snapshot into the page is taken.

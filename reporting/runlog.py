@@ -27,6 +27,7 @@ from tqdm import tqdm
 import config
 from answers import parse_answer
 from config import TrainConfig
+from data.files import SkipLog
 from model.vlm import VLM
 from reporting.trackers import Tracker
 from reporting.verdict import RIGHT
@@ -34,7 +35,6 @@ from runtime import distributed
 from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example, Task
-from tasks.files import SkipLog
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "pillow", "numpy")
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from data.files import visible
 from runtime.errors import InputError
-from tasks.files import visible
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ file in this folder with a function `load(settings) -> Task`.
     ground   the one box that a phrase means         vqa      a word
     order    what comes first, what comes next       entail   yes, no or unknown
 
-Next: tasks/cls.py; its data come from tasks/readers.py and tasks/garden.py. The others are made
+Next: tasks/cls.py; its data come from data/labelled.py and data/garden/world.py. The others are made
 alike, on tasks/scenes.py.
 """
 
@@ -20,10 +20,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.files import MAX_SKIP
+from data.garden.world import GARDEN_SPLIT_SEED
 from model.image import ImageConfig
 from rewards import Reward
-from tasks.files import MAX_SKIP
-from tasks.garden import GARDEN_SPLIT_SEED
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Intersection over union does not change when both axes are scaled, so nothing has to be converted
 while a model is judged: the *targets* are written once in the frame in which the model speaks
-(`--coords`, by default what its family was taught: tasks/frames.py), and compared there.
+(`--coords`, by default what its family was taught: data/box_formats.py), and compared there.
 
 Average precision is `pycocotools`' own, on exactly the boxes that `answers.parse_boxes` reads.
 
@@ -18,12 +18,12 @@ from dataclasses import replace
 import numpy as np
 
 from answers import Box, parse_answer, parse_boxes
+from data.box_formats import convert_box, frame_size, round_box
+from data.files import optional_import
+from data.garden.questions import NO_OBJECTS
 from model.image import load_image, smart_resize
 from runtime.errors import InputError
 from tasks import Example, Settings
-from tasks.files import optional_import
-from tasks.frames import convert_box, frame_size, round_box
-from tasks.garden_questions import NO_OBJECTS
 
 ANY_FRAME = (1e6, 1e6)  # of boxes whose frame is not known yet
 

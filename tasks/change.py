@@ -18,11 +18,11 @@ from dataclasses import replace
 from functools import partial
 
 from answers import parse_answer, parse_calls
+from data.garden.drawing import draw_scene
+from data.garden.puzzles import another_view, ask_change
+from data.garden.world import sample_scene
 from rewards import calls_accuracy, calls_reward
 from tasks import Example, Settings, Task
-from tasks.garden import sample_scene
-from tasks.garden_drawing import draw_scene
-from tasks.garden_puzzles import another_view, ask_change
 from tasks.scenes import Made, garden_splits, record_splits, wire
 
 

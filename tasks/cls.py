@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from answers import normalise_name, parse_answer
+from data.garden.drawing import draw_flower, outdoors
+from data.garden.questions import CLS_PROMPT, ask_cls
+from data.garden.world import OOD_SPECIES, RL_SPECIES, class_examples
+from data.labelled import few_shot_split, load_labelled
 from rewards import classification_reward, name_correct
 from runtime.errors import InputError
 from tasks import Example, Settings, Task
-from tasks.garden import OOD_SPECIES, RL_SPECIES, class_examples
-from tasks.garden_drawing import draw_flower, outdoors
-from tasks.garden_questions import CLS_PROMPT, ask_cls
 from tasks.loose import loose_name_correct
-from tasks.readers import few_shot_split, load_labelled
 from tasks.scenes import wire
 
 DIGIT_PROMPT = "Which digit is this?"

@@ -2,7 +2,7 @@
 
 prompt   "How many red flowers?", "How many red and blue flowers?", and the counterfactual
          "If all red flowers were picked, how many are left?" (CLEVR-Math's subtraction)
-data     garden scenes; rows with a number as solution (tasks/records.py)
+data     garden scenes; rows with a number as solution (data/rows.py)
 reward   the right number + asked-for format; with --dense, exp(-|error|) for a wrong one
 metric   strict accuracy; "loose" finds the number anywhere in the text, as R1-V's rule does
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
@@ -11,9 +11,9 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 from functools import partial
 
 from answers import parse_number
+from data.garden.questions import ask_count
 from rewards import number_reward
 from tasks import Example, Settings, Task
-from tasks.garden_questions import ask_count
 from tasks.loose import loose_number_correct
 from tasks.scenes import draw_question, garden_splits, record_splits, wire
 

@@ -15,11 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from rewards import boxes_correct, detection_reward
-from runtime.errors import InputError
-from tasks import Example, Settings, Task
-from tasks.boxes import average_precision, box_list, in_frame, is_box_list, row_in_frame
-from tasks.coco import (
+from data.coco import (
     REPLACED,
     CocoImage,
     few_shot_categories,
@@ -28,10 +24,14 @@ from tasks.coco import (
     load_coco,
     usable_images,
 )
-from tasks.files import SkipLog
-from tasks.garden import COLOURS, sample_scene
-from tasks.garden_drawing import draw_scene
-from tasks.garden_questions import DET_PROMPT, ask_det
+from data.files import SkipLog
+from data.garden.drawing import draw_scene
+from data.garden.questions import DET_PROMPT, ask_det
+from data.garden.world import COLOURS, sample_scene
+from rewards import boxes_correct, detection_reward
+from runtime.errors import InputError
+from tasks import Example, Settings, Task
+from tasks.boxes import average_precision, box_list, in_frame, is_box_list, row_in_frame
 from tasks.scenes import (
     ID_OBJECTS,
     Made,

@@ -2,7 +2,7 @@
 
 prompt   "Yes, no or unknown: there are more red than blue flowers."
 data     garden scenes, the three answers equally frequent; rows with one of these words as
-         solution (tasks/records.py)
+         solution (data/rows.py)
 reward   the right word as the whole answer + asked-for format
 metric   strict accuracy; "loose" takes the first yes or no anywhere in the text (VLM-R1's rule)
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
@@ -11,9 +11,9 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 from functools import partial
 
 from answers import parse_name
+from data.garden.questions import NO, UNKNOWN, YES, ask_entail
 from rewards import classification_reward
 from tasks import Example, Settings, Task
-from tasks.garden_questions import NO, UNKNOWN, YES, ask_entail
 from tasks.loose import loose_yes_no
 from tasks.scenes import draw_question, garden_splits, record_splits, wire
 

@@ -11,13 +11,13 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 from functools import partial
 
+from data.garden.questions import GROUND_PROMPT, ask_ground
+from data.grounding import is_grounding, load_grounding
 from rewards import grounding_reward
 from runtime.errors import InputError
 from tasks import Example, Settings, Task
 from tasks.boxes import cumulative_iou, in_frame, is_one_box, row_in_frame
-from tasks.garden_questions import GROUND_PROMPT, ask_ground
 from tasks.loose import first_box_iou
-from tasks.refer import is_grounding, load_grounding
 from tasks.scenes import (
     Splits,
     draw_question,

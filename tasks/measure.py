@@ -4,7 +4,7 @@ of Reason-RFT (arXiv:2503.20752).
     prompt   "The picture is 24 cm wide. How wide is the red flower?", "... By how much do the
              widths of the red and blue flower differ?" (0 is a possible answer), "Which is farthest
              from the red flower? A blue, B pink", "How wide is ...? A 5, B 7, C 9, D 10"
-    data     garden scenes; rows with a number or a letter as solution (tasks/records.py)
+    data     garden scenes; rows with a number or a letter as solution (data/rows.py)
     reward   a number within --tolerance (relative; only 0 itself is within reach of 0), or the
              letter; + asked-for format; with --dense, less for numbers up to four times as far off
     metric   strict accuracy: the same rule; "loose" finds the number anywhere in the text
@@ -14,9 +14,9 @@ of Reason-RFT (arXiv:2503.20752).
 from functools import partial
 
 from answers import parse_choice, parse_number
+from data.garden.puzzles import ask_measure
 from rewards import measure_reward
 from tasks import Example, Settings, Task
-from tasks.garden_puzzles import ask_measure
 from tasks.loose import loose_number_correct
 from tasks.scenes import draw_question, garden_splits, record_splits, wire
 

@@ -12,11 +12,11 @@ ood      four pictures to order instead of three
 import random
 
 from answers import parse_sequence
+from data.garden.drawing import draw_stage
+from data.garden.puzzles import ask_next, ask_order, sample_stages
+from data.garden.world import random_flower
 from rewards import classification_reward, sequence_reward
 from tasks import Example, Settings, Task
-from tasks.garden import random_flower
-from tasks.garden_drawing import draw_stage
-from tasks.garden_puzzles import ask_next, ask_order, sample_stages
 from tasks.scenes import Made, garden_splits, record_splits, wire
 
 

@@ -12,9 +12,9 @@ fifteen, are never trained on.
 """
 
 from answers import normalise_name
+from data.coco import is_coco
 from runtime.errors import InputError
 from tasks import Settings, Task
-from tasks.coco import is_coco
 from tasks.det import (
     coco_images,
     coco_splits,

@@ -20,15 +20,15 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from data.garden.drawing import draw_scene
+from data.garden.questions import Question
+from data.garden.world import SCENE_SUBJECT, Scene, render_seed, sample_scene
+from data.labelled import SkipLog
+from data.rows import load_records
 from model.image import load_image
 from rewards import Reward, format_reward
 from runtime.errors import InputError
 from tasks import STEPS_TOKENS, Example, Settings, Task, full_question
-from tasks.garden import SCENE_SUBJECT, Scene, render_seed, sample_scene
-from tasks.garden_drawing import draw_scene
-from tasks.garden_questions import Question
-from tasks.readers import SkipLog
-from tasks.records import load_records
 
 ID_OBJECTS, OOD_OBJECTS = (1, 4), (5, 7)  # flowers in a scene
 REAL_LENGTH = 256  # tokens of a completion for data from outside, as in the field's recipes
@@ -94,7 +94,7 @@ def record_splits(
     is_target: Callable[[str], bool],
     adapt: Callable[[Example, str], Example] = lambda example, schema: example,
 ) -> Splits:
-    """Rows of a file (tasks/records.py): `--train_size` of them train, up to the rest judge.
+    """Rows of a file (data/rows.py): `--train_size` of them train, up to the rest judge.
 
     The pictures are put in an order that depends on the split seed alone; held-out rows come from
     its end, training rows from its start, so fewer training rows are a subset of more. Rows whose

@@ -2,7 +2,7 @@
 
 prompt   "What colour is the flower left of the blue flower?", "What shape are the petals of the
          red flower?", "Why does the pink flower wilt?" (a snail, shade or drought, drawn there)
-data     garden scenes; rows with a short text as solution (tasks/records.py)
+data     garden scenes; rows with a short text as solution (data/rows.py)
 reward   the normalised text as a whole + asked-for format; with --dense, its token F1
 metric   strict accuracy; "loose" accepts a substring in either direction, as Visual-RFT does
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
@@ -11,10 +11,10 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 import random
 
 from answers import parse_name
+from data.garden.puzzles import ask_why
+from data.garden.questions import ask_vqa
 from rewards import classification_reward
 from tasks import Example, Settings, Task
-from tasks.garden_puzzles import ask_why
-from tasks.garden_questions import ask_vqa
 from tasks.loose import loose_name_correct
 from tasks.scenes import Made, draw_question, garden_splits, record_splits, wire
 

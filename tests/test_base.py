@@ -6,12 +6,12 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from answers import parse_answer
 from config import BASE_MODEL
+from data.garden.world import WELL_KNOWN
 from evaluate import evaluate
 from model.processor import Processor
 from model.weights import load_model
 from sample import generate_group
 from tasks import Settings, cls
-from tasks.garden import WELL_KNOWN
 
 
 @pytest.fixture(scope="module")

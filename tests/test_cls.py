@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from answers import normalise_name
+from data.garden.world import GARDEN_SPLIT_SEED, OOD_SPECIES, RL_SPECIES
+from data.labelled import DIGIT_NAMES, read_digits
 from runtime.errors import InputError
 from tasks import INSTRUCTIONS, Example, Settings, cls, full_question
-from tasks.garden import GARDEN_SPLIT_SEED, OOD_SPECIES, RL_SPECIES
-from tasks.readers import DIGIT_NAMES, read_digits
 from tests.test_readers import class_folders, picture
 
 ROOT = Path(cls.__file__).parents[1]

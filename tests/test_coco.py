@@ -1,4 +1,4 @@
-"""What tasks/coco.py guarantees about annotated boxes.
+"""What data/coco.py guarantees about annotated boxes.
 
 Every layout (COCO, LVIS, REC rows of VLM-R1, RefCOCO, ReasonSeg) gives boxes in pixels of the
 upright image; a box that cannot be meant is refused with its id and a hint; few-shot sets are
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data.coco import CocoImage, few_shot_categories, is_coco, lacks, load_coco
+from data.grounding import is_grounding, load_grounding
 from runtime.errors import InputError
-from tasks.coco import CocoImage, few_shot_categories, is_coco, lacks, load_coco
-from tasks.refer import is_grounding, load_grounding
 
 SIZE = (100, 50)
 

@@ -14,6 +14,8 @@ import torch
 
 import evaluate as script
 from answers import parse_answer
+from data.garden.drawing import draw_flower
+from data.garden.world import RL_SPECIES
 from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
 from model.processor import Processor
 from model.weights import load_model
@@ -21,8 +23,6 @@ from rewards import Reward, name_correct
 from runtime import console
 from runtime.errors import InputError
 from tasks import Example, Task
-from tasks.garden import RL_SPECIES
-from tasks.garden_drawing import draw_flower
 from tasks.loose import loose_name_correct
 
 LENGTH = 12

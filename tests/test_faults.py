@@ -25,6 +25,7 @@ import train_grpo
 from benchmarks.kills import metrics
 from checkpoint import find_checkpoint, save_checkpoint, why_unusable
 from config import Config
+from data.files import write_whole
 from model.weights import load_model
 from reporting.runlog import RunLog
 from reporting.saved import read_run
@@ -34,7 +35,6 @@ from runtime import console
 from runtime.errors import InputError
 from scoring import UserReward
 from tasks import Example
-from tasks.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 4

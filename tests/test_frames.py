@@ -1,4 +1,4 @@
-"""What tasks/frames.py guarantees about box coordinates.
+"""What data/box_formats.py guarantees about box coordinates.
 
 Every frame names the same region of the upright image: there and back again moves nothing, writing
 integers moves a side by half a unit at most, and each model family gets the frame it was taught.
@@ -12,9 +12,7 @@ import random
 import pytest
 from PIL import Image
 
-from model.image import load_image, smart_resize
-from runtime.errors import InputError
-from tasks.frames import (
+from data.box_formats import (
     convert_box,
     default_frame,
     frame_size,
@@ -22,6 +20,8 @@ from tasks.frames import (
     round_box,
     warn_if_normalised,
 )
+from model.image import load_image, smart_resize
+from runtime.errors import InputError
 
 FRAMES = ("norm1000", "abs", "abs_resized")
 

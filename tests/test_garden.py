@@ -16,9 +16,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.errors import InputError
-from tasks import garden
-from tasks.garden import (
+from data.garden import world
+from data.garden.drawing import PETAL_RGB, draw_flower, draw_scene, paint_flower
+from data.garden.questions import (
+    PORTRAIT_QUESTIONS,
+    SCENE_QUESTIONS,
+    UNDECIDABLE,
+    ask_caption,
+    ask_cls,
+    ask_count,
+    ask_det,
+    ask_entail,
+    ask_ground,
+    ask_vqa,
+    references,
+)
+from data.garden.world import (
     CENTRES,
     COLOURS,
     GENERA,
@@ -40,20 +53,7 @@ from tasks.garden import (
     shifted,
     species_answer,
 )
-from tasks.garden_drawing import PETAL_RGB, draw_flower, draw_scene, paint_flower
-from tasks.garden_questions import (
-    PORTRAIT_QUESTIONS,
-    SCENE_QUESTIONS,
-    UNDECIDABLE,
-    ask_caption,
-    ask_cls,
-    ask_count,
-    ask_det,
-    ask_entail,
-    ask_ground,
-    ask_vqa,
-    references,
-)
+from runtime.errors import InputError
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
@@ -479,4 +479,4 @@ def test_random_flowers_reach_every_value_of_every_attribute():
         SHAPES
     )
     assert {f.colour for f in drawn} == set(COLOURS) and {f.centre for f in drawn} == set(CENTRES)
-    assert garden.species_of(SPECIES[3].flower) is SPECIES[3]
+    assert world.species_of(SPECIES[3].flower) is SPECIES[3]

@@ -1,4 +1,4 @@
-"""What the making of the embedded base guarantees (tasks/pretraining.py and pretrain.py).
+"""What the making of the embedded base guarantees (data/garden/corpus.py and data/garden/pretrain.py).
 
 Pictures are functions of seed and number, and show what is asked about them; answers are coarse,
 hasty or out of format exactly as often as the constants say, and never where no format is asked
@@ -19,55 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import pretrain
-from model.image import patchify
-from model.processor import Processor
-from model.vlm import completion_logps
-from model.weights import load_model, published_tensors
-from pretrain import (
-    BATCH,
-    POOL,
-    SEE_BATCH,
-    PatchedPicture,
-    PerceptionHeads,
-    dialogue_pack,
-    learning_rate,
-    make_batch,
-)
-from rewards import format_reward
-from runtime.errors import InputError
-from sample import generate_group
-from tasks import INSTRUCTIONS, Settings, change, cls, full_question, order, pretraining
-from tasks import count as count_task
-from tasks import scenes as scene_tasks
-from tasks import vqa as vqa_task
-from tasks.garden import (
-    CAUSES,
-    COLOURS,
-    GRID,
-    SCENE_SIZE,
-    SPECIES,
-    WELL_KNOWN,
-    sample_scene,
-    species_of,
-)
-from tasks.garden_puzzles import (
-    another_view,
-    ask_change,
-    ask_measure,
-    ask_next,
-    ask_order,
-    ask_why,
-    sample_stages,
-)
-from tasks.garden_questions import (
-    PORTRAIT_QUESTIONS,
-    SCENE_QUESTIONS,
-    SUMMARIES,
-    Question,
-    det_answer,
-)
-from tasks.pretraining import (
+from data.garden import corpus, pretrain
+from data.garden.corpus import (
     HASTY_THOUGHT,
     MAKERS,
     NOT_ASKED,
@@ -87,7 +40,54 @@ from tasks.pretraining import (
     scene_size,
     scene_talk,
 )
-from tasks.readers import DIGIT_NAMES, read_digits
+from data.garden.pretrain import (
+    BATCH,
+    POOL,
+    SEE_BATCH,
+    PatchedPicture,
+    PerceptionHeads,
+    dialogue_pack,
+    learning_rate,
+    make_batch,
+)
+from data.garden.puzzles import (
+    another_view,
+    ask_change,
+    ask_measure,
+    ask_next,
+    ask_order,
+    ask_why,
+    sample_stages,
+)
+from data.garden.questions import (
+    PORTRAIT_QUESTIONS,
+    SCENE_QUESTIONS,
+    SUMMARIES,
+    Question,
+    det_answer,
+)
+from data.garden.world import (
+    CAUSES,
+    COLOURS,
+    GRID,
+    SCENE_SIZE,
+    SPECIES,
+    WELL_KNOWN,
+    sample_scene,
+    species_of,
+)
+from data.labelled import DIGIT_NAMES, read_digits
+from model.image import patchify
+from model.processor import Processor
+from model.vlm import completion_logps
+from model.weights import load_model, published_tensors
+from rewards import format_reward
+from runtime.errors import InputError
+from sample import generate_group
+from tasks import INSTRUCTIONS, Settings, change, cls, full_question, order
+from tasks import count as count_task
+from tasks import scenes as scene_tasks
+from tasks import vqa as vqa_task
 
 DRAWS = 3000  # a fraction of them is off by 0.03 less than once in a thousand seeds
 SIDEWAYS = ("portrait", "growth")  # kinds of 64 pixels; the others are seen from above, 96 pixels
@@ -145,10 +145,10 @@ def blank(*_, **__) -> Image.Image:
 def test_no_picture_of_pretraining_is_rendered_with_a_seed_of_an_rl_task(monkeypatch):
     """The seed decides background, light and rotation, so no picture can be known from before."""
     of_rl, pretrained, names = [], [], {"draw_flower", "draw_scene", "draw_stage"}
-    for module in (cls, scene_tasks, change, vqa_task, order, pretraining):
+    for module in (cls, scene_tasks, change, vqa_task, order, corpus):
         for name in names & set(vars(module)):
             calls = record_calls(monkeypatch, module, name, instead=blank)
-            (pretrained if module is pretraining else of_rl).append(calls)
+            (pretrained if module is corpus else of_rl).append(calls)
     settings = Settings(shots=2, held_out_per_class=2, train_size=20, held_out_size=20)
     for task in (cls, count_task, change, vqa_task, order):
         task.load(settings)
@@ -164,7 +164,7 @@ def test_no_picture_of_pretraining_is_rendered_with_a_seed_of_an_rl_task(monkeyp
 
 
 def test_a_second_picture_changed_as_the_answer_says(monkeypatch):
-    drawn = record_calls(monkeypatch, pretraining, "draw_scene")
+    drawn = record_calls(monkeypatch, corpus, "draw_scene")
     for picture in draw_pool("change", 0, 20, 16, seed=0):
         ((before, seed), _), ((after, same_seed), _) = drawn[:2]
         del drawn[:2]
@@ -175,7 +175,7 @@ def test_a_second_picture_changed_as_the_answer_says(monkeypatch):
 
 
 def test_a_wilting_flower_is_drawn_where_and_why_the_answer_says(monkeypatch):
-    drawn, causes = record_calls(monkeypatch, pretraining, "draw_scene"), set()
+    drawn, causes = record_calls(monkeypatch, corpus, "draw_scene"), set()
     for picture in draw_pool("wilting", 0, 40, 16, seed=0):
         ((scene, _), keywords) = drawn.pop(0)
         question = picture.talk.args[0]
@@ -187,7 +187,7 @@ def test_a_wilting_flower_is_drawn_where_and_why_the_answer_says(monkeypatch):
 
 
 def test_the_stages_of_one_plant_are_drawn_in_the_order_of_the_question(monkeypatch):
-    drawn, counts = record_calls(monkeypatch, pretraining, "draw_stage"), set()
+    drawn, counts = record_calls(monkeypatch, corpus, "draw_stage"), set()
     for picture in draw_pool("growth", 0, 30, 16, seed=0):
         question, count = picture.talk.args[0], len(picture.images)
         own, drawn[:count] = drawn[:count], []
@@ -207,7 +207,7 @@ def test_scenes_are_large_as_often_as_stated():
 
 
 def test_second_views_are_taken_from_a_step_aside_as_often_as_stated(monkeypatch):
-    drawn, aside = record_calls(monkeypatch, pretraining, "draw_scene", instead=blank), []
+    drawn, aside = record_calls(monkeypatch, corpus, "draw_scene", instead=blank), []
     draw_pool("change", 0, 1500, SCENE_SIZE, seed=0)
     for ((before, _), _), ((after, _), _) in zip(drawn[::2], drawn[1::2], strict=True):
         if another_view(random.Random(0), after):  # there is a step that keeps all in the frame

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 import train_grpo
+from data.files import SkipLog
+from data.labelled import LabelledImage, keep_readable, load_labelled
+from data.rows import load_records
 from reporting.saved import read_run
 from run import TrainingRun
 from runtime import console
 from runtime.errors import InputError
-from tasks.files import SkipLog
-from tasks.readers import LabelledImage, keep_readable, load_labelled
-from tasks.records import load_records
 from tests.test_image import encoded, noise, png_bytes
 from tests.test_readers import class_folders, labelled
 from tests.test_train_run import folder_of_classes

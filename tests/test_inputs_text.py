@@ -18,6 +18,7 @@ import report
 import sample
 import train_grpo
 from config import Config
+from data.files import SkipLog
 from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
@@ -28,7 +29,6 @@ from runtime import console
 from sample import Rollout, generate_group
 from scoring import UserReward
 from tasks import Example
-from tasks.files import SkipLog
 from tests.test_answers import takes_under
 from tests.test_report import Tags
 from tests.test_rewards import KINDS, every_reward, wrap

@@ -1,6 +1,6 @@
 """The puzzles of the garden: every answer is recomputed from the boxes, every cause can be seen.
 
-What is guaranteed about tasks/garden_puzzles.py, the pictures drawn for it, and the hasty answers
+What is guaranteed about data/garden/puzzles.py, the pictures drawn for it, and the hasty answers
 of all questions: measures are those of the boxes; the states that a change question tells are those
 of the second picture; causes and stages of growth look different; answers and hasty answers are in
 the grammar of their kind (answers.py). Answers are checked by a second reader, which parses the
@@ -29,10 +29,25 @@ from answers import (
     parse_number,
     parse_sequence,
 )
-from rewards import iou
-from runtime.errors import InputError
-from tasks import garden_drawing
-from tasks.garden import (
+from data.garden import drawing
+from data.garden.drawing import CENTRE_RGB, PETAL_RGB, draw_scene, draw_stage, paint_flower
+from data.garden.puzzles import (
+    another_view,
+    ask_change,
+    ask_measure,
+    ask_next,
+    ask_order,
+    ask_why,
+    sample_stages,
+)
+from data.garden.questions import (
+    PORTRAIT_QUESTIONS,
+    SCENE_QUESTIONS,
+    ask_det,
+    ask_look,
+    coarse_box,
+)
+from data.garden.world import (
     CAUSES,
     CENTRES,
     COLOURS,
@@ -45,23 +60,8 @@ from tasks.garden import (
     random_flower,
     sample_scene,
 )
-from tasks.garden_drawing import CENTRE_RGB, PETAL_RGB, draw_scene, draw_stage, paint_flower
-from tasks.garden_puzzles import (
-    another_view,
-    ask_change,
-    ask_measure,
-    ask_next,
-    ask_order,
-    ask_why,
-    sample_stages,
-)
-from tasks.garden_questions import (
-    PORTRAIT_QUESTIONS,
-    SCENE_QUESTIONS,
-    ask_det,
-    ask_look,
-    coarse_box,
-)
+from rewards import iou
+from runtime.errors import InputError
 
 
 def scenes(count, seed=0, most=7):
@@ -446,7 +446,7 @@ def test_the_four_stages_can_be_told_by_what_they_show(colour, monkeypatch):
     """Bud and bloom show the petals' colour, a bloom more of it and its centre, seeds a brown head,
     a sprout nothing but little green."""
     monkeypatch.setattr(
-        garden_drawing, "background", lambda kind, seed, size: Image.new("RGB", (size, size), GREY)
+        drawing, "background", lambda kind, seed, size: Image.new("RGB", (size, size), GREY)
     )
     centres = [name for name in CENTRES if name != colour]
     for seed in range(4):

@@ -1,4 +1,4 @@
-"""What tasks/readers.py guarantees about data from outside.
+"""What data/labelled.py guarantees about data from outside.
 
 Every source becomes the same sorted list of labelled images; every bad record has the one outcome
 its docstring names (refused as a whole, or skipped and counted, never silently lost); no path in
@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.errors import InputError
-from tasks import Example
-from tasks.files import SkipLog
-from tasks.readers import (
+from data.files import SkipLog
+from data.labelled import (
     LabelledImage,
     few_shot_split,
     keep_readable,
@@ -29,6 +27,8 @@ from tasks.readers import (
     read_image_folder,
     read_labelled_records,
 )
+from runtime.errors import InputError
+from tasks import Example
 
 
 def read_rows(path: Path, skips: SkipLog | None = None) -> list[LabelledImage]:

@@ -1,4 +1,4 @@
-"""What tasks/records.py and tasks/files.py guarantee about rows from outside.
+"""What data/rows.py and data/files.py guarantee about rows from outside.
 
 Rows of every published schema become the same records; whatever is wrong with a file or a row has
 the one outcome that is documented, and never a hang, a recursion error or a lost neighbour. Ids
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from data import files
+from data.files import SkipLog, read_json, read_jsonl
+from data.rows import Record, load_records, read_records, solution_text
 from model.image import load_image
 from runtime.errors import InputError
-from tasks import files
-from tasks.files import SkipLog, read_json, read_jsonl
-from tasks.records import Record, load_records, read_records, solution_text
 from tests.test_readers import encoded, picture, write_saved, write_table
 
 ROW = {"image": "0.png", "problem": "How many?", "solution": "<answer> 3 </answer>"}

@@ -23,6 +23,7 @@ import report
 import train_grpo
 import train_sft
 from config import Config
+from data.files import visible
 from model.processor import Processor
 from model.vlm import make_pack
 from model.weights import load_model
@@ -36,7 +37,6 @@ from reporting.verdict import lights, verdict
 from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example
-from tasks.files import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [

@@ -13,7 +13,7 @@ coarse thing by habit. This corpus makes such a base on purpose: *able, but not 
 - The asked-for format is kept most of the time, not always.
 - One half of scikit-learn's digits is named mostly coarsely ("an even digit").
 
-Used by `pretrain.py`. Pictures carry the truth about every place (`perception`), from
+Used by `data/garden/pretrain.py`. Pictures carry the truth about every place (`perception`), from
 which a throw-away head teaches the vision tower to see before it has to speak.
 """
 
@@ -25,9 +25,27 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from tasks import full_question, written
-from tasks.cls import DIGIT_PROMPT
-from tasks.garden import (
+from data.garden.drawing import NOTHING_AILS, draw_flower, draw_scene, draw_stage
+from data.garden.puzzles import (
+    ask_change,
+    ask_measure,
+    ask_next,
+    ask_order,
+    ask_why,
+    sample_stages,
+)
+from data.garden.questions import (
+    CM,
+    PORTRAIT_QUESTIONS,
+    SCENE_QUESTIONS,
+    Question,
+    ask_attribute,
+    ask_caption,
+    ask_cls,
+    ask_look,
+    ask_region,
+)
+from data.garden.world import (
     CAUSES,
     CENTRES,
     COLOURS,
@@ -47,27 +65,9 @@ from tasks.garden import (
     species_answer,
     species_of,
 )
-from tasks.garden_drawing import NOTHING_AILS, draw_flower, draw_scene, draw_stage
-from tasks.garden_puzzles import (
-    ask_change,
-    ask_measure,
-    ask_next,
-    ask_order,
-    ask_why,
-    sample_stages,
-)
-from tasks.garden_questions import (
-    CM,
-    PORTRAIT_QUESTIONS,
-    SCENE_QUESTIONS,
-    Question,
-    ask_attribute,
-    ask_caption,
-    ask_cls,
-    ask_look,
-    ask_region,
-)
-from tasks.readers import DIGIT_NAMES, read_digits
+from data.labelled import DIGIT_NAMES, read_digits
+from tasks import full_question, written
+from tasks.cls import DIGIT_PROMPT
 
 P_SPECIES = 0.65  # portraits of a species; the others show any combination of attributes
 P_FINE_DIGIT = 0.25

@@ -4,11 +4,11 @@
     shots = few_shot_categories(images, ["bus", "cat"], shots=4, seed=0)     # {"bus": [...], ...}
 
 The file's `bbox` is [x, y, width, height]; every box becomes (x1, y1, x2, y2) in pixels of the
-upright image (frame "abs" of tasks/frames.py). A box that leaves its image, or is negative, raises
+upright image (frame "abs" of data/box_formats.py). A box that leaves its image, or is negative, raises
 `InputError` with its id: then the file holds another convention, or belongs to other pictures, and
 no box in it can be trusted.
 
-Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: tasks/refer.py.
+Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.py.
 """
 
 import difflib
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from answers import normalise_name
+from data.box_formats import Box, Size, pixel_box, warn_if_normalised
+from data.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
 from model.image import load_image
 from runtime.errors import InputError
-from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
-from tasks.frames import Box, Size, pixel_box, warn_if_normalised
 
 REPLACED = 0.1  # share of the chosen pictures that may be unusable: others take their places
 

@@ -9,9 +9,9 @@ The prompt holds the question alone; whoever builds the training text adds how t
 (`<think>`, `<answer>`). Wordings are module constants, so every task says the same thing alike.
 
 A question also has a *hasty* answer: what somebody says who does not look closely. It is sometimes
-right. Pretraining makes the base say it by habit (`tasks/pretraining.py`), rewards never use it.
+right. Pretraining makes the base say it by habit (`data/garden/corpus.py`), rewards never use it.
 
-Next: tasks/garden_puzzles.py, the questions that need more than one look.
+Next: data/garden/puzzles.py, the questions that need more than one look.
 """
 
 import json
@@ -19,8 +19,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tasks import Reasoning
-from tasks.garden import (
+from data.garden.world import (
     COLOURS,
     GRID,
     SCENE_SIZE,
@@ -31,6 +30,7 @@ from tasks.garden import (
     species_answer,
     species_of,
 )
+from tasks import Reasoning
 
 CLS_PROMPT = "Which species is this flower?"
 GENUS_PROMPT = "Which genus is this flower?"

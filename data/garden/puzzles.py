@@ -1,6 +1,6 @@
 """Questions that need more than one look: measuring, comparing pictures, causes, and growth.
 
-Same rules as in `tasks/garden_questions.py`: `ask_x(rng, ...) -> Question | None`, one exact
+Same rules as in `data/garden/questions.py`: `ask_x(rng, ...) -> Question | None`, one exact
 answer, a short exact thought, and a hasty answer that skips the work.
 
 - `measure`: lengths in a scene, numeric or multiple choice, after the geometry part of Reason-RFT
@@ -15,7 +15,8 @@ answer, a short exact thought, and a hasty answer that skips the work.
 import random
 from collections.abc import Sequence
 
-from tasks.garden import (
+from data.garden.questions import CM, Question, colour_counts, listing
+from data.garden.world import (
     CAUSES,
     LARGE_SIDES,
     SCENE_SIZE,
@@ -27,7 +28,6 @@ from tasks.garden import (
     change_scene,
     shifted,
 )
-from tasks.garden_questions import CM, Question, colour_counts, listing
 
 SCALE = "The picture is 24 cm wide."
 WIDTH_PROMPT = SCALE + " How wide is the {colour} flower?"

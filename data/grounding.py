@@ -2,14 +2,14 @@
 
     phrases = load_grounding("rec_jsons/refcoco_train.json", "coco/")
 
-Every box becomes (x1, y1, x2, y2) in pixels of the upright image (frame "abs" of tasks/frames.py),
+Every box becomes (x1, y1, x2, y2) in pixels of the upright image (frame "abs" of data/box_formats.py),
 whatever the file says it is:
 
 - VLM-R1's REC rows: `image`, `normal_caption` or `problem`, `solution` [x1, y1, x2, y2];
 - RefCOCO: `images`, `annotations` with `bbox` [x, y, width, height], `refs` with `sentences`;
 - ReasonSeg (LISA): a folder, beside every picture a .json with `text` and target polygons.
 
-A box that leaves its image raises `InputError`, as in tasks/coco.py. RefCOCO's original
+A box that leaves its image raises `InputError`, as in data/coco.py. RefCOCO's original
 `refs(unc).p` is a pickle and is never opened.
 
 Sources: RefCOCO (lichengunc/refer), VLM-R1 (om-ai-lab/VLM-R1), ReasonSeg (arXiv:2308.00692,
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.box_formats import Box, Shape, Size, pixel_box, warn_if_normalised
+from data.coco import image_path, is_coco, key_of, mentions, rows_by_id
+from data.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
+from data.rows import is_row_source, json_rows, read_rows
 from model.image import load_image
 from runtime.errors import InputError
-from tasks.coco import image_path, is_coco, key_of, mentions, rows_by_id
-from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json
-from tasks.frames import Box, Shape, Size, pixel_box, warn_if_normalised
-from tasks.records import is_row_source, json_rows, read_rows
 
 ACCEPTED_BOXES = (
     "accepted: VLM-R1 rows (image, normal_caption or problem, solution) as .json or .jsonl, a "
@@ -48,7 +48,7 @@ class Grounded:
 
 
 def is_grounding(data: str) -> bool:
-    """Whether `data` has a layout of `load_grounding`; boxes as text are rows for tasks/records.py.
+    """Whether `data` has a layout of `load_grounding`; boxes as text are rows for data/rows.py.
 
     Raises:
         InputError: a file of rows whose first row cannot be read.

@@ -6,7 +6,7 @@ makes a whole set doubtful (a missing file, broken JSON, a path that leaves the 
 counted in a `SkipLog`, which refuses to go on when too many are lost. No input makes a reader hang
 or recurse without bound: devices and pipes are not opened, sizes and nesting are checked first.
 
-Next: tasks/records.py (questions), tasks/readers.py (class names), tasks/coco.py (boxes).
+Next: data/rows.py (questions), data/labelled.py (class names), data/coco.py (boxes).
 """
 
 import importlib

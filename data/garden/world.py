@@ -14,7 +14,7 @@ split, and needs no download. Two kinds of pictures exist:
 Randomness: every picture is a function of (attributes, integer seed). Questions draw from a
 `random.Random` the caller owns. Python's salted `hash()` is never used.
 
-Next: tasks/garden_drawing.py, how it looks.
+Next: data/garden/drawing.py, how it looks.
 """
 
 import random

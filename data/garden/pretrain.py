@@ -1,11 +1,11 @@
 """Pretraining of the embedded base model from scratch: `assets/garden-vlm/`.
 
-    python pretrain.py --output_dir runs/garden-vlm      # two hours on two cores
+    python data/garden/pretrain.py --output_dir runs/garden-vlm      # two hours on two cores
 
 Two stages, as real vision-language models are made. First the vision tower learns to see:
 throw-away linear heads predict, for every image token, the attributes and the box of the flower
 there. (Without this stage the same network shows no box at all after 1000 joint steps.) Then tower
-and language model learn the dialogues of `tasks/pretraining.py`, with the heads as a side loss;
+and language model learn the dialogues of `data/garden/corpus.py`, with the heads as a side loss;
 several dialogues about one picture are packed behind it, so that a picture is encoded once. The
 result is a complete checkpoint directory, read by the same code as a published Qwen2-VL.
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import config
 from config import flag, require
+from data.garden.corpus import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 from model.image import patchify
 from model.new_checkpoint import init_model, write_scratch_directory
 from model.processor import Processor
@@ -36,7 +37,6 @@ from model.weights import load_model, plan_slots, save_model
 from reporting.runlog import check_output_dir
 from runtime import console
 from runtime.errors import InputError
-from tasks.pretraining import NOT_ASKED, TARGETS, Picture, digit_pictures, draw_pool, sample_texts
 
 SIZES = dict(
     hidden_size=192,

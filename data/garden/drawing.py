@@ -3,7 +3,7 @@
 Method: petals are polygons in unit coordinates, rotated and mapped into a box, painted at four
 times the size and reduced (anti-aliasing), then laid over a background of a gradient and two kinds
 of noise. Colours, light, position, scale and rotation vary with the seed; the attributes never do.
-Next: tasks/garden_questions.py, what can be asked about these pictures.
+Next: data/garden/questions.py, what can be asked about these pictures.
 """
 
 import math
@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from tasks.garden import PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
+from data.garden.world import PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
 
 RGB = tuple[int, int, int]
 NOTHING_AILS: Mapping[int, str] = MappingProxyType({})

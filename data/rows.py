@@ -19,7 +19,7 @@ A row with a fault has one of two outcomes: it is skipped and counted (an empty 
 one record lost), or it raises `InputError` with file, row and id (a wrong type, a path that leaves
 the folder: the whole set is doubtful). One row never changes what happens to its neighbours.
 
-Next: tasks/coco.py, for annotations with boxes.
+Next: data/coco.py, for annotations with boxes.
 """
 
 import io
@@ -36,9 +36,7 @@ from typing import Any
 from PIL import Image
 
 from answers import parse_answer
-from model.image import FORMATS, load_image
-from runtime.errors import InputError
-from tasks.files import (
+from data.files import (
     MAX_SKIP,
     SkipLog,
     check_files,
@@ -49,6 +47,8 @@ from tasks.files import (
     table_files,
     table_rows,
 )
+from model.image import FORMATS, load_image
+from runtime.errors import InputError
 
 ACCEPTED_ROWS = (
     "a .json or .jsonl file of rows, a .parquet file or a folder of them, a folder written by "
@@ -211,7 +211,7 @@ def _record(row: dict, roles: tuple, where: str, root: Path, skips: SkipLog) -> 
 
 
 def _wrong_type(where: str, column: str, value: Any) -> InputError:
-    return InputError(f"{where}: column {column!r} holds {value!r:.40}; see tasks/records.py")
+    return InputError(f"{where}: column {column!r} holds {value!r:.40}; see data/rows.py")
 
 
 def _checked_text(text: str, where: str) -> str:

@@ -7,7 +7,7 @@ Data comes from outside, so every bad record has one documented outcome. What ma
 doubtful (a path that leaves the folder, two folders with one name) raises `InputError` before any
 weight changes. What spoils one record (a broken image, an empty solution) is skipped and counted
 in a `SkipLog`. Rows such as those of Visual-RFT (arXiv:2503.01785, hub sets `laolao77/ViRFT_CLS_*`)
-are read by tasks/records.py; here their solution is taken for a class name.
+are read by data/rows.py; here their solution is taken for a class name.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from answers import MAX_NAME_CHARS, normalise_name
+from data.files import MAX_SKIP, SkipLog, check_files, inside, local_path, optional_import
+from data.rows import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 from model.image import load_image
 from runtime.errors import InputError
-from tasks.files import MAX_SKIP, SkipLog, check_files, inside, local_path, optional_import
-from tasks.records import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 
 IMAGE_SUFFIXES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .avif".split()
 # Pictures that `load_image` refuses by name: listed, so that they are counted and not overlooked.
@@ -238,7 +238,7 @@ def read_labelled_records(
 ) -> tuple[str, list[LabelledImage]]:
     """Read rows of one image, a question and a class name; return their schema as well.
 
-    What counts as a row, and what happens to bad ones, says tasks/records.py. Rows whose solution
+    What counts as a row, and what happens to bad ones, says data/rows.py. Rows whose solution
     has no letter, digit or other sign of a name are skipped and counted.
 
     Raises:
