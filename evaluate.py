@@ -25,7 +25,6 @@ import torch
 
 import config
 from answers import parse_answer
-from checkpoint import last_model
 from config import (
     BASE_MODEL,
     TaskConfig,
@@ -57,6 +56,7 @@ from tasks import (
     ovd,
     vqa,
 )
+from training.checkpoint import last_model
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ verifiable visual rewards, Visual-RFT, arXiv:2503.01785. Departures from the pap
 
 A training forward sees every prompt once: [prompt | c_1 | .. | c_G] (model/attention.py). Started
 with torchrun, each process works on its share of a step's questions (runtime/distributed.py).
-Read first: rewards.py, tasks/cls.py. Next: sample.py; run.py has what surrounds the updates.
+Read first: rewards.py, tasks/cls.py. Next: sample.py; training/run.py has what surrounds the updates.
 """
 
 import time
@@ -29,21 +29,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoint import Checkpoint, parse_or_resume
 from config import Config, TrainConfig
 from kernels import group_advantages
 from model.processor import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model
-from optimizer import Optimizer, within_memory
-from prepare import prepare
 from reporting.runlog import completion_records, rollout_metrics
-from run import TrainingRun
 from runtime import console, distributed
 from sample import Rollout, generate_group
-from scoring import Scorer
-from sharding import equally_many, whole
 from tasks import Example
+from training.checkpoint import Checkpoint, parse_or_resume
+from training.fsdp import equally_many, whole
+from training.optimizer import Optimizer, within_memory
+from training.run import TrainingRun
+from training.scoring import Scorer
+from training.setup import prepare
 
 # ---- the equations -------------------------------------------------------------------------------
 

@@ -22,18 +22,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint import Checkpoint, parse_or_resume
 from config import SftConfig
 from model.processor import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
-from optimizer import Optimizer, within_memory
-from prepare import prepare
-from run import TrainingRun
 from runtime import console, distributed
 from runtime.errors import InputError
-from sharding import equally_many, whole
 from tasks import Example, Reasoning, Task, written
 from train_grpo import examples_of_step, prompts_of_step
+from training.checkpoint import Checkpoint, parse_or_resume
+from training.fsdp import equally_many, whole
+from training.optimizer import Optimizer, within_memory
+from training.run import TrainingRun
+from training.setup import prepare
 
 
 def read_thoughts(path: Path) -> dict[str, Reasoning]:

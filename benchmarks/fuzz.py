@@ -33,7 +33,6 @@ from PIL import Image
 import config
 import report
 from benchmarks.timing import ROOT, machine
-from checkpoint import why_unusable
 from config import BASE_MODEL
 from data.coco import load_coco
 from data.files import read_json
@@ -46,6 +45,7 @@ from model.processor import Processor
 from model.weights import read_slots
 from runtime.errors import InputError
 from tasks import Example, Settings, Task, written
+from training.checkpoint import why_unusable
 
 LIMIT = 1.0  # seconds of one case
 WORDS = (

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import config
 from benchmarks.timing import ROOT, machine
-from checkpoint import last_model
 from config import BASE_MODEL, Config
 from data.files import write_whole
 from evaluate import EvalConfig, evaluate, load_task
@@ -35,6 +34,7 @@ from model.processor import Processor
 from model.weights import load_model
 from reporting.saved import read_run
 from runtime import console
+from training.checkpoint import last_model
 
 # Method -> the scripts it runs, each from the checkpoint of the one before.
 METHODS: dict[str, list[list[str]]] = {

@@ -23,13 +23,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoint
 import config
-import optimizer
-import run
 import train_grpo
 from benchmarks.timing import machine
 from reporting.runlog import RunLog
+from training import checkpoint, optimizer, run
 
 FLAGS = "--task count --max_steps 6 --eval_steps 3 --save_steps 1 --save_total_limit 3"
 FLAGS += " --train_size 16 --held_out_size 4 --prompts_per_step 2 --num_generations 4"

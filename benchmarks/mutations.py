@@ -168,7 +168,7 @@ BUGS = (
     ),
     Bug(
         "momentum is lost by a resume",
-        "optimizer.py",
+        "training/optimizer.py",
         "key: placed_like(own[key], master) for key in moments",
         "key: placed_like(0 * own[key], master) for key in moments",
         "tests/test_resume.py",
@@ -182,7 +182,7 @@ BUGS = (
     ),
     Bug(
         "logs are not cut back by a resume",
-        "checkpoint.py",
+        "training/checkpoint.py",
         "            os.truncate(path, size)\n",
         "            pass\n",
         "tests/test_resume.py",

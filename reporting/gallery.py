@@ -30,8 +30,8 @@ from reporting.heatmap import answer_heat
 from reporting.runlog import RunLog
 from runtime import distributed
 from sample import Rollout, generate_group
-from scoring import finite_reward
 from tasks import Example, Task
+from training.scoring import finite_reward
 
 THUMBNAIL = 256  # pixels of the longer side
 HEAT_MAPS = 1  # completions per question that get one

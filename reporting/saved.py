@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 import config
-from checkpoint import last_model
 from config import Config, SftConfig, TrainConfig
 from evaluate import READ_BY
 from reporting.curves import COLOURS
 from reporting.verdict import Light, brief_rise, lights, verdict
 from runtime.errors import InputError
+from training.checkpoint import last_model
 
 MAX_FACTS = 20
 MAX_CHARS = 2000  # shown of a question, a target or a setting

@@ -6,7 +6,7 @@ are summed, not averaged, since token weights are those of the whole step. Rando
 the question alone, so any number of ranks draws the same completions, up to the rounding of the
 logits. Rank 0 alone writes logs and checkpoints.
 
-With `--fsdp` weights, gradients and optimizer state are shared out, too (sharding.py).
+With `--fsdp` weights, gradients and optimizer state are shared out, too (training/fsdp.py).
 
 When a rank fails or is told to stop, it says so (`leave`), and its message takes the place of what
 it would have said in the next `all_gather`: all ranks raise there, and then save together. Before
@@ -16,9 +16,9 @@ is ended by a thread.
 
 Gradients are summed here, not by DistributedDataParallel: its hooks want as many backwards on every
 rank, in the dtype of the weights. Ours differ in number (groups without spread are skipped, and
-memory may run out on one rank), and bfloat16 gradients add up in fp32 (optimizer.py).
+memory may run out on one rank), and bfloat16 gradients add up in fp32 (training/optimizer.py).
 
-Read first: train_grpo.py. Next: runtime/signals.py, sharding.py.
+Read first: train_grpo.py. Next: runtime/signals.py, training/fsdp.py.
 """
 
 import json

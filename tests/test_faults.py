@@ -18,23 +18,22 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import evaluate
-import run
 import train_grpo
 from benchmarks.kills import metrics
-from checkpoint import find_checkpoint, save_checkpoint, why_unusable
 from config import Config
 from data.files import write_whole
 from model.weights import load_model
 from reporting.runlog import RunLog
 from reporting.saved import read_run
-from reward_worker import Workers
 from rewards import Reward
 from runtime import console
 from runtime.errors import InputError
-from scoring import UserReward
 from tasks import Example
+from training import checkpoint, run
+from training.checkpoint import find_checkpoint, save_checkpoint, why_unusable
+from training.reward_worker import Workers
+from training.scoring import UserReward
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 4

@@ -17,11 +17,9 @@ from config import Config
 from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
-from optimizer import within_memory
 from reporting.runlog import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
-from scoring import Scorer
 from tasks import Example, Task
 from tests.test_shared_prefix import gradients, some_groups
 from train_grpo import (
@@ -34,6 +32,8 @@ from train_grpo import (
     token_weights,
     update_metrics,
 )
+from training.optimizer import within_memory
+from training.scoring import Scorer
 
 LENGTHS = [3, 1, 4, 2]  # two groups of two
 MASK_OF = torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))

@@ -18,12 +18,12 @@ from data.files import SkipLog
 from data.labelled import LabelledImage, keep_readable, load_labelled
 from data.rows import load_records
 from reporting.saved import read_run
-from run import TrainingRun
 from runtime import console
 from runtime.errors import InputError
 from tests.test_image import encoded, noise, png_bytes
 from tests.test_readers import class_folders, labelled
 from tests.test_train_run import folder_of_classes
+from training.run import TrainingRun
 
 JPEG = encoded(noise(64, 48), "JPEG")
 

@@ -23,11 +23,9 @@ from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
 from reporting.runlog import RunLog, completion_records, rollout_metrics
-from reward_worker import Workers
 from rewards import FORMATS, classification_reward
 from runtime import console
 from sample import Rollout, generate_group
-from scoring import UserReward
 from tasks import Example
 from tests.test_answers import takes_under
 from tests.test_report import Tags
@@ -37,6 +35,8 @@ from tests.test_security import SOURCES
 from tests.test_shared_prefix import gradients, some_groups
 from tests.test_train_run import flags, rows
 from train_grpo import accumulate_gradient, make_groups
+from training.reward_worker import Workers
+from training.scoring import UserReward
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 import evaluate
-import sharding
 import train_grpo
 import train_sft
 from config import BASE_MODEL, Config
@@ -28,6 +27,7 @@ from model.weights import load_model
 from runtime import distributed
 from runtime.errors import InputError
 from runtime.signals import signals
+from training import fsdp
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 3
@@ -367,10 +367,10 @@ def test_alone_nothing_is_shared():
     assert distributed.world_size() == 1 and distributed.rank() == 0
     assert distributed.share([1, 2, 3]) == [1, 2, 3] and distributed.all_gather("x") == ["x"]
     model = load_model(BASE_MODEL)
-    with sharding.whole(model):
+    with fsdp.whole(model):
         pass
     parameter = torch.nn.Parameter(torch.ones(2))
-    assert sharding.full(parameter) is parameter
+    assert fsdp.full(parameter) is parameter
     assert not signals.previous
 
 

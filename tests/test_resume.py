@@ -18,19 +18,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import config
-import run
 import train_grpo
 import train_sft
 from benchmarks.kills import metrics
-from checkpoint import find_checkpoint, parse_or_resume, why_unusable
 from config import BASE_MODEL, Config, SftConfig
 from model.weights import load_model, plan_slots, save_model
-from optimizer import Optimizer
 from reporting.runlog import lock_directory
 from runtime.errors import InputError
 from runtime.signals import Stopped, StopSignals
+from training import checkpoint, run
+from training.checkpoint import find_checkpoint, parse_or_resume, why_unusable
+from training.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5

@@ -47,7 +47,6 @@ from rewards import (
     sequence_reward,
     weighted,
 )
-from scoring import repetition_penalty
 from tasks.loose import (
     first_box_iou,
     loose_name_correct,
@@ -65,6 +64,7 @@ from tests.test_answers import (
     named,
     takes_under,
 )
+from training.scoring import repetition_penalty
 
 CAR = "2012 BMW 1 Series Convertible"
 THOUGHT = "<think>a low roof</think>"

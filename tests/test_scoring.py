@@ -1,4 +1,4 @@
-"""What scoring.py guarantees: whatever a reward function does, GRPO sees finite numbers only.
+"""What training/scoring.py guarantees: whatever a reward function does, GRPO sees finite numbers only.
 
 A user's function may raise, return too few values, NaN, None or text; each fault is counted, shown
 once, and costs its own group alone; too many stop the run. The optional shaping parts are added
@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from config import Config
 from kernels import group_advantages
-from reward_worker import Workers
 from rewards import Reward
 from runtime.errors import InputError
 from sample import Rollout
-from scoring import (
+from tasks import Example, Task
+from training.reward_worker import Workers
+from training.scoring import (
     FAULTS,
     Scorer,
     UserReward,
@@ -31,7 +32,6 @@ from scoring import (
     repetition_penalty,
     soft_overlong,
 )
-from tasks import Example, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["<answer>red</answer>", "<answer>blue</answer>", "red", "<answer>red red</answer>"]

@@ -2,7 +2,7 @@
 
 Checkpoints, data sets, configurations and logs come from anywhere. They are read as safetensors,
 JSON, pictures and tables; nothing that can hold a program is opened, and no text becomes code. The
-one exception is `--reward`, which is the user's own program (reward_worker.py).
+one exception is `--reward`, which is the user's own program (training/reward_worker.py).
 Hostile inputs have their tests beside the readers: test_records.py, test_weights.py and others.
 """
 
@@ -74,8 +74,8 @@ def test_what_is_harmless_passes():
 
 def test_only_the_worker_imports_a_users_file_and_training_reads_only_json_from_it():
     users = [p.name for p in SOURCES if "exec_module" in p.read_text(encoding="utf-8")]
-    assert users == ["reward_worker.py"]
-    text = (ROOT / "reward_worker.py").read_text(encoding="utf-8")
+    assert users == ["training/reward_worker.py"]
+    text = (ROOT / "training/reward_worker.py").read_text(encoding="utf-8")
     worker, training = text.split("# ---- in training ---")
     assert ".recv()" in worker  # what training sends; the worker is its child
     assert ".recv()" not in training and "json.loads(" in training

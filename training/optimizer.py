@@ -1,7 +1,7 @@
 """AdamW on fp32 weights, whatever the model's dtype, with everything a checkpoint needs of it.
 
 Sources: AdamW, Loshchilov and Hutter, arXiv:1711.05101; fp32 master weights, Micikevicius et al.,
-arXiv:1710.03740. Read first: train_grpo.py. Next: checkpoint.py.
+arXiv:1710.03740. Read first: train_grpo.py. Next: training/checkpoint.py.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from config import TrainConfig
 from model.vlm import VLM
 from runtime import console, distributed
-from sharding import full, placed_like
+from training.fsdp import full, placed_like
 
 C = TypeVar("C", bound=TrainConfig)
 T = TypeVar("T")

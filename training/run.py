@@ -14,7 +14,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from checkpoint import (
+from config import TrainConfig
+from data.files import write_whole
+from evaluate import evaluate
+from model.processor import Processor
+from model.vlm import VLM
+from report import try_report
+from reporting.gallery import Gallery
+from reporting.runlog import RunLog, about_run
+from reporting.saved import read_run
+from reporting.verdict import rise
+from runtime import distributed
+from runtime.errors import InputError
+from runtime.signals import Elsewhere, Stopped, signals
+from tasks import Example, Task
+from training.checkpoint import (
     Checkpoint,
     find_checkpoint,
     last_model,
@@ -24,23 +38,9 @@ from checkpoint import (
     tidy,
     why_unusable,
 )
-from config import TrainConfig
-from data.files import write_whole
-from evaluate import evaluate
-from model.processor import Processor
-from model.vlm import VLM
-from optimizer import Optimizer
-from prepare import EVAL_SPLITS
-from report import try_report
-from reporting.gallery import Gallery
-from reporting.runlog import RunLog, about_run
-from reporting.saved import read_run
-from reporting.verdict import rise
-from runtime import distributed
-from runtime.errors import InputError
-from runtime.signals import Elsewhere, Stopped, signals
-from sharding import whole
-from tasks import Example, Task
+from training.fsdp import whole
+from training.optimizer import Optimizer
+from training.setup import EVAL_SPLITS
 
 MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
 T = TypeVar("T")

@@ -10,7 +10,7 @@
 A checkpoint is made in a hidden directory, flushed to the disk and renamed: whatever happens
 meanwhile, `step_100` exists whole or not at all. Older ones are removed only after the new one has
 been verified, and a damaged one is passed over. Random numbers need no state: data order and
-sampling are functions of (seed, step). Next: run.py, which decides when.
+sampling are functions of (seed, step). Next: training/run.py, which decides when.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 A reward is code from outside: it may hang, crash the interpreter, print without end or use up the
 memory. So it never runs in the training process. A worker gets the completions of a question and
-its example, and answers with JSON; training reads nothing else of it. Read first: scoring.py.
+its example, and answers with JSON; training reads nothing else of it. Read first: training/scoring.py.
 """
 
 import ctypes

@@ -1,13 +1,12 @@
 """What a training run needs before its first step: settings filled in, questions, and the model.
 
-Whatever cannot work is said here, before the run leaves anything. Next: run.py.
+Whatever cannot work is said here, before the run leaves anything. Next: training/run.py.
 """
 
 from dataclasses import replace
 
 import torch
 
-from checkpoint import Checkpoint
 from config import TrainConfig
 from data.files import SkipLog
 from evaluate import READ_BY, frame_spoken, load_task, usable_examples
@@ -18,8 +17,9 @@ from reporting.runlog import check_output_dir
 from runtime import distributed
 from runtime.errors import InputError
 from sample import pick_device
-from sharding import shard
 from tasks import Task
+from training.checkpoint import Checkpoint
+from training.fsdp import shard
 
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 

@@ -7,7 +7,7 @@ one question (texts) and its `tasks.Example`, and returns one number for each, o
 completion that is not to count. It is the whole reward: the task's own is then not computed, but
 may be called from it (`from rewards import classification_reward`).
 
-It is code from outside, so it runs in processes of its own (reward_worker.py), and a fault in it is
+It is code from outside, so it runs in processes of its own (training/reward_worker.py), and a fault in it is
 counted and shown, never hidden: an exception, a wrong number of values, a value that is no finite
 number, no answer within `--reward_timeout`, or the end of its process takes the affected
 completions out of the comparison. Such a completion stands in with the mean of its group, so its
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from config import Config
 from data.files import visible
-from reward_worker import MAX_TOLD, Workers
 from rewards import Reward
 from runtime import distributed
 from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example, Task
+from training.reward_worker import MAX_TOLD, Workers
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of a step's completions
