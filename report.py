@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import config
 from data.files import visible, write_whole
-from reporting import curves
-from reporting.rollouts import Pictures, questions_shown, views_shown, what_fits
-from reporting.saved import Run, read_run, shortened
+from reporting.page import curves
+from reporting.page.rollouts import Pictures, questions_shown, views_shown, what_fits
+from reporting.page.saved_run import Run, read_run, shortened
 from runtime import console
 from runtime.errors import InputError
 

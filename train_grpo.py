@@ -34,7 +34,7 @@ from kernels import group_advantages
 from model.processor import Processor
 from model.vlm import VLM, Prompt, completion_logps, make_pack
 from model.weights import load_model
-from reporting.runlog import completion_records, rollout_metrics
+from reporting.run_log import completion_records, rollout_metrics
 from runtime import console, distributed
 from sample import Rollout, generate_group
 from tasks import Example

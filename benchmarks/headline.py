@@ -32,7 +32,7 @@ from data.files import write_whole
 from evaluate import EvalConfig, evaluate, load_task
 from model.processor import Processor
 from model.weights import load_model
-from reporting.saved import read_run
+from reporting.page.saved_run import read_run
 from runtime import console
 from training.checkpoint import last_model
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import config
 import train_grpo
 from benchmarks.timing import machine
-from reporting.runlog import RunLog
+from reporting.run_log import RunLog
 from training import checkpoint, optimizer, run
 
 FLAGS = "--task count --max_steps 6 --eval_steps 3 --save_steps 1 --save_total_limit 3"

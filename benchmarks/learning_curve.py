@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.timing import ROOT, machine
-from reporting.saved import read_run
+from reporting.page.saved_run import read_run
 
 REWARDS = {
     "paid for the whole name": [],

@@ -9,7 +9,7 @@ At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to im
   be parsed.
 
 Held-out completions are judged by the task's own sparse reward, whatever training pays.
-Next: reporting/heatmap.py, report.py.
+Next: reporting/attention_map.py, report.py.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from kernels import group_advantages
 from model.image import load_image
 from model.processor import Processor
 from model.vlm import VLM
-from reporting.heatmap import answer_heat
-from reporting.runlog import RunLog
+from reporting.attention_map import answer_heat
+from reporting.run_log import RunLog
 from runtime import distributed
 from sample import Rollout, generate_group
 from tasks import Example, Task

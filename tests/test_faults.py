@@ -24,8 +24,8 @@ from benchmarks.kills import metrics
 from config import Config
 from data.files import write_whole
 from model.weights import load_model
-from reporting.runlog import RunLog
-from reporting.saved import read_run
+from reporting.page.saved_run import read_run
+from reporting.run_log import RunLog
 from rewards import Reward
 from runtime import console
 from runtime.errors import InputError

@@ -17,7 +17,7 @@ from config import Config
 from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
-from reporting.runlog import rollout_metrics
+from reporting.run_log import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
 from tasks import Example, Task

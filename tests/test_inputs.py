@@ -17,7 +17,7 @@ import train_grpo
 from data.files import SkipLog
 from data.labelled import LabelledImage, keep_readable, load_labelled
 from data.rows import load_records
-from reporting.saved import read_run
+from reporting.page.saved_run import read_run
 from runtime import console
 from runtime.errors import InputError
 from tests.test_image import encoded, noise, png_bytes

@@ -22,7 +22,7 @@ from data.files import SkipLog
 from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
-from reporting.runlog import RunLog, completion_records, rollout_metrics
+from reporting.run_log import RunLog, completion_records, rollout_metrics
 from rewards import FORMATS, classification_reward
 from runtime import console
 from sample import Rollout, generate_group

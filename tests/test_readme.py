@@ -9,7 +9,7 @@ import pytest
 
 from config import Config, SftConfig
 from evaluate import EvalConfig
-from reporting.verdict import BOUNDS, RARELY_RIGHT
+from reporting.page.verdict import BOUNDS, RARELY_RIGHT
 from sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent

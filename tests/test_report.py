@@ -27,13 +27,21 @@ from data.files import visible
 from model.processor import Processor
 from model.vlm import make_pack
 from model.weights import load_model
-from reporting import curves, gallery
+from reporting import gallery
+from reporting.attention_map import answer_heat, attention_to_prompt
 from reporting.gallery import box_shares, fixed_questions, in_answer, telling_groups, token_texts
-from reporting.heatmap import answer_heat, attention_to_prompt
-from reporting.rollouts import Pictures, distinct, pieces, questions_shown, spread_out, what_fits
-from reporting.runlog import rollout_metrics
-from reporting.saved import Run, read_run
-from reporting.verdict import lights, verdict
+from reporting.page import curves
+from reporting.page.rollouts import (
+    Pictures,
+    distinct,
+    pieces,
+    questions_shown,
+    spread_out,
+    what_fits,
+)
+from reporting.page.saved_run import Run, read_run
+from reporting.page.verdict import lights, verdict
+from reporting.run_log import rollout_metrics
 from runtime.errors import InputError
 from sample import Rollout
 from tasks import Example

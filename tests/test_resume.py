@@ -24,7 +24,7 @@ import train_sft
 from benchmarks.kills import metrics
 from config import BASE_MODEL, Config, SftConfig
 from model.weights import load_model, plan_slots, save_model
-from reporting.runlog import lock_directory
+from reporting.run_log import lock_directory
 from runtime.errors import InputError
 from runtime.signals import Stopped, StopSignals
 from training import checkpoint, run

@@ -1,7 +1,7 @@
 """What every training run does around its updates: judge, log, save, stop, close.
 
 train_grpo.py and train_sft.py share it, so that what they report compares. Nothing is learnt here.
-Read first: train_grpo.py. Next: reporting/runlog.py.
+Read first: train_grpo.py. Next: reporting/run_log.py.
 """
 
 import json
@@ -21,9 +21,9 @@ from model.processor import Processor
 from model.vlm import VLM
 from report import try_report
 from reporting.gallery import Gallery
-from reporting.runlog import RunLog, about_run
-from reporting.saved import read_run
-from reporting.verdict import rise
+from reporting.page.saved_run import read_run
+from reporting.page.verdict import rise
+from reporting.run_log import RunLog, about_run
 from runtime import distributed
 from runtime.errors import InputError
 from runtime.signals import Elsewhere, Stopped, signals

@@ -13,7 +13,7 @@ from evaluate import READ_BY, frame_spoken, load_task, usable_examples
 from model.processor import Processor
 from model.vlm import VLM
 from model.weights import load_model
-from reporting.runlog import check_output_dir
+from reporting.run_log import check_output_dir
 from runtime import distributed
 from runtime.errors import InputError
 from sample import pick_device

@@ -1,7 +1,7 @@
 """What the curves of a run mean: one sentence, and traffic lights with one line of advice each.
 
 The rules read metrics.jsonl and the list of skipped data. Their bounds are rules of thumb.
-Next: reporting/curves.py.
+Next: reporting/page/curves.py.
 """
 
 import math

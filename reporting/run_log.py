@@ -29,8 +29,8 @@ from answers import parse_answer
 from config import TrainConfig
 from data.files import SkipLog
 from model.vlm import VLM
+from reporting.page.verdict import RIGHT
 from reporting.trackers import Tracker
-from reporting.verdict import RIGHT
 from runtime import distributed
 from runtime.errors import InputError
 from sample import Rollout

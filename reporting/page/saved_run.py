@@ -1,6 +1,6 @@
 """A run's directory, read back: `read_run`, which any page, table or script can start from.
 
-Next: reporting/verdict.py.
+Next: reporting/page/verdict.py.
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 import config
 from config import Config, SftConfig, TrainConfig
 from evaluate import READ_BY
-from reporting.curves import COLOURS
-from reporting.verdict import Light, brief_rise, lights, verdict
+from reporting.page.curves import COLOURS
+from reporting.page.verdict import Light, brief_rise, lights, verdict
 from runtime.errors import InputError
 from training.checkpoint import last_model
 

@@ -1,6 +1,6 @@
 """The gallery as the page shows it: which snapshots, in which columns, every token with its tint.
 
-Next: reporting/page.html.
+Next: reporting/page/page.html.
 """
 
 import base64
@@ -14,7 +14,7 @@ from PIL import Image
 
 from answers import THOUGHTS
 from data.files import visible
-from reporting.saved import Run, shortened
+from reporting.page.saved_run import Run, shortened
 
 # What is shown of a group at most: (tokens of a completion, different completions). The first pair
 # that lets the first and the last snapshot into the page is taken.
