@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-for id in k2 e2 u1 d1 e1; do
+for id in head_memory sampler_vs_trainer shared_prefix_update sampling_vs_transformers step_vs_trl; do
     echo "== $id"
-    python -m "benchmarks.$id" | tee -a "$log"
+    python -m "benchmarks.speed.$id" | tee -a "$log"
 done
 python - "$log" <<'PYTHON'
 import json, sys

@@ -12,7 +12,7 @@ out="${OUT:-benchmarks/logs}"
     timeout 140 python -m pytest -q tests/test_gpu.py tests/test_kernels_*.py || failed=1
     for id in gpu_head gpu_decode gpu_update gpu_step; do
         echo "== $id"
-        timeout 95 python -m "benchmarks.$id" || failed=1
+        timeout 95 python -m "benchmarks.speed.$id" || failed=1
     done
     exit $failed
 } 2>&1 | tee "$out/gpu.md"

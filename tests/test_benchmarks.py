@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import (
-    fuzz,
-    garden_picture,
-    headline,
-    learning_curve,
-    loose_rewards,
-    mutations,
-    real_size,
-    soak,
-)
+from benchmarks.learning import garden_picture, headline, learning_curve, loose_rewards
+from benchmarks.robustness import fuzz, mutations, soak
+from benchmarks.speed import real_size
 from benchmarks.timing import ratio, take_turns
 from tasks import Example
 from tests import campaign
@@ -44,7 +37,7 @@ def test_the_first_run_benchmark_prints_a_row_per_seed_and_json():
     command = [
         sys.executable,
         "-m",
-        "benchmarks.first_run",
+        "benchmarks.learning.first_run",
         "--name",
         "short",
         "--seeds",
@@ -62,7 +55,7 @@ def test_the_first_run_benchmark_prints_a_row_per_seed_and_json():
 
 
 def test_the_task_table_prints_a_row_per_run_a_median_per_task_and_json():
-    command = [sys.executable, "-m", "benchmarks.task_table", "--tasks", "det", "order"]
+    command = [sys.executable, "-m", "benchmarks.learning.task_table", "--tasks", "det", "order"]
     command += ["--seeds", "3", "--threads", "1", "--jobs", "2", "--"]
     command += ["--max_steps", "1", "--held_out_size", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -160,7 +153,7 @@ def test_the_headline_pays_one_policy_loosely_and_says_what_was_published(
     assert cells[0]["steps"] == 1 and cells[0]["cpu_seconds"] > 0
     (run,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     kept = json.loads((run / "config.json").read_text())
-    assert kept["reward"] == "benchmarks/loose_rewards.py:number"
+    assert kept["reward"] == "benchmarks/learning/loose_rewards.py:number"
     assert "Published: Reason-RFT" in said
 
 

@@ -20,7 +20,7 @@ import torch
 
 import evaluate
 import train_grpo
-from benchmarks.kills import metrics
+from benchmarks.robustness.kills import metrics
 from config import Config
 from data.files import write_whole
 from model.weights import load_model
@@ -79,7 +79,7 @@ import json, os, shutil, signal, sys
 from pathlib import Path
 import torch
 import checkpoint, evaluate, run, sample, train_grpo
-from benchmarks.kills import in_child
+from benchmarks.robustness.kills import in_child
 from reporting.runlog import RunLog
 from tests.test_faults import FLAGS, KILLED, differences, odd_lengths_are_paid
 

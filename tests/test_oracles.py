@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import train_grpo
-from benchmarks import mutations
+from benchmarks.robustness import mutations
 from config import Config
 from kernels import group_advantages, linear_logprob, linear_logprob_ref, triton
 from model import attention, language
@@ -519,7 +519,7 @@ def test_a_planted_bug_turns_a_test_red_and_a_harmless_change_does_not(tmp_path)
 
 @pytest.mark.slow
 def test_a_bug_of_the_table_planted_in_a_copy_of_this_project_is_seen(tmp_path):
-    """`python -m benchmarks.mutations` does this with all of them."""
+    """`python -m benchmarks.robustness.mutations` does this with all of them."""
     (bug,) = [bug for bug in mutations.BUGS if bug.name == "population standard deviation"]
     kept = shutil.ignore_patterns(".git", "runs", ".hypothesis", "assets", "__pycache__", ".*cache")
     shutil.copytree(mutations.ROOT, tmp_path / "copy", ignore=kept)

@@ -1,7 +1,7 @@
 """Nothing of a run is lost: checkpoints are whole or absent, resume is exact, signals save.
 
 "Exact" is bit for bit, on a CPU: weights, AdamW's masters and moments, every completion, and every
-metric but the timings. benchmarks/kills.py does the same with hundreds of kills at random moments.
+metric but the timings. benchmarks/robustness/kills.py does the same with hundreds of kills at random moments.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 import config
 import train_grpo
 import train_sft
-from benchmarks.kills import metrics
+from benchmarks.robustness.kills import metrics
 from config import BASE_MODEL, Config, SftConfig
 from model.weights import load_model, plan_slots, save_model
 from reporting.run_log import lock_directory
@@ -219,7 +219,7 @@ def test_a_real_process_saves_on_sigterm(flags, tmp_path):
 
 
 def test_kills_at_random_moments_are_survived_exactly():
-    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "6", "--seed", "3"]
+    command = [sys.executable, "-m", "benchmarks.robustness.kills", "--kills", "6", "--seed", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])

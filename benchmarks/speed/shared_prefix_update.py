@@ -1,7 +1,7 @@
 """U1 and U2, the update: the shared prefix against G repeated prompts; same gradients, less time.
 
-    python -m benchmarks.u1                      # ratios, gradient errors, and the fitted slope
-    python -m benchmarks.u1 --plot shared.png    # also draw the times (needs matplotlib)
+    python -m benchmarks.speed.shared_prefix_update                      # ratios, gradient errors, and the fitted slope
+    python -m benchmarks.speed.shared_prefix_update --plot shared.png    # also draw the times (needs matplotlib)
 
 One forward and backward over a group of G completions of 32 tokens. "Shared" is what training does:
 [prompt | c_1 | .. | c_G], the tower run once and remembered, because it is frozen. "Repeated" is
@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from benchmarks.prompts import garden_prompts
+from benchmarks.speed.prompts import garden_prompts
 from benchmarks.timing import interleaved, machine, milliseconds, ratio, report, shown
 from config import BASE_MODEL
 from model.processor import Processor

@@ -1,6 +1,6 @@
 """E1-E3 on one GPU: a whole GRPO step, sampling against training, and the memory it takes.
 
-    python -m benchmarks.gpu_step [--size small]
+    python -m benchmarks.speed.gpu_step [--size small]
 
 E1: 16 questions x 8 completions x 300 tokens: tower, rollout, update and AdamW with float32 master
 weights; beside it the update in its repeated form, [prompt | c_i] by [prompt | c_i] with the tower
@@ -10,7 +10,14 @@ of the trainer. E3: peak memory of a step with one group of 8 x 512 tokens and l
 
 import torch
 
-from benchmarks.gpu_model import Size, arguments, build, peak_gb, questions, stand_in_processor
+from benchmarks.speed.gpu_model import (
+    Size,
+    arguments,
+    build,
+    peak_gb,
+    questions,
+    stand_in_processor,
+)
 from benchmarks.timing import report, seconds_of
 from config import Config
 from kernels import group_advantages

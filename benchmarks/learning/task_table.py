@@ -1,7 +1,7 @@
 """Every task from the embedded base: how far its metric rises, over seeds, with intervals.
 
-    python -m benchmarks.task_table                                   # all tasks but cls, seeds 0-2
-    python -m benchmarks.task_table --tasks det ovd --seeds 0 -- --max_steps 300
+    python -m benchmarks.learning.task_table                                   # all tasks but cls, seeds 0-2
+    python -m benchmarks.learning.task_table --tasks det ovd --seeds 0 -- --max_steps 300
 
 Everything after `--` goes to train_grpo.py. Each run is a fresh process on `--threads` cores, and
 `--jobs` of them run at a time; seconds are those of the whole command. Prints a row per run as soon

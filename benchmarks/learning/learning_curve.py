@@ -1,9 +1,9 @@
 """The README's two pictures of a run: how accuracy rises, paid strictly or loosely; its report.
 
-    python -m benchmarks.learning_curve          # needs matplotlib, and chromium for the report
+    python -m benchmarks.learning.learning_curve          # needs matplotlib, and chromium for the report
 
 Runs the first command with evaluations every ten steps, three seeds, once with the task's own
-reward and once with the field's loose rule (benchmarks/loose_rewards.py), and draws the held-out
+reward and once with the field's loose rule (benchmarks/learning/loose_rewards.py), and draws the held-out
 accuracy of each by the strict and by the loose metric. The other picture is a screenshot of the
 report.html of the first command itself.
 """
@@ -23,7 +23,7 @@ from reporting.page.saved_run import read_run
 
 REWARDS = {
     "paid for the whole name": [],
-    "paid by the loose rule": ["--reward", "benchmarks/loose_rewards.py:name"],
+    "paid by the loose rule": ["--reward", "benchmarks/learning/loose_rewards.py:name"],
 }
 SCREEN = (1300, 2170)  # pixels of the report that are shown
 WIDTH = 900  # of the picture in the README

@@ -1,6 +1,6 @@
 """E2, mismatch: the sampler's log-probabilities against the trainer's, same weights.
 
-    python -m benchmarks.e2
+    python -m benchmarks.speed.sampler_vs_trainer
 
 What a rollout stores must be what the update computes, or the ratio of the first pass is not 1.
 """
@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from benchmarks.prompts import garden_prompts
+from benchmarks.speed.prompts import garden_prompts
 from benchmarks.timing import machine, report
 from config import BASE_MODEL
 from model.processor import Processor

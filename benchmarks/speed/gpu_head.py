@@ -1,6 +1,6 @@
 """K1-K5 on one GPU: the head and the advantages against plain torch, torch.compile, Liger and CCE.
 
-    python -m benchmarks.gpu_head [--size small]
+    python -m benchmarks.speed.gpu_head [--size small]
 
 K1 forward and backward, K2 memory beyond inputs and gradients, K3 error against float32, K4 forward
 alone, K5 group advantages. Inputs are peaked as a trained policy's are: hidden_c = a * weight_y(c)
@@ -12,7 +12,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_model import MATMUL_TFLOPS, arguments, peak_gb
+from benchmarks.speed.gpu_model import MATMUL_TFLOPS, arguments, peak_gb
 from benchmarks.timing import interleaved, milliseconds, report, spread
 from kernels import group_advantages, group_advantages_ref, linear_logprob
 

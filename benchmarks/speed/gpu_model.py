@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from benchmarks.real_size import CONFIG, random_model
+from benchmarks.speed.real_size import CONFIG, random_model
 from benchmarks.timing import machine
 from model.config import VLMConfig
 from model.vlm import VLM, Prompt, rope_positions

@@ -1,6 +1,6 @@
 """D1, sampling: tokens per second against `transformers.generate`, same weights and prompts.
 
-    python -m benchmarks.d1        # needs benchmarks/requirements.txt
+    python -m benchmarks.speed.sampling_vs_transformers        # needs benchmarks/requirements.txt
 
 "short": 8 prompts x 8 completions x 32 tokens, one small picture and a question each. "long": 2
 prompts x 4 completions x 32 tokens behind prompts of 200 tokens. Nobody stops early: end tokens do
@@ -11,7 +11,7 @@ import argparse
 
 import torch
 
-from benchmarks.prompts import as_transformers, garden_prompts
+from benchmarks.speed.prompts import as_transformers, garden_prompts
 from benchmarks.timing import Turns, machine, milliseconds, ratio, report, shown, take_turns
 from config import BASE_MODEL
 from model.processor import Processor

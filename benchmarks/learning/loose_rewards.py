@@ -1,6 +1,6 @@
 """What a policy learns when it is paid by the field's loose rules: rewards for the ablation.
 
-    python train_grpo.py --task entail --reward benchmarks/loose_rewards.py:yes_no
+    python train_grpo.py --task entail --reward benchmarks/learning/loose_rewards.py:yes_no
 
 Each is the rule of `tasks/loose.py` and, like its source, one more point for the format. The format
 is the sources' regular expression, which accepts empty thoughts and empty answers.

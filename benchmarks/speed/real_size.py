@@ -4,7 +4,7 @@ The sizes are the published Qwen2-VL-2B's; the weights are random bfloat16. What
 only size can break: construction without storage, sharded saving and strict loading within memory,
 names and shapes equal to those of transformers' class, and a finite forward pass.
 
-    python -m benchmarks.real_size --work_dir /tmp      # 14 GB of disk, 9 GB of memory, 2 minutes
+    python -m benchmarks.speed.real_size --work_dir /tmp      # 14 GB of disk, 9 GB of memory, 2 minutes
 
 Prints seconds and peak memory per phase, and one JSON line at the end. The peak is the process's
 (it never falls), and counts the pages of mapped checkpoint files.

@@ -1,6 +1,6 @@
 """The pictures of the README: `assets/garden.png` (four genera with names) and `assets/flower.png`.
 
-python benchmarks/garden_picture.py
+python benchmarks/learning/garden_picture.py
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.garden.drawing import draw_flower, outdoors  # noqa: E402

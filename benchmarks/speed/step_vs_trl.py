@@ -1,6 +1,6 @@
 """E1, a whole GRPO step: rollout, reward, update and AdamW, against TRL's GRPOTrainer.
 
-    python -m benchmarks.e1        # needs benchmarks/requirements.txt
+    python -m benchmarks.speed.step_vs_trl        # needs benchmarks/requirements.txt
 
 Same checkpoint, prompts, reward, group size, lengths, float32, AdamW, beta 0, and in both the tower
 frozen. Each trains in a process of its own; a step of one follows a step of the other. "default": 8
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.prompts import as_transformers, garden_images, garden_prompts, padded_question
+from benchmarks.speed.prompts import as_transformers, garden_images, garden_prompts, padded_question
 from benchmarks.timing import Turns, machine, milliseconds, ratio, report, shown, take_turns
 from config import BASE_MODEL, Config
 from kernels import group_advantages

@@ -1,6 +1,6 @@
 """D1-D3 on one GPU: a decoding step, shared against copied prefixes, and the sampler's share.
 
-    python -m benchmarks.gpu_decode [--size small]
+    python -m benchmarks.speed.gpu_decode [--size small]
 
 The time of a step is the difference between a long and a short rollout, divided by the steps
 between them: prefill and recording drop out. "Copied" gives every row a prompt of its own (groups
@@ -11,7 +11,7 @@ import statistics
 
 import torch
 
-from benchmarks.gpu_model import arguments, build, questions, stand_in_processor
+from benchmarks.speed.gpu_model import arguments, build, questions, stand_in_processor
 from benchmarks.timing import interleaved, report, seconds_of
 from model.attention import KVCache
 from sample import Decoder, generate_group

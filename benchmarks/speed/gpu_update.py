@@ -1,6 +1,6 @@
 """V1, U1, U2 on one GPU: the tower once per image, and the shared-prefix update.
 
-    python -m benchmarks.gpu_update [--size small]
+    python -m benchmarks.speed.gpu_update [--size small]
 
 V1: tower and prefill of one image question against the same for 8 copies. U1: forward and backward
 of one group, [prompt | c_1 | .. | c_G] with the frozen tower's features kept, against G sequences
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.gpu_model import (
+from benchmarks.speed.gpu_model import (
     MATMUL_TFLOPS,
     Size,
     answers,

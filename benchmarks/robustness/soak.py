@@ -1,6 +1,6 @@
 """Repeat the default training run in one process for hours: do memory or open files grow?
 
-    python -m benchmarks.soak --hours 2
+    python -m benchmarks.robustness.soak --hours 2
 
 After every run: resident memory, open file descriptors, threads. The first runs warm caches up and
 are left out of the slope. Prints a line per run and the slopes with their standard errors.

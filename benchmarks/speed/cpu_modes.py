@@ -1,6 +1,6 @@
 """Settings of a CPU run: threads, reduced-precision products, and memory kept by glibc.
 
-    python -m benchmarks.cpu_modes
+    python -m benchmarks.speed.cpu_modes
 
 Rollout and update of the embedded model, 8 prompts x 8 completions x 32 tokens, under each setting
 in a process of its own, in turns; and how far the sampler's log-probabilities are from the
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 import sample
-from benchmarks.prompts import garden_prompts
+from benchmarks.speed.prompts import garden_prompts
 from benchmarks.timing import Turns, machine, milliseconds, report, take_turns
 from config import BASE_MODEL, Config
 from model.processor import Processor

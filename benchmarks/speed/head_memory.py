@@ -1,6 +1,6 @@
 """K2, memory of the head: bytes beyond inputs and gradients, for vocabularies of 1k to 152k words.
 
-    python -m benchmarks.k2
+    python -m benchmarks.speed.head_memory
 
 Counted, not measured: every tensor that torch makes during forward and backward is added up while
 it lives, so the number is the same on every machine. The fused head may hold a chunk of logits,

@@ -1,8 +1,8 @@
 """The README's first command, timed and repeated over seeds.
 
-    python -m benchmarks.first_run                                    # the default run, seeds 0-4
-    python -m benchmarks.first_run --name shuffled -- --shuffle_labels
-    python -m benchmarks.first_run --name digits -- --data digits --held_out_per_class 80
+    python -m benchmarks.learning.first_run                                    # the default run, seeds 0-4
+    python -m benchmarks.learning.first_run --name shuffled -- --shuffle_labels
+    python -m benchmarks.learning.first_run --name digits -- --data digits --held_out_per_class 80
 
 Everything after `--` goes to train_grpo.py. Each run is a fresh process, as a user starts it.
 Prints one row per seed, the median, and a JSON line; seconds are counted from the start of the

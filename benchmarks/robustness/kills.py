@@ -1,6 +1,6 @@
 """Kill a short run at random moments, resume it, and compare with one that nobody disturbed.
 
-    python -m benchmarks.kills --kills 200
+    python -m benchmarks.robustness.kills --kills 200
 
 A moment is a phase of training (rollout, backward, optimizer, log, evaluation, save, swap, prune),
 one of its calls, and a delay within it. The process is killed there with SIGKILL and resumed, often

@@ -1,7 +1,7 @@
 """The comparison of the field in miniature: base, prompting, SFT, CoT-SFT, GRPO, and both in turn.
 
-    python -m benchmarks.headline                                # every cell; hours on two cores
-    python -m benchmarks.headline --tasks cls --shots 1 4 --seeds 0 1 2
+    python -m benchmarks.learning.headline                                # every cell; hours on two cores
+    python -m benchmarks.learning.headline --tasks cls --shots 1 4 --seeds 0 1 2
 
 A cell is a method on a task at a number of shots with a seed. Its commands are those of the README;
 what it gave is kept in `--work_dir`, so a second call goes on where the first stopped. All methods
@@ -9,7 +9,7 @@ see the same training images and are judged on the same held-out questions. A tr
 same number of optimizer steps on as many questions, whatever the method; two stages make twice as
 many. Steps and processor seconds stand in the table. "Others" is the mean strict accuracy on tasks
 that were not trained, 100 questions each: what was forgotten. "GRPO, loose reward" is the ablation:
-paid by the field's loose rules (benchmarks/loose_rewards.py), judged by both.
+paid by the field's loose rules (benchmarks/learning/loose_rewards.py), judged by both.
 
 Rows: mean over seeds with its 95 % interval (Student's t). Nothing here is chosen on `held_out`.
 """
@@ -88,7 +88,7 @@ def cells(args) -> Iterator[tuple[str, int, str, int]]:
 def task_flags(task: str, shots: int, method: str, extra: list[str]) -> list[str]:
     flags = ["--task", task, *(["--shots", str(shots)] if shots else []), *extra]
     if method.endswith("loose reward"):
-        flags += ["--reward", f"benchmarks/loose_rewards.py:{LOOSE_REWARD[task]}"]
+        flags += ["--reward", f"benchmarks/learning/loose_rewards.py:{LOOSE_REWARD[task]}"]
     return flags
 
 

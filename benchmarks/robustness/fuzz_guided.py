@@ -1,8 +1,8 @@
-"""One target of benchmarks/fuzz.py under atheris, which mutates inputs toward code not seen yet.
+"""One target of benchmarks/robustness/fuzz.py under atheris, which mutates inputs toward code not seen yet.
 
-    python -m benchmarks.fuzz_guided completions -runs=10000 CORPUS
+    python -m benchmarks.robustness.fuzz_guided completions -runs=10000 CORPUS
 
-benchmarks/fuzz.py starts it: libFuzzer ends its process itself.
+benchmarks/robustness/fuzz.py starts it: libFuzzer ends its process itself.
 """
 
 import sys
@@ -12,7 +12,7 @@ import atheris
 with atheris.instrument_imports(
     include=["answers", "rewards", "tasks", "checkpoint", "config", "report", "reporting", "model"]
 ):
-    from benchmarks.fuzz import TARGETS, timed
+    from benchmarks.robustness.fuzz import TARGETS, timed
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Do the tests see a bug? Each classic one is planted in a copy, and some test has to turn red.
 
-    python -m benchmarks.mutations                # all of them, minutes
-    python -m benchmarks.mutations --only shift
+    python -m benchmarks.robustness.mutations                # all of them, minutes
+    python -m benchmarks.robustness.mutations --only shift
 
 The bugs are those that reinforcement fine-tuning code has really had: they train, and learn the
 wrong thing. Prints a table of bug, place and the first test that sees it; exit code 1 if one lives.
