@@ -9,7 +9,7 @@ out="${OUT:-benchmarks/logs}"
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     python -c "import torch, triton; print('torch', torch.__version__, 'triton', triton.__version__)"
     failed=0
-    timeout 140 python -m pytest -q tests/test_gpu.py tests/test_kernels_*.py || failed=1
+    timeout 140 python -m pytest -q tests/test_gpu.py tests/kernels || failed=1
     for id in gpu_head gpu_decode gpu_update gpu_step; do
         echo "== $id"
         timeout 95 python -m "benchmarks.speed.$id" || failed=1

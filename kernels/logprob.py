@@ -39,7 +39,7 @@ of 128 columns, 12 bytes for 128 logits.
 Cost in units of C*D*V multiply-adds: 3 for plain torch, 3 here with stored odds, 4 without. Traffic
 of logit size: about 24 bytes per logit for plain torch, 6 here in bf16.
 
-Next: `tests/test_kernels_logprob.py`.
+Next: `tests/kernels/test_logprob.py`.
 """
 
 import math

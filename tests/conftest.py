@@ -54,9 +54,9 @@ def tiny_dir(tmp_path_factory) -> Path:
     return directory
 
 
-# ---- the campaign: `python -m pytest -m campaign` (tests/campaign.py) ----------------------------
+# ---- the campaign: `python -m pytest -m campaign` (tests/robustness/campaign.py) ----------------------------
 
-from tests.campaign import TESTS, Outcomes  # noqa: E402
+from tests.robustness.campaign import TESTS, Outcomes  # noqa: E402
 
 OUTCOMES = Outcomes()
 

@@ -21,7 +21,7 @@ from model.weights import load_model
 from runtime import console
 from runtime.errors import InputError
 from sample import Decoder, Rollout, choose_tokens, completion_uniforms, generate_group
-from tests.test_shared_prefix import some_groups
+from tests.model.test_shared_prefix import some_groups
 
 
 @pytest.fixture(scope="module")

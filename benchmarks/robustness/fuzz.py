@@ -124,7 +124,7 @@ def folder() -> Path:
 
 def reading(name: str, read: Callable[[Path], object], data: bytes) -> None:
     """Write a file and read it. It may be refused; any other exception than an InputError goes on
-    to whoever fuzzes. That valid files are not refused is a test (tests/test_benchmarks.py)."""
+    to whoever fuzzes. That valid files are not refused is a test (tests/benchmarks/test_benchmarks.py)."""
     path = folder() / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)

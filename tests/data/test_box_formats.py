@@ -1,0 +1,194 @@
+"""What data/box_formats.py guarantees about box coordinates.
+
+Every frame names the same region of the upright image: there and back again moves nothing, writing
+integers moves a side by half a unit at most, and each model family gets the frame it was taught.
+Boxes of other conventions are refused with a hint. Run: python -m pytest tests/data/test_box_formats.py
+"""
+
+import io
+import itertools
+import random
+
+import pytest
+from PIL import Image
+
+from data.box_formats import (
+    convert_box,
+    default_frame,
+    frame_size,
+    pixel_box,
+    round_box,
+    warn_if_normalised,
+)
+from model.image import load_image, smart_resize
+from runtime.errors import InputError
+
+FRAMES = ("norm1000", "abs", "abs_resized")
+
+
+def resized_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) after Qwen2.5-VL's resize: multiples of 28."""
+    return smart_resize(size[1], size[0], 28, 56 * 56, 401408)[::-1]
+
+
+def random_box(rng: random.Random, size: tuple[int, int]) -> tuple[float, ...]:
+    (x1, x2), (y1, y2) = (sorted(rng.uniform(0, side) for _ in range(2)) for side in size)
+    return x1, y1, x2, y2
+
+
+def test_one_box_in_all_frames_by_hand():
+    size, resized = (400, 200), (392, 196)
+    assert convert_box((40, 50, 400, 200), "abs", "norm1000", size, resized) == (
+        100,
+        250,
+        1000,
+        1000,
+    )
+    assert convert_box((100, 250, 1000, 1000), "norm1000", "abs", size, resized) == (
+        40,
+        50,
+        400,
+        200,
+    )
+    assert convert_box((40, 50, 400, 200), "abs", "abs_resized", size, resized) == pytest.approx(
+        (39.2, 49, 392, 196)
+    )
+
+
+def test_o19_round_trips_of_500_random_sizes_stay_within_half_a_pixel():
+    rng = random.Random(0)
+    for _ in range(500):
+        size = (rng.randint(28, 4000), rng.randint(28, 4000))
+        resized = resized_size(size)
+        box = random_box(rng, size)
+        for there in FRAMES:
+            back = convert_box(
+                convert_box(box, "abs", there, size, resized), there, "abs", size, resized
+            )
+            assert back == pytest.approx(box, abs=1e-6)
+        whole = (0, 0, *size)
+        for a, b in itertools.product(FRAMES, repeat=2):
+            full = (0, 0, *frame_size(a, size, resized))
+            assert convert_box(full, a, b, size, resized)[2:] == frame_size(b, size, resized)
+        assert round_box(whole, size) == whole
+
+
+def test_o19_written_integers_are_half_a_unit_off_at_most():
+    rng = random.Random(1)
+    for _ in range(500):
+        size = (rng.randint(28, 4000), rng.randint(28, 4000))
+        resized, box = resized_size(size), random_box(rng, size)
+        for frame in FRAMES:
+            there = convert_box(box, "abs", frame, size, resized)
+            if min(there[2] - there[0], there[3] - there[1]) < 1:
+                continue
+            written = round_box(there, frame_size(frame, size, resized))
+            assert max(abs(a - b) for a, b in zip(written, there, strict=True)) <= 0.5
+            back = convert_box(written, frame, "abs", size, resized)
+            unit = max(s / f for s, f in zip(size, frame_size(frame, size, resized), strict=True))
+            assert max(abs(a - b) for a, b in zip(back, box, strict=True)) <= 0.5 * unit + 1e-9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_o19_boxes_of_exif_rotated_pictures_live_in_the_upright_image(orientation):
+    picture = Image.new("RGB", (90, 60), "white")
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=exif)
+    upright = load_image(Image.open(buffer)).size
+    assert upright == ((90, 60) if orientation < 5 else (60, 90))
+    box = (0, 0, *upright)
+    resized = resized_size(upright)
+    assert convert_box(box, "abs", "norm1000", upright, resized) == (0, 0, 1000, 1000)
+    assert convert_box(box, "abs", "abs_resized", upright, resized) == (0, 0, *resized)
+    assert (resized[0] > resized[1]) == (upright[0] > upright[1])
+
+
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ((0.5, 1.5, 2.49, 3.5), (1, 2, 2, 4)),
+        ((-3, -0.0, 12, 99), (0, 0, 10, 10)),
+        ((4.2, 4.2, 4.4, 4.4), (4, 4, 5, 5)),
+        ((9.9, 9.9, 10, 10), (9, 9, 10, 10)),
+    ],
+)
+def test_rounded_boxes_lie_inside_and_keep_an_area(box, expected):
+    assert round_box(box, (10, 10)) == expected
+
+
+@pytest.mark.parametrize(
+    "model_type, frame",
+    [("qwen2_vl", "norm1000"), ("qwen2_5_vl", "abs_resized"), ("qwen3_vl", "norm1000")],
+)
+def test_each_model_family_has_the_frame_it_was_taught(model_type, frame):
+    assert default_frame(model_type) == frame
+
+
+def test_an_unknown_model_family_asks_for_the_flag():
+    with pytest.raises(InputError, match="--coords: no default for model_type 'llava'"):
+        default_frame("llava")
+
+
+def test_unknown_frames_and_empty_images_are_bugs():
+    with pytest.raises(ValueError, match="frame='pixels'"):
+        convert_box((0, 0, 1, 1), "pixels", "abs", (9, 9), (28, 28))
+    with pytest.raises(ValueError, match="at least 1x1"):
+        frame_size("abs", (0, 9), (28, 28))
+
+
+@pytest.mark.parametrize(
+    "values, shape, expected",
+    [
+        ([1, 2, 3, 4], "xywh", (1, 2, 4, 6)),
+        ([1, 2, 3, 4], "xyxy", (1, 2, 3, 4)),
+        ([-0.9, 0, 100.9, 50.5], "xyxy", (0, 0, 100, 50)),
+        ([90, 40, 30, 30], "extent", None),
+        ([-9, -9, 400, 400], "extent", (0, 0, 100, 50)),
+        ([5, 5, 0, 9], "xywh", None),
+        ([5, 5, 5, 9], "xyxy", None),
+    ],
+)
+def test_boxes_are_read_by_their_convention_and_clipped(values, shape, expected):
+    assert pixel_box(values, (100, 50), "here", shape) == expected
+
+
+@pytest.mark.parametrize(
+    "values, shape, message",
+    [
+        pytest.param(
+            [60, 10, 99, 40], "xywh", "leaves.*is it x1, y1, x2, y2", id="i29-xyxy-as-xywh"
+        ),
+        pytest.param(
+            [60, 10, 30, 40], "xyxy", "ends before.*is it x, y, width", id="i29-xywh-as-xyxy"
+        ),
+        pytest.param([10, 10, 900, 900], "xyxy", "normalised", id="i29-norm1000-as-pixels"),
+        pytest.param([-5, 0, 9, 9], "xyxy", "is negative", id="i25-negative"),
+        pytest.param([5, 5, -2, 9], "xywh", "is negative", id="i25-negative-width"),
+        pytest.param([0, 0, float("nan"), 9], "xyxy", "not four pixel", id="i25-nan"),
+        pytest.param([0, 0, float("inf"), 9], "xyxy", "not four pixel", id="i25-inf"),
+        pytest.param([0, 0, 10**400, 9], "xyxy", "not four pixel", id="i25-huge"),
+        pytest.param([0, 0, True, 9], "xyxy", "not four pixel", id="bool"),
+        pytest.param([0, 0, "5", 9], "xyxy", "not four pixel", id="text"),
+        pytest.param([0, 0, 9], "xyxy", "not four pixel", id="three"),
+        pytest.param(None, "xywh", "not four pixel", id="none"),
+    ],
+)
+def test_boxes_that_cannot_be_meant_are_refused_with_their_id(values, shape, message):
+    with pytest.raises(InputError, match=f"row 7: box.*{message}"):
+        pixel_box(values, (100, 50), "row 7", shape)
+
+
+@pytest.mark.parametrize(
+    "boxes, warns",
+    [
+        ([((0, 0, 900, 1000), (4000, 3000)), ((0, 0, 50, 50), (60, 60))], True),
+        ([((0, 0, 900, 1001), (4000, 3000))], False),
+        ([((0, 0, 900, 900), (2000, 2000))], False),
+        ([], False),
+    ],
+)
+def test_i28_pixel_boxes_that_all_end_below_1000_on_large_images_are_doubted(boxes, warns, capsys):
+    warn_if_normalised(boxes)
+    assert ("are they thousandths" in capsys.readouterr().out) == warns

@@ -1,0 +1,320 @@
+"""What a model may say and what a reward function may do. Numbers are of the campaign.
+
+Whatever is sampled is worth 0 or what it says, is never run, and is shown as text; whatever a
+reward function does, the run learns from the other completions or ends with its last step saved.
+Run: pytest tests/robustness/test_inputs_text.py
+"""
+
+import ast
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import config
+import report
+import sample
+import train_grpo
+from config import Config
+from data.files import SkipLog
+from kernels import group_advantages
+from model.processor import Processor
+from model.weights import load_model
+from reporting.run_log import RunLog, completion_records, rollout_metrics
+from rewards import FORMATS, classification_reward
+from runtime import console
+from sample import Rollout, generate_group
+from tasks import Example
+from tests.model.test_shared_prefix import gradients, some_groups
+from tests.reporting.test_report import Tags
+from tests.robustness.test_security import SOURCES
+from tests.test_answers import takes_under
+from tests.test_rewards import KINDS, every_reward, wrap
+from tests.training.test_run import flags, rows
+from tests.training.test_scoring import EXAMPLES, TEXTS, user_file
+from train_grpo import accumulate_gradient, make_groups
+from training.reward_worker import Workers
+from training.scoring import UserReward
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_dir):
+    return load_model(tiny_dir), Processor(tiny_dir)
+
+
+# ---- what a completion may be --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite_loss(
+    tiny, loss_type
+):
+    model, processor = tiny
+    cfg = Config(loss_type=loss_type, num_generations=4, max_completion_length=40)
+    prompts, completions = some_groups(processor)
+    end = torch.tensor(processor.end_ids[:1])
+    completions[0][0] = completions[1][2] = end
+    completions[2] = [end] * 4  # a whole group that says nothing
+    ids = sum(completions, [])
+    texts = [processor.decode(row) for row in ids]
+    assert texts[0] == "" and classification_reward(texts[0], "rose").total == 0.0
+    with torch.no_grad():  # the rewards differ within every group, so every token is trained
+        rewards = torch.arange(12.0).view(3, 4)
+    logps = [torch.full((len(row),), -4.0) for row in ids]
+    rollout = Rollout(ids, logps, ["stop"] * 12, texts)
+    groups = make_groups(prompts, rollout, group_advantages(rewards), cfg)
+    assert [len(g.weights) for g in groups][2] == 4 and float(groups[2].weights.min()) > 0
+    totals = accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+    found = gradients(model)
+    assert totals["tokens"] == sum(map(len, ids)) and math.isfinite(totals["loss"])
+    assert found and all(torch.isfinite(g).all() for g in found.values())
+    parts = [{"correct": 0.0}] * 12
+    assert rollout_metrics(rollout, rewards, parts)["completions/min_length"] == 1.0
+
+
+def test_i40_completions_without_an_end_are_scored_as_they_are_and_counted(tiny, monkeypatch):
+    model, processor = tiny
+    prompts, _ = some_groups(processor)
+    monkeypatch.setattr(processor, "end_ids", [processor.cfg.image_token_id])  # never sampled
+    rollout = generate_group(model, processor, prompts, 2, 5)
+    assert {len(row) for row in rollout.ids} == {5} and set(rollout.finish) == {"length"}
+    rollout.finish[0] = "stop"
+    metrics = rollout_metrics(rollout, torch.zeros(3, 2), [{"correct": 0.0}] * 6)
+    assert metrics["completions/clipped_ratio"] == pytest.approx(5 / 6)
+    cut = "<answer>rose</answer> because"
+    assert classification_reward(cut, "rose").parts == {"correct": 1.0, "format": 0.0}
+
+
+RAN = "i58_was_executed"
+CODE = {
+    "I57 power tower": "\\boxed{9^{9^{9^9}}}",
+    "I57 sum": "\\boxed{" + "1+" * 30_000 + "1}",
+    "I57 braces": "{" * 3000 + "}" * 3000,
+    "I57 factorial": "1000000!",
+    "I57 power of a sum": "(x+1)^{5000}",
+    "I58 import": f"__import__('os').system('touch {RAN}')",
+    "I58 write": f"open('{RAN}', 'w')",
+    "I58 in a list": f"[__import__('pathlib').Path('{RAN}').touch(), 0, 100, 100]",
+    "I58 in a call": f"change_colour(f1, open('{RAN}', 'w'))",
+    "I58 f-string": f"{{open('{RAN}', 'w')}}",
+    "I58 dunder": "().__class__.__base__.__subclasses__()",
+    "I58 power": "99**98**97",
+    "I58 pickle": "cos\nsystem\n(S'touch " + RAN + "'\ntR.",
+    "I56 nan": "nan",
+    "I56 -inf": "-inf",
+}
+
+
+@every_reward
+@pytest.mark.parametrize("text", CODE.values(), ids=CODE)
+def test_i57_i58_text_that_looks_like_code_is_worth_nothing_and_runs_nothing(
+    reward, text, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    target, _ = KINDS[reward]
+    for mode in FORMATS:
+        for dense in (0.0, 1.0):
+            earned = reward(wrap(text), target, mode, dense=dense)
+            assert not any(v for part, v in earned.parts.items() if part != "format"), earned
+    assert takes_under(0.05, lambda: reward(wrap(text), target, dense=1.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wanted", ["<|image_pad|>", "<|im_start|>", "<|vision_start|>"])
+def test_i59_a_policy_that_wants_a_control_token_cannot_say_it(
+    tiny, monkeypatch, temperature, wanted
+):
+    model, processor = tiny
+    prompts, _ = some_groups(processor)
+    token, original = processor.tokenizer.convert_tokens_to_ids(wanted), type(model).logits
+
+    def eager(self, hidden):
+        logits = original(self, hidden)
+        logits[:, token] = 1e4  # all of the probability, if it were allowed
+        return logits
+
+    expected = generate_group(model, processor, prompts, 3, 8, temperature)
+    monkeypatch.setattr(type(model), "logits", eager)
+    found = generate_group(model, processor, prompts, 3, 8, temperature)
+    assert all(map(torch.equal, found.ids, expected.ids))  # as if it were not there
+    assert all(map(torch.equal, found.logps, expected.logps))
+
+
+# ---- where it is shown ---------------------------------------------------------------------------
+
+MARKUP = [
+    "<script>document.title='owned'</script>",
+    "</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "-->",
+]
+
+
+@pytest.fixture
+def page(tmp_path) -> str:
+    """The report of a run whose question, target and completion are markup."""
+    config.save(Config(task="vqa", question=MARKUP[0]), tmp_path / "config.json")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/strict": 0.5}\n')
+    completion = {"tokens": MARKUP, "probabilities": [0.5] * 4, "reward": 0.0, "boxes": None}
+    completion |= {"parts": {MARKUP[2]: 1.0}, "finish": MARKUP[0], "advantage": 0.0, "heat": []}
+    completion["has_answer"] = False
+    row = {"view": "held_out", "step": 0, "id": MARKUP[1], "question": MARKUP[0], "images": []}
+    row |= {"target": MARKUP[3], "boxes": None, "completions": [completion]}
+    (tmp_path / "gallery.jsonl").write_text(json.dumps(row) + "\n")
+    return report.write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_i61_markup_is_shown_as_text_under_a_policy_that_forbids_everything(page):
+    tags = Tags(page)
+    assert not {"script", "img", "a", "link", "iframe", "object", "base"} & set(tags.elements)
+    assert not any(name.startswith("on") for name, _ in tags.attributes)
+    assert all(text in tags.text for text in MARKUP)
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert page.index("Content-Security-Policy") < page.index("<style") < page.index("<body")
+
+
+LOOKS_LIKE_A_FORMAT = ["[/bold][red]", "{x} {0} {", "%d %s %(x)s %", "\\x1b[31m \\n"]
+
+
+def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
+    tiny_dir, tmp_path, monkeypatch, capsys
+):
+    texts = LOOKS_LIKE_A_FORMAT
+    ids, logps = [torch.ones(1, dtype=torch.int64)] * 4, [torch.zeros(1)] * 4
+    rollout = Rollout(ids, logps, ["stop"] * 4, texts)
+    monkeypatch.setattr(sample, "generate_group", lambda *_: rollout)
+    sample.main(["--model", str(tiny_dir), "--target", "{x} %d"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "log-probability" in line] == [
+        f"{text}  [1 tokens, log-probability 0.00, stop]" for text in texts
+    ]
+    log = RunLog(Config(output_dir=tmp_path / "run"), {})
+    numbers, parts = torch.zeros(1, 4), [{name: 0.0} for name in texts]
+    example = Example(texts[1], (), texts[2], texts[0])
+    log.append(
+        "completions.jsonl", completion_records(1, [example], rollout, numbers, parts, numbers)
+    )
+    row = {"step": 1, "reward": 0.0, "completions/mean_length": 1.0}
+    log.metrics(row | {f"rewards/{text}/mean": 0.0 for text in texts})
+    log.close()
+    kept = rows(tmp_path / "run" / "completions.jsonl")
+    assert [row["completion"] for row in kept] == texts and kept[0]["target"] == texts[0]
+    assert "{x} {0} { 0.00" in capsys.readouterr().out  # the name of a part
+    skips = SkipLog()
+    for text in texts:
+        skips.add("unreadable", text)
+    skips.check(1000)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in texts)
+
+
+@pytest.mark.parametrize("text", LOOKS_LIKE_A_FORMAT)
+def test_i62_an_error_that_quotes_a_format_is_one_line(capsys, text):
+    for flag in ("--model", "--task", "--shots", f"--{text}"):
+        with pytest.raises(SystemExit) as stop:
+            console.run(lambda flag=flag: train_grpo.main([flag, text]))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+        assert text.split()[0] in error
+
+
+def test_i63_nothing_is_exported_that_a_spreadsheet_would_run():
+    """All that is written is JSON, HTML or tensors: there is no CSV that `=cmd|...` could enter."""
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        assert not {"csv", "pandas", "openpyxl", "to_csv", "to_excel"} & names, path
+        texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        assert not any(str(t).endswith((".csv", ".tsv", ".xlsx")) for t in texts), path
+
+
+# ---- what a user's reward may do -----------------------------------------------------------------
+
+
+def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
+    tiny_dir, tmp_path, capsys
+):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from pathlib import Path\n"
+        "def pay(completions, example):\n"
+        f"    with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
+        "        file.write('x')\n"
+        f"    if Path({str(tmp_path / 'calls')!r}).stat().st_size > 4:\n"
+        "        raise OSError('judge is away')\n"
+        "    return [len(c) % 2 for c in completions]\n"
+    )
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: train_grpo.main(flags(tiny_dir, out, "--reward", f"{mine}:pay")))
+    said, err = capsys.readouterr()
+    error = err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and "judge is away" in err
+    assert error.startswith("error: ") and "16 of 16 completions" in error and "exception" in error
+    assert [path.name for path in out.glob("step_*")] == ["step_2"]
+    assert f"--resume_from_checkpoint {out}" in said
+
+
+class Replies:
+    """Stands in for the processes: every question gets the same answer."""
+
+    def __init__(self, reply: dict):
+        self.reply = reply
+
+    def answers(self, jobs):
+        return [self.reply for _ in jobs]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, True, "1", [1.0]])
+def test_i67_a_value_that_is_no_finite_number_is_counted_and_never_paid(value, capsys):
+    user = UserReward(Replies({"values": [1.0, value, None, 2.0]}))
+    (found,) = user.of_step([(TEXTS, EXAMPLES[0])])
+    assert [reward and reward.total for reward in found] == [1.0, None, None, 2.0]
+    assert user.faults == {"not_finite": 1}  # None was asked for
+    assert repr(TEXTS[1]) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_i66_a_wrong_number_of_values_costs_the_whole_group(count, capsys):
+    user = UserReward(Replies({"values": [1.0] * count}))
+    assert user.of_step([(TEXTS, EXAMPLES[0])]) == [[None] * 4]
+    assert user.faults == {"wrong_length": 4}
+    assert "for 4 completions of example e0" in capsys.readouterr().err
+
+
+def test_i68_a_loop_in_c_that_never_lets_python_run_is_killed_at_the_deadline(tmp_path, capfd):
+    body = (
+        "import itertools\n"
+        "    if example.id == 'e0':\n"
+        "        sum(itertools.repeat(1, 10**15))\n"
+        "    return [1.0] * len(completions)"
+    )
+    user = UserReward(Workers(user_file(tmp_path, body), 1))
+    assert user.of_step([(TEXTS, EXAMPLES[0])]) == [[None] * 4]
+    (spared,) = user.of_step([(TEXTS, EXAMPLES[1])])  # by a new process
+    assert [reward.total for reward in spared] == [1.0] * 4
+    assert user.faults == {"timeout": 4} and "--reward_timeout 1 s" in capfd.readouterr().err
+    for worker in user.workers.idle:
+        worker.kill()
+
+
+def test_i69_ten_megabytes_of_print_are_swallowed_and_the_values_count(tmp_path, capfd):
+    body = (
+        "import os, sys\n"
+        "    print('x' * 10**7)\n"
+        "    print('y' * 10**7, file=sys.stderr)\n"
+        "    os.write(1, b'z' * 10**7), os.write(2, b'z' * 10**7)\n"
+        "    os.system('echo from a child')\n"
+        "    return [1.0, 2.0, 3.0, 4.0]"
+    )
+    user = UserReward(Workers(user_file(tmp_path, body), 30))
+    (found,) = user.of_step([(TEXTS, EXAMPLES[0])])
+    assert [reward.total for reward in found] == [1.0, 2.0, 3.0, 4.0] and not user.faults
+    assert capfd.readouterr() == ("", "")
+    user.workers.idle[0].kill()

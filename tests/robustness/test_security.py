@@ -1,0 +1,110 @@
+"""What the source never does: run what it reads.
+
+Checkpoints, data sets, configurations and logs come from anywhere. They are read as safetensors,
+JSON, pictures and tables; nothing that can hold a program is opened, and no text becomes code. The
+one exception is `--reward`, which is the user's own program (training/reward_worker.py).
+Hostile inputs have their tests beside the readers: test_records.py, test_weights.py and others.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    path
+    for folder in (".", "kernels", "model", "reporting", "tasks")
+    for path in (ROOT / folder).glob("*.py")
+)
+MODULES = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle", "code"}
+CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
+METHODS = {  # of any object: the names are unusual enough
+    *("torch.load", "torch.save", "np.load", "numpy.load", "yaml.load", "os.system", "os.popen"),
+    *("torch.hub.load", "jit.load", "torch.jit.load", "pd.read_pickle"),
+}
+
+
+def dangers(source: str) -> list[str]:
+    """What a piece of source does that it must not."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in MODULES]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            found.append(node.module)
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if (isinstance(node.func, ast.Name) and name in CALLS) or name in METHODS:
+                found.append(name)
+            for keyword in node.keywords:
+                is_on = not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
+                if keyword.arg in ("trust_remote_code", "allow_pickle", "shell") and is_on:
+                    found.append(f"{name}({keyword.arg})")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_runs_what_it_reads(path):
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import dill as json",
+        "eval('1')",
+        "exec(text)",
+        "torch.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(line, shell=True)",
+        "AutoModel.from_pretrained(d, trust_remote_code=flag)",
+        "os.system(line)",
+    ],
+)
+def test_the_check_itself_can_fail(source):
+    assert dangers(source)
+
+
+def test_what_is_harmless_passes():
+    assert dangers("import json\nre.compile('x')\nmodel.eval()\nrun(x, shell=False)") == []
+
+
+def test_only_the_worker_imports_a_users_file_and_training_reads_only_json_from_it():
+    users = [p.name for p in SOURCES if "exec_module" in p.read_text(encoding="utf-8")]
+    assert users == ["training/reward_worker.py"]
+    text = (ROOT / "training/reward_worker.py").read_text(encoding="utf-8")
+    worker, training = text.split("# ---- in training ---")
+    assert ".recv()" in worker  # what training sends; the worker is its child
+    assert ".recv()" not in training and "json.loads(" in training
+
+
+def test_a_planted_pickle_in_a_run_is_never_opened(tmp_path, monkeypatch):
+    """A file that would write another one if anybody unpickled it."""
+    import builtins
+    import shutil
+
+    import train_grpo
+
+    out, opened = tmp_path / "run", []
+    line = "--task count --train_size 4 --held_out_size 1 --prompts_per_step 2 --eval_steps 9"
+    line += " --max_completion_length 4 --report_prompts 0 --max_steps 2 --save_steps 1"
+    train_grpo.main([*line.split(), "--output_dir", str(out)])
+    shutil.rmtree(out / "step_2")
+    names = ("optimizer.pt", "pytorch_model.bin", "rng_state.pth", "training_args.bin")
+    for folder in (out, out / "step_1", out / "step_1" / "hf", out / "step_1" / "trainer"):
+        for name in names:
+            (folder / name).write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    original = builtins.open
+
+    def watched(file, *rest, **more):
+        opened.append(str(file))
+        return original(file, *rest, **more)
+
+    monkeypatch.setattr(builtins, "open", watched)
+    monkeypatch.chdir(tmp_path)
+    train_grpo.main(["--resume_from_checkpoint", str(out)])
+    assert not (tmp_path / "owned").exists()
+    assert not [name for name in opened if name.endswith(names)]

@@ -1,0 +1,172 @@
+"""Guarantees of train_sft.py: what is imitated, how it is averaged, and what a run leaves.
+
+The loss is the mean negative log-probability of exactly the response tokens, end token included,
+whatever the micro-batches; reasoning texts are those of the source or of a file; a run ends with a
+checkpoint that evaluate.py judges with the prompt it was trained with.
+"""
+
+import json
+
+import pytest
+import torch
+
+import evaluate
+import train_sft
+from config import BASE_MODEL, SftConfig
+from model.processor import Processor
+from model.weights import load_model
+from runtime.errors import InputError
+from tasks import Example, Reasoning, Task, written
+from tests.model.test_shared_prefix import separate_logps, some_groups
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_dir):
+    return load_model(tiny_dir), Processor(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on the embedded model."""
+    directory = tmp_path_factory.mktemp("sft") / "run"
+    words = "--task count --max_steps 12 --held_out_size 40 --train_size 16 --learning_rate 2e-4"
+    train_sft.main([*words.split(), "--output_dir", str(directory)])
+    return directory
+
+
+def imitation(tiny, cfg):
+    """Loss and gradients of three prompts with ragged responses, and what went in."""
+    model, processor = tiny
+    prompts, completions = some_groups(processor)
+    responses = [group[0] for group in completions]
+    model.zero_grad()
+    total = sum(map(len, responses))
+    loss = train_sft.accumulate_imitation(model, prompts, responses, total, cfg)
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss, found, prompts, responses
+
+
+def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
+    model, _ = tiny
+    loss, found, prompts, responses = imitation(tiny, SftConfig())
+    model.zero_grad()
+    total = 0.0
+    for prompt, response in zip(prompts, responses, strict=True):
+        forbidden = torch.zeros(model.cfg.text.vocab_size, dtype=torch.bool)  # none is forbidden
+        total = total - separate_logps(model, prompt, response, 1.0, forbidden).sum()
+    expected = total / sum(map(len, responses))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        if name in found:
+            scale = parameter.grad.abs().max().clamp(min=1e-3)
+            assert (found[name] - parameter.grad).abs().max() < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_change_nothing(tiny, size):
+    loss, found, *_ = imitation(tiny, SftConfig())
+    again, others, *_ = imitation(tiny, SftConfig(groups_per_micro_batch=size))
+    assert again == pytest.approx(loss, rel=1e-6)
+    for name, gradient in found.items():
+        difference = (others[name] - gradient).abs().max()
+        assert difference < 1e-5 * gradient.abs().max().clamp(min=1e-3), name
+
+
+@pytest.mark.parametrize(
+    "mode, text",
+    [
+        ("direct", "<answer>3</answer>"),
+        ("think", "<think>red, red, blue: 3</think><answer>3</answer>"),
+        (
+            "steps",
+            "<summary>count</summary><caption>red, red, blue</caption>"
+            "<reasoning>red, red, blue: 3</reasoning><answer>3</answer>",
+        ),
+    ],
+)
+def test_a_response_is_the_answer_in_its_format_and_the_end_token(mode, text):
+    processor = Processor(BASE_MODEL)
+    reasoning = Reasoning("red, red, blue: 3", "red, red, blue", "count")
+    example = Example("a", (), "How many?", "3", reasoning=reasoning)
+    assert written("3", mode, reasoning) == text
+    ids = train_sft.response_ids(example, mode, processor)
+    assert processor.decode(ids[:-1]) == text and ids[-1] == processor.end_ids[0]
+
+
+@pytest.mark.parametrize("name", sorted(evaluate.TASKS))
+def test_every_garden_task_can_write_its_reasoning(name):
+    cfg = SftConfig(task=name, cot=True, prompt_mode="steps", **small(name))
+    processor = Processor(BASE_MODEL)
+    task = train_sft.with_reasoning(evaluate.load_task(cfg, processor), cfg)
+    for example in task.train[:4]:
+        assert all((example.reasoning.thought, example.reasoning.summary))
+        rewards = [
+            task.reward(written(example.target, mode, example.reasoning), example, 0.0).total
+            for mode in ("steps", "direct")
+        ]
+        assert rewards[0] > rewards[1]  # what is imitated is right, and in the asked-for format
+        ids = train_sft.response_ids(example, "steps", processor)
+        assert len(ids) <= task.max_completion_length
+
+
+def small(name: str) -> dict:
+    return {} if name == "cls" else {"train_size": 8, "held_out_size": 4}
+
+
+def a_task(reasoning=None) -> Task:
+    return Task("t", [Example(i, (), "?", "1", reasoning=reasoning) for i in "ab"], {}, None, None)
+
+
+def test_thoughts_come_from_a_file_and_a_missing_one_is_named(tmp_path):
+    file = tmp_path / "thoughts.jsonl"
+    rows = [{"id": "a", "thought": "one"}, {"id": "b", "thought": "two", "caption": "c"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = SftConfig(cot=True, prompt_mode="think", cot_texts=file)
+    task = train_sft.with_reasoning(a_task(), cfg)
+    assert [e.reasoning for e in task.train] == [Reasoning("one"), Reasoning("two", "c")]
+    file.write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match="1 training examples have no reasoning text, first 'b'"):
+        train_sft.with_reasoning(a_task(), cfg)
+    with pytest.raises(InputError, match="--cot_texts FILE"):
+        train_sft.with_reasoning(a_task(), SftConfig(cot=True, prompt_mode="think"))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"thought": "x"}', '{"id": "a", "colour": 1}', "7"])
+def test_a_damaged_line_of_thoughts_is_named(tmp_path, line):
+    file = tmp_path / "thoughts.jsonl"
+    file.write_text('{"id": "a", "thought": "x"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"thoughts.jsonl:2: not a row"):
+        train_sft.read_thoughts(file)
+
+
+def test_a_file_of_thoughts_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="--cot_texts .*nowhere"):
+        train_sft.read_thoughts(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        (dict(prompt_mode="think"), "--prompt_mode think: must be direct, or taken with --cot"),
+        (dict(cot_texts="x"), "--cot_texts"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(flags, complaint):
+    with pytest.raises(InputError, match=complaint):
+        SftConfig(**flags)
+
+
+def test_a_run_learns_and_leaves_what_a_grpo_run_leaves(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(13))
+    assert rows[-1]["loss"] < 0.8 * rows[1]["loss"]
+    assert "eval/strict" in rows[0] and "eval/strict_low" in rows[-1]
+    assert (run / "step_12" / "hf" / "model.safetensors").is_file()
+
+
+def test_a_run_is_judged_with_the_prompt_it_was_trained_with(run, capsys):
+    evaluate.main(["--run", str(run), "--split", "held_out"])
+    shown = capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert f"strict {rows[-1]['eval/strict']:.1%}" in shown

@@ -1,0 +1,343 @@
+"""What training/scoring.py guarantees: whatever a reward function does, GRPO sees finite numbers only.
+
+A user's function may raise, return too few values, NaN, None or text; each fault is counted, shown
+once, and costs its own group alone; too many stop the run. The optional shaping parts are added
+with their weights. Run: pytest tests/training/test_scoring.py
+"""
+
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config import Config
+from kernels import group_advantages
+from rewards import Reward
+from runtime.errors import InputError
+from sample import Rollout
+from tasks import Example, Task
+from training.reward_worker import Workers
+from training.scoring import (
+    FAULTS,
+    Scorer,
+    UserReward,
+    length_rewards,
+    repetition_penalty,
+    soft_overlong,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = ["<answer>red</answer>", "<answer>blue</answer>", "red", "<answer>red red</answer>"]
+EXAMPLES = [Example(f"e{n}", (), "?", target) for n, target in enumerate(("red", "blue", "green"))]
+
+
+def task() -> Task:
+    def reward(text, example, dense):
+        correct = float(example.target in text) + 0.25 * dense * (example.target not in text)
+        return Reward(correct, {"correct": correct})
+
+    def scores(text, example):
+        return {"strict": float(example.target in text)}
+
+    return Task("fake", [], {}, reward, scores)
+
+
+def rollout(G: int = 4, lengths: list[int] | None = None) -> Rollout:
+    lengths = lengths or [5] * (G * len(EXAMPLES))
+    ids = [torch.zeros(n, dtype=torch.int64) for n in lengths]
+    return Rollout(ids, [], ["stop"] * len(ids), (TEXTS[:G]) * len(EXAMPLES))
+
+
+def config(**more) -> Config:
+    return Config(num_generations=4, max_completion_length=20, max_steps=10, **more)
+
+
+def user_file(tmp_path, body: str) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(f"def pay(completions, example):\n    {body}\n")
+    return f"{path}:pay"
+
+
+def step(cfg: Config, examples=EXAMPLES):
+    return Scorer(task(), cfg).score_step(examples, rollout(), 0)
+
+
+# ---- the task's own reward -----------------------------------------------------------------------
+
+
+def test_every_completion_is_scored_against_its_own_question():
+    rewards, parts, faults = step(config())
+    assert rewards.tolist() == [[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert len(parts) == 12 and parts[0] == {"correct": 1.0} and faults == {}
+
+
+def test_dense_credit_decays_linearly_to_nothing_if_asked():
+    for schedule, at_half in (("constant", 0.25), ("linear", 0.125)):
+        scorer = Scorer(task(), config(dense=1.0, dense_schedule=schedule))
+        rewards = [scorer.score_step(EXAMPLES, rollout(), k)[0][2, 0].item() for k in (0, 5, 9)]
+        assert rewards[:2] == [0.25, at_half]
+        assert rewards[2] == pytest.approx(0.25 if schedule == "constant" else 0.025)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_task_reward_that_is_not_finite_names_the_example(value):
+    broken = Task("fake", [], {}, lambda *_: Reward(value, {"x": value}), lambda *_: {})
+    with pytest.raises(InputError, match="example e0: rewards must be finite"):
+        Scorer(broken, config()).score_step(EXAMPLES, rollout(), 0)
+
+
+# ---- shaping -------------------------------------------------------------------------------------
+
+
+def test_shaping_parts_are_added_with_their_weights_and_logged_unweighted():
+    cfg = config(overlong_weight=2.0, overlong_buffer=10, repetition_weight=1.0, length_weight=1.0)
+    lengths = [5, 15, 20, 10] * 3
+    rewards, parts, _ = Scorer(task(), cfg).score_step(EXAMPLES, rollout(lengths=lengths), 0)
+    assert [p["overlong"] for p in parts[:4]] == [0.0, -0.5, -1.0, 0.0]
+    # the wrong completion (number 1) gains nothing by being shorter than the mean
+    assert [p["length"] for p in parts[:4]] == pytest.approx([0.5, min(0, -1 / 6), -0.5, 1 / 6])
+    assert all(p["repetition"] == 0.0 for p in parts)
+    expected = [1 + 0.5, -1.0 - 1 / 6, 1 - 2.0 - 0.5, 1 + 1 / 6]
+    assert rewards[0].tolist() == pytest.approx(expected)
+
+
+def test_being_nearly_right_is_no_reason_to_be_short():
+    cfg = config(dense=1.0, length_weight=1.0)  # every wrong text is worth 0.25 here
+    _, parts, _ = Scorer(task(), cfg).score_step(EXAMPLES, rollout(lengths=[9, 5, 9, 9] * 3), 0)
+    assert parts[1]["correct"] == 0.25 and parts[1]["length"] == 0.0
+
+
+def test_a_length_reward_needs_the_tasks_own_idea_of_right(tmp_path):
+    mine = user_file(tmp_path, "return [1.0] * 4")
+    with pytest.raises(InputError, match="--length_weight"):
+        Scorer(task(), config(reward=mine, length_weight=1.0))
+
+
+def test_without_weights_no_shaping_part_appears():
+    assert all(p.keys() == {"correct"} for p in step(config())[1])
+
+
+def test_a_buffer_longer_than_the_completion_is_refused_by_flag():
+    with pytest.raises(InputError, match="--overlong_buffer"):
+        Scorer(task(), config(overlong_weight=1.0, overlong_buffer=21))
+
+
+def test_length_rewards_are_those_of_the_formula_and_vanish_for_equal_lengths():
+    assert length_rewards([10, 20, 30], [True, True, True]) == [0.5, 0.0, -0.5]
+    assert length_rewards([10, 20, 30], [False, False, False]) == [0.0, 0.0, -0.5]
+    assert length_rewards([7, 7], [True, False]) == [0.0, 0.0]
+
+
+def test_the_soft_overlong_penalty_is_dapo_s():
+    by_hand = {0: 0, 70: 0, 80: 0, 81: -0.05, 90: -0.5, 99: -0.95, 100: -1, 101: -1, 10**9: -1}
+    for length, penalty in by_hand.items():
+        assert soft_overlong(length, 100, 20) == pytest.approx(penalty)
+    assert math.copysign(1.0, soft_overlong(5, 100, 20)) == 1.0  # 0, not -0
+    values = [soft_overlong(length, 100, 20) for length in range(300)]
+    assert values == sorted(values, reverse=True) and min(values) == -1.0 and max(values) == 0.0
+    assert soft_overlong(50, 100, 100) == -0.5
+    for buffer in (0, -1, 101):
+        with pytest.raises(ValueError, match="buffer"):
+            soft_overlong(5, 100, buffer)
+
+
+def test_the_repetition_penalty_is_the_share_of_repeated_n_grams():
+    assert repetition_penalty("") == repetition_penalty("a b c") == 0.0
+    assert repetition_penalty("a b c d e f g") == 0.0
+    assert repetition_penalty("a a a a a") == -0.5  # two 4-grams, one of them new
+    assert repetition_penalty("A a  a\na a") == -0.5
+    assert repetition_penalty("a b a b", n=1) == -0.5
+    assert repetition_penalty("a b " * 1000) == pytest.approx(2 / 1997 - 1)
+    with pytest.raises(ValueError, match="n=0"):
+        repetition_penalty("a", n=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("ab"), max_size=30).map(" ".join), st.integers(1, 5))
+def test_saying_it_all_again_lowers_the_repetition_penalty_but_for_the_seam(text, n):
+    """Only the n - 1 n-grams across the seam can be new."""
+    once, twice = repetition_penalty(text, n), repetition_penalty(f"{text} {text}", n)
+    total = max(len(text.split()) - n + 1, 0)  # n-grams of the text
+    unique = round((once + 1) * total)
+    at_most = (unique + n - 1) / (2 * total + n - 1) - 1 if total else 0.0
+    assert -1.0 < twice <= at_most + 1e-12 and -1.0 < once <= 0.0
+
+
+# ---- a reward from outside -----------------------------------------------------------------------
+
+
+def test_a_users_function_replaces_the_reward_and_sees_the_example(tmp_path):
+    body = "return [len(c) * (example.target == 'blue') for c in completions]"
+    rewards, parts, faults = step(config(reward=user_file(tmp_path, body)))
+    assert rewards[1].tolist() == [len(text) for text in TEXTS]
+    assert rewards[0].tolist() == [0.0] * 4
+    assert parts[4] == {"user": len(TEXTS[0])}
+    assert faults == {f"reward/{kind}": 0.0 for kind in FAULTS}
+
+
+def test_a_users_function_may_use_the_projects_rewards(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from rewards import classification_reward\n"
+        "def pay(completions, example):\n"
+        "    return [classification_reward(c, example.target).total for c in completions]\n"
+    )
+    rewards, _, _ = step(config(reward=f"{path}:pay"))
+    assert rewards[0].tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+FAULTY = {  # body -> (fault, completions lost); each hits only the group whose target is blue
+    "1 / (example.target != 'blue'); return [1.0] * 4": ("exception", 4),
+    "return [1.0] * (4 - (example.target == 'blue'))": ("wrong_length", 4),
+    "return [float('nan') if example.target == 'blue' else 1.0, 2.0, 3.0, 4.0]": ("not_finite", 1),
+    "return ['much' if example.target == 'blue' else 1.0, 2.0, 3.0, 4.0]": ("exception", 4),
+    "return None if example.target == 'blue' else [1.0] * 4": ("exception", 4),
+}
+
+
+@pytest.mark.parametrize("body", list(FAULTY))
+def test_a_fault_is_counted_shown_and_costs_its_own_group_alone(
+    tmp_path, capsys, body, monkeypatch
+):
+    monkeypatch.setattr("scoring.MAX_FAULTS", 0.5)
+    kind, lost = FAULTY[body]
+    rewards, parts, faults = step(config(reward=user_file(tmp_path, body)))
+    assert faults[f"reward/{kind}"] == lost and sum(faults.values()) == lost
+    assert torch.isfinite(rewards).all() and len({tuple(p) for p in parts}) == 1
+    assert f"first fault, {kind}" in capsys.readouterr().err
+    advantages = group_advantages(rewards, "group")
+    assert (advantages[1, :lost] == 0).all()  # neither punished nor paid
+
+
+def test_none_leaves_a_completion_out_of_its_groups_comparison(tmp_path):
+    body = "return [1.0, None, 3.0, 5.0]"
+    rewards, _, faults = step(config(reward=user_file(tmp_path, body)))
+    assert rewards[0].tolist() == [1.0, 3.0, 3.0, 5.0]  # stands in with the mean of the others
+    assert group_advantages(rewards, "group")[0, 1] == 0
+    assert sum(faults.values()) == 0  # it was asked for: no fault
+
+
+def test_a_step_without_any_value_gives_no_gradient(tmp_path):
+    rewards, parts, _ = step(config(reward=user_file(tmp_path, "return [None] * 4")))
+    assert not group_advantages(rewards, "group").any() and parts[0] == {"user": 0.0}
+
+
+def test_more_faults_than_a_fifth_of_a_step_stop_the_run(tmp_path, capsys):
+    body = "raise KeyError('colour')"
+    with pytest.raises(InputError, match=r"failed for 12 of 12 completions .*exception 12"):
+        step(config(reward=user_file(tmp_path, body)))
+    shown = capsys.readouterr().err
+    assert "KeyError: 'colour'" in shown and shown.count("first fault") == 1
+
+
+def test_only_the_first_fault_of_a_run_is_shown(tmp_path, capsys):
+    body = "raise ValueError(f'example {example.id}')"
+    user = UserReward(Workers(user_file(tmp_path, body), 30))
+    groups = [(list(TEXTS), example) for example in EXAMPLES[:2]]
+    assert user.of_step(groups) == [[None] * 4] * 2
+    assert user.faults == {"exception": 8}
+    shown = capsys.readouterr().err
+    assert "ValueError: example e0" in shown and "ValueError: example e1" not in shown
+
+
+def test_a_function_cannot_change_the_texts_of_the_rollout(tmp_path):
+    texts = list(TEXTS)
+    user = UserReward(Workers(user_file(tmp_path, "completions.clear()\n    return [0.0] * 4"), 30))
+    user.of_step([(texts, EXAMPLES[0])])
+    assert texts == TEXTS
+
+
+@pytest.mark.parametrize(
+    "body, fault, what",
+    [
+        ("while True: pass", "timeout", "--reward_timeout 1 s"),
+        ("import time; time.sleep(60)", "timeout", "--reward_timeout 1 s"),
+        ("import os; os._exit(7)", "died", "code 7"),
+        ("import os; os.fork(); return [2.0] * 4", None, ""),  # two processes, one answer
+        ("import os; os.kill(os.getpid(), 9)", "died", "code -9"),
+        ("import sys; sys.exit('bye')", "exception", "SystemExit: bye"),
+        ("raise KeyboardInterrupt", "exception", "KeyboardInterrupt"),
+        ("print('x' * 10**7); print('the end'); 1 / 0", "exception", "the end"),
+        ("return [[1]] * 4", "exception", "TypeError"),
+        ("return 3", "exception", "TypeError"),
+        ("return ['1.5'] * 3", "wrong_length", "for 4 completions"),
+        ("return [float('nan')] * 4", "not_finite", "nan"),
+        ("return [1e300] * 4", "not_finite", "1e+300"),
+    ],
+)
+def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
+    tmp_path, capfd, body, fault, what
+):
+    """The first example is hit, the second is answered by the same worker or by a new one."""
+    body = f"if example.id == 'e0':\n        {body}\n    return [1.0] * len(completions)"
+    user = UserReward(Workers(user_file(tmp_path, body), 1))
+    begun = time.monotonic()
+    hit, spared = user.of_step([(list(TEXTS), EXAMPLES[0]), (list(TEXTS), EXAMPLES[1])])
+    assert [reward.total for reward in spared] == [1.0] * 4
+    if fault is None:
+        assert [reward.total for reward in hit] == [2.0] * 4 and not user.faults
+        again = user.of_step([(list(TEXTS), EXAMPLES[1])] * 3)  # and nothing is left in the pipe
+        assert [[reward.total for reward in group] for group in again] == [[1.0] * 4] * 3
+    else:
+        assert hit == [None] * 4 and user.faults == {fault: 4}
+    assert time.monotonic() - begun < 60
+    out, err = capfd.readouterr()
+    assert what in err and len(out) + len(err) < 5000
+    user.workers.idle[0].kill()
+
+
+@pytest.mark.parametrize("body", ["return [0.0]", "while True: pass"])
+def test_a_worker_ends_with_training_idle_or_busy(tmp_path, body):
+    program = (
+        f"from reward_worker import Workers\n"
+        f"if __name__ == '__main__':\n"
+        f"    workers = Workers({user_file(tmp_path, body)!r}, 30)\n"
+        f"    workers.idle[0].connection.send((0, [], None))\n"
+        f"    print(workers.idle[0].process.pid, flush=True)\n"
+        f"    import os; os._exit(0)\n"  # as if killed: nobody tidies up
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    pid, deadline = int(done.stdout), time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    "spec, why",
+    [
+        ("mine.py", "path/to/file.py:function"),
+        ("mine:pay", "path/to/file.py:function"),
+        ("mine.py:", "path/to/file.py:function"),
+        ("/nowhere/mine.py:pay", "no such file"),
+    ],
+)
+def test_a_reward_that_cannot_be_found_is_refused_by_flag(spec, why):
+    with pytest.raises(InputError, match=f"--reward.*{why}"):
+        Workers(spec, 30)
+
+
+@pytest.mark.parametrize(
+    "source, why",
+    [("pay = 3", "has no function 'pay'"), ("1 / 0", "importing it fails .ZeroDivisionError")]
+    + [("def pay(:", "importing it fails .SyntaxError")],
+)
+def test_a_file_without_a_usable_function_is_refused_by_flag(tmp_path, source, why):
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(InputError, match=f"--reward.*{why}"):
+        Workers(f"{tmp_path / 'mine.py'}:pay", 30)
