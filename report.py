@@ -82,7 +82,7 @@ def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
     groups = questions + [group for *_, own in views for group in own]
     completions = [c for group in groups for _, own in group.columns + group.between for c in own]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "reporting"),
+        loader=FileSystemLoader(Path(__file__).parent / "reporting" / "page"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: visible(value) if type(value) is str else value,

@@ -212,7 +212,7 @@ def test_the_command_of_a_run_makes_it_again():
 
 def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
     program = (
-        "import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
+        "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
     )
     alone = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
     for trains, ranks, code, words in (
@@ -243,7 +243,7 @@ def test_a_stream_that_was_closed_or_cannot_be_written_changes_no_exit_code():
 
 
 def test_a_reader_that_has_seen_enough_ends_a_script_without_a_word():
-    program = "import console; console.run(lambda: [print('x' * 5000) for _ in range(99)])"
+    program = "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(99)])"
     command = [sys.executable, "-c", program]
     script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     script.stdout.close()
@@ -326,6 +326,9 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
 # ---- no dead flags -------------------------------------------------------------------------------
 
 
+FOLDERS = (".", "data", "tasks", "training", "reporting", "reporting/page")
+
+
 def fields_read(kind: type) -> set[str]:
     """Attributes read from `cfg`, `config` or `self.cfg` in every script that names `kind` or a
     kind that it extends.
@@ -334,7 +337,7 @@ def fields_read(kind: type) -> set[str]:
     says nothing about this one. What evaluate.load_task hands over as `Settings` is read by tasks.
     """
     found = settings_read()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("reporting/*.py")]:
+    for path in [p for f in FOLDERS for p in ROOT.glob(f"{f}/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         kinds = {base.__name__ for base in kind.__mro__}  # train_sft.py uses train_grpo.py's parts

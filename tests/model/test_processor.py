@@ -338,7 +338,7 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = socket.create_connection = refuse
 from PIL import Image
-from model.text import Processor
+from model.processor import Processor
 ids = Processor(sys.argv[1]).prompt("p", [Image.new("RGB", (32, 32))], "What is it?").ids
 print(len(ids), "torchvision" in sys.modules)
 """

@@ -78,10 +78,11 @@ PROGRAM = """
 import json, os, shutil, signal, sys
 from pathlib import Path
 import torch
-import checkpoint, evaluate, run, sample, train_grpo
+import evaluate, sample, train_grpo
 from benchmarks.robustness.kills import in_child
-from reporting.runlog import RunLog
-from tests.test_faults import FLAGS, KILLED, differences, odd_lengths_are_paid
+from training import checkpoint, run
+from reporting.run_log import RunLog
+from tests.robustness.test_faults import FLAGS, KILLED, differences, odd_lengths_are_paid
 
 tiny, work = map(Path, sys.argv[1:])
 evaluate.TASKS["count"] = odd_lengths_are_paid(evaluate.TASKS["count"])

@@ -265,7 +265,7 @@ def test_i76_a_file_name_that_the_locale_cannot_spell_is_one_line(tmp_path):
     row = {"image": "花.png", "problem": "?", "solution": "a"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     program = (
-        "from runtime import console; from tasks.records import load_records\n"
+        "from runtime import console; from data.rows import load_records\n"
         "console.run(lambda: load_records('rows.jsonl'))"
     )
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

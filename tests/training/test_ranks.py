@@ -209,7 +209,8 @@ def test_ranks_leave_one_run_behind(made):
 
 FAULT = """
 import json, os, signal, sys, time
-import scoring, train_grpo
+import train_grpo
+from training import scoring
 from runtime import console
 import evaluate
 from model import language
@@ -302,12 +303,13 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(kind, more, ste
 def test_ranks_that_read_other_data_are_refused(tmp_path):
     """One rank cannot read a picture: its share would be of other questions."""
     program = (
-        "import os, prepare, train_grpo\n"
+        "import os, train_grpo\n"
+        "from training import setup\n"
         "from runtime import console\n"
-        "usable = prepare.usable_examples\n"
+        "usable = setup.usable_examples\n"
         "def fewer(examples, *more):\n"
         "    return usable(examples, *more)[int(os.environ['RANK']):]\n"
-        "prepare.usable_examples = fewer\n"
+        "setup.usable_examples = fewer\n"
         "console.run(train_grpo.main)"
     )
     out = tmp_path / "run"

@@ -206,7 +206,7 @@ FAULTY = {  # body -> (fault, completions lost); each hits only the group whose 
 def test_a_fault_is_counted_shown_and_costs_its_own_group_alone(
     tmp_path, capsys, body, monkeypatch
 ):
-    monkeypatch.setattr("scoring.MAX_FAULTS", 0.5)
+    monkeypatch.setattr("training.scoring.MAX_FAULTS", 0.5)
     kind, lost = FAULTY[body]
     rewards, parts, faults = step(config(reward=user_file(tmp_path, body)))
     assert faults[f"reward/{kind}"] == lost and sum(faults.values()) == lost
@@ -296,7 +296,7 @@ def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
 @pytest.mark.parametrize("body", ["return [0.0]", "while True: pass"])
 def test_a_worker_ends_with_training_idle_or_busy(tmp_path, body):
     program = (
-        f"from reward_worker import Workers\n"
+        f"from training.reward_worker import Workers\n"
         f"if __name__ == '__main__':\n"
         f"    workers = Workers({user_file(tmp_path, body)!r}, 30)\n"
         f"    workers.idle[0].connection.send((0, [], None))\n"
