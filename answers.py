@@ -174,7 +174,7 @@ def _bare(answer: str) -> str:
 
 
 class Box(NamedTuple):
-    """An upright box inside its frame: 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height.
+    """An upright box inside its canvas: 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height.
 
     `confidence` is in [0, 1] and `label` is normalised; either is None where none was given.
     """
@@ -191,7 +191,7 @@ class Box(NamedTuple):
 _JSON = json.JSONDecoder(parse_int=float)
 
 
-def parse_boxes(answer: str | None, frame: tuple[float, float]) -> tuple[list[Box], int] | None:
+def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[Box], int] | None:
     """Return the boxes of an answer and how many of its items are malformed, or None.
 
     The answer is one of these, with or without a ``` fence around it:
@@ -210,18 +210,18 @@ def parse_boxes(answer: str | None, frame: tuple[float, float]) -> tuple[list[Bo
     Within the grammar an item is malformed, and the caller counts it as a false positive, when
     - it does not have exactly four corners, or one is not a finite number (strings and true are
       not numbers, nor are NaN and 1e999);
-    - as written, x1 < x2 and y1 < y2 do not both hold, or no area is left inside the frame;
+    - as written, x1 < x2 and y1 < y2 do not both hold, or no area is left inside the canvas;
     - it has a confidence that is no number in [0, 1], or a label that is no name of at most
       `MAX_LABEL_CHARS` characters;
     - it comes after `MAX_BOXES` others.
 
     Args:
-        frame: (width, height) of the coordinates. What lies outside is cut off, never refused.
+        canvas: (width, height) of the coordinates. What lies outside is cut off, never refused.
     Raises:
-        ValueError: the frame is not two numbers in (0, 1e9]; beyond, areas could overflow.
+        ValueError: the canvas is not two numbers in (0, 1e9]; beyond, areas could overflow.
     """
-    if not (len(frame) == 2 and all(0.0 < size <= 1e9 for size in frame)):
-        raise ValueError(f"frame={frame!r} is not a (width, height), each in (0, 1e9]")
+    if not (len(canvas) == 2 and all(0.0 < size <= 1e9 for size in canvas)):
+        raise ValueError(f"canvas={canvas!r} is not a (width, height), each in (0, 1e9]")
     if answer is None or len(answer) > MAX_COMPLETION_CHARS:
         return None
     if parse_name(answer) in ("no objects", "none"):
@@ -230,7 +230,7 @@ def parse_boxes(answer: str | None, frame: tuple[float, float]) -> tuple[list[Bo
         items = _box_items(_without_fence(answer))
     except ValueError:
         return None
-    read = [_as_box(item, frame) for item in items[:MAX_BOXES]]
+    read = [_as_box(item, canvas) for item in items[:MAX_BOXES]]
     boxes = [box for box in read if box is not None]
     return boxes, len(items) - len(boxes)
 
@@ -290,8 +290,8 @@ def _decoded(text: str) -> Any:
     return _JSON.decode(text)
 
 
-def _as_box(item: Any, frame: tuple[float, float]) -> Box | None:
-    """The box of one item, cut to the frame, or None where it is malformed."""
+def _as_box(item: Any, canvas: tuple[float, float]) -> Box | None:
+    """The box of one item, cut to the canvas, or None where it is malformed."""
     fields = item if isinstance(item, dict) else {"bbox_2d": item}
     corners = fields.get("Position", fields.get("bbox_2d"))
     if not isinstance(corners, list) or len(corners) != 4 or not all(map(_is_finite, corners)):
@@ -300,7 +300,7 @@ def _as_box(item: Any, frame: tuple[float, float]) -> Box | None:
         return None
     x1, y1, x2, y2 = (
         float(min(max(0.0, corner), size))  # max in this order turns -0.0 into 0.0
-        for corner, size in zip(corners, (*frame, *frame), strict=True)
+        for corner, size in zip(corners, (*canvas, *canvas), strict=True)
     )
     if not (x2 - x1) * (y2 - y1) > 0.0:
         return None

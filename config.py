@@ -1,8 +1,9 @@
 """Settings: one frozen dataclass per script <-> command line <-> JSON.
 
 A field is the single truth about a flag: its name, type, default, and help text. `parse` builds the
-command line from it, `save` and `load` write and read it beside a run. Names are TRL's wherever TRL
-has the concept (https://huggingface.co/docs/trl/grpo_trainer), so that runs and curves compare.
+command line from it, `save` and `load` write and read it beside a run. What several scripts share
+is here; each script has the dataclass of its own flags. Names are TRL's wherever TRL has the
+concept (https://huggingface.co/docs/trl/grpo_trainer), so that runs and curves compare.
 """
 
 import argparse
@@ -14,17 +15,19 @@ import re
 import shlex
 import sys
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from data.files import MAX_SKIP
-from data.garden.world import GARDEN_SPLIT_SEED
 from runtime.errors import InputError
+from runtime.run_directory import write_atomically
 
 C = TypeVar("C")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 BASE_MODEL = Path(__file__).parent / "assets" / "garden-vlm"
+MAX_SKIP = 0.01  # share of a data set that may be unusable; two records always may
+SPLIT_SEED = 2503  # of the published splits and few-shot subsets
 
 
 def flag(default: Any, help: str) -> Any:
@@ -34,12 +37,12 @@ def flag(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is asked of which model: the flags that training and evaluation share."""
+    """What is asked of which model: the flags of training and evaluation alike."""
+
+    script: ClassVar[str] = ""  # that has these settings
 
     # Task
-    task: Literal[
-        "cls", "det", "ovd", "ground", "count", "measure", "change", "vqa", "entail", "order"
-    ] = flag("cls", "what is asked; tasks/__init__.py lists them")
+    task: str = flag("cls", "what is asked, a file of tasks/")
     data: str = flag("garden", "garden | digits | folder of class folders | file (README)")
     data_root: Path | None = flag(None, "folder of the images; default: the folder of the file")
     question: str | None = flag(None, "asked of every image; default: the data's own question")
@@ -47,18 +50,19 @@ class TaskConfig:
     train_size: int = flag(256, "training questions: the other tasks")
     held_out_per_class: int = flag(10, "test images per class: cls")
     held_out_size: int = flag(200, "test questions: the other tasks")
-    split_seed: int = flag(GARDEN_SPLIT_SEED, "of the training and the held-out examples")
+    split_seed: int = flag(SPLIT_SEED, "of the training and the held-out examples")
     max_skip: float = flag(MAX_SKIP, "share of the data that may be unusable; two always may")
     prompt_mode: Literal["think", "steps", "direct"] = flag(
         "think", "reason first; in four steps; or answer at once"
     )
     tolerance: float = flag(0.04, "measure: relative error of a number that is still right")
     ordered: bool = flag(False, "change: the order of the calls counts")
+    shuffle_labels: bool = flag(False, "cls, control run: train on wrong labels; must not help")
     coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
-        "auto", "frame in which the model writes boxes; auto: what its family was taught"
+        "auto", "format in which the model writes boxes; auto: what its family was taught"
     )
     data_coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
-        "auto", "frame of the data's boxes; auto: what its format prescribes"
+        "auto", "format of the data's boxes; auto: what its file format prescribes"
     )
     # Model
     model: Path = flag(BASE_MODEL, "checkpoint directory of a Qwen2-VL model")
@@ -82,7 +86,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(TaskConfig):
-    """What every training run is told. The defaults are those of the embedded base on a laptop."""
+    """The flags of every training run. The defaults suit the bundled base on a laptop."""
 
     freeze_vision: bool = flag(True, "keep the vision tower as it is")
     prompts_per_step: int = flag(8, "questions per optimizer step: N")
@@ -93,13 +97,15 @@ class TrainConfig(TaskConfig):
     weight_decay: float = flag(0.0, "of AdamW")
     groups_per_micro_batch: int = flag(8, "questions per forward: memory, not the result")
     gradient_checkpointing: bool = flag(False, "recompute layers in backward: memory for time")
-    fsdp: bool = flag(False, "under torchrun: share weights and optimizer state out over the GPUs")
+    fsdp: bool = flag(False, "under torchrun: shard weights and optimizer state over the GPUs")
     # Logging
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
     eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
-    save_steps: int = flag(0, "checkpoint every so many steps; 0: only at the end")
-    save_total_limit: int | None = flag(None, "checkpoints that may stay; default: all of them")
-    resume_from_checkpoint: str | None = flag(None, "latest, runs/NAME or runs/NAME/step_N: go on")
+    save_steps: int | None = flag(
+        None, "checkpoint every so many steps, 0: at the end; default: a quarter of the run"
+    )
+    save_total_limit: int | None = flag(2, "how many of the newest checkpoints stay; none: all")
+    resume_from_checkpoint: str | None = flag(None, "latest, runs/NAME or runs/NAME/step_N")
     report_prompts: int = flag(4, "held-out questions whose answers report.html follows")
     report_attention: bool = flag(False, "also show where their answers look in the image")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(
@@ -112,78 +118,15 @@ class TrainConfig(TaskConfig):
         require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
         require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
         require(0 <= self.weight_decay <= 1e6, "weight_decay", "in 0 .. 1e6", self)
-        require(self.save_steps >= 0, "save_steps", "0 or more", self)
+        require(self.save_steps is None or self.save_steps >= 0, "save_steps", "0 or more", self)
         limit = self.save_total_limit
-        require(limit is None or limit >= 1, "save_total_limit", "at least 1", self)
+        require(limit is None or limit >= 1, "save_total_limit", "at least 1, or none", self)
         require(0 <= self.report_prompts <= 100, "report_prompts", "in 0 .. 100", self)
 
-
-@dataclass(frozen=True)
-class SftConfig(TrainConfig):
-    """A run of supervised fine-tuning."""
-
-    script: ClassVar[str] = "train_sft.py"
-
-    prompt_mode: Literal["think", "steps", "direct"] = flag(
-        "direct", "answer at once; where cot is set, reason first or in four steps"
-    )
-    cot: bool = flag(False, "learn the reasoning too, not the answer alone")
-    cot_texts: Path | None = flag(None, "jsonl of id and thought, for data from outside")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        alone = not self.cot and self.prompt_mode != "direct"
-        require(not alone, "prompt_mode", "direct, or taken with --cot", self)
-        require(self.cot or self.cot_texts is None, "cot_texts", "taken with --cot", self)
-
-
-@dataclass(frozen=True)
-class Config(TrainConfig):
-    """A GRPO run."""
-
-    script: ClassVar[str] = "train_grpo.py"
-
-    shuffle_labels: bool = flag(False, "cls, control run: train on wrong labels; must not help")
-    # Rollout
-    num_generations: int = flag(8, "completions per question: G")
-    temperature: float = flag(1.0, "of sampling and of the trained distribution alike")
-    # Reward
-    correct_weight: float = flag(1.0, "weight of the right answer, or of the boxes' overlap")
-    confidence_weight: float = flag(1.0, "det, ovd: weight of well-placed confidence")
-    format_weight: float = flag(0.5, "weight of the asked-for format")
-    dense: float = flag(0.0, "credit for being nearly right, 0 (sparse) .. 1")
-    dense_schedule: Literal["constant", "linear"] = flag("constant", "or: decay dense to 0")
-    overlong_weight: float = flag(0.0, "penalty near the length limit (DAPO)")
-    overlong_buffer: int = flag(16, "tokens before the limit in which that penalty grows")
-    repetition_weight: float = flag(0.0, "penalty for repeated n-grams of words")
-    length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
-    reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
-    reward_timeout: float = flag(30.0, "seconds that it may take for the answers to one question")
-    # Update
-    loss_type: Literal["grpo", "dapo", "dr_grpo"] = flag("dapo", "how tokens are averaged")
-    scale_rewards: Literal["group", "none"] = flag("group", "divide by the group's std, or not")
-    beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
-    epsilon: float = flag(0.2, "clip range of the ratio, below")
-    epsilon_high: float | None = flag(None, "clip range above; default: epsilon")
-    num_iterations: int = flag(1, "updates per batch of completions: mu")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_counts(self, "num_generations num_iterations overlong_buffer")
-        require(self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self)
-        require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
-        for name in (
-            "correct_weight confidence_weight format_weight overlong_weight repetition_weight "
-            "length_weight beta"
-        ).split():
-            require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
-        require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
-        require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)
-        weights = self.correct_weight + self.format_weight
-        require(weights > 0, "correct_weight", "above 0 where --format_weight is 0", self)
-        require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
-        high = self.epsilon_high
-        require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
+    @property
+    def steps_between_saves(self) -> int:
+        """`save_steps`, by default a quarter of the run at most; 0: only at the end."""
+        return max(1, self.max_steps // 4) if self.save_steps is None else self.save_steps
 
 
 def require(holds: bool, name: str, what: str, config: Any) -> None:
@@ -221,18 +164,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def parse(kind: type[C], argv: list[str] | None, description: str) -> C:
+def parse(kind: type[C], argv: list[str] | None, description: str, **choices: Iterable[str]) -> C:
     """Build a config from the command line; raises InputError for an impossible value."""
-    return kind(**given_flags(kind, argv, description))
+    return kind(**given_flags(kind, argv, description, **choices))
 
 
-def given_flags(kind: type[C], argv: list[str] | None, description: str) -> dict[str, Any]:
+def given_flags(
+    kind: type[C], argv: list[str] | None, description: str, **choices: Iterable[str]
+) -> dict[str, Any]:
     """The flags that stand on the command line; `-` and `_` are the same in their names.
 
+    Args:
+        choices: the values that a flag may take, where its type does not say so.
     Exits with code 2 and one line for an unknown flag.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    argv = [_with_underscores(word) for word in argv]
+    argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser = Parser(
         usage="%(prog)s [--flag value ...]",
         description=description,
@@ -251,8 +197,8 @@ def given_flags(kind: type[C], argv: list[str] | None, description: str) -> dict
         if inner is bool:
             parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, **options)
             continue
-        if get_origin(inner) is Literal:
-            options["choices"] = get_args(inner)
+        if get_origin(inner) is Literal or item.name in choices:
+            options["choices"] = tuple(choices.get(item.name, get_args(inner)))
             inner = str
         elif inner in METAVARS:
             options["metavar"] = METAVARS[inner]
@@ -294,20 +240,20 @@ def _show(value: Any) -> Any:
 
 
 def command(config: TrainConfig, processes: int = 1) -> str:
-    """The command line that makes such a run again: the task, and the flags that differ from their
-    defaults. Where this run was kept, or went on from, is left out.
+    """The command line that repeats such a run: the task, and the flags that differ from their
+    defaults. The directory of this run, and what it was resumed from, are left out.
     """
     words = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
     words += [config.script, "--task", config.task]
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in ("task", "output_dir", "resume_from_checkpoint"):
+    for name in changed_flags(config):
+        value = getattr(config, name)
+        if name in ("task", "output_dir", "resume_from_checkpoint"):
             continue
-        if isinstance(value, bool) and value != item.default:
-            words.append(f"--{item.name}" if value else f"--no-{item.name}")
-        elif value != item.default:
-            shown = str(value)  # "=" where the value looks like a flag itself
-            words += [f"--{item.name}={shown}"] if shown[:1] == "-" else [f"--{item.name}", shown]
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:  # "=" where the value looks like a flag itself
+            text = str(value)
+            words += [f"--{name}={text}"] if text[:1] == "-" else [f"--{name}", text]
     return shlex.join(words)
 
 
@@ -315,38 +261,55 @@ def command(config: TrainConfig, processes: int = 1) -> str:
 
 
 def to_dict(config: Any) -> dict:
-    """The config as JSON can hold it."""
-    raw = dataclasses.asdict(config)
+    """The config as JSON can hold it, with the script that it belongs to."""
+    raw = {"script": config.script} | dataclasses.asdict(config)
     return {name: str(v) if isinstance(v, Path) else v for name, v in raw.items()}
 
 
 def save(config: Any, path: Path) -> None:
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    """Write a config as JSON; raises OSError where that fails."""
+    write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def load(kind: type[C], path: Path) -> C:
-    """Read what `save` wrote; raises InputError for a file that is not such a config."""
+def changed_flags(config: Any) -> list[str]:
+    """Names of the fields that differ from their defaults."""
+    return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+
+
+def load(kind: type[C], path: Path, strict: bool = True) -> C:
+    """Read what `save` wrote; raises InputError for a file that is not such a config.
+
+    Args:
+        strict: refuse settings of another script, and fields that `kind` does not have. Otherwise
+            these are ignored.
+    """
+    raw = read_settings(path)
+    script = raw.pop("script", None)
+    if strict and script != kind.script:
+        raise InputError(f"{path}: is of a run of {script}, not of {kind.script}")
+    types_by_name = {item.name: item.type for item in dataclasses.fields(kind)}
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"a JSON object is needed, not {type(raw).__name__}")
-        for item in dataclasses.fields(kind):
-            if item.name in raw:
-                raw[item.name] = _from_json(item.name, raw[item.name], item.type)
-        return kind(**raw)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        values = {
+            name: _from_json(name, value, types_by_name[name]) if name in types_by_name else value
+            for name, value in raw.items()
+            if strict or name in types_by_name
+        }
+        return kind(**values)
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a {kind.__name__} of this version ({error})") from None
 
 
-def load_run(path: Path) -> TrainConfig:
-    """A run's config.json, of whichever training script; raises InputError as `load` does."""
+def read_settings(path: Path) -> dict:
+    """The JSON object in a config.json, unchecked; raises InputError for any other file."""
     if not path.is_file():
         raise InputError(f"{path.parent} is no run, it has no {path.name}")
     try:
-        is_sft = "cot" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
-        is_sft = False  # `load` says what is wrong
-    return load(SftConfig if is_sft else Config, path)
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(raw).__name__}")
+    return raw
 
 
 def _from_json(name: str, value: Any, annotation: Any) -> Any:

@@ -65,10 +65,9 @@ FORMATS = MappingProxyType(
         "steps": ("summary", "caption", "reasoning", "answer"),
     }
 )
-ANSWER_WEIGHTS = MappingProxyType({"correct": 1.0, "format": 0.5})
-DETECTION_WEIGHTS = MappingProxyType({"iou": 1.0, "confidence": 1.0, "format": 0.5})
-GROUNDING_WEIGHTS = MappingProxyType({"iou": 1.0, "format": 0.5})
-FRAME = (1000, 1000)  # of boxes: Qwen2-VL and Visual-RFT write thousandths of width and height
+# What each part counts by default; a reward reads the weights of the parts that it has.
+WEIGHTS = MappingProxyType({"correct": 1.0, "iou": 1.0, "confidence": 1.0, "format": 0.5})
+CANVAS = (1000, 1000)  # of boxes: Qwen2-VL and Visual-RFT write thousandths of width and height
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def weighted(parts: dict[str, float], weights: Mapping[str, float]) -> Reward:
     """Return the reward with total = sum of weight x part, in the order of the parts.
 
     Raises:
-        ValueError: the weights do not name exactly the parts, or are negative, or not finite.
+        ValueError: a part has no weight, or the weight is negative or not finite.
     """
-    if weights.keys() != parts.keys():
-        raise ValueError(f"weights name {sorted(weights)}, expected {sorted(parts)}")
-    if not math.isfinite(sum(weights.values())) or any(w < 0 for w in weights.values()):
+    if missing := parts.keys() - weights.keys():
+        raise ValueError(f"weights name {sorted(weights)}, not {sorted(missing)}")
+    if not all(0 <= weights[name] < math.inf for name in parts):
         raise ValueError(f"weights must be finite and >= 0, got {dict(weights)}")
     return Reward(total=sum(weights[name] * part for name, part in parts.items()), parts=parts)
 
@@ -157,7 +156,7 @@ def _require_share(name: str, value: float) -> None:
 
 
 def classification_reward(
-    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0
+    text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0
 ) -> Reward:
     """Return what a completion earns for naming the class of an image. Parts:
 
@@ -196,7 +195,7 @@ def _word_f1(answer: str | None, target: str) -> float:
 
 
 def number_reward(
-    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0, tolerance=0.0
+    text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0, tolerance=0.0
 ) -> Reward:
     """Return what a completion earns for a number. Parts: `correct`, `format`.
 
@@ -220,16 +219,14 @@ def _cosine_taper(distance: float, near: float, far: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (distance - near) / (far - near)))
 
 
-def choice_reward(
-    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0
-) -> Reward:
+def choice_reward(text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0) -> Reward:
     """Return what a completion earns for a letter. Parts: `correct`, 1.0 or 0.0, and `format`."""
     exact = parse_choice(parse_answer(text)) == target_value(parse_choice, target)
     return _answer_reward(text, mode, weights, dense, exact, graded=0.0)
 
 
 def measure_reward(
-    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0, tolerance=0.0
+    text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0, tolerance=0.0
 ) -> Reward:
     """`number_reward` where the target is a number, otherwise `choice_reward`."""
     if parse_number(target) is None:
@@ -241,7 +238,7 @@ def measure_reward(
 
 
 def detection_reward(
-    text: str, target: str, mode="think", weights=DETECTION_WEIGHTS, dense=0.0, frame=FRAME
+    text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0, canvas=CANVAS
 ) -> Reward:
     """Return what a completion earns for finding every object, after Visual-RFT.
 
@@ -261,7 +258,7 @@ def detection_reward(
     box with a label is only found by a box with that label.
     """
     _require_share("dense", dense)
-    found, pairs, n = _paired_boxes(text, target, frame)
+    found, pairs, n = _paired_boxes(text, target, canvas)
     hits = [(box, overlap) for box, overlap in pairs if overlap > 0.5]
     graded = dense * sum(overlap for _, overlap in pairs if overlap <= 0.5)
     sure = [_confidence(box) for box, _ in hits]
@@ -275,21 +272,21 @@ def detection_reward(
     return weighted(parts, weights)
 
 
-def boxes_correct(text: str, target: str, frame: tuple[float, float] = FRAME) -> float:
+def boxes_correct(text: str, target: str, canvas: tuple[float, float] = CANVAS) -> float:
     """Return 1.0 if every true box is hit and there is no other item, else 0.0: strict accuracy."""
-    _, pairs, n = _paired_boxes(text, target, frame)
+    _, pairs, n = _paired_boxes(text, target, canvas)
     return 1.0 if sum(overlap > 0.5 for _, overlap in pairs) == n else 0.0
 
 
-def _paired_boxes(text: str, target: str, frame: tuple[float, float]) -> tuple[list, list, int]:
+def _paired_boxes(text: str, target: str, canvas: tuple[float, float]) -> tuple[list, list, int]:
     """The boxes, their pairs (`match_boxes`), and n. Outside the grammar is one malformed item."""
-    true = target_value(well_formed_boxes, target, frame)
-    found, malformed = parse_boxes(parse_answer(text), frame) or ([], 1)
+    true = target_value(well_formed_boxes, target, canvas)
+    found, malformed = parse_boxes(parse_answer(text), canvas) or ([], 1)
     return found, match_boxes(found, true), max(len(true), len(found) + malformed)
 
 
 def grounding_reward(
-    text: str, target: str, mode="think", weights=GROUNDING_WEIGHTS, dense=0.0, frame=FRAME
+    text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0, canvas=CANVAS
 ) -> Reward:
     """Return what a completion earns for the one box that a phrase refers to.
 
@@ -297,8 +294,8 @@ def grounding_reward(
     else 0.0, as in VLM-R1 (arXiv:2504.07615); and `format`.
     """
     _require_share("dense", dense)
-    (true,) = target_value(well_formed_box, target, frame)
-    found, malformed = parse_boxes(parse_answer(text), frame) or ([], 1)
+    (true,) = target_value(well_formed_box, target, canvas)
+    found, malformed = parse_boxes(parse_answer(text), canvas) or ([], 1)
     overlap = iou(found[0], true) if len(found) == 1 and not malformed else 0.0
     return weighted({"iou": overlap, "format": format_reward(text, mode)}, weights)
 
@@ -340,13 +337,13 @@ def _confidence(box: Box) -> float:
     return 1.0 if box.confidence is None else box.confidence
 
 
-def well_formed_boxes(target: str, frame: tuple[float, float]) -> list[Box] | None:
-    boxes, malformed = parse_boxes(target, frame) or ([], 1)
+def well_formed_boxes(target: str, canvas: tuple[float, float]) -> list[Box] | None:
+    boxes, malformed = parse_boxes(target, canvas) or ([], 1)
     return None if malformed else boxes
 
 
-def well_formed_box(target: str, frame: tuple[float, float]) -> list[Box] | None:
-    boxes = well_formed_boxes(target, frame)
+def well_formed_box(target: str, canvas: tuple[float, float]) -> list[Box] | None:
+    boxes = well_formed_boxes(target, canvas)
     return boxes if boxes and len(boxes) == 1 else None
 
 
@@ -354,7 +351,7 @@ def well_formed_box(target: str, frame: tuple[float, float]) -> list[Box] | None
 
 
 def calls_reward(
-    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0, ordered=False
+    text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0, ordered=False
 ) -> Reward:
     """Return what a completion earns for saying in calls what was done.
 
@@ -411,9 +408,7 @@ def _most_pairs(choices: list[list[int]]) -> int:
     return sum(settle(row, set()) for row in range(len(choices)))
 
 
-def sequence_reward(
-    text: str, target: str, mode="think", weights=ANSWER_WEIGHTS, dense=0.0
-) -> Reward:
+def sequence_reward(text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0) -> Reward:
     """Return what a completion earns for putting items in order. Parts: `correct`, `format`.
 
     `correct` is 1.0 for the whole order. Graded: the share of positions that are right, for an

@@ -4,8 +4,8 @@
 
 Method: the tower and the prefill run once per prompt. The G completions of a prompt share its keys
 and values; what they add stands behind them in the same cache (kernels/decode.py), and one decoding
-step advances all N * G rows together. Finished rows go on being computed until half of the groups
-have finished whole; then the other half goes on alone.
+step advances all N * G rows together. Finished rows are computed along until every row of half of
+the groups has finished; then the other half continues alone.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
 step, prompt id, sample index) alone. How prompts are batched cannot change them; the tokens are
@@ -16,9 +16,7 @@ top-k, no top-p: what is sampled is what is trained), and its log-probability is
 Next: model/vlm.py.
 """
 
-import ctypes
 import hashlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from torch import Tensor
 import config
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
-from data.files import visible
+from data.examples import full_question
 from kernels import triton
 from model.attention import KVCache, PackLayout, Span
 from model.language import DecodingStep, mrope
@@ -40,21 +38,27 @@ from model.vlm import VLM, Prompt
 from model.weights import load_model
 from rewards import FORMATS, classification_reward
 from runtime import console, distributed
-from runtime.errors import InputError
-from tasks import full_question
+from runtime.device import pick_device
+from runtime.errors import InputError, visible
 
-CHECK_END_EVERY = 8  # decoding steps between two looks at which rows have ended
+CHECK_END_EVERY = 8  # decoding steps between two checks of which rows have ended
 STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded
 
 
 @dataclass
 class Rollout:
-    """N * G completions; row b answers prompt b // G. Lists have one entry per row."""
+    """N * G completions; row b answers prompt b // G. Lists have one entry per row.
+
+    The sampler fills in the first four fields, a training step the others.
+    """
 
     ids: list[Tensor]  # (C_i,) int64 on the CPU, up to and including the first end token
     logps: list[Tensor]  # (C_i,) fp32 on the CPU, nats, under the distribution that was sampled
     finish: list[str]  # "stop" if the completion ended itself, "length" if it was cut
     texts: list[str]
+    rewards: Tensor | None = None  # (N, G) fp32
+    parts: list[dict[str, float]] | None = None  # of each reward, unweighted
+    advantages: Tensor | None = None  # (N, G) fp32
 
 
 def completion_uniforms(
@@ -74,8 +78,8 @@ def choose_tokens(logp: Tensor, uniforms: Tensor) -> Tensor:
     """Invert the cumulative distribution: (B, V) log-probs, (B, 1) uniforms -> (B, 1) ids."""
     cumulative = logp.double().exp_().cumsum_(-1)  # (B, V) fp64: 150,000 terms must not drift
     target = uniforms.double() * cumulative[:, -1:]  # (B, 1)
-    chosen = torch.searchsorted(cumulative, target, right=True)  # (B, 1)
-    return chosen.clamp(max=logp.shape[-1] - 1)
+    ids = torch.searchsorted(cumulative, target, right=True)  # (B, 1)
+    return ids.clamp(max=logp.shape[-1] - 1)
 
 
 class Decoder:
@@ -88,7 +92,7 @@ class Decoder:
     Args:
         cache: after the prefill of N groups. position: (B,) int64, where each row's first token
             stands. uniforms: (B, C_max), one random number per row and token.
-        forbidden_ids: never chosen. temperature: 0 takes the likeliest token.
+        suppressed_ids: never sampled. temperature: 0 is greedy.
     """
 
     def __init__(
@@ -97,13 +101,13 @@ class Decoder:
         cache: KVCache,
         position: Tensor,
         uniforms: Tensor,
-        forbidden_ids: Tensor,
+        suppressed_ids: Tensor,
         temperature: float,
     ):
         B, longest = uniforms.shape
         self.model, self.cache, self.uniforms = model, cache, uniforms
         self.layers = DecodingStep(model.model, cache)
-        self.forbidden_ids, self.temperature = forbidden_ids, temperature
+        self.suppressed_ids, self.temperature = suppressed_ids, temperature
         self.rows = torch.arange(B, device=uniforms.device)  # (B,) which rows of the rollout
         self.tokens = torch.full_like(uniforms, -1, dtype=torch.int64)  # (B, C_max)
         self.logps = torch.zeros_like(uniforms)  # (B, C_max) fp32
@@ -120,16 +124,16 @@ class Decoder:
     def choose(self, hidden: Tensor) -> None:
         """Draw the newest token of every row from its hidden state (B, D)."""
         logits = self.model.logits(hidden)  # (B, V) fp32
-        logits.index_fill_(1, self.forbidden_ids, float("-inf"))
+        logits.index_fill_(1, self.suppressed_ids, float("-inf"))
         if self.temperature not in (0.0, 1.0):
             logits /= self.temperature
         logp = logits.log_softmax(-1)  # (B, V)
         if self.temperature > 0:
-            chosen = choose_tokens(logp, self.uniforms[:, self.newest.index])  # (B, 1)
+            ids = choose_tokens(logp, self.uniforms[:, self.newest.index])  # (B, 1)
         else:
-            chosen = logp.argmax(-1, keepdim=True)  # (B, 1)
-        self.tokens[:, self.newest.index] = chosen
-        self.logps[:, self.newest.index] = logp.gather(1, chosen)
+            ids = logp.argmax(-1, keepdim=True)  # (B, 1)
+        self.tokens[:, self.newest.index] = ids
+        self.logps[:, self.newest.index] = logp.gather(1, ids)
 
     def step(self) -> None:
         """One token more for all rows: as a replay, once there is a recording."""
@@ -160,7 +164,7 @@ class Decoder:
         return (~has_ended).view(-1, self.cache.group_size).any(1).nonzero().squeeze(1)
 
     def keep(self, groups: Tensor) -> None:
-        """Go on with these groups alone."""
+        """Drop all groups but these."""
         self.cache.keep(groups)
         G = self.cache.group_size
         rows = (groups[:, None] * G + torch.arange(G, device=groups.device)).flatten()  # (B',)
@@ -183,7 +187,7 @@ def generate_group(
     """Draw `num_generations` completions for every prompt.
 
     Args:
-        temperature: 0 takes the likeliest token (its log-probability is that at temperature 1).
+        temperature: 0 is greedy (log-probabilities are then those at temperature 1).
         seed, step: with the prompt's id and the sample's index, the key of the random numbers.
     Returns: a Rollout of N * G rows, the G rows of a prompt next to each other.
     Raises: InputError if a log-probability is not finite, before anything can learn from it.
@@ -207,14 +211,20 @@ def generate_group(
     position = torch.tensor([p.next_position for p in prompts], device=device)  # (N,)
 
     # Decode: one token for all rows at a time.
-    forbidden_ids = processor.forbidden.nonzero().squeeze(1).to(device)
+    suppressed_ids = processor.suppressed_tokens.nonzero().squeeze(1).to(device)
     decoder = Decoder(
-        model, cache, position.repeat_interleave(G), uniforms.to(device), forbidden_ids, temperature
+        model,
+        cache,
+        position.repeat_interleave(G),
+        uniforms.to(device),
+        suppressed_ids,
+        temperature,
     )
     decoder.choose(hidden[ends].repeat_interleave(G, 0))
     tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)
     for t in range(1, max_completion_length):
         if t % CHECK_END_EVERY == 0:
+            distributed.stop_point()
             groups = decoder.unfinished_groups(end_ids)
             if len(groups) == 0:
                 break
@@ -241,47 +251,6 @@ def generate_group(
     )
 
 
-def pick_device(name: str, dtype: str = "float32") -> torch.device:
-    """`auto` takes a GPU if there is one, under torchrun each rank its own. Raises InputError for a
-    device that cannot be used, or not in this dtype."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if distributed.world_size() > 1 and name.startswith("cuda"):
-        if name != "cuda":
-            raise InputError(f"--device {name}: each rank takes its own; use --device cuda")
-        name = f"cuda:{distributed.local_rank()}"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", 0)  # torch.cuda.set_device takes no bare "cuda"
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton launches on the current device
-        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise InputError("--dtype bfloat16: this GPU has no such numbers; use float32")
-    else:
-        keep_freed_memory()
-    return device
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next tensor of that size.
-
-    By default it returns large blocks to the system, and the next step pays for every page again:
-    about 5 % of a step. Other C libraries have no `mallopt`; there nothing is changed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 # ---- command line --------------------------------------------------------------------------------
 
 
@@ -298,7 +267,7 @@ class SampleConfig:
     max_completion_length: int = flag(64, "tokens")
     max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error")
     max_pixels: int | None = flag(None, "larger images are downscaled; default: the checkpoint's")
-    temperature: float = flag(1.0, "0 takes the likeliest token every time")
+    temperature: float = flag(1.0, "0 is greedy")
     seed: int = flag(0, "another seed draws other answers")
     device: str = flag("auto", "cpu, cuda, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights")
@@ -307,8 +276,8 @@ class SampleConfig:
         require_counts(self, "num_generations max_completion_length max_prompt_length")
         require_temperature(self)
         if self.target is not None:
-            named = len(self.target) <= MAX_NAME_CHARS and normalise_name(self.target)
-            require(bool(named), "target", "a name", self)
+            is_name = len(self.target) <= MAX_NAME_CHARS and bool(normalise_name(self.target))
+            require(is_name, "target", "a name", self)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,39 +5,62 @@
 
 One completion per question, the right one, and every token of it is imitated: the loss is the mean
 negative log-probability over the tokens of a step. Without `--cot` the completion is the answer
-alone, and the model is judged with the direct prompt; with `--cot` it is the source's own reasoning
-and the answer, in the format of `--prompt_mode` think or steps.
+alone, and the model is evaluated with the direct prompt; with `--cot` it is the source's own
+reasoning and the answer, in the format of `--prompt_mode` think or steps.
 
 The result is a checkpoint like any other. Reason-RFT's two stages (arXiv:2503.20752) are this
 script with `--cot`, and then `train_grpo.py --model runs/NAME/step_N/hf`.
-Read first: train_grpo.py, whose data order, optimizer, evaluation and files are used here.
+Read first: train_grpo.py, whose data order, optimizer, evaluation and files are the same.
 """
 
 import json
-import time
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from config import SftConfig
+from config import TrainConfig, flag, require
+from data.examples import Example, Reasoning, completion_text
 from model.processor import Processor
-from model.vlm import VLM, Prompt, completion_logps, make_pack
+from model.vlm import VLM, completion_logps
 from runtime import console, distributed
 from runtime.errors import InputError
-from tasks import Example, Reasoning, Task, written
-from train_grpo import examples_of_step, prompts_of_step
-from training.checkpoint import Checkpoint, parse_or_resume
-from training.fsdp import equally_many, whole
-from training.optimizer import Optimizer, within_memory
+from tasks.task import Task
+from training.batches import Group, MicroBatch, MicroBatches, prompts_of_step, questions_of_step
+from training.checkpoint import Checkpoint
+from training.fsdp import unsharded
+from training.optimizer import Optimizer
+from training.resume import parse_or_resume
 from training.run import TrainingRun
 from training.setup import prepare
 
 
+@dataclass(frozen=True)
+class SFTConfig(TrainConfig):
+    """The flags of supervised fine-tuning; config.py has those that every training shares."""
+
+    script: ClassVar[str] = "train_sft.py"
+
+    prompt_mode: Literal["think", "steps", "direct"] = flag(
+        "direct", "answer at once; where cot is set, reason first or in four steps"
+    )
+    cot: bool = flag(False, "learn the reasoning too, not the answer alone")
+    cot_texts: Path | None = flag(None, "jsonl of id and thought, for data from outside")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_unused = not self.cot and self.prompt_mode != "direct"
+        require(not is_unused, "prompt_mode", "direct, or taken with --cot", self)
+        require(self.cot or self.cot_texts is None, "cot_texts", "taken with --cot", self)
+
+
 def read_thoughts(path: Path) -> dict[str, Reasoning]:
-    """Lines of `{"id": .., "thought": .., "caption": .., "summary": ..}`, the last two optional."""
+    """Lines of `{"id": .., "thought": .., "caption": .., "summary": ..}`, the last two optional.
+
+    Raises InputError naming file and line.
+    """
     thoughts, number = {}, 0
     try:
         for line in path.read_text(encoding="utf-8").split("\n"):
@@ -54,7 +77,7 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
     return thoughts
 
 
-def with_reasoning(task: Task, cfg: SftConfig) -> Task:
+def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
     """The task with a reasoning text for every training example; raises InputError without one."""
     if cfg.cot_texts is not None:
         thoughts = read_thoughts(cfg.cot_texts)
@@ -70,59 +93,59 @@ def with_reasoning(task: Task, cfg: SftConfig) -> Task:
 
 
 def response_ids(example: Example, mode: str, processor: Processor) -> Tensor:
-    """What the model is to say, end token included: (C_i,) int64."""
-    text = written(example.target, mode, example.reasoning)
+    """What the model should answer, end token included: (C_i,) int64."""
+    text = completion_text(example.target, mode, example.reasoning)
     return torch.tensor([*processor.encode(text), processor.end_ids[0]])
 
 
-def accumulate_imitation(
-    model: VLM, prompts: list[Prompt], responses: list[Tensor], total: int, cfg: SftConfig
-) -> float:
-    """Backward of the mean negative log-probability over the `total` tokens of the step, those of
-    all ranks; returns this rank's part of it."""
-    size, loss = cfg.groups_per_micro_batch, 0.0
-    batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
-    silent = slice(0, 1)
-    if cfg.fsdp:  # a forward is a joint act of all ranks
-        batches = equally_many(batches, silent)
-    for own in batches:
-        pack = make_pack(prompts[own], [[ids] for ids in responses[own]], model.device)
-        logp, _ = completion_logps(model, pack)  # (C,)
-        part = -logp.sum() / total * float(own is not silent)
-        part.backward()
-        loss += part.item()
-    return loss
+def imitation_loss(model: VLM, batch: MicroBatch) -> Tensor:
+    """Mean negative log-probability of the right answers' tokens; the weights are 1 / C."""
+    logp, _ = completion_logps(model, batch.pack)  # (C,)
+    return -(batch.weights * logp).sum()
 
 
-def train(cfg: SftConfig, checkpoint: Checkpoint | None = None) -> dict[str, float]:
-    """Run supervised fine-tuning, or go on from a checkpoint; returns the last held-out metrics."""
-    began = time.time()
+def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, float]:
+    """Run supervised fine-tuning, or resume it; return the last held-out metrics."""
     if cfg.cot and cfg.prompt_mode == "direct":
         cfg = replace(cfg, prompt_mode="think")
-    cfg, processor, task, model = prepare(cfg, checkpoint)
+    setup = prepare(cfg, checkpoint)
+    cfg, processor, model = setup.cfg, setup.processor, setup.model
     if cfg.cot:
-        task = with_reasoning(task, cfg)
+        setup.task = with_reasoning(setup.task, cfg)
     optimizer = Optimizer(model, cfg)
-    with TrainingRun(cfg, processor, task, model, optimizer, began, checkpoint) as run:
-        for step in range(run.done, cfg.max_steps):
-            with run.log.timed("prompts"), whole(model):
-                asked = examples_of_step(task.train, step, cfg)
-                prompts, examples = prompts_of_step(model, processor, asked, cfg)
-                responses = [response_ids(e, cfg.prompt_mode, processor) for e in examples]
-            total = sum(distributed.all_gather(sum(map(len, responses))))  # tokens
-            with run.log.timed("update"):
-                accumulate = partial(accumulate_imitation, model, prompts, responses, total)
-                loss, cfg = within_memory(accumulate, cfg, optimizer)
-                loss = sum(run.all_totals(loss))
-                update = optimizer.step(step / cfg.max_steps)
-            row = {"step": step + 1, "loss": loss} | update
-            run.end_step(row, [example for _, example in asked])
+    micro_batches = MicroBatches(model, optimizer, cfg)
+    with TrainingRun(setup, optimizer) as run:
+        for step in run.steps():
+            # 1. Questions and their right answers. Each rank takes its shard of them.
+            questions = questions_of_step(setup.task.train, step, cfg)
+            local_questions = distributed.local_shard(questions)
+            with unsharded(model):
+                prompts = prompts_of_step(model, processor, local_questions, cfg)
+            responses = [response_ids(e, cfg.prompt_mode, processor) for _, e in local_questions]
+            C = sum(distributed.all_gather(sum(map(len, responses))))  # tokens of the step
+            groups = [
+                Group(prompt, [ids], weights=torch.full((len(ids),), 1.0 / C))
+                for prompt, ids in zip(prompts, responses, strict=True)
+            ]
+            run.log.lap("prompts")
+            # 2. Update.
+            for batch in micro_batches.of(groups):
+                with micro_batches.retry_on_oom():
+                    loss = imitation_loss(model, batch)
+                    loss.backward()
+                    micro_batches.add({"loss": loss.detach()})
+            metrics = micro_batches.metrics()
+            optimizer.clip_grad_norm(cfg.max_grad_norm)
+            metrics |= optimizer.step(progress=step / cfg.max_steps)
+            run.log.lap("update")
+            # 3. Log, evaluate, save.
+            run.end_step(metrics, [example for _, example in questions])
     return run.close()
 
 
-@distributed.processes()
+@distributed.process_group()
 def main(argv: list[str] | None = None) -> None:
-    train(*parse_or_resume(SftConfig, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(SFTConfig, argv, __doc__.split("\n\n")[0]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Box frames: the coordinates in which a model writes boxes, and the way from one to another.
+"""Box formats: the coordinates in which a model writes boxes, and the way from one to another.
 
 A box is (x1, y1, x2, y2) from the top left corner. The same box has three spellings in the field,
 and mixing them up is its classic trap (VLM-R1 trained for months on unscaled targets):
 
-| frame         | unit                                            | used by                     |
+| format        | unit                                            | used by                     |
 |---------------|-------------------------------------------------|-----------------------------|
 | `norm1000`    | thousandths of the image's width and height     | Qwen2-VL, Qwen3-VL;         |
 |               |                                                 | Visual-RFT, for any model   |
@@ -11,7 +11,7 @@ and mixing them up is its classic trap (VLM-R1 trained for months on unscaled ta
 | `abs_resized` | pixels of the image as the vision tower sees it | Qwen2.5-VL                  |
 
 Boxes of data sets are read as "abs" (`pixel_box`), whatever convention their file has, and
-converted once, into the frame of the model. "Original" is the upright image, as
+converted once, into the format of the model. "Original" is the upright image, as
 `model.image.load_image` returns it: where it applies an EXIF orientation, the file on disk has
 width and height swapped. Sizes are (width, height) throughout; the resized one is
 `model.image.smart_resize(height, width, ...)[::-1]`, as that function has the height first.
@@ -25,59 +25,61 @@ from typing import Any, Literal
 
 from runtime.errors import InputError
 
-Frame = Literal["norm1000", "abs", "abs_resized"]
+BoxFormat = Literal["norm1000", "abs", "abs_resized"]
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 Shape = Literal["xywh", "xyxy", "extent"]  # what four numbers mean
 EDGE = 1.0  # pixels by which rounded annotations may leave the image; they are clipped
 
-DEFAULT_FRAMES: dict[str, Frame] = {
+DEFAULT_BOX_FORMATS: dict[str, BoxFormat] = {
     "qwen2_vl": "norm1000",
     "qwen2_5_vl": "abs_resized",
     "qwen3_vl": "norm1000",
 }
 
 
-def default_frame(model_type: str) -> Frame:
-    """Return the frame in which models of this `model_type` (config.json) were taught to ground.
+def default_box_format(model_type: str) -> BoxFormat:
+    """Return the box format that models of this `model_type` (config.json) were taught.
 
     Raises:
         InputError: the model type is unknown, so that only the user can tell.
     """
-    if model_type not in DEFAULT_FRAMES:
-        known = ", ".join(f"{name}: {frame}" for name, frame in DEFAULT_FRAMES.items())
+    if model_type not in DEFAULT_BOX_FORMATS:
+        known = ", ".join(f"{name}: {format}" for name, format in DEFAULT_BOX_FORMATS.items())
         raise InputError(
             f"--coords: no default for model_type {model_type!r} ({known}); "
             "name one of norm1000, abs, abs_resized"
         )
-    return DEFAULT_FRAMES[model_type]
+    return DEFAULT_BOX_FORMATS[model_type]
 
 
-def frame_size(frame: Frame, image_size: Size, resized: Size) -> Size:
-    """Return (width, height) of the frame: where the bottom right corner of the image lies.
+def canvas_size(format: BoxFormat, image_size: Size, resized: Size) -> Size:
+    """Return (width, height) of the canvas: where the bottom right corner of the image lies.
 
     Args:
         image_size: (width, height) of the upright original. resized: of what the model sees.
 
     Raises:
-        ValueError: unknown frame, or a size below one pixel.
+        ValueError: unknown format, or a size below one pixel.
     """
     sizes: dict[str, Size] = {"norm1000": (1000, 1000), "abs": image_size, "abs_resized": resized}
-    if frame not in sizes:
-        raise ValueError(f"frame={frame!r} is not one of {', '.join(sizes)}")
+    if format not in sizes:
+        raise ValueError(f"format={format!r} is not one of {', '.join(sizes)}")
     if min(*image_size, *resized) < 1:
         raise ValueError(f"sizes must be at least 1x1, got {image_size} and {resized}")
-    return sizes[frame]
+    return sizes[format]
 
 
-def convert_box(box: Box, source: Frame, target: Frame, image_size: Size, resized: Size) -> Box:
-    """Return the same region of the image in another frame, unrounded.
+def convert_box(
+    box: Box, source: BoxFormat, target: BoxFormat, image_size: Size, resized: Size
+) -> Box:
+    """Return the same region of the image in another format, unrounded.
 
-    Every frame spans the whole image, so this is one scale per axis, and there and back again is
+    Every format spans the whole image, so this is one scale per axis, and there and back again is
     the identity up to float rounding.
     """
-    width, height = frame_size(source, image_size, resized)
-    new_width, new_height = frame_size(target, image_size, resized)
+    width, height = canvas_size(source, image_size, resized)
+    new_width, new_height = canvas_size(target, image_size, resized)
     x1, y1, x2, y2 = box
     return (
         x1 * new_width / width,
@@ -90,7 +92,7 @@ def convert_box(box: Box, source: Frame, target: Frame, image_size: Size, resize
 def round_box(box: Box, size: Size) -> tuple[int, int, int, int]:
     """Return the box in integers, as answers are written: within `size`, at least one unit wide.
 
-    Rounds to the nearest integer, halves up, so that no coordinate inside the frame moves by more
+    Rounds to the nearest integer, halves up, so that no coordinate inside the canvas moves by more
     than half a unit; only a box that would lose its area is widened to one unit.
     """
 

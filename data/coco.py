@@ -4,9 +4,9 @@
     shots = few_shot_categories(images, ["bus", "cat"], shots=4, seed=0)     # {"bus": [...], ...}
 
 The file's `bbox` is [x, y, width, height]; every box becomes (x1, y1, x2, y2) in pixels of the
-upright image (frame "abs" of data/box_formats.py). A box that leaves its image, or is negative, raises
-`InputError` with its id: then the file holds another convention, or belongs to other pictures, and
-no box in it can be trusted.
+upright image (format "abs" of data/box_formats.py). A box that leaves its image, or is negative,
+raises `InputError` with its id: then the file holds another convention, or belongs to other
+pictures, and no box in it can be trusted.
 
 Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.py.
 """
@@ -37,7 +37,7 @@ class CocoImage:
 
     Attributes:
         size: (width, height) as annotated; `few_shot_categories` compares it with the picture.
-        boxes: of each category seen, frame "abs".
+        boxes: of each category seen, format "abs".
         unsure: categories with regions that are marked as crowd or not exhaustively annotated: the
             image serves neither as an example of them nor as one without them.
         ruled_out: categories known to be absent, where only some were looked for (LVIS); None

@@ -22,19 +22,12 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from runtime.errors import InputError
+from config import MAX_SKIP
+from runtime.errors import InputError, visible
 
 MAX_LINE_BYTES = 64 * 2**20  # of jsonl, where a line is one row
 MAX_JSON_BYTES = 2**31  # of json: COCO's instances_train2017.json is one line of 0.45 GB
 MAX_NESTING = 100  # json.loads recurses
-MAX_SKIP = 0.01  # share of a data set that may be unusable; two records always may
-KEPT = "\t\n\u200d"  # line breaks, and the joiner that writing systems and emoji need
-# Control, format, surrogate and separator characters: invisible, or turning the direction.
-UNSEEN = {
-    code: f"⟨U+{code:04X}⟩"
-    for code in (*range(0x10000), *range(0xE0000, 0xE1000))
-    if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in KEPT
-}
 
 
 @dataclass
@@ -67,25 +60,7 @@ class SkipLog:
             SkipLog.reported.append(summary)
 
 
-# ------------------------------------------------------------------- text from outside, to be shown
-
-
-def visible(text: str) -> str:
-    """The text with every character spelt out that would vanish or turn the direction."""
-    return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)
-
-
 # -------------------------------------------------------------------------------- paths and files
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def local_path(data: str, accepted: str) -> Path:

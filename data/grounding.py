@@ -2,8 +2,8 @@
 
     phrases = load_grounding("rec_jsons/refcoco_train.json", "coco/")
 
-Every box becomes (x1, y1, x2, y2) in pixels of the upright image (frame "abs" of data/box_formats.py),
-whatever the file says it is:
+Every box becomes (x1, y1, x2, y2) in pixels of the upright image (format "abs" of
+data/box_formats.py), whatever the file says it is:
 
 - VLM-R1's REC rows: `image`, `normal_caption` or `problem`, `solution` [x1, y1, x2, y2];
 - RefCOCO: `images`, `annotations` with `bbox` [x, y, width, height], `refs` with `sentences`;

@@ -2,7 +2,7 @@
 
 The head of a language model is one large product. With C scored tokens, width D, vocabulary V:
 
-    z_cj   = hidden_c . weight_j / temperature        (forbidden columns are left out)
+    z_cj   = hidden_c . weight_j / temperature        (suppressed columns are left out)
     logp_c = z_c,y(c) - log sum_j exp z_cj            y(c) is the chosen token
     H_c    = -sum_j p_cj log p_cj                     entropy in nats, p = softmax(z)
 
@@ -58,8 +58,8 @@ CHUNK_BYTES = 2**29
 # unlikely, so on-policy training computes the logits once.
 MAX_ABOVE = 20.0
 
-# Logit of a forbidden token: its odds are exactly 0 as for -inf, yet 0 * z is 0 and not NaN.
-FORBIDDEN_LOGIT = -1e30
+# Logit of a suppressed token: its odds are exactly 0 as for -inf, yet 0 * z is 0 and not NaN.
+SUPPRESSED_LOGIT = -1e30
 
 # Tile of one program: BLOCK_C tokens x BLOCK_V columns, walking over D in steps of BLOCK_D.
 # bf16 uses the tensor cores: the 128 x 128 fp32 accumulator is 64 registers a thread at 8 warps,
@@ -76,13 +76,13 @@ def linear_logprob_ref(
     weight: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
-    forbidden: Tensor | None = None,
+    suppressed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The specification of `linear_logprob`: fp32 (fp64 when given fp64), logits stored."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(dtype) @ weight.to(dtype).T / temperature  # (C, V)
-    if forbidden is not None:
-        logits = logits.masked_fill(forbidden, -math.inf)  # (C, V)
+    if suppressed is not None:
+        logits = logits.masked_fill(suppressed, -math.inf)  # (C, V)
     all_logp = logits.log_softmax(dim=1)  # (C, V)
     entropy = torch.special.entr(all_logp.detach().exp()).sum(dim=1)  # (C,)
     return all_logp.gather(1, targets[:, None]).squeeze(1), entropy
@@ -93,7 +93,7 @@ def linear_logprob_ref(
 def _logits_tile(
     hidden_ptr,
     weight_ptr,
-    forbidden_ptr,
+    suppressed_ptr,
     row,
     col,
     C,
@@ -104,12 +104,12 @@ def _logits_tile(
     stride_wv,
     stride_wd,
     inverse_temperature,
-    FORBIDDEN_LOGIT: constexpr,
+    SUPPRESSED_LOGIT: constexpr,
     BLOCK_C: constexpr,
     BLOCK_V: constexpr,
     BLOCK_D: constexpr,
 ):
-    """(BLOCK_C, BLOCK_V) fp32 logits; columns that are forbidden or past V get FORBIDDEN_LOGIT."""
+    """(BLOCK_C, BLOCK_V) fp32 logits; columns suppressed or past V get SUPPRESSED_LOGIT."""
     # 64-bit offsets: V * D passes 2**31 from a 7B model's head on.
     hidden_row = hidden_ptr + row.to(tl.int64)[:, None] * stride_hc
     weight_row = weight_ptr + col.to(tl.int64)[None, :] * stride_wv
@@ -128,9 +128,9 @@ def _logits_tile(
         )
         logits = tl.dot(h, w, logits, input_precision="ieee")
     is_allowed = col < V
-    if forbidden_ptr is not None:
-        is_allowed = is_allowed & (tl.load(forbidden_ptr + col, mask=col < V, other=1) == 0)
-    return tl.where(is_allowed[None, :], logits * inverse_temperature, FORBIDDEN_LOGIT)
+    if suppressed_ptr is not None:
+        is_allowed = is_allowed & (tl.load(suppressed_ptr + col, mask=col < V, other=1) == 0)
+    return tl.where(is_allowed[None, :], logits * inverse_temperature, SUPPRESSED_LOGIT)
 
 
 @jit
@@ -138,7 +138,7 @@ def _odds_kernel(
     hidden_ptr,
     weight_ptr,
     targets_ptr,
-    forbidden_ptr,
+    suppressed_ptr,
     shift_ptr,  # (C,) fp32
     sums_ptr,  # (3, n_tiles, C) fp32: maximum logit, sum of odds, their first moment; or None
     odds_ptr,  # (C, V) contiguous, dtype of hidden; or None
@@ -150,7 +150,7 @@ def _odds_kernel(
     stride_wv,
     stride_wd,
     inverse_temperature,
-    FORBIDDEN_LOGIT: constexpr,
+    SUPPRESSED_LOGIT: constexpr,
     BLOCK_C: constexpr,
     BLOCK_V: constexpr,
     BLOCK_D: constexpr,
@@ -161,9 +161,9 @@ def _odds_kernel(
     tile = tl.program_id(1)
     col = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     logits = _logits_tile(
-        hidden_ptr, weight_ptr, forbidden_ptr, row, col, C, V, D,
+        hidden_ptr, weight_ptr, suppressed_ptr, row, col, C, V, D,
         stride_hc, stride_hd, stride_wv, stride_wd, inverse_temperature,
-        FORBIDDEN_LOGIT, BLOCK_C, BLOCK_V, BLOCK_D,
+        SUPPRESSED_LOGIT, BLOCK_C, BLOCK_V, BLOCK_D,
     )  # fmt: skip
     target = tl.load(targets_ptr + row, mask=row < C, other=-1)
     below = logits - tl.load(shift_ptr + row, mask=row < C, other=0.0)[:, None]
@@ -182,32 +182,32 @@ def _odds_kernel(
 
 
 # --- Odds of one vocabulary chunk, in Triton and in torch ----------------------------------------
-# A chunk is (hidden (C, D), weight (V, D), targets (C,), forbidden (V,) or None, temperature);
+# A chunk is (hidden (C, D), weight (V, D), targets (C,), suppressed (V,) or None, temperature);
 # V counts its own columns and targets are relative to its first one, so they may lie outside.
 def _odds_triton(chunk, shift, reduce, store):
     """(3, n_tiles, C) fp32 sums where `reduce`, (C, V) odds in hidden's dtype where `store`."""
-    hidden, weight, targets, forbidden, temperature = chunk
+    hidden, weight, targets, suppressed, temperature = chunk
     (C, D), V = hidden.shape, weight.shape[0]
     tile = TILES[hidden.dtype]
     grid = (triton.cdiv(C, tile["BLOCK_C"]), triton.cdiv(V, tile["BLOCK_V"]))
     sums = shift.new_empty((3, grid[1], C)) if reduce else None  # (3, n_tiles, C)
     odds = hidden.new_empty((C, V)) if store else None  # (C, V)
     _odds_kernel[grid](
-        hidden, weight, targets, forbidden, shift, sums, odds, C, V, D,
+        hidden, weight, targets, suppressed, shift, sums, odds, C, V, D,
         *hidden.stride(), *weight.stride(), 1.0 / temperature,
-        FORBIDDEN_LOGIT=FORBIDDEN_LOGIT, **tile,
+        SUPPRESSED_LOGIT=SUPPRESSED_LOGIT, **tile,
     )  # fmt: skip
     return sums, odds
 
 
 def _odds_torch(chunk, shift, reduce, store):
     """(3, 1, C) sums where `reduce`, and always the odds (C, V), fp32 or fp64."""
-    hidden, weight, targets, forbidden, temperature = chunk
+    hidden, weight, targets, suppressed, temperature = chunk
     hidden, weight = hidden.to(shift.dtype), weight.to(shift.dtype)  # (C, D), (V, D)
     unused = hidden.new_empty(())  # beta=0 ignores it; alpha divides inside the product, for free
     logits = torch.addmm(unused, hidden, weight.T, beta=0, alpha=1.0 / temperature)  # (C, V)
-    if forbidden is not None:  # few columns as a rule: cheaper by index than by a mask over all
-        logits.index_fill_(1, forbidden.nonzero().squeeze(1), FORBIDDEN_LOGIT)  # (C, V)
+    if suppressed is not None:  # few columns as a rule: cheaper by index than by a mask over all
+        logits.index_fill_(1, suppressed.nonzero().squeeze(1), SUPPRESSED_LOGIT)  # (C, V)
     maximum = logits.amax(dim=1) if reduce else None  # (C,)
     below = logits.sub_(shift[:, None])  # (C, V)
     odds = _put_target_(below.exp() if reduce else below.exp_(), targets, torch.zeros_like(shift))
@@ -225,14 +225,14 @@ def _put_target_(odds, targets, value):
     return odds.scatter_(1, column, value)  # (C, V)
 
 
-def _target_logits(hidden, weight, targets, temperature, forbidden, dtype):
-    """(C,): row products. FORBIDDEN_LOGIT for a forbidden target, NaN for one outside [0, V)."""
+def _target_logits(hidden, weight, targets, temperature, suppressed, dtype):
+    """(C,): row products. SUPPRESSED_LOGIT for a suppressed target, NaN for one outside [0, V)."""
     inside = targets.clamp(0, weight.shape[0] - 1)  # (C,)
     parts = zip(hidden.split(2048), inside.split(2048), strict=True)  # fp32 copies stay small
     logit = torch.cat([(h.to(dtype) * weight[y].to(dtype)).sum(1) for h, y in parts])  # (C,)
     logit = logit / temperature
-    if forbidden is not None:
-        logit.masked_fill_(forbidden[inside], FORBIDDEN_LOGIT)
+    if suppressed is not None:
+        logit.masked_fill_(suppressed[inside], SUPPRESSED_LOGIT)
     return logit.masked_fill_(inside != targets, math.nan)
 
 
@@ -256,7 +256,7 @@ class _LinearLogprob(torch.autograd.Function):
     """Saves the inputs, three numbers per token, and the odds where they fit into one chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, forbidden, impl, is_training):
+    def forward(ctx, hidden, weight, targets, temperature, suppressed, impl, is_training):
         V, dtype = weight.shape[0], torch.promote_types(hidden.dtype, torch.float32)
         compute = _odds_triton if impl == "triton" else _odds_torch
         is_whole = _chunk_columns(hidden, dtype, impl) >= V
@@ -267,13 +267,13 @@ class _LinearLogprob(torch.autograd.Function):
         def all_sums(shift):
             sums = []
             for start in range(0, V, step):
-                chunk = _chunk(hidden, weight, targets, forbidden, temperature, start, step)
+                chunk = _chunk(hidden, weight, targets, suppressed, temperature, start, step)
                 part, odds = compute(chunk, shift, True, store)
                 sums.append(part)
             sums = sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)  # (3, n_tiles, C)
             return sums, odds if store else None
 
-        target_logit = _target_logits(hidden, weight, targets, temperature, forbidden, dtype)
+        target_logit = _target_logits(hidden, weight, targets, temperature, suppressed, dtype)
         shift = target_logit  # (C,)
         sums, odds = all_sums(shift)
         maximum = sums[0].amax(dim=0)  # (C,)
@@ -281,10 +281,10 @@ class _LinearLogprob(torch.autograd.Function):
             shift = torch.maximum(target_logit, maximum)  # (C,)
             sums, odds = all_sums(shift)
         others, total, logp, entropy = _merge(sums, shift, target_logit)  # (C,) each
-        logp.masked_fill_(target_logit <= FORBIDDEN_LOGIT, -math.inf)
+        logp.masked_fill_(target_logit <= SUPPRESSED_LOGIT, -math.inf)
         if odds is not None:
             odds = _put_target_(odds, targets, -others)  # (C, V)
-        ctx.save_for_backward(hidden, weight, targets, forbidden, shift, others, total, odds)
+        ctx.save_for_backward(hidden, weight, targets, suppressed, shift, others, total, odds)
         ctx.temperature, ctx.impl = temperature, impl
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -292,7 +292,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logp, _):
-        hidden, weight, targets, forbidden, shift, others, total, stored = ctx.saved_tensors
+        hidden, weight, targets, suppressed, shift, others, total, stored = ctx.saved_tensors
         V = weight.shape[0]
         compute = _odds_triton if ctx.impl == "triton" else _odds_torch
         scale = (-grad_logp / (ctx.temperature * total))[:, None]  # (C, 1), r of the formula
@@ -306,7 +306,7 @@ class _LinearLogprob(torch.autograd.Function):
             scaled_hidden = (hidden * scale).to(factor_dtype)  # (C, D)
         step = V if stored is not None else _chunk_columns(hidden, total.dtype, ctx.impl)
         for start in range(0, V, step):
-            chunk = _chunk(hidden, weight, targets, forbidden, ctx.temperature, start, step)
+            chunk = _chunk(hidden, weight, targets, suppressed, ctx.temperature, start, step)
             odds = stored  # (C, step)
             if odds is None:
                 odds = _put_target_(compute(chunk, shift, False, True)[1], chunk[2], -others)
@@ -334,11 +334,11 @@ def _chunk_columns(hidden, dtype, impl):
     return max(128, CHUNK_BYTES // (size * max(hidden.shape[0], 1)) // 128 * 128)
 
 
-def _chunk(hidden, weight, targets, forbidden, temperature, start, step):
+def _chunk(hidden, weight, targets, suppressed, temperature, start, step):
     """Columns start .. start + step of the head, with targets counted from `start`."""
     columns = slice(start, start + step)
-    forbidden = None if forbidden is None else forbidden[columns]  # (step,)
-    return hidden, weight[columns], targets - start, forbidden, temperature
+    suppressed = None if suppressed is None else suppressed[columns]  # (step,)
+    return hidden, weight[columns], targets - start, suppressed, temperature
 
 
 # --- Public function -----------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def linear_logprob(
     weight: Tensor,
     targets: Tensor,
     temperature: float = 1.0,
-    forbidden: Tensor | None = None,
+    suppressed: Tensor | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target under softmax(hidden @ weight.T / temperature), and entropy.
@@ -357,7 +357,7 @@ def linear_logprob(
         weight: (V, D) same dtype and device: the head, which may be the tied embedding.
         targets: (C,) int64 in [0, V): the tokens that were chosen.
         temperature: > 0; the sampler's, so that both score the same distribution.
-        forbidden: (V,) bool, True for tokens that can never be chosen: their logit is -inf.
+        suppressed: (V,) bool, True for tokens that can never be chosen: their logit is -inf.
         impl: "auto", "torch" or "triton"; see `kernels.choose_impl`.
 
     Returns:
@@ -367,26 +367,26 @@ def linear_logprob(
 
     Raises:
         ValueError: shapes, dtypes, devices or temperature are wrong; on CPU also when a target is
-            outside [0, V) or forbidden. On a GPU such a target yields logp NaN (outside) or -inf
-            (forbidden) and no exception.
+            outside [0, V) or suppressed. On a GPU such a target yields logp NaN (outside) or -inf
+            (suppressed) and no exception.
 
     Notes:
         Sums are fp32 whatever the input dtype. A row whose upstream gradient is zero contributes
         exactly zero. Inputs are not modified.
     """
     impl = choose_impl(impl, hidden)
-    _validate(hidden, weight, targets, temperature, forbidden, impl)
+    _validate(hidden, weight, targets, temperature, suppressed, impl)
     if hidden.shape[0] == 0:
         impl = "torch"  # a grid cannot be empty
     targets = targets.contiguous()  # (C,): the kernels take strides of the two matrices only
-    forbidden = None if forbidden is None else forbidden.contiguous()  # (V,)
+    suppressed = None if suppressed is None else suppressed.contiguous()  # (V,)
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the torch products
         return _LinearLogprob.apply(
-            hidden, weight, targets, temperature, forbidden, impl, torch.is_grad_enabled()
+            hidden, weight, targets, temperature, suppressed, impl, torch.is_grad_enabled()
         )
 
 
-def _validate(hidden, weight, targets, temperature, forbidden, impl) -> None:
+def _validate(hidden, weight, targets, temperature, suppressed, impl) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         got = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         raise ValueError(f"hidden and weight must have shapes (C, D) and (V, D), got {got}")
@@ -396,11 +396,11 @@ def _validate(hidden, weight, targets, temperature, forbidden, impl) -> None:
     if targets.shape != (C,) or targets.dtype != torch.int64:
         got = f"{tuple(targets.shape)} {targets.dtype}"
         raise ValueError(f"targets must have shape ({C},) and dtype int64, got {got}")
-    if forbidden is not None and (forbidden.shape != (V,) or forbidden.dtype != torch.bool):
-        got = f"{tuple(forbidden.shape)} {forbidden.dtype}"
-        raise ValueError(f"forbidden must have shape ({V},) and dtype bool, got {got}")
+    if suppressed is not None and (suppressed.shape != (V,) or suppressed.dtype != torch.bool):
+        got = f"{tuple(suppressed.shape)} {suppressed.dtype}"
+        raise ValueError(f"suppressed must have shape ({V},) and dtype bool, got {got}")
     tensors = (
-        (hidden, weight, targets) if forbidden is None else (hidden, weight, targets, forbidden)
+        (hidden, weight, targets) if suppressed is None else (hidden, weight, targets, suppressed)
     )
     if len({tensor.device for tensor in tensors}) > 1:
         raise ValueError(f"all tensors must share a device, got {[str(t.device) for t in tensors]}")
@@ -417,6 +417,6 @@ def _validate(hidden, weight, targets, temperature, forbidden, impl) -> None:
         lowest, highest = targets.aminmax()
         if lowest < 0 or highest >= V:
             raise ValueError(f"targets must be in [0, {V}), got {lowest} .. {highest}")
-        if forbidden is not None and forbidden[targets].any():
-            token = targets[forbidden[targets]][0].item()
-            raise ValueError(f"target {token} is forbidden: it cannot have been chosen")
+        if suppressed is not None and suppressed[targets].any():
+            token = targets[suppressed[targets]][0].item()
+            raise ValueError(f"target {token} is suppressed: it cannot have been chosen")

@@ -5,8 +5,8 @@ class; the images go through `model/image.py`. What a user wrote is data: it is 
 tokens switched off, so a question that contains `<|im_end|>` or `<|image_pad|>` stays plain text
 and cannot end its own turn or add an image slot.
 
-The sampler and the trainer share `forbidden`: vision tokens, chat control tokens and the untrained
-padding rows of the embedding have probability zero in both. Next: model/weights.py.
+The sampler and the trainer share `suppressed_tokens`: vision tokens, chat control tokens and the
+untrained padding rows of the embedding have probability zero in both. Next: model/weights.py.
 """
 
 import json
@@ -83,11 +83,13 @@ class Processor:
         if self.tokenizer.convert_tokens_to_ids(IMAGE_PAD) != self.cfg.image_token_id:
             raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
         self.end_ids = self._end_ids(directory)
-        self.forbidden = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
-        self.forbidden[len(self.tokenizer) :] = True
-        self.forbidden[[i for i in self.tokenizer.all_special_ids if i not in self.end_ids]] = True
+        self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
+        self.suppressed_tokens[len(self.tokenizer) :] = True
+        self.suppressed_tokens[
+            [i for i in self.tokenizer.all_special_ids if i not in self.end_ids]
+        ] = True
         special = [i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special]
-        self.forbidden[[i for i in special if i not in self.end_ids]] = True
+        self.suppressed_tokens[[i for i in special if i not in self.end_ids]] = True
 
     def _end_ids(self, directory: Path) -> list[int]:
         """Tokens that end a completion: the tokenizer's and the generation config's."""

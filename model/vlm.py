@@ -204,12 +204,12 @@ def make_pack(
 
 
 def completion_logps(
-    model: VLM, pack: Pack, temperature: float = 1.0, forbidden: Tensor | None = None
+    model: VLM, pack: Pack, temperature: float = 1.0, suppressed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every completion token of a pack, under the sampler's own distribution.
 
     Args:
-        temperature: the sampler's. forbidden: (V,) bool, tokens the sampler never draws.
+        temperature: the sampler's. suppressed: (V,) bool, tokens the sampler never draws.
     Returns: logp (C,) fp32 with gradient, entropy (C,) fp32 without, both in nats.
     """
     hidden = model(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
@@ -217,4 +217,4 @@ def completion_logps(
     # that repeats are then added up in whatever order the threads come. (On a GPU such sums have
     # no fixed order, here and in attention.)
     hidden = hidden.index_select(0, pack.predictors)  # (C, D)
-    return linear_logprob(hidden, model.head_weight, pack.targets, temperature, forbidden)
+    return linear_logprob(hidden, model.head_weight, pack.targets, temperature, suppressed)

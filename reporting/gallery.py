@@ -1,15 +1,14 @@
-"""What a reader can look at: completions with their pictures, rewards and probabilities.
+"""Completions to look at, with their pictures, rewards and probabilities.
 
 At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to images/:
 
 - `held_out`: a few fixed held-out questions, answered with the same random numbers every time, so
   that whatever changes between two snapshots is the model;
-- of the training step: the `best` and the `worst` of the groups that teach something, one
-  `no_spread` group whose rewards are all equal, and a `no_answer` group, where answers could not
-  be parsed.
+- of the training step: the `best` and the `worst` of the groups with an advantage, one `zero_std`
+  group whose rewards are all equal, and a `no_answer` group, where answers could not be parsed.
 
-Held-out completions are judged by the task's own sparse reward, whatever training pays.
-Next: reporting/attention_map.py, report.py.
+Held-out completions are scored by the task's own sparse reward at its default weights, whatever
+training pays. Next: reporting/attention_map.py, reporting/page/render.py.
 """
 
 import hashlib
@@ -18,20 +17,20 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from answers import parse_answer, parse_boxes
 from config import TrainConfig
+from data.examples import Example
 from kernels import group_advantages
 from model.image import load_image
 from model.processor import Processor
 from model.vlm import VLM
 from reporting.attention_map import answer_heat
 from reporting.run_log import RunLog
+from rewards import WEIGHTS
 from runtime import distributed
 from sample import Rollout, generate_group
-from tasks import Example, Task
-from training.scoring import finite_reward
+from tasks.task import Task, finite_reward
 
 THUMBNAIL = 256  # pixels of the longer side
 HEAT_MAPS = 1  # completions per question that get one
@@ -63,32 +62,33 @@ def in_answer(texts: list[str]) -> list[bool]:
     return inside
 
 
-def box_shares(answer: str | None, frame: tuple[float, float]) -> list[list[float]] | None:
+def box_shares(answer: str | None, canvas: tuple[float, float]) -> list[list[float]] | None:
     """The boxes of an answer as shares of the image's width and height, or None if it has none."""
-    parsed = parse_boxes(answer, frame)
+    parsed = parse_boxes(answer, canvas)
     if parsed is None:
         return None
-    width, height = frame
+    width, height = canvas
     return [
         [round(v, 4) for v in (b.x1 / width, b.y1 / height, b.x2 / width, b.y2 / height)]
         for b in parsed[0]
     ]
 
 
-def telling_groups(rewards: Tensor, texts: list[str]) -> dict[str, int]:
-    """Which groups of a step to show: view -> index. rewards: (N, G)."""
-    N, G = rewards.shape
-    means, is_flat = rewards.mean(1), (rewards == rewards[:, :1]).all(1)  # (N,) each
+def groups_to_show(rollout: Rollout) -> dict[str, int]:
+    """Which groups of a step to show: view -> index."""
+    rewards, texts = rollout.rewards, rollout.texts
+    (N, G), means = rewards.shape, rewards.mean(1)  # (N,)
+    is_zero_std = (rewards == rewards[:, :1]).all(1)  # (N,)
     failed = [sum(parse_answer(t) is None for t in texts[n * G : (n + 1) * G]) for n in range(N)]
-    ignored = is_flat & ~is_flat.all()  # best and worst are of those that teach, if any does
+    ignored = is_zero_std & ~is_zero_std.all()  # best and worst have an advantage, if any has
     views = {
         "best": int(means.masked_fill(ignored, -float("inf")).argmax()),
         "worst": int(means.masked_fill(ignored, float("inf")).argmin()),
     }
     if views["worst"] == views["best"]:  # a single group
         del views["worst"]
-    if bool(is_flat.any()):
-        views["no_spread"] = int(means.masked_fill(~is_flat, float("inf")).argmin())
+    if bool(is_zero_std.any()):
+        views["zero_std"] = int(means.masked_fill(~is_zero_std, float("inf")).argmin())
     if any(failed):
         views["no_answer"] = failed.index(max(failed))
     return views
@@ -96,31 +96,25 @@ def telling_groups(rewards: Tensor, texts: list[str]) -> dict[str, int]:
 
 def fixed_questions(examples: list[Example], wanted: int) -> list[Example]:
     """Evenly spread over the examples, each moved on to the next target that is not there yet."""
-    n, chosen, targets = len(examples), [], set()
+    n, places, targets = len(examples), [], set()
     count = min(wanted, n)
     for i in range(count):
-        places = [(i * n // count + k) % n for k in range(n)]
-        free = [place for place in places if place not in chosen]
+        candidates = [(i * n // count + k) % n for k in range(n)]
+        free = [place for place in candidates if place not in places]
         fresh = (place for place in free if examples[place].target not in targets)
-        chosen.append(next(fresh, free[0]))
-        targets.add(examples[chosen[-1]].target)
-    return [examples[place] for place in chosen]
+        places.append(next(fresh, free[0]))
+        targets.add(examples[places[-1]].target)
+    return [examples[place] for place in places]
 
 
 class Gallery:
     """Writes what report.html shows of a run's completions."""
 
-    def __init__(
-        self,
-        log: RunLog,
-        processor: Processor,
-        task: Task,
-        cfg: TrainConfig,
-        num_generations: int,
-        temperature: float,
-    ):
+    def __init__(self, log: RunLog, processor: Processor, task: Task, cfg: TrainConfig):
         self.log, self.processor, self.task, self.cfg = log, processor, task, cfg
-        self.num_generations, self.temperature = num_generations, temperature
+        # As in training; supervised fine-tuning samples for the report only.
+        self.num_generations = getattr(cfg, "num_generations", 4)
+        self.temperature = getattr(cfg, "temperature", 1.0)
         self.fixed = fixed_questions(task.splits["held_out"], cfg.report_prompts)
 
     def held_out(self, step: int, model: VLM) -> None:
@@ -128,9 +122,19 @@ class Gallery:
         if not self.log.is_written:
             return
         rows = []
-        at_once = max(1, self.cfg.prompts_per_step // distributed.world_size())  # as in training
-        for start in range(0, len(self.fixed), at_once):
-            rows += self._answered(step, model, self.fixed[start : start + at_once])
+        batch_size = max(1, self.cfg.prompts_per_step // distributed.world_size())  # as in training
+        for start in range(0, len(self.fixed), batch_size):
+            rows += self._answered(step, model, self.fixed[start : start + batch_size])
+        self.log.append("gallery.jsonl", rows)
+
+    def training(self, step: int, examples: list[Example], rollout: Rollout) -> None:
+        """Keep the groups of a step that are worth a look, with the rewards that were paid."""
+        if not self.log.is_written:
+            return
+        rows = [
+            self._row(step, view, examples[n], rollout, n)
+            for view, n in groups_to_show(rollout).items()
+        ]
         self.log.append("gallery.jsonl", rows)
 
     def _answered(self, step: int, model: VLM, examples: list[Example]) -> list[dict]:
@@ -139,16 +143,17 @@ class Gallery:
         rollout = generate_group(
             model, self.processor, prompts, G, length, self.temperature, self.cfg.seed
         )
-        judged = [
-            finite_reward(self.task, text, examples[b // G], 0.0)
+        rewards = [
+            finite_reward(self.task, text, examples[b // G], WEIGHTS, 0.0)
             for b, text in enumerate(rollout.texts)
         ]
-        totals = torch.tensor([reward.total for reward in judged], dtype=torch.float32)
-        rewards = totals.view(-1, G)  # (N, G)
-        advantages, parts = group_advantages(rewards), [reward.parts for reward in judged]
+        totals = torch.tensor([reward.total for reward in rewards], dtype=torch.float32)
+        rollout.rewards = totals.view(-1, G)  # (N, G)
+        rollout.parts = [reward.parts for reward in rewards]
+        rollout.advantages = group_advantages(rollout.rewards)
         rows = []
         for n, example in enumerate(examples):
-            row = self._row(step, "held_out", example, rollout, n, rewards, parts, advantages)
+            row = self._row(step, "held_out", example, rollout, n)
             if self.cfg.report_attention:
                 for g, completion in enumerate(row["completions"][:HEAT_MAPS]):
                     ids = rollout.ids[n * G + g]
@@ -157,43 +162,25 @@ class Gallery:
             rows.append(row)
         return rows
 
-    def training(
-        self,
-        step: int,
-        examples: list[Example],
-        rollout: Rollout,
-        rewards: Tensor,
-        parts: list[dict],
-        advantages: Tensor,
-    ) -> None:
-        """Keep the telling groups of a step: rewards and advantages (N, G), as they were paid."""
-        if not self.log.is_written:
-            return
-        views = telling_groups(rewards, rollout.texts)
-        rows = [
-            self._row(step, view, examples[n], rollout, n, rewards, parts, advantages)
-            for view, n in views.items()
-        ]
-        self.log.append("gallery.jsonl", rows)
-
-    def _row(self, step, view, example, rollout, n, rewards, parts, advantages) -> dict:
-        G, frame = rewards.shape[1], example.frame
-        true = parse_boxes(example.target, frame)
-        is_boxes = true is not None and true[1] == 0
+    def _row(self, step: int, view: str, example: Example, rollout: Rollout, n: int) -> dict:
+        G, canvas = rollout.rewards.shape[1], example.canvas
+        true = parse_boxes(example.target, canvas)
+        has_boxes = true is not None and true[1] == 0
         completions = []
         for g in range(G):
             b = n * G + g
+            answer = parse_answer(rollout.texts[b])
             completion = {
                 "tokens": token_texts(self.processor, rollout.ids[b].tolist()),
                 "probabilities": [round(p, 3) for p in rollout.logps[b].exp().tolist()],
-                "reward": rewards[n, g].item(),
-                "parts": {name: round(value, 4) for name, value in parts[b].items()},
-                "advantage": round(advantages[n, g].item(), 3),
+                "reward": rollout.rewards[n, g].item(),
+                "parts": {name: round(value, 4) for name, value in rollout.parts[b].items()},
+                "advantage": round(rollout.advantages[n, g].item(), 3),
                 "finish": rollout.finish[b],
-                "has_answer": parse_answer(rollout.texts[b]) is not None,
+                "has_answer": answer is not None,
             }
-            if is_boxes:
-                completion["boxes"] = box_shares(parse_answer(rollout.texts[b]), frame)
+            if has_boxes:
+                completion["boxes"] = box_shares(answer, canvas)
             completions.append(completion)
         return {
             "step": step,
@@ -201,7 +188,7 @@ class Gallery:
             "id": example.id,
             "question": example.question,
             "target": example.target,
-            "boxes": box_shares(example.target, frame) if is_boxes else None,
+            "boxes": box_shares(example.target, canvas) if has_boxes else None,
             "images": [self._thumbnail(image) for image in example.images],
             "completions": completions,
         }

@@ -1,6 +1,6 @@
-"""How a script speaks: lines on stdout, one line on stderr for bad input, and an exit code.
+"""How a script speaks and ends: lines on stdout, one line on stderr for bad input, an exit code.
 
-Next: train_grpo.py.
+Next: runtime/signals.py.
 """
 
 import os
@@ -9,53 +9,56 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from data.files import visible
-from runtime.errors import InputError
+from runtime.errors import InputError, visible
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a CPU or a GPU."""
-    said = str(error).lower()
-    ran_out = "out of memory" in said or "allocate memory" in said or "not enough memory" in said
-    return isinstance(error, MemoryError) or ran_out
+    message = str(error).lower()
+    phrases = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(phrase in message for phrase in phrases)
 
 
-class Told:
-    """stdout or stderr. Where the disk under it is full, or its reader is gone, the rest goes
-    nowhere. A lost stdout ends a script with one line, but not a training run, which is worth more.
+class SafeStream:
+    """stdout or stderr. Once its disk is full or its reader is gone, further text is dropped.
+
+    Args:
+        is_optional: a lost stream is reported and ends nothing: a training run is worth more.
+            Otherwise a lost stdout ends the script with one line.
     """
 
-    def __init__(self, stream: TextIO, goes_on: bool):
-        self.stream, self.goes_on = stream, goes_on
+    def __init__(self, stream: TextIO, is_optional: bool):
+        self.stream, self.is_optional = stream, is_optional
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        self._do(self.stream.write, text)
+        self._attempt(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        self._do(self.stream.flush)
+        self._attempt(self.stream.flush)
 
-    def _do(self, act: Callable, *args: str) -> None:
+    def _attempt(self, operation: Callable, *args: str) -> None:
         try:
-            act(*args)
+            operation(*args)
         except OSError as error:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self.stream.fileno())
-            if not self.goes_on and isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            with open(os.devnull, "w") as devnull:
+                os.dup2(devnull.fileno(), self.stream.fileno())
+            if not self.is_optional and isinstance(error, BrokenPipeError):  # `| head` is done
                 raise SystemExit(128 + signal.SIGPIPE) from None
-            if not self.goes_on:
+            if not self.is_optional:
                 raise InputError(f"stdout cannot be written ({error})") from None
             if self is not sys.stderr:
-                print(f"stdout cannot be written ({error}); going on without", file=sys.stderr)
+                print(f"stdout cannot be written ({error}); continuing without", file=sys.stderr)
 
 
-def run(main, trains: bool = False) -> None:
+def run(main: Callable[[], None], trains: bool = False) -> None:
     """Run a script's main(): bad input becomes one line on stderr and exit code 2.
 
-    trains: what counts is in files, so a stdout that cannot be written ends nothing.
+    Args:
+        trains: what counts is in files, so a stdout that cannot be written ends nothing.
     """
     streams = sys.stdout, sys.stderr
     out, err = (stream or open(os.devnull, "w") for stream in streams)  # None: closed by `>&-`
@@ -63,29 +66,30 @@ def run(main, trains: bool = False) -> None:
     for stream in (out, err):  # a terminal that cannot show a letter gets \\xNN
         stream.reconfigure(errors="backslashreplace")
     is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"  # the others would wait for it
-    sys.stdout, sys.stderr = Told(out, trains or is_one_of_many), Told(err, goes_on=True)
+    sys.stdout = SafeStream(out, is_optional=trains or is_one_of_many)
+    sys.stderr = SafeStream(err, is_optional=True)
     try:
         _run(main)
     finally:
         sys.stdout, sys.stderr = streams
 
 
-def _run(main) -> None:
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
     except InputError as error:
-        _stop(str(error), 2)
+        _exit(str(error), 2)
     except KeyboardInterrupt:
-        _stop("interrupted; checkpoints and logs already written are whole", 130)
+        _exit("interrupted; checkpoints and logs already written are whole", 130)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        now = "lower --groups_per_micro_batch or give --gradient_checkpointing (a run may go on so)"
+        now = "lower --groups_per_micro_batch or give --gradient_checkpointing (on resume, too)"
         anew = "--prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
-        _stop(f"out of memory; {now}, or begin with a lower {anew} ({error})", 2)
+        _exit(f"out of memory; {now}, or start anew with a lower {anew} ({error})", 2)
 
 
-def _stop(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> None:
     print(f"error: {visible(' '.join(message.split())[:2000])}", file=sys.stderr)
     sys.exit(code)

@@ -1,35 +1,29 @@
 """One process per GPU: `torchrun --nproc_per_node=2 train_grpo.py ...` makes the same run as one.
 
-Each process, a rank, has the whole model and answers, scores and learns from its own share of a
+Each process, a rank, holds the whole model and samples, scores and learns from its own shard of a
 step's questions. What must be known of all ranks (lengths, rewards, counts) is gathered; gradients
 are summed, not averaged, since token weights are those of the whole step. Random numbers depend on
 the question alone, so any number of ranks draws the same completions, up to the rounding of the
-logits. Rank 0 alone writes logs and checkpoints.
+logits. Rank 0 alone writes logs and checkpoints. With `--fsdp` weights, gradients and optimizer
+state are sharded, too (training/fsdp.py).
 
-With `--fsdp` weights, gradients and optimizer state are shared out, too (training/fsdp.py).
+A signal to any rank travels with the next `all_gather`, so that all ranks stop at the same point.
+When a rank fails it says so and ends; the others notice in their next collective, and torchrun ends
+those that cannot. The run is resumed from its last checkpoint.
 
-When a rank fails or is told to stop, it says so (`leave`), and its message takes the place of what
-it would have said in the next `all_gather`: all ranks raise there, and then save together. Before
-any other joint act there is an `all_gather`, with no signal let through in between, so that no rank
-waits for one that has left. A rank that cannot notice, because it is in the middle of such an act,
-is ended by a thread.
-
-Gradients are summed here, not by DistributedDataParallel: its hooks want as many backwards on every
-rank, in the dtype of the weights. Ours differ in number (groups without spread are skipped, and
+Gradients are summed here, not by DistributedDataParallel: its hooks want as many backwards on
+every rank, in the dtype of the weights. Ours differ in number (zero-std groups are skipped, and
 memory may run out on one rank), and bfloat16 gradients add up in fp32 (training/optimizer.py).
 
-Read first: train_grpo.py. Next: runtime/signals.py, training/fsdp.py.
+Next: training/fsdp.py.
 """
 
 import json
 import os
-import signal
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,28 +31,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime import console
 from runtime.errors import InputError
-from runtime.signals import LEFT, AnotherLeft, Elsewhere, Stopped, signals
+from runtime.signals import signals
 
 T = TypeVar("T")
 
-PATIENCE = 5.0  # seconds that a rank has to notice that another one has left
-TIMEOUT = timedelta(minutes=60)  # of a joint act: the slowest share of a rollout or an evaluation
+TIMEOUT = timedelta(minutes=60)  # of a collective: the slowest shard of a rollout or an evaluation
+
+
+class RankLost(InputError):
+    """Another rank has ended in the middle of a run."""
 
 
 class _Ranks:
     """What this process knows of the others."""
 
     control: dist.ProcessGroup | None = None  # for messages: they never mix with gradients
-    store: dist.Store | None = None  # read at any time, also where a message cannot arrive
-    is_broken = False  # a message did not arrive
-    waited = 0.0  # seconds, for the messages of others
-    has_told = False  # the traceback of its own error is printed
-    parting: dict[str, Any] | None = None  # the message of a rank that left; all have met since
-
-
-# ---- who am I ------------------------------------------------------------------------------------
+    seconds_waited = 0.0  # for the messages of others
 
 
 def world_size() -> int:
@@ -67,34 +56,33 @@ def world_size() -> int:
 
 
 def rank() -> int:
+    """Number of this process, from 0."""
     return 0 if _Ranks.control is None else dist.get_rank()
 
 
-def are_together() -> bool:
-    """Whether joint acts are possible: nobody has left, or all ranks know of it."""
-    return _Ranks.control is None or not _Ranks.is_broken
-
-
-def waited() -> float:
-    """Seconds that this rank has waited for slower ones since it was asked last."""
-    seconds, _Ranks.waited = _Ranks.waited, 0.0
-    return seconds
-
-
 def local_rank() -> int:
-    """Which GPU of this machine is ours."""
+    """Number of this process on its machine: which GPU is ours."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def local_shard(items: Sequence[T]) -> Sequence[T]:
     """This rank's part of what all ranks have: contiguous, sizes differ by one at most."""
     bounds = [len(items) * r // world_size() for r in (rank(), rank() + 1)]
     return items[bounds[0] : bounds[1]]
 
 
+def seconds_waited() -> float:
+    """Seconds that this rank has waited for slower ones since the last call."""
+    seconds, _Ranks.seconds_waited = _Ranks.seconds_waited, 0.0
+    return seconds
+
+
 @contextmanager
-def processes() -> Iterator[None]:
-    """Inside, this process is one of those that torchrun started; alone without torchrun."""
+def process_group() -> Iterator[None]:
+    """Inside, this process is one of those that torchrun started; alone without torchrun.
+
+    Raises InputError, prefixed with the rank, for whatever bad input ends this one.
+    """
     if os.environ.get("WORLD_SIZE", "1") == "1" or _Ranks.control is not None:
         yield
         return
@@ -102,156 +90,83 @@ def processes() -> Iterator[None]:
         raise InputError(
             f"WORLD_SIZE is set, but not {missing[0]}; start with torchrun, or unset it"
         )
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    _Ranks.store, own, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
-        backend, timeout=TIMEOUT, store=_Ranks.store, rank=own, world_size=count
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
     )
-    _Ranks.control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    _Ranks.parting, _Ranks.is_broken, _Ranks.has_told = None, False, False
-    _Ranks.waited = 0.0
-    watching = threading.Thread(target=_watch, daemon=True)
-    watching.start()
-    out = sys.stdout
+    _Ranks.control, _Ranks.seconds_waited = dist.new_group(backend="gloo", timeout=TIMEOUT), 0.0
+    stdout = sys.stdout
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "w") as devnull:
             if rank() > 0:
-                sys.stdout = nowhere
-            try:
-                yield
-            except (Exception, KeyboardInterrupt, Stopped, AnotherLeft) as error:
-                cause = leave(error)
-                if isinstance(cause, Stopped):
-                    raise SystemExit(128 + cause.number) from None
-                if is_a_surprise(error):
-                    raise SystemExit(1) from None  # told by `leave`
-                if cause is error:
-                    raise
-                raise cause from None
-    finally:
-        sys.stdout = out
-        _Ranks.control = None
-        watching.join()  # a thread cut off by the interpreter's end can abort the process
+                sys.stdout = devnull
+            yield
         dist.destroy_process_group()
+    except InputError as error:
+        raise InputError(f"rank {rank()}: {error}") from error
+    except Exception as error:  # a bug of ours or of the user's: its traceback follows
+        print(f"error: rank {rank()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        sys.stdout, _Ranks.control = stdout, None
 
 
-# ---- messages ------------------------------------------------------------------------------------
+# ---- collectives: every rank calls them, in the same order ---------------------------------------
 
 
 def all_gather(value: T) -> list[T]:
-    """What every rank says here, in order of ranks; JSON can hold it.
+    """Gather a value that JSON can hold from every rank, in order of ranks. Also a stop point.
 
-    Raises: Elsewhere or Stopped if a rank leaves instead.
+    Raises: Stopped on all ranks if one has received a signal; RankLost if one has ended.
     """
     if _Ranks.control is None:
+        signals.raise_if_received(signals.received)
         return [value]
-    with signals.holding():
-        messages = _exchange({"value": value})
-        if any("value" not in message for message in messages):
-            raise _as_error(_Ranks.parting)
-    return [message["value"] for message in messages]
+    messages = _exchange([value, signals.received])
+    received = [number for _, number in messages if number is not None]
+    signals.raise_if_received(received[0] if received else None)
+    return [value for value, _ in messages]
+
+
+def barrier() -> None:
+    """Wait for the slowest rank. Also a stop point."""
+    all_gather(None)
+
+
+def stop_point() -> None:
+    """Let a signal stop a run of one rank here; several ranks stop in `all_gather` only."""
+    if _Ranks.control is None:
+        signals.raise_if_received(signals.received)
 
 
 def require_same(value: Any, what: str) -> None:
-    """Raise InputError, on every rank, unless all of them hold the same."""
+    """Raise InputError, on every rank, unless all of them hold the same value."""
     values = all_gather(value)
     if odd := [r for r in range(len(values)) if values[r] != values[0]]:
         raise InputError(f"rank {odd[0]} reads other {what} than rank 0; are all files readable?")
 
 
-def _exchange(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rank's message, as JSON in bytes: nothing that comes from outside is unpickled."""
-    data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)  # (bytes,)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    try:
-        began = time.perf_counter()
-        dist.all_gather(sizes, torch.tensor([len(data)]), group=_Ranks.control)
-        _Ranks.waited += time.perf_counter() - began
-        longest = max(int(size) for size in sizes)
-        padded = torch.cat((data, data.new_zeros(longest - len(data))))
-        found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded, group=_Ranks.control)
-    except RuntimeError as error:
-        _Ranks.is_broken = True
-        raise Elsewhere(f"another rank has died ({str(error)[:200]})") from None
-    messages = [
-        json.loads(bytes(own[: int(size)].numpy())) for own, size in zip(found, sizes, strict=True)
-    ]
-    if partings := [message for message in messages if "value" not in message]:
-        knowing = [message for message in partings if "noticed" not in message]
-        _Ranks.parting = (knowing + partings)[0]
-    return messages
-
-
-def _as_error(parting: dict[str, Any]) -> BaseException:
-    if "stopped" in parting:
-        return Stopped(parting["stopped"])
-    return Elsewhere(parting.get("failed", "another rank has left"))
-
-
-def is_a_surprise(error: BaseException) -> bool:
-    """Whether its traceback matters: neither bad input, nor a signal, nor too little memory."""
-    is_expected = isinstance(error, InputError | Stopped | AnotherLeft | KeyboardInterrupt)
-    return not is_expected and not console.is_out_of_memory(error)
-
-
-def leave(error: BaseException) -> BaseException:
-    """Tell the other ranks why this one ends, and wait until they know; a second call does nothing.
-
-    Returns: what ends them all: `error`, or what another rank said.
-    """
-    if _Ranks.control is None or _Ranks.parting is not None:
-        return error
-    signals.held = True
-    if is_a_surprise(error) and not _Ranks.has_told:
-        _Ranks.has_told = True  # now: where the others cannot meet, this process ends unasked
-        traceback.print_exception(error)
-    if isinstance(error, AnotherLeft | Elsewhere):
-        message: dict[str, Any] = {"noticed": True}
-    elif isinstance(error, Stopped):
-        message = {"stopped": error.number}
-    else:
-        message = {"failed": f"rank {rank()}: {type(error).__name__}: {error}"[:2000]}
-    if "noticed" not in message:
-        with suppress(RuntimeError):  # torchrun may have died
-            _Ranks.store.set("left", json.dumps(message))
-    if not _Ranks.is_broken:
-        with suppress(Elsewhere):
-            _exchange(message)
-    if isinstance(error, AnotherLeft):
-        return _as_error(_Ranks.parting or {})
-    return error
-
-
-def _watch() -> None:
-    """Notice that another rank has left; end this one if it does not come to know it in time."""
-    group, store = _Ranks.control, _Ranks.store
-    with suppress(RuntimeError):  # torchrun has died: messages still arrive, if later
-        while _Ranks.control is group and not store.check(["left"]):
-            time.sleep(0.2)
-        if _Ranks.control is not group:
-            return
-        if _Ranks.parting is None and signals.previous:  # a run is going on: it can still save
-            signal.pthread_kill(threading.main_thread().ident, LEFT)
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if _Ranks.parting is not None or _Ranks.control is not group:
-                return
-            time.sleep(0.1)
-        cause = _as_error(json.loads(store.get("left")))
-        what = f"stopped by {cause}" if isinstance(cause, Stopped) else cause
-        print(f"error: {what}; this rank ends without saving", file=sys.stderr, flush=True)
-        os._exit(1)
-
-
-# ---- gradients -----------------------------------------------------------------------------------
-
-
 def sum_gradients(parameters: list[Tensor]) -> None:
-    """Add up the gradients of all ranks; every rank gets the same bits.
-
-    A joint act: what precedes it is an `all_gather` (`TrainingRun.all_totals`).
-    """
+    """Add up the gradients of all ranks in place; every rank gets the same bits."""
     if world_size() > 1:
         for parameter in parameters:
             dist.all_reduce(parameter.grad)
+
+
+def _exchange(message: Any) -> list[Any]:
+    """Every rank's message, as JSON in bytes: nothing is unpickled."""
+    data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)  # (bytes,)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    try:
+        start = time.perf_counter()
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=_Ranks.control)
+        _Ranks.seconds_waited += time.perf_counter() - start
+        longest = max(int(size) for size in sizes)
+        padded = torch.cat((data, data.new_zeros(longest - len(data))))
+        buffers = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(buffers, padded, group=_Ranks.control)
+    except RuntimeError as error:
+        raise RankLost(f"another rank has ended ({str(error)[:200]})") from None
+    return [
+        json.loads(bytes(buffer[: int(size)].numpy()))
+        for buffer, size in zip(buffers, sizes, strict=True)
+    ]

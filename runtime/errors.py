@@ -1,9 +1,24 @@
-"""The one exception for bad input: a missing file, a wrong flag, an unreadable image.
+"""`InputError`, the one exception for bad input, and how text from outside is shown.
 
-Its message is shown to the user as a single line `error: ...` and the process exits with code 2,
-without a traceback. Everything else that is raised is a bug of ours and keeps its traceback.
+The message is printed as a single line `error: ...` and the process exits with code 2, without a
+traceback. Any other exception is a bug of ours and keeps its traceback.
 """
+
+import unicodedata
+
+KEPT = "\t\n\u200d"  # line breaks, and the joiner that writing systems and emoji need
+# Control, format, surrogate and separator characters: invisible, or turning the direction.
+UNSEEN = {
+    code: f"⟨U+{code:04X}⟩"
+    for code in (*range(0x10000), *range(0xE0000, 0xE1000))
+    if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in KEPT
+}
 
 
 class InputError(ValueError):
     """Bad input from outside. The message names the file or flag, what is wrong, and the fix."""
+
+
+def visible(text: str) -> str:
+    """Spell out every character of the text that would vanish or turn the writing direction."""
+    return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)

@@ -1,8 +1,8 @@
-"""What the box tasks share: targets in the model's frame, and COCO's average precision.
+"""What the box tasks share: targets in the model's box format, and COCO's average precision.
 
-Intersection over union does not change when both axes are scaled, so nothing has to be converted
-while a model is judged: the *targets* are written once in the frame in which the model speaks
-(`--coords`, by default what its family was taught: data/box_formats.py), and compared there.
+Intersection over union does not change when both axes are scaled, so no answer has to be converted:
+the *targets* are written once in the box format of the model (`--coords`, by default what its
+family was taught: data/box_formats.py), and compared there.
 
 Average precision is `pycocotools`' own, on exactly the boxes that `answers.parse_boxes` reads.
 
@@ -12,20 +12,22 @@ Next: tasks/det.py.
 import contextlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from answers import Box, parse_answer, parse_boxes
-from data.box_formats import convert_box, frame_size, round_box
+from config import TaskConfig
+from data.box_formats import BoxFormat, canvas_size, convert_box, default_box_format, round_box
+from data.examples import Example
 from data.files import optional_import
 from data.garden.questions import NO_OBJECTS
-from model.image import load_image, smart_resize
+from model.image import ImageConfig, load_image, smart_resize
 from runtime.errors import InputError
-from tasks import Example, Settings
+from tasks.scenes import Splits
 
-ANY_FRAME = (1e6, 1e6)  # of boxes whose frame is not known yet
+ANY_CANVAS = (1e6, 1e6)  # of boxes whose format is not known yet
 
 
 def box_list(boxes: Sequence[Sequence[int]]) -> str:
@@ -34,64 +36,71 @@ def box_list(boxes: Sequence[Sequence[int]]) -> str:
     return json.dumps(items) if items else NO_OBJECTS
 
 
-def row_in_frame(settings: Settings) -> Callable[[Example, str], Example]:
-    """For `record_splits`: VLM-R1's rows hold pixels of the original image, all others norm1000."""
+def model_box_format(cfg: TaskConfig, model_type: str) -> BoxFormat:
+    """The format in which the model writes boxes: `--coords`, or that of its family.
 
-    def adapt(example: Example, schema: str) -> Example:
-        source = "abs" if schema == "VLM-R1" else "norm1000"
-        return in_frame(example, source, settings)
-
-    return adapt
+    Raises InputError for a family without a known one, so that only the user can tell.
+    """
+    return default_box_format(model_type) if cfg.coords == "auto" else cfg.coords
 
 
-def in_frame(example: Example, prescribed: str, settings: Settings) -> Example:
-    """The example with its target's boxes in the frame that the model speaks, `settings.coords`.
+def in_model_format(splits: Splits, cfg: TaskConfig, image_cfg: ImageConfig | None) -> Splits:
+    """Both parts of the splits with the boxes of their targets in `cfg.coords` (not "auto")."""
+    train, evaluated = splits
 
-    They come in the frame `prescribed` by the data's format, unless `settings.data_coords` says
-    otherwise. A target that is one bare box stays one; labels are kept. The size of the frame is
-    noted in `Example.frame`. Boxes refer to the upright first image.
+    def convert(examples: list[Example]) -> list[Example]:
+        return [converted(example, cfg, image_cfg) for example in examples]
 
+    return convert(train), {name: convert(examples) for name, examples in evaluated.items()}
+
+
+def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Example:
+    """The example with the boxes of its target in the model's format, `cfg.coords`.
+
+    They come in the example's own format, unless `cfg.data_coords` says otherwise. A target that is
+    one bare box stays one; labels are kept. Boxes refer to the upright first image.
+
+    Args:
+        image_cfg: preprocessing of the model, which decides the size of a resized image.
     Raises: InputError for a box without area inside its image.
     """
-    source = prescribed if settings.data_coords == "auto" else settings.data_coords
-    size = load_image(example.images[0]).size
-    resized = size
-    if settings.image_config is not None:
-        cfg = settings.image_config
-        factor = cfg.patch_size * cfg.merge_size
-        height, width = smart_resize(size[1], size[0], factor, cfg.min_pixels, cfg.max_pixels)
-        resized = (width, height)
-    limits, frame = (frame_size(f, size, resized) for f in (source, settings.coords))
-    boxes, _ = parse_boxes(example.target, ANY_FRAME)
+    source = example.box_format if cfg.data_coords == "auto" else cfg.data_coords
+    size = resized = load_image(example.images[0]).size
+    if image_cfg is not None:
+        factor = image_cfg.patch_size * image_cfg.merge_size
+        area = image_cfg.min_pixels, image_cfg.max_pixels
+        resized = smart_resize(size[1], size[0], factor, *area)[::-1]
+    limits, canvas = (canvas_size(f, size, resized) for f in (source, cfg.coords))
+    boxes, _ = parse_boxes(example.target, ANY_CANVAS)
     if any(box.x2 > limits[0] + 1 or box.y2 > limits[1] + 1 for box in boxes):
         raise InputError(
             f"example {example.id}: {example.target:.80} lies outside of its image of {size}, read "
-            f"as {source}; name the frame of the data's boxes with --data_coords"
+            f"as {source}; name the format of the data's boxes with --data_coords"
         )
-
-    def converted(box: Box) -> list[int]:
-        return list(round_box(convert_box(box[:4], source, settings.coords, size, resized), frame))
-
+    rounded = [
+        list(round_box(convert_box(box[:4], source, cfg.coords, size, resized), canvas))
+        for box in boxes
+    ]
     if is_bare(example.target):
-        target = json.dumps(converted(boxes[0]))
+        target = json.dumps(rounded[0])
     elif any(box.label is not None for box in boxes):
         labels = [{} if box.label is None else {"label": box.label} for box in boxes]
-        items = zip(boxes, labels, strict=True)
-        target = json.dumps([{"bbox_2d": converted(box)} | label for box, label in items])
+        items = zip(rounded, labels, strict=True)
+        target = json.dumps([{"bbox_2d": box} | label for box, label in items])
     else:
-        target = box_list([converted(box) for box in boxes])
-    return replace(example, target=target, frame=frame)
+        target = box_list(rounded)
+    return replace(example, target=target, box_format=cfg.coords, canvas=canvas)
 
 
 def is_box_list(text: str) -> bool:
     """Whether the text is a usable detection target: in the grammar, every item a box."""
-    parsed = parse_boxes(text, ANY_FRAME)
+    parsed = parse_boxes(text, ANY_CANVAS)
     return parsed is not None and parsed[1] == 0
 
 
 def is_one_box(text: str) -> bool:
     """Whether the text is a usable target of a grounding question: one box and nothing else."""
-    return is_box_list(text) and len(parse_boxes(text, ANY_FRAME)[0]) == 1
+    return is_box_list(text) and len(parse_boxes(text, ANY_CANVAS)[0]) == 1
 
 
 def is_bare(target: str) -> bool:
@@ -109,7 +118,7 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
     coco = optional_import("pycocotools.coco", "pycocotools")
     cocoeval = optional_import("pycocotools.cocoeval", "pycocotools")
     categories: dict[tuple[str, str], int] = {}  # (question, label) -> id
-    truths, found = [], []
+    truths, detections = [], []
     for image_id, (example, text) in enumerate(zip(examples, texts, strict=True), 1):
 
         def entry(box: Box, example=example, image_id=image_id) -> dict:
@@ -123,8 +132,8 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
             truths.append(entry(box) | {"id": len(truths) + 1, "area": area, "iscrowd": 0})
         for box in boxes_of(parse_answer(text), example):
             score = 1.0 if box.confidence is None else box.confidence
-            found.append(entry(box) | {"score": score})
-    if not found or not truths:
+            detections.append(entry(box) | {"score": score})
+    if not detections or not truths:
         return {"mAP": 0.0, "AP50": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):  # the library reports its progress
         truth = coco.COCO()
@@ -135,31 +144,32 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
             "categories": [{"id": k, "name": str(name)} for name, k in categories.items()],
         }
         truth.createIndex()
-        judge = cocoeval.COCOeval(truth, truth.loadRes(found), "bbox")
-        judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], ["all"]
-        judge.evaluate()
-        judge.accumulate()
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories)
+        evaluation = cocoeval.COCOeval(truth, truth.loadRes(detections), "bbox")
+        params = evaluation.params
+        params.areaRng, params.areaRngLbl = params.areaRng[:1], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories)
     precision = precision[:, :, precision[0, 0] > -1]
     return {"mAP": float(precision.mean()), "AP50": float(precision[0].mean())}
 
 
 def boxes_of(answer: str | None, example: Example) -> list[Box]:
-    parsed = parse_boxes(answer, example.frame)
+    parsed = parse_boxes(answer, example.canvas)
     return [] if parsed is None else parsed[0]
 
 
 def cumulative_iou(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """LISA's cIoU (arXiv:2308.00692) on boxes: all intersections over all unions of the split.
 
-    Areas are fractions of the frame. An answer that is not exactly one box has no intersection,
+    Areas are fractions of the canvas. An answer that is not exactly one box has no intersection,
     and its union is the true box.
     """
     intersections, unions = [], []
     for example, text in zip(examples, texts, strict=True):
         (true,) = boxes_of(example.target, example)
         found = boxes_of(parse_answer(text), example)
-        size = example.frame[0] * example.frame[1]
+        size = example.canvas[0] * example.canvas[1]
         unions.append((true.x2 - true.x1) * (true.y2 - true.y1) / size)
         intersections.append(0.0)
         if len(found) == 1:

@@ -18,28 +18,30 @@ from dataclasses import replace
 from functools import partial
 
 from answers import parse_answer, parse_calls
+from config import TaskConfig
+from data.examples import Example
 from data.garden.drawing import draw_scene
 from data.garden.puzzles import another_view, ask_change
 from data.garden.world import sample_scene
+from model.image import ImageConfig
 from rewards import calls_accuracy, calls_reward
-from tasks import Example, Settings, Task
 from tasks.scenes import Made, garden_splits, record_splits, wire
+from tasks.task import Task, Weights
+
+FLAGS = "train_size held_out_size dense ordered".split()  # what this task reads
 
 
-def load(settings: Settings) -> Task:
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the transformation task. Raises InputError for data that cannot be used."""
-    if settings.data == "garden":
-        splits = garden_splits("change", make, settings)
+    if cfg.data == "garden":
+        splits = garden_splits("change", make, cfg)
     else:
-        splits = record_splits(settings, lambda text: bool(parse_calls(text)))
-    mode, weights, ordered = settings.prompt_mode, settings.weights, settings.ordered
+        splits = record_splits(cfg, lambda text: bool(parse_calls(text)))
 
-    def reward(text: str, example: Example, dense: float):
-        return calls_reward(text, example.target, mode, weights, dense, ordered)
+    def reward(text: str, example: Example, weights: Weights, dense: float):
+        return calls_reward(text, example.target, cfg.prompt_mode, weights, dense, cfg.ordered)
 
-    return wire(
-        "change", settings, splits, reward, partial(scores, ordered), max_completion_length=144
-    )
+    return wire("change", cfg, splits, reward, partial(scores, cfg.ordered), 144)
 
 
 def make(rng: random.Random, seed: int, is_ood: bool) -> Made | None:

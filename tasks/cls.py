@@ -19,43 +19,45 @@ from pathlib import Path
 import numpy as np
 
 from answers import normalise_name, parse_answer
+from config import TaskConfig
+from data.examples import Example
 from data.garden.drawing import draw_flower, outdoors
 from data.garden.questions import CLS_PROMPT, ask_cls
 from data.garden.world import OOD_SPECIES, RL_SPECIES, class_examples
 from data.labelled import few_shot_split, load_labelled
+from model.image import ImageConfig
 from rewards import classification_reward, name_correct
 from runtime.errors import InputError
-from tasks import Example, Settings, Task
 from tasks.loose import loose_name_correct
 from tasks.scenes import wire
+from tasks.task import Task, Weights
 
 DIGIT_PROMPT = "Which digit is this?"
 ANY_PROMPT = "Which class does this image show?"
 
+FLAGS = "shots held_out_per_class shuffle_labels dense".split()  # what this task reads
 
-def load(settings: Settings) -> Task:
+
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the classification task. Raises InputError for data that cannot be used."""
-    if settings.data == "garden":
-        train, splits = garden_examples(
-            settings.shots, settings.held_out_per_class, settings.split_seed
-        )
+    if cfg.data == "garden":
+        train, splits = garden_examples(cfg.shots, cfg.held_out_per_class, cfg.split_seed)
     else:
         train, splits = labelled_examples(
-            settings.data,
-            settings.max_skip,
-            settings.data_root,
-            settings.shots,
-            settings.held_out_per_class,
-            settings.split_seed,
+            cfg.data,
+            cfg.max_skip,
+            cfg.data_root,
+            cfg.shots,
+            cfg.held_out_per_class,
+            cfg.split_seed,
         )
-    if settings.shuffle_labels:
-        train = shuffled(train, settings.split_seed)
+    if cfg.shuffle_labels:
+        train = shuffled(train, cfg.split_seed)
 
-    def reward(text: str, example: Example, dense: float):
-        mode, weights = settings.prompt_mode, settings.weights
-        return classification_reward(text, example.target, mode, weights, dense)
+    def reward(text: str, example: Example, weights: Weights, dense: float):
+        return classification_reward(text, example.target, cfg.prompt_mode, weights, dense)
 
-    return wire("cls", settings, (train, splits), reward, scores, max_completion_length=40)
+    return wire("cls", cfg, (train, splits), reward, scores, max_completion_length=40)
 
 
 def scores(text: str, example: Example) -> dict[str, float]:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from config import TaskConfig
 from data.coco import (
     REPLACED,
     CocoImage,
@@ -24,14 +25,15 @@ from data.coco import (
     load_coco,
     usable_images,
 )
+from data.examples import Example
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.questions import DET_PROMPT, ask_det
 from data.garden.world import COLOURS, sample_scene
+from model.image import ImageConfig
 from rewards import boxes_correct, detection_reward
 from runtime.errors import InputError
-from tasks import Example, Settings, Task
-from tasks.boxes import average_precision, box_list, in_frame, is_box_list, row_in_frame
+from tasks.boxes import average_precision, box_list, in_model_format, is_box_list
 from tasks.scenes import (
     ID_OBJECTS,
     Made,
@@ -41,42 +43,45 @@ from tasks.scenes import (
     record_splits,
     wire,
 )
+from tasks.task import Task, Weights
 
 ABSENT_SHARE = 0.15  # training images that lack the category, as a share of those that show it
 
+FLAGS = (
+    "shots train_size held_out_size confidence_weight dense coords data_coords".split()
+)  # what this task reads
 
-def load(settings: Settings) -> Task:
+
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the detection task. Raises InputError for data that cannot be used."""
-    if settings.data == "garden":
-        splits = {
-            "held_out": judged("det", settings, COLOURS, "test"),
-            "ood": judged("det", settings, COLOURS, "test", is_ood=True),
-            "val": judged("det", settings, COLOURS, "val"),
-        }
-        return wire_detection("det", settings, (few_shots(settings, COLOURS), splits))
-    return wire_detection("det", settings, real_splits(settings))
+    if cfg.data != "garden":
+        return wire_detection("det", cfg, real_splits(cfg), image_cfg)
+    evaluated = {
+        "held_out": one_colour_questions("det", cfg, COLOURS, "test"),
+        "ood": one_colour_questions("det", cfg, COLOURS, "test", is_ood=True),
+        "val": one_colour_questions("det", cfg, COLOURS, "val"),
+    }
+    return wire_detection("det", cfg, (few_shots(cfg, COLOURS), evaluated), image_cfg)
 
 
-def few_shots(settings: Settings, colours: Sequence[str]) -> list[Example]:
+def few_shots(cfg: TaskConfig, colours: Sequence[str]) -> list[Example]:
     """Scenes to train on: `--shots` that show each colour, and some that lack it."""
-    n_absent = max(1, round(ABSENT_SHARE * settings.shots * len(colours)))
-    wanted = [(colour, True) for _ in range(settings.shots) for colour in colours]
+    n_absent = max(1, round(ABSENT_SHARE * cfg.shots * len(colours)))
+    wanted = [(colour, True) for _ in range(cfg.shots) for colour in colours]
     wanted += [(colours[k % len(colours)], False) for k in range(n_absent)]
     examples = []
     for k, (colour, is_present) in enumerate(wanted):
         make = partial(shows, colour, is_present)
-        examples += garden_examples("det", make, 1, "train", settings.split_seed, start=k)
-    return to_frame("norm1000", examples, settings)
+        examples += garden_examples("det", make, 1, "train", cfg.split_seed, start=k)
+    return examples
 
 
-def judged(
-    name: str, settings: Settings, colours: Sequence[str], split: str, is_ood: bool = False
+def one_colour_questions(
+    name: str, cfg: TaskConfig, colours: Sequence[str], split: str, is_ood: bool = False
 ) -> list[Example]:
     """`--held_out_size` questions about one of the colours each; 15 % of them find nothing."""
     make = partial(draw_question, partial(ask_det, categories=colours))
-    size, seed = settings.held_out_size, settings.split_seed
-    examples = garden_examples(name, make, size, split, seed, is_ood)
-    return to_frame("norm1000", examples, settings)
+    return garden_examples(name, make, cfg.held_out_size, split, cfg.split_seed, is_ood)
 
 
 def shows(
@@ -89,29 +94,25 @@ def shows(
     return ask_det(rng, scene, categories=(colour,)), (draw_scene(scene, seed),)
 
 
-def to_frame(prescribed: str, examples: list[Example], settings: Settings) -> list[Example]:
-    return [in_frame(example, prescribed, settings) for example in examples]
-
-
 # ---- real data -----------------------------------------------------------------------------------
 
 
-def real_splits(settings: Settings) -> Splits:
-    if not is_coco(settings.data):
-        return record_splits(settings, is_box_list, row_in_frame(settings))
-    images = coco_images(settings)
-    names = common_categories(images, settings.shots)
-    return coco_splits(images, settings, names, {"held_out": names})
+def real_splits(cfg: TaskConfig) -> Splits:
+    if not is_coco(cfg.data):
+        return record_splits(cfg, is_box_list)
+    images = coco_images(cfg)
+    names = common_categories(images, cfg.shots)
+    return coco_splits(images, cfg, names, {"held_out": names})
 
 
-def coco_images(settings: Settings) -> list[CocoImage]:
-    if settings.data_coords not in ("auto", "abs"):
-        raise InputError(f"--data_coords {settings.data_coords}: COCO's boxes are pixels (abs)")
-    return load_coco(settings.data, settings.data_root, settings.max_skip)
+def coco_images(cfg: TaskConfig) -> list[CocoImage]:
+    if cfg.data_coords not in ("auto", "abs"):
+        raise InputError(f"--data_coords {cfg.data_coords}: COCO's boxes are pixels (abs)")
+    return load_coco(cfg.data, cfg.data_root, cfg.max_skip)
 
 
 def common_categories(images: list[CocoImage], shots: int) -> list[str]:
-    """Categories with enough images to train on and one to be judged; the others are named."""
+    """Categories with enough images to train on and one to evaluate; the others are named."""
     counts = Counter(name for i in images for name in i.boxes if name not in i.unsure)
     names = sorted(name for name, count in counts.items() if count > shots)
     if rare := sorted({name for i in images for name in i.boxes} - set(names)):
@@ -123,74 +124,62 @@ def common_categories(images: list[CocoImage], shots: int) -> list[str]:
 
 def coco_splits(
     images: list[CocoImage],
-    settings: Settings,
+    cfg: TaskConfig,
     trained: Sequence[str],
     asked: Mapping[str, Sequence[str]],
 ) -> Splits:
     """`--shots` images of each trained category; the others are asked about those in `asked`.
 
-    `asked` names the categories of each judged split. The order of the judged images depends on the
-    seed alone, so more shots are judged on the same ones, less those trained on. Every fourth
+    `asked` names the categories of each held-out split. The order of its images depends on the seed
+    alone, so more shots are evaluated on the same ones, less those trained on. Every fourth
     question asks for a category that its image is known to lack.
     """
-    shots = few_shot_categories(
-        images, trained, settings.shots, settings.split_seed, settings.max_skip
-    )
+    shots = few_shot_categories(images, trained, cfg.shots, cfg.split_seed, cfg.max_skip)
     train = [coco_example(image, name) for name, chosen in shots.items() for image in chosen]
     used = {image.id for chosen in shots.values() for image in chosen}
     order = images.copy()
-    random.Random(settings.split_seed).shuffle(order)
+    random.Random(cfg.split_seed).shuffle(order)
     splits = {}
     for split, names in asked.items():
         skips, examples, n_absent = SkipLog(), [], 0
         for image in usable_images((i for i in order if i.id not in used), skips):
-            rng = random.Random(f"{settings.split_seed}-{image.id}")
+            rng = random.Random(f"{cfg.split_seed}-{image.id}")
             sure = [name for name in names if name not in image.unsure]
             absent = [name for name in sure if lacks(image, name)]
             examples += [coco_example(image, name) for name in sure if name in image.boxes]
             if absent and 4 * n_absent < len(examples):
                 n_absent += 1
                 examples.append(coco_example(image, rng.choice(absent)))
-            if len(examples) >= settings.held_out_size:
+            if len(examples) >= cfg.held_out_size:
                 break
-        skips.check(len(examples) + skips.counts.total(), max(REPLACED, settings.max_skip))
+        skips.check(len(examples) + skips.counts.total(), max(REPLACED, cfg.max_skip))
         if not examples:
-            raise InputError(f"--data {settings.data!r}: no image is left to judge; lower --shots")
-        splits[split] = to_frame("abs", examples[: settings.held_out_size], settings)
-    return to_frame("abs", train, settings), splits
+            raise InputError(f"--data {cfg.data!r}: no image is left to evaluate; lower --shots")
+        splits[split] = examples[: cfg.held_out_size]
+    return train, splits
 
 
 def coco_example(image: CocoImage, category: str) -> Example:
     question = DET_PROMPT.format(category=category)
     target = box_list(image.boxes.get(category, []))
-    return Example(f"{image.id}-{category}", (image.path,), question, target)
+    return Example(f"{image.id}-{category}", (image.path,), question, target, "abs")
 
 
 # ---- wiring --------------------------------------------------------------------------------------
 
 
-def wire_detection(name: str, settings: Settings, splits: Splits) -> Task:
-    weights = {
-        "iou": settings.correct_weight,
-        "confidence": settings.confidence_weight,
-        "format": settings.format_weight,
-    }
+def wire_detection(
+    name: str, cfg: TaskConfig, splits: Splits, image_cfg: ImageConfig | None
+) -> Task:
+    """A Task with detection's reward and metrics, its targets in the model's box format."""
 
-    def reward(text: str, example: Example, dense: float):
-        mode, frame = settings.prompt_mode, example.frame
-        return detection_reward(text, example.target, mode, weights, dense, frame)
+    def reward(text: str, example: Example, weights: Weights, dense: float):
+        mode, canvas = cfg.prompt_mode, example.canvas
+        return detection_reward(text, example.target, mode, weights, dense, canvas)
 
-    return wire(
-        name,
-        settings,
-        splits,
-        reward,
-        scores,
-        max_completion_length=144,
-        summary=average_precision,
-        headline="mAP",
-    )
+    splits = in_model_format(splits, cfg, image_cfg)
+    return wire(name, cfg, splits, reward, scores, 144, summary=average_precision, headline="mAP")
 
 
 def scores(text: str, example: Example) -> dict[str, float]:
-    return {"strict": boxes_correct(text, example.target, example.frame)}
+    return {"strict": boxes_correct(text, example.target, example.canvas)}

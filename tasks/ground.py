@@ -3,7 +3,7 @@
 prompt   "Where is the largest flower?", "... the flower left of the blue one?", "... the flower
          that is not red?": relations, superlatives and exclusions
 data     garden scenes; RefCOCO-style or LISA-style json; rows with one box as solution
-reward   IoU of the one box + asked-for format; with --dense 0 it counts from 0.5 upwards
+reward   plain IoU of the one box + asked-for format
 metric   iou: mean IoU, 0 for an answer that is not one box (gIoU in LISA's terms); strict:
          acc@0.5; cIoU; "loose" takes the first box of integers in the text (VLM-R1's rule)
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
@@ -11,12 +11,14 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 from functools import partial
 
+from config import TaskConfig
+from data.examples import Example
 from data.garden.questions import GROUND_PROMPT, ask_ground
 from data.grounding import is_grounding, load_grounding
+from model.image import ImageConfig
 from rewards import grounding_reward
 from runtime.errors import InputError
-from tasks import Example, Settings, Task
-from tasks.boxes import cumulative_iou, in_frame, is_one_box, row_in_frame
+from tasks.boxes import cumulative_iou, in_model_format, is_one_box
 from tasks.loose import first_box_iou
 from tasks.scenes import (
     Splits,
@@ -26,55 +28,41 @@ from tasks.scenes import (
     split_examples,
     wire,
 )
+from tasks.task import Task, Weights
+
+FLAGS = "train_size held_out_size coords data_coords".split()  # what this task reads
 
 
-def load(settings: Settings) -> Task:
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the grounding task. Raises InputError for data that cannot be used."""
-    weights = {"iou": settings.correct_weight, "format": settings.format_weight}
 
-    def reward(text: str, example: Example, dense: float):
-        # IoU is graded already: `dense` has nothing to add here.
-        mode, frame = settings.prompt_mode, example.frame
-        return grounding_reward(text, example.target, mode, weights, frame=frame)
+    def reward(text: str, example: Example, weights: Weights, dense: float):
+        # IoU is graded already: `dense` adds nothing here.
+        mode, canvas = cfg.prompt_mode, example.canvas
+        return grounding_reward(text, example.target, mode, weights, canvas=canvas)
 
-    train, judged = splits_of(settings)
-    return wire(
-        "ground",
-        settings,
-        (train, judged),
-        reward,
-        scores,
-        max_completion_length=64,
-        summary=cumulative_iou,
-        headline="iou",
-    )
+    splits = in_model_format(splits_of(cfg), cfg, image_cfg)
+    return wire("ground", cfg, splits, reward, scores, 64, summary=cumulative_iou, headline="iou")
 
 
-def splits_of(settings: Settings) -> Splits:
-    if settings.data != "garden" and not is_grounding(settings.data):
-        return record_splits(settings, is_one_box, row_in_frame(settings))
-    if settings.data == "garden":
-        prescribed = "norm1000"
-        train, judged = garden_splits("ground", partial(draw_question, ask_ground), settings)
-    else:
-        if settings.data_coords not in ("auto", "abs"):
-            raise InputError(f"--data_coords {settings.data_coords}: these boxes are pixels (abs)")
-        prescribed = "abs"
-        examples = [
-            Example(g.id, (g.path,), GROUND_PROMPT.format(phrase=g.phrase), str(list(g.box)))
-            for g in load_grounding(settings.data, settings.data_root, settings.max_skip)
-        ]
-        train, judged = split_examples(examples, settings)
-    return [in_frame(e, prescribed, settings) for e in train], {
-        name: [in_frame(e, prescribed, settings) for e in examples]
-        for name, examples in judged.items()
-    }
+def splits_of(cfg: TaskConfig) -> Splits:
+    if cfg.data == "garden":
+        return garden_splits("ground", partial(draw_question, ask_ground), cfg)
+    if not is_grounding(cfg.data):
+        return record_splits(cfg, is_one_box)
+    if cfg.data_coords not in ("auto", "abs"):
+        raise InputError(f"--data_coords {cfg.data_coords}: these boxes are pixels (abs)")
+    examples = [
+        Example(g.id, (g.path,), GROUND_PROMPT.format(phrase=g.phrase), str(list(g.box)), "abs")
+        for g in load_grounding(cfg.data, cfg.data_root, cfg.max_skip)
+    ]
+    return split_examples(examples, cfg)
 
 
 def scores(text: str, example: Example) -> dict[str, float]:
-    iou = grounding_reward(text, example.target, frame=example.frame).parts["iou"]
+    iou = grounding_reward(text, example.target, canvas=example.canvas).parts["iou"]
     return {
         "strict": float(iou >= 0.5),
-        "loose": float(first_box_iou(text, example.target, example.frame) >= 0.5),
+        "loose": float(first_box_iou(text, example.target, example.canvas) >= 0.5),
         "iou": iou,
     }

@@ -8,7 +8,7 @@ one, and so that the gap between the two can be seen.
 import re
 
 from answers import parse_boxes, parse_name, parse_number
-from rewards import FRAME, iou, target_value, well_formed_box
+from rewards import CANVAS, iou, target_value, well_formed_box
 
 
 def loose_name_correct(text: str, target: str) -> float:
@@ -59,14 +59,14 @@ def loose_yes_no(text: str, target: str) -> float:
     return 1.0 if found and found[0] == true[0] else 0.0
 
 
-def first_box_iou(text: str, target: str, frame: tuple[float, float] = FRAME) -> float:
+def first_box_iou(text: str, target: str, canvas: tuple[float, float] = CANVAS) -> float:
     """Return the IoU of the first [x1, y1, x2, y2] of integers in the first answer block, or 0.0.
 
     The rule of VLM-R1 for referring expressions: further boxes and words around them are ignored.
     """
-    (true,) = target_value(well_formed_box, target, frame)
+    (true,) = target_value(well_formed_box, target, canvas)
     box = re.search(r"\[\d+,\s*\d+,\s*\d+,\s*\d+\]", _first_block(text) or "", re.ASCII)
-    found, _ = parse_boxes(box and box[0], frame) or ([], 1)
+    found, _ = parse_boxes(box and box[0], canvas) or ([], 1)
     return iou(found[0], true) if found else 0.0
 
 

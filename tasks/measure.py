@@ -14,23 +14,28 @@ of Reason-RFT (arXiv:2503.20752).
 from functools import partial
 
 from answers import parse_choice, parse_number
+from config import TaskConfig
+from data.examples import Example
 from data.garden.puzzles import ask_measure
+from model.image import ImageConfig
 from rewards import measure_reward
-from tasks import Example, Settings, Task
 from tasks.loose import loose_number_correct
 from tasks.scenes import draw_question, garden_splits, record_splits, wire
+from tasks.task import Task, Weights
+
+FLAGS = "train_size held_out_size dense tolerance".split()  # what this task reads
 
 
-def load(settings: Settings) -> Task:
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the measuring task. Raises InputError for data that cannot be used."""
-    if settings.data == "garden":
-        splits = garden_splits("measure", partial(draw_question, ask_measure), settings)
+    if cfg.data == "garden":
+        splits = garden_splits("measure", partial(draw_question, ask_measure), cfg)
     else:
-        splits = record_splits(settings, is_target)
-    mode, tolerance = settings.prompt_mode, settings.tolerance
+        splits = record_splits(cfg, is_target)
+    mode, tolerance = cfg.prompt_mode, cfg.tolerance
 
-    def reward(text: str, example: Example, dense: float):
-        return measure_reward(text, example.target, mode, settings.weights, dense, tolerance)
+    def reward(text: str, example: Example, weights: Weights, dense: float):
+        return measure_reward(text, example.target, mode, weights, dense, tolerance)
 
     def scores(text: str, example: Example) -> dict[str, float]:
         strict = measure_reward(text, example.target, tolerance=tolerance).parts["correct"]
@@ -38,7 +43,7 @@ def load(settings: Settings) -> Task:
             return {"strict": strict, "loose": strict}  # no peer has a looser rule for letters
         return {"strict": strict, "loose": loose_number_correct(text, example.target, tolerance)}
 
-    return wire("measure", settings, splits, reward, scores, max_completion_length=64)
+    return wire("measure", cfg, splits, reward, scores, max_completion_length=64)
 
 
 def is_target(text: str) -> bool:

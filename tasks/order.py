@@ -12,30 +12,34 @@ ood      four pictures to order instead of three
 import random
 
 from answers import parse_sequence
+from config import TaskConfig
+from data.examples import Example
 from data.garden.drawing import draw_stage
 from data.garden.puzzles import ask_next, ask_order, sample_stages
 from data.garden.world import random_flower
-from rewards import classification_reward, sequence_reward
-from tasks import Example, Settings, Task
+from model.image import ImageConfig
+from rewards import WEIGHTS, classification_reward, sequence_reward
 from tasks.scenes import Made, garden_splits, record_splits, wire
+from tasks.task import Task, Weights
+
+FLAGS = "train_size held_out_size dense".split()  # what this task reads
 
 
-def load(settings: Settings) -> Task:
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the ordering task. Raises InputError for data that cannot be used."""
-    if settings.data == "garden":
-        splits = garden_splits("order", make, settings)
+    if cfg.data == "garden":
+        splits = garden_splits("order", make, cfg)
     else:
-        splits = record_splits(settings, is_sequence)
-    mode, weights = settings.prompt_mode, settings.weights
+        splits = record_splits(cfg, is_sequence)
 
-    def reward(text: str, example: Example, dense: float):
+    def reward(text: str, example: Example, weights: Weights, dense: float):
         by_kind = sequence_reward if is_sequence(example.target) else classification_reward
-        return by_kind(text, example.target, mode, weights, dense)
+        return by_kind(text, example.target, cfg.prompt_mode, weights, dense)
 
     def scores(text: str, example: Example) -> dict[str, float]:
-        return {"strict": reward(text, example, 0.0).parts["correct"]}
+        return {"strict": reward(text, example, WEIGHTS, 0.0).parts["correct"]}
 
-    return wire("order", settings, splits, reward, scores, max_completion_length=48)
+    return wire("order", cfg, splits, reward, scores, max_completion_length=48)
 
 
 def make(rng: random.Random, seed: int, is_ood: bool) -> Made:

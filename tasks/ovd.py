@@ -1,8 +1,8 @@
-"""Open-vocabulary detection: learn on base categories, be judged on others, after Visual-RFT.
+"""Open-vocabulary detection: learn on base categories, evaluate on others, after Visual-RFT.
 
 Prompt, reward and metric are those of tasks/det.py. Visual-RFT (arXiv:2503.01785) trains on 65 COCO
-categories and judges on 15 others; here the garden's flowers of four colours train, and those of
-three other colours judge.
+categories and evaluates on 15 others; here the model trains on the garden's flowers of four
+colours and is evaluated on those of three others.
 
     held_out   other images of the base categories
     ood        images asked about the new categories, which no training question names
@@ -12,17 +12,19 @@ fifteen, are never trained on.
 """
 
 from answers import normalise_name
+from config import TaskConfig
 from data.coco import is_coco
+from model.image import ImageConfig
 from runtime.errors import InputError
-from tasks import Settings, Task
 from tasks.det import (
     coco_images,
     coco_splits,
     common_categories,
     few_shots,
-    judged,
+    one_colour_questions,
     wire_detection,
 )
+from tasks.task import Task
 
 BASE_COLOURS = ("red", "yellow", "white", "purple")
 NEW_COLOURS = ("orange", "pink", "blue")
@@ -31,28 +33,32 @@ NEW_COCO = (
     "train", "hair drier", "toilet", "toaster", "snowboard", "frisbee", "bear",
 )  # fmt: skip
 
+FLAGS = (
+    "shots held_out_size confidence_weight dense coords data_coords".split()
+)  # what this task reads
 
-def load(settings: Settings) -> Task:
+
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the task. Raises InputError for data without base or new categories."""
-    if settings.data == "garden":
-        train = few_shots(settings, BASE_COLOURS)
-        splits = {
-            "held_out": judged("base", settings, BASE_COLOURS, "test"),
-            "ood": judged("new", settings, NEW_COLOURS, "test"),
-            "val": judged("base", settings, BASE_COLOURS, "val"),
+    if cfg.data == "garden":
+        train = few_shots(cfg, BASE_COLOURS)
+        evaluated = {
+            "held_out": one_colour_questions("base", cfg, BASE_COLOURS, "test"),
+            "ood": one_colour_questions("new", cfg, NEW_COLOURS, "test"),
+            "val": one_colour_questions("base", cfg, BASE_COLOURS, "val"),
         }
     else:
-        if not is_coco(settings.data):
-            raise InputError(f"--data {settings.data!r}: --task ovd needs COCO annotations (json)")
-        images = coco_images(settings)
-        names = common_categories(images, settings.shots)
+        if not is_coco(cfg.data):
+            raise InputError(f"--data {cfg.data!r}: --task ovd needs COCO annotations (json)")
+        images = coco_images(cfg)
+        names = common_categories(images, cfg.shots)
         new = [name for name in names if normalise_name(name) in NEW_COCO]
         base = [name for name in names if normalise_name(name) not in NEW_COCO]
         if not new or not base:
             raise InputError(
-                f"--data {settings.data!r}: needs categories of tasks/ovd.py:NEW_COCO and others, "
+                f"--data {cfg.data!r}: needs categories of tasks/ovd.py:NEW_COCO and others, "
                 f"has {names[:20]}"
             )
         asked = {"held_out": base, "ood": new}
-        train, splits = coco_splits(images, settings, base, asked)
-    return wire_detection("ovd", settings, (train, splits))
+        train, evaluated = coco_splits(images, cfg, base, asked)
+    return wire_detection("ovd", cfg, (train, evaluated), image_cfg)

@@ -11,27 +11,30 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 import random
 
 from answers import parse_name
+from config import TaskConfig
+from data.examples import Example
 from data.garden.puzzles import ask_why
 from data.garden.questions import ask_vqa
+from model.image import ImageConfig
 from rewards import classification_reward
-from tasks import Example, Settings, Task
 from tasks.loose import loose_name_correct
 from tasks.scenes import Made, draw_question, garden_splits, record_splits, wire
+from tasks.task import Task, Weights
+
+FLAGS = "train_size held_out_size dense".split()  # what this task reads
 
 
-def load(settings: Settings) -> Task:
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate open questions. Raises InputError for data that cannot be used."""
-    if settings.data == "garden":
-        splits = garden_splits("vqa", make, settings)
+    if cfg.data == "garden":
+        splits = garden_splits("vqa", make, cfg)
     else:
-        splits = record_splits(settings, is_target)
+        splits = record_splits(cfg, is_target)
 
-    def reward(text: str, example: Example, dense: float):
-        return classification_reward(
-            text, example.target, settings.prompt_mode, settings.weights, dense
-        )
+    def reward(text: str, example: Example, weights: Weights, dense: float):
+        return classification_reward(text, example.target, cfg.prompt_mode, weights, dense)
 
-    return wire("vqa", settings, splits, reward, scores, max_completion_length=64)
+    return wire("vqa", cfg, splits, reward, scores, max_completion_length=64)
 
 
 def make(rng: random.Random, seed: int, is_ood: bool) -> Made | None:

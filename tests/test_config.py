@@ -19,25 +19,26 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import config
-from config import Config, SftConfig
 from evaluate import EvalConfig
 from runtime import console
 from runtime.errors import InputError
 from sample import SampleConfig
 from tasks import Settings
+from train_grpo import GRPOConfig
+from train_sft import SFTConfig
 
 ROOT = Path(config.__file__).parent
-KINDS = (Config, SftConfig, EvalConfig, SampleConfig)
+KINDS = (GRPOConfig, SFTConfig, EvalConfig, SampleConfig)
 FIELDS = [pytest.param(kind, f, id=f"{kind.__name__}.{f.name}") for kind in KINDS
           for f in dataclasses.fields(kind)]  # fmt: skip
 LITERALS = [p for p in FIELDS if get_origin(p.values[1].type) is Literal]
 
 
-def parse(*argv: str, kind=Config):
+def parse(*argv: str, kind=GRPOConfig):
     return config.parse(kind, list(argv), "a description")
 
 
-def refusal(capsys, *argv: str, kind=Config) -> str:
+def refusal(capsys, *argv: str, kind=GRPOConfig) -> str:
     """Run a script that only reads its flags; return its one line on stderr, less the newline."""
     with pytest.raises(SystemExit) as stopped:
         console.run(partial(parse, *argv, kind=kind))
@@ -65,7 +66,7 @@ def test_no_flags_give_the_defaults(kind):
     ],
 )
 def test_dashes_and_underscores_are_the_same_in_flag_names(argv):
-    assert parse(*argv) == Config(num_generations=4, learning_rate=1e-6)
+    assert parse(*argv) == GRPOConfig(num_generations=4, learning_rate=1e-6)
 
 
 def test_dashes_in_values_stay():
@@ -75,13 +76,13 @@ def test_dashes_in_values_stay():
 
 @pytest.mark.parametrize("word", ["--no-freeze_vision", "--no-freeze-vision", "--no_freeze_vision"])
 def test_a_true_flag_is_switched_off_by_no(word):
-    assert Config().freeze_vision is True
+    assert GRPOConfig().freeze_vision is True
     assert parse(word).freeze_vision is False
 
 
 @pytest.mark.parametrize("word", ["--shuffle_labels", "--shuffle-labels"])
 def test_a_false_flag_is_switched_on_by_its_name_and_the_last_word_counts(word):
-    assert Config().shuffle_labels is False
+    assert GRPOConfig().shuffle_labels is False
     assert parse(word).shuffle_labels is True
     assert parse(word, "--no-shuffle-labels").shuffle_labels is False
 
@@ -89,7 +90,7 @@ def test_a_false_flag_is_switched_on_by_its_name_and_the_last_word_counts(word):
 @pytest.mark.parametrize("none", ["none", "None", "NONE"])
 def test_optional_fields_accept_none(none):
     flags = ("--question", "--epsilon_high", "--max_pixels", "--output_dir")
-    assert parse(*(word for flag in flags for word in (flag, none))) == Config()
+    assert parse(*(word for flag in flags for word in (flag, none))) == GRPOConfig()
 
 
 def test_none_is_no_value_of_a_field_that_needs_one(capsys):
@@ -104,7 +105,7 @@ def test_every_value_has_the_type_of_its_field():
 
 @pytest.mark.parametrize("kind, field", LITERALS)
 def test_a_literal_takes_its_choices_and_refuses_others_by_listing_them(kind, field, capsys):
-    allowed = ["--cot"] if kind is SftConfig else []  # reasoning is learned only when asked for
+    allowed = ["--cot"] if kind is SFTConfig else []  # reasoning is learned only when asked for
     for choice in get_args(field.type):
         cfg = parse(f"--{field.name}", choice, *allowed, kind=kind)
         assert getattr(cfg, field.name) == choice
@@ -167,7 +168,7 @@ def test_a_switch_takes_no_value(capsys):
     assert "--freeze_vision" in refusal(capsys, "--freeze_vision=no")
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda f: f.name)
+@pytest.mark.parametrize("field", dataclasses.fields(GRPOConfig), ids=lambda f: f.name)
 def test_no_number_field_takes_minus_one_and_no_float_takes_nan(field, capsys):
     inner, _ = config._inner_type(field.type)
     bad = {int: ["-1"], float: ["-1", "nan", "inf"]}.get(inner, [])
@@ -201,19 +202,17 @@ def test_a_bug_keeps_its_traceback():
 
 
 def test_the_command_of_a_run_makes_it_again():
-    cfg = Config(task="count", num_generations=4, freeze_vision=False, output_dir=Path("x"))
+    cfg = GRPOConfig(task="count", num_generations=4, freeze_vision=False, output_dir=Path("x"))
     words = config.command(cfg).split()
     assert words[:4] == ["python", "train_grpo.py", "--task", "count"]
     assert dataclasses.replace(cfg, output_dir=None) == parse(*words[2:])
-    assert config.command(Config(), processes=2) == (
+    assert config.command(GRPOConfig(), processes=2) == (
         "torchrun --nproc_per_node=2 train_grpo.py --task cls"
     )
 
 
 def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
-    program = (
-        "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
-    )
+    program = "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
     alone = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
     for trains, ranks, code, words in (
         (True, "1", 0, "stdout cannot be written ([Errno 28] No space left on device); going on"),
@@ -243,7 +242,9 @@ def test_a_stream_that_was_closed_or_cannot_be_written_changes_no_exit_code():
 
 
 def test_a_reader_that_has_seen_enough_ends_a_script_without_a_word():
-    program = "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(99)])"
+    program = (
+        "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(99)])"
+    )
     command = [sys.executable, "-c", program]
     script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     script.stdout.close()
@@ -279,9 +280,11 @@ def test_help_prints_every_field_once_with_its_default(kind, capsys, monkeypatch
 # ---- JSON ----------------------------------------------------------------------------------------
 
 SAVED = [
-    Config(),
-    Config(output_dir=Path("runs") / "a b", epsilon_high=0.28, max_pixels=4096, question="Où ça?"),
-    Config(freeze_vision=False, shuffle_labels=True, learning_rate=1e-6, seed=2**63 - 1),
+    GRPOConfig(),
+    GRPOConfig(
+        output_dir=Path("runs") / "a b", epsilon_high=0.28, max_pixels=4096, question="Où ça?"
+    ),
+    GRPOConfig(freeze_vision=False, shuffle_labels=True, learning_rate=1e-6, seed=2**63 - 1),
     EvalConfig(),
     EvalConfig(output=Path("answers.jsonl"), temperature=0.7),
 ]
@@ -296,9 +299,9 @@ def test_what_is_saved_is_loaded_back_equal(cfg, tmp_path):
 
 
 def test_the_file_is_plain_json_with_every_field(tmp_path):
-    config.save(Config(model=Path("m"), question=None), tmp_path / "config.json")
+    config.save(GRPOConfig(model=Path("m"), question=None), tmp_path / "config.json")
     raw = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    assert list(raw) == [field.name for field in dataclasses.fields(Config)]
+    assert list(raw) == [field.name for field in dataclasses.fields(GRPOConfig)]
     assert raw["model"] == "m" and raw["question"] is None
 
 
@@ -314,13 +317,13 @@ def test_a_damaged_file_is_refused_by_name(content, tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match="config.json: not a Config of this version"):
-        config.load(Config, path)
+        config.load(GRPOConfig, path)
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
     for path in (tmp_path / "gone.json", tmp_path):
         with pytest.raises(InputError, match="not a Config of this version"):
-            config.load(Config, path)
+            config.load(GRPOConfig, path)
 
 
 # ---- no dead flags -------------------------------------------------------------------------------
@@ -400,5 +403,5 @@ def test_every_field_is_read_somewhere(kind, field):
 
 
 def test_the_reader_of_syntax_trees_would_miss_a_dead_flag():
-    assert "shots" in fields_read(Config) and "no_such_flag" not in fields_read(Config)
+    assert "shots" in fields_read(GRPOConfig) and "no_such_flag" not in fields_read(GRPOConfig)
     assert "num_generations" not in fields_read(EvalConfig)

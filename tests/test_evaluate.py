@@ -14,16 +14,18 @@ import torch
 
 import evaluate as script
 from answers import parse_answer
+from data.examples import Example
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
-from evaluate import bootstrap_interval, evaluate, headline_interval, main, wilson_interval
+from evaluate import main
 from model.processor import Processor
 from model.weights import load_model
 from rewards import Reward, name_correct
 from runtime import console
 from runtime.errors import InputError
-from tasks import Example, Task
 from tasks.loose import loose_name_correct
+from tasks.task import Task
+from training.evaluation import bootstrap_interval, evaluate, headline_interval, wilson_interval
 
 LENGTH = 12
 

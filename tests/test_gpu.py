@@ -9,13 +9,14 @@ import torch
 import sample
 import train_grpo
 from benchmarks.speed.prompts import garden_prompts
-from config import BASE_MODEL, Config
+from config import BASE_MODEL
 from kernels import group_advantages
 from model import attention, language
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from sample import generate_group
+from train_grpo import GRPOConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -62,7 +63,7 @@ def test_groups_that_ended_leave_a_recorded_rollout(model, groups, monkeypatch):
     assert left
     with torch.no_grad():
         pack = make_pack(groups[0], [rollout.ids[2 * n : 2 * n + 2] for n in range(3)], "cuda")
-        logp, _ = completion_logps(model, pack, 1.0, processor.forbidden.cuda())
+        logp, _ = completion_logps(model, pack, 1.0, processor.suppressed_tokens.cuda())
     difference = (logp.cpu() - torch.cat(rollout.logps)).abs()
     assert difference.mean() < (1e-5 if model.head_weight.dtype == torch.float32 else 2e-2)
 
@@ -92,14 +93,14 @@ def test_the_flash_kernel_equals_padded_rows(groups, monkeypatch):
 def test_a_bf16_step_moves_the_model_and_sampler_and_trainer_agree(groups):
     model, processor = load_model(BASE_MODEL, torch.bfloat16, "cuda"), Processor(BASE_MODEL)
     prompts = groups[0]
-    cfg = Config(num_generations=4, max_completion_length=24, learning_rate=1e-3)
+    cfg = GRPOConfig(num_generations=4, max_completion_length=24, learning_rate=1e-3)
     before = model.head_weight.detach().clone()
     optimizer = train_grpo.Optimizer(model, cfg)
     rollout = generate_group(model, processor, prompts, 4, 24)
     advantages = group_advantages(torch.randn(3, 4, device="cuda")).cpu()
     made = train_grpo.make_groups(prompts, rollout, advantages, cfg)
-    forbidden = processor.forbidden.cuda()
-    totals = train_grpo.accumulate_gradient(model, None, made, forbidden, cfg)
+    suppressed = processor.suppressed_tokens.cuda()
+    totals = train_grpo.accumulate_gradient(model, None, made, suppressed, cfg)
     metrics = train_grpo.update_metrics([totals])
     metrics |= optimizer.step(0.0)
     assert metrics["sampling/sampling_logp_difference/mean"] < 2e-2

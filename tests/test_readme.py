@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from reporting.page.verdict import RARELY_RIGHT
 
-from config import Config, SftConfig
 from evaluate import EvalConfig
-from reporting.page.verdict import BOUNDS, RARELY_RIGHT
+from reporting.verdict import BOUNDS
 from sample import SampleConfig
+from train_grpo import GRPOConfig
+from train_sft import SFTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,8 +47,8 @@ def test_every_function_named_in_the_readme_exists():
 @pytest.mark.parametrize(
     "script, kind",
     [
-        ("train_grpo.py", Config),
-        ("train_sft.py", SftConfig),
+        ("train_grpo.py", GRPOConfig),
+        ("train_sft.py", SFTConfig),
         ("sample.py", SampleConfig),
         ("evaluate.py", EvalConfig),
     ],
@@ -63,7 +65,7 @@ def test_every_flag_of_a_printed_command_is_a_flag_of_that_script(script, kind):
 
 
 def test_every_flag_mentioned_anywhere_belongs_to_some_script():
-    kinds = (Config, SftConfig, SampleConfig, EvalConfig)
+    kinds = (GRPOConfig, SFTConfig, SampleConfig, EvalConfig)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert set(re.findall(r"`--(?:no-)?([a-z_]+)", TEXT)) <= fields
 

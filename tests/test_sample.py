@@ -2,7 +2,7 @@
 
 Tokens follow softmax(logits / T) exactly (chi-square); every completion has its own random numbers,
 whatever the batch; the log-probabilities that sampling keeps equal those of the training forward;
-forbidden tokens never occur; completions end at their first end token; greedy is greedy.
+suppressed tokens never occur; completions end at their first end token; greedy is greedy.
 """
 
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_sampling_logps_equal_the_training_forward(tiny, prompts, temperature):
     groups = [rollout.ids[4 * n : 4 * n + 4] for n in range(3)]
     with torch.no_grad():
         logp, _ = completion_logps(
-            model, make_pack(prompts, groups), temperature, processor.forbidden
+            model, make_pack(prompts, groups), temperature, processor.suppressed_tokens
         )
     difference = (torch.cat(rollout.logps) - logp).abs()
     assert difference.max() < 1e-4 and difference.mean() < 1e-5
@@ -122,7 +122,9 @@ def test_temperature_zero_takes_the_likeliest_token_of_a_full_forward(tiny, prom
             with torch.no_grad():
                 hidden = model(pack.ids, pack.positions, pack.layout, [prompt])
             logits = model.logits(hidden[pack.predictors[t]])
-            assert int(logits.masked_fill(processor.forbidden, -torch.inf).argmax()) == token
+            assert (
+                int(logits.masked_fill(processor.suppressed_tokens, -torch.inf).argmax()) == token
+            )
     assert same(rollout, draw(tiny, prompts, G=1, temperature=0.0, seed=9))
 
 
@@ -130,10 +132,10 @@ def test_forbidden_tokens_never_occur_and_their_probability_is_exactly_zero(tiny
     model, processor = tiny
     rollout = draw(tiny, prompts, G=32, length=24, temperature=5.0)
     drawn = torch.cat(rollout.ids)
-    assert not processor.forbidden[drawn].any()
-    assert processor.forbidden[model.cfg.image_token_id]
+    assert not processor.suppressed_tokens[drawn].any()
+    assert processor.suppressed_tokens[model.cfg.image_token_id]
     # nearly uniform at this temperature: without the ban, 60 of about 2,300 draws would be banned
-    assert len(drawn) > 1500 and processor.forbidden.float().mean() > 0.02
+    assert len(drawn) > 1500 and processor.suppressed_tokens.float().mean() > 0.02
 
 
 def test_completions_end_at_their_first_end_token_and_say_why(tiny, prompts):
@@ -233,7 +235,9 @@ def test_in_bfloat16_sampling_and_training_stay_close(tiny_dir, prompts):
     rollout = generate_group(model, processor, prompts, 4, 12)
     with torch.no_grad():
         groups = [rollout.ids[4 * n : 4 * n + 4] for n in range(3)]
-        logp, _ = completion_logps(model, make_pack(prompts, groups), 1.0, processor.forbidden)
+        logp, _ = completion_logps(
+            model, make_pack(prompts, groups), 1.0, processor.suppressed_tokens
+        )
     assert (torch.cat(rollout.logps) - logp).abs().mean() < 2e-2
 
 

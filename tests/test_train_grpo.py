@@ -13,16 +13,17 @@ import pytest
 import torch
 
 import train_grpo
-from config import Config
+from data.examples import Example
 from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
-from reporting.run_log import rollout_metrics
+from reporting.metrics import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
-from tasks import Example, Task
+from tasks.task import Task
 from tests.model.test_shared_prefix import gradients, some_groups
 from train_grpo import (
+    GRPOConfig,
     Optimizer,
     accumulate_gradient,
     examples_of_step,
@@ -77,7 +78,7 @@ def numbers():
 @pytest.mark.parametrize("epsilon_high", [None, 0.5])
 def test_the_loss_and_its_gradient_equal_the_loop(numbers, loss_type, beta, epsilon_high):
     logp, old, ref, advantage = numbers
-    cfg = Config(loss_type=loss_type, beta=beta, epsilon_high=epsilon_high)
+    cfg = GRPOConfig(loss_type=loss_type, beta=beta, epsilon_high=epsilon_high)
     weights = token_weights(LENGTHS, loss_type, 8).double()
 
     def ours(values):
@@ -97,7 +98,7 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce(numbers):
     logp, _, _, advantage = numbers
     logp = logp.clone().requires_grad_()
     weights = token_weights(LENGTHS, "grpo", 8).double()
-    loss, _ = grpo_loss(logp, logp.detach(), None, advantage[MASK_OF], weights, Config())
+    loss, _ = grpo_loss(logp, logp.detach(), None, advantage[MASK_OF], weights, GRPOConfig())
     loss.backward()
     assert torch.allclose(logp.grad, -weights * advantage[MASK_OF], rtol=1e-12)
 
@@ -106,7 +107,7 @@ def test_clipping_stops_the_push_in_the_direction_of_the_advantage_only():
     logp = torch.zeros(4, requires_grad=True)
     old = torch.log(torch.tensor([1 / 1.5, 1 / 1.5, 1 / 0.5, 1 / 0.5]))  # ratios 1.5 1.5 0.5 0.5
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    loss, stats = grpo_loss(logp, old, None, advantage, torch.ones(4), Config())
+    loss, stats = grpo_loss(logp, old, None, advantage, torch.ones(4), GRPOConfig())
     loss.backward()
     assert torch.allclose(logp.grad, torch.tensor([0.0, 1.5, -0.5, 0.0]))
     assert stats["clip_ratio/high_mean"] == 1 and stats["clip_ratio/low_mean"] == 1
@@ -155,12 +156,12 @@ def groups_of(prompts, completions, cfg, flat=()):
 def test_micro_batches_of_any_size_and_order_give_one_gradient(tiny, loss_type, beta):
     model, processor = tiny
     reference = load_model_copy(model) if beta else None
-    cfg = Config(loss_type=loss_type, beta=beta, num_generations=4, max_completion_length=40)
+    cfg = GRPOConfig(loss_type=loss_type, beta=beta, num_generations=4, max_completion_length=40)
     groups = groups_of(*some_groups(processor), cfg)
     found = []
     for size, order in ((1, groups), (2, groups), (8, groups), (2, groups[::-1])):
         part = replace(cfg, groups_per_micro_batch=size)
-        accumulate_gradient(model, reference, order, processor.forbidden, part)
+        accumulate_gradient(model, reference, order, processor.suppressed_tokens, part)
         found.append(gradients(model))
     for other in found[1:]:
         for name, gradient in other.items():
@@ -180,28 +181,30 @@ def load_model_copy(model):
 
 def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothing(tiny):
     model, processor = tiny
-    cfg = Config(num_generations=4, max_completion_length=40)
+    cfg = GRPOConfig(num_generations=4, max_completion_length=40)
     prompts, completions = some_groups(processor)
     flat = groups_of(prompts, completions, cfg, flat=(0, 1, 2))
     # computed in full (a KL of weight zero keeps the groups in): exactly zero
     reference = load_model_copy(model)
-    accumulate_gradient(model, reference, flat, processor.forbidden, cfg)
+    accumulate_gradient(model, reference, flat, processor.suppressed_tokens, cfg)
     assert all(not g.any() for g in gradients(model).values())
     # skipped: no forward at all
-    metrics = update_metrics([accumulate_gradient(model, None, flat, processor.forbidden, cfg)])
+    metrics = update_metrics(
+        [accumulate_gradient(model, None, flat, processor.suppressed_tokens, cfg)]
+    )
     assert gradients(model) == {} and metrics == {"loss": 0.0}
 
     mixed = groups_of(prompts, completions, cfg, flat=(1,))
-    accumulate_gradient(model, None, mixed, processor.forbidden, cfg)
+    accumulate_gradient(model, None, mixed, processor.suppressed_tokens, cfg)
     skipped = gradients(model)
-    accumulate_gradient(model, reference, mixed, processor.forbidden, cfg)
+    accumulate_gradient(model, reference, mixed, processor.suppressed_tokens, cfg)
     for name, gradient in gradients(model).items():
         assert torch.allclose(gradient, skipped[name], atol=1e-6 * float(gradient.abs().max()))
 
 
 def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
     model, processor = tiny
-    cfg = Config(num_generations=4, max_completion_length=40, learning_rate=1e-3)
+    cfg = GRPOConfig(num_generations=4, max_completion_length=40, learning_rate=1e-3)
     cfg = replace(cfg, weight_decay=0.1, max_grad_norm=0.01)
     groups = groups_of(*some_groups(processor), cfg)
     twin = load_model_copy(model).requires_grad_(True)
@@ -214,8 +217,8 @@ def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
         torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.1),
     )
     for step in range(3):
-        accumulate_gradient(model, None, groups, processor.forbidden, cfg)
-        accumulate_gradient(twin, None, groups, processor.forbidden, cfg)
+        accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
+        accumulate_gradient(twin, None, groups, processor.suppressed_tokens, cfg)
         metrics = ours.step(progress=step / 3)
         theirs.param_groups[0]["lr"] = 1e-3 * (1 - step / 3)
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
@@ -235,11 +238,11 @@ def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
 ):
     """Packs of more than one group fail, late in a backward that has begun to add up."""
     model, processor = tiny
-    cfg = Config(num_generations=4, max_completion_length=40, groups_per_micro_batch=8)
+    cfg = GRPOConfig(num_generations=4, max_completion_length=40, groups_per_micro_batch=8)
     prompts, completions = some_groups(processor)
     groups = groups_of(prompts, completions, cfg)
     optimizer = Optimizer(model, cfg)
-    accumulate = partial(accumulate_gradient, model, None, groups, processor.forbidden)
+    accumulate = partial(accumulate_gradient, model, None, groups, processor.suppressed_tokens)
     optimizer.clear()
     expected_metrics = accumulate(replace(cfg, groups_per_micro_batch=1))
     expected = [p.grad.clone() for p in optimizer.parameters if p.grad is not None]
@@ -264,13 +267,13 @@ def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
 def test_one_group_that_does_not_fit_and_any_other_error_pass(tiny, error):
-    optimizer = Optimizer(tiny[0], Config())
+    optimizer = Optimizer(tiny[0], GRPOConfig())
 
     def fails(cfg):
         raise error
 
     with pytest.raises(type(error)):
-        within_memory(fails, Config(groups_per_micro_batch=2), optimizer)
+        within_memory(fails, GRPOConfig(groups_per_micro_batch=2), optimizer)
     calls = []
 
     def a_bug(cfg):
@@ -278,7 +281,7 @@ def test_one_group_that_does_not_fit_and_any_other_error_pass(tiny, error):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(a_bug, Config(), optimizer)
+        within_memory(a_bug, GRPOConfig(), optimizer)
     assert len(calls) == 1
 
 
@@ -286,7 +289,7 @@ def test_a_bfloat16_model_accumulates_steps_that_bfloat16_cannot_store(tiny_dir)
     model = load_model(tiny_dir, torch.bfloat16)
     weight = model.model.layers[0].mlp.up_proj.weight
     before = weight.detach().clone()
-    optimizer = Optimizer(model, Config(learning_rate=1e-5, lr_scheduler_type="constant"))
+    optimizer = Optimizer(model, GRPOConfig(learning_rate=1e-5, lr_scheduler_type="constant"))
     for _ in range(100):  # each step is far below half a bfloat16 step of a weight of 0.1
         sum(0.01 * p.sum() for p in model.parameters()).backward()
         optimizer.step(0.0)
@@ -296,7 +299,7 @@ def test_a_bfloat16_model_accumulates_steps_that_bfloat16_cannot_store(tiny_dir)
 
 def test_bfloat16_gradients_of_micro_batches_add_up_in_float32(tiny_dir):
     model = load_model(tiny_dir, torch.bfloat16)
-    optimizer, weight = Optimizer(model, Config()), model.model.norm.weight
+    optimizer, weight = Optimizer(model, GRPOConfig()), model.model.norm.weight
     pairs = zip(optimizer.parameters, optimizer.masters, strict=True)
     master = next(master for parameter, master in pairs if parameter is weight)
     for value in (1.0, *[2**-10] * 64):  # in bfloat16, 1 + 2^-10 is 1
@@ -307,7 +310,7 @@ def test_bfloat16_gradients_of_micro_batches_add_up_in_float32(tiny_dir):
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_named(tiny_dir):
     model = load_model(tiny_dir)
-    optimizer = Optimizer(model, Config(learning_rate=1e-2))
+    optimizer = Optimizer(model, GRPOConfig(learning_rate=1e-2))
     before = [p.clone() for p in model.parameters()]
     for _ in range(3):
         for p in model.parameters():
@@ -341,7 +344,7 @@ def some_examples(count):
 
 
 def test_every_epoch_meets_every_example_once_in_its_own_order():
-    cfg, examples = Config(prompts_per_step=4), some_examples(12)
+    cfg, examples = GRPOConfig(prompts_per_step=4), some_examples(12)
     epochs = [
         [e.id for step in range(3 * k, 3 * k + 3) for _, e in examples_of_step(examples, step, cfg)]
         for k in range(3)
@@ -353,7 +356,7 @@ def test_every_epoch_meets_every_example_once_in_its_own_order():
 
 
 def test_a_step_larger_than_the_data_draws_other_numbers_for_repeated_examples():
-    chosen = examples_of_step(some_examples(3), 0, Config(prompts_per_step=8))
+    chosen = examples_of_step(some_examples(3), 0, GRPOConfig(prompts_per_step=8))
     keys = [key for key, _ in chosen]
     assert len(set(keys)) == 8 and {e.id for _, e in chosen} == {"e0", "e1", "e2"}
 
@@ -365,7 +368,7 @@ def test_rewards_are_grouped_by_prompt_and_targets_belong_to_their_group():
     task = Task("fake", [], {}, reward, lambda *_: {})
     texts = ["t0", "t1", "t0", "t1"]  # two prompts, two completions each
     rollout = Rollout([torch.zeros(1)] * 4, [torch.zeros(1)] * 4, ["stop"] * 4, texts)
-    scorer = Scorer(task, Config(num_generations=2, max_completion_length=8))
+    scorer = Scorer(task, GRPOConfig(num_generations=2, max_completion_length=8))
     rewards, parts, _ = scorer.score_step(some_examples(2), rollout, 0)
     assert rewards.tolist() == [[1.0, 0.0], [0.0, 1.0]]
     metrics = rollout_metrics(rollout, rewards, parts)
@@ -381,7 +384,7 @@ def test_a_random_model_learns_a_toy_reward(tiny_dir):
     """Half of all tokens are paid. A sign error anywhere drives the reward down, not up."""
     model, processor = load_model(tiny_dir), Processor(tiny_dir)
     prompts, _ = some_groups(processor)
-    cfg = Config(
+    cfg = GRPOConfig(
         learning_rate=1e-2,
         num_generations=8,
         max_completion_length=8,
@@ -393,7 +396,7 @@ def test_a_random_model_learns_a_toy_reward(tiny_dir):
         rollout = generate_group(model, processor, prompts, 8, 8, seed=0, step=step)
         paid = torch.tensor([(ids % 2 == 0).float().mean() for ids in rollout.ids]).view(3, 8)
         groups = make_groups(prompts, rollout, group_advantages(paid), cfg)
-        accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+        accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
         optimizer.step(step / cfg.max_steps)
         means.append(paid.mean().item())
     assert sum(means[:3]) / 3 < 0.65 and sum(means[-3:]) / 3 > 0.9, means
@@ -402,11 +405,13 @@ def test_a_random_model_learns_a_toy_reward(tiny_dir):
 def test_the_update_reports_how_far_sampling_and_training_differ(tiny):
     model, processor = tiny
     prompts, _ = some_groups(processor)
-    cfg = Config(num_generations=4, max_completion_length=8)
+    cfg = GRPOConfig(num_generations=4, max_completion_length=8)
     rollout = generate_group(model, processor, prompts, 4, 8)
     rewards = torch.rand(3, 4)
     groups = make_groups(prompts, rollout, group_advantages(rewards), cfg)
-    metrics = update_metrics([accumulate_gradient(model, None, groups, processor.forbidden, cfg)])
+    metrics = update_metrics(
+        [accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)]
+    )
     gradients(model)
     assert 0 <= metrics["sampling/sampling_logp_difference/mean"] < 1e-5
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4

@@ -12,12 +12,14 @@ import torch
 
 import evaluate
 import train_sft
-from config import BASE_MODEL, SftConfig
+from config import BASE_MODEL
+from data.examples import Example, Reasoning, completion_text
 from model.processor import Processor
 from model.weights import load_model
 from runtime.errors import InputError
-from tasks import Example, Reasoning, Task, written
+from tasks.task import Task
 from tests.model.test_shared_prefix import separate_logps, some_groups
+from train_sft import SFTConfig
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +50,12 @@ def imitation(tiny, cfg):
 
 def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
     model, _ = tiny
-    loss, found, prompts, responses = imitation(tiny, SftConfig())
+    loss, found, prompts, responses = imitation(tiny, SFTConfig())
     model.zero_grad()
     total = 0.0
     for prompt, response in zip(prompts, responses, strict=True):
-        forbidden = torch.zeros(model.cfg.text.vocab_size, dtype=torch.bool)  # none is forbidden
-        total = total - separate_logps(model, prompt, response, 1.0, forbidden).sum()
+        suppressed = torch.zeros(model.cfg.text.vocab_size, dtype=torch.bool)  # none is suppressed
+        total = total - separate_logps(model, prompt, response, 1.0, suppressed).sum()
     expected = total / sum(map(len, responses))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
@@ -65,8 +67,8 @@ def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_change_nothing(tiny, size):
-    loss, found, *_ = imitation(tiny, SftConfig())
-    again, others, *_ = imitation(tiny, SftConfig(groups_per_micro_batch=size))
+    loss, found, *_ = imitation(tiny, SFTConfig())
+    again, others, *_ = imitation(tiny, SFTConfig(groups_per_micro_batch=size))
     assert again == pytest.approx(loss, rel=1e-6)
     for name, gradient in found.items():
         difference = (others[name] - gradient).abs().max()
@@ -89,20 +91,22 @@ def test_a_response_is_the_answer_in_its_format_and_the_end_token(mode, text):
     processor = Processor(BASE_MODEL)
     reasoning = Reasoning("red, red, blue: 3", "red, red, blue", "count")
     example = Example("a", (), "How many?", "3", reasoning=reasoning)
-    assert written("3", mode, reasoning) == text
+    assert completion_text("3", mode, reasoning) == text
     ids = train_sft.response_ids(example, mode, processor)
     assert processor.decode(ids[:-1]) == text and ids[-1] == processor.end_ids[0]
 
 
 @pytest.mark.parametrize("name", sorted(evaluate.TASKS))
 def test_every_garden_task_can_write_its_reasoning(name):
-    cfg = SftConfig(task=name, cot=True, prompt_mode="steps", **small(name))
+    cfg = SFTConfig(task=name, cot=True, prompt_mode="steps", **small(name))
     processor = Processor(BASE_MODEL)
     task = train_sft.with_reasoning(evaluate.load_task(cfg, processor), cfg)
     for example in task.train[:4]:
         assert all((example.reasoning.thought, example.reasoning.summary))
         rewards = [
-            task.reward(written(example.target, mode, example.reasoning), example, 0.0).total
+            task.reward(
+                completion_text(example.target, mode, example.reasoning), example, 0.0
+            ).total
             for mode in ("steps", "direct")
         ]
         assert rewards[0] > rewards[1]  # what is imitated is right, and in the asked-for format
@@ -122,14 +126,14 @@ def test_thoughts_come_from_a_file_and_a_missing_one_is_named(tmp_path):
     file = tmp_path / "thoughts.jsonl"
     rows = [{"id": "a", "thought": "one"}, {"id": "b", "thought": "two", "caption": "c"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cfg = SftConfig(cot=True, prompt_mode="think", cot_texts=file)
+    cfg = SFTConfig(cot=True, prompt_mode="think", cot_texts=file)
     task = train_sft.with_reasoning(a_task(), cfg)
     assert [e.reasoning for e in task.train] == [Reasoning("one"), Reasoning("two", "c")]
     file.write_text(json.dumps(rows[0]))
     with pytest.raises(InputError, match="1 training examples have no reasoning text, first 'b'"):
         train_sft.with_reasoning(a_task(), cfg)
     with pytest.raises(InputError, match="--cot_texts FILE"):
-        train_sft.with_reasoning(a_task(), SftConfig(cot=True, prompt_mode="think"))
+        train_sft.with_reasoning(a_task(), SFTConfig(cot=True, prompt_mode="think"))
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"thought": "x"}', '{"id": "a", "colour": 1}', "7"])
@@ -154,7 +158,7 @@ def test_a_file_of_thoughts_that_is_not_there_is_named(tmp_path):
 )
 def test_flags_that_contradict_each_other_are_refused(flags, complaint):
     with pytest.raises(InputError, match=complaint):
-        SftConfig(**flags)
+        SFTConfig(**flags)
 
 
 def test_a_run_learns_and_leaves_what_a_grpo_run_leaves(run):

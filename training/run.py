@@ -1,4 +1,4 @@
-"""What every training run does around its updates: judge, log, save, stop, close.
+"""What every training run does around its updates: log, evaluate, save, stop, close.
 
 train_grpo.py and train_sft.py share it, so that what they report compares. Nothing is learnt here.
 Read first: train_grpo.py. Next: reporting/run_log.py.
@@ -9,299 +9,233 @@ import math
 import shlex
 import sys
 import time
-from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-from config import TrainConfig
-from data.files import write_whole
-from evaluate import evaluate
-from model.processor import Processor
-from model.vlm import VLM
-from report import try_report
+from data.examples import Example
 from reporting.gallery import Gallery
+from reporting.metrics import completion_records, rollout_metrics
+from reporting.page.render import try_report
 from reporting.page.saved_run import read_run
-from reporting.page.verdict import rise
-from reporting.run_log import RunLog, about_run
+from reporting.provenance import about_run
+from reporting.run_log import RunLog
+from reporting.verdict import new_warnings, rise
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.signals import Elsewhere, Stopped, signals
-from tasks import Example, Task
-from training.checkpoint import (
-    Checkpoint,
-    find_checkpoint,
-    last_model,
-    log_sizes,
-    restore_logs,
-    save_checkpoint,
-    tidy,
-    why_unusable,
-)
-from training.fsdp import whole
+from runtime.run_directory import last_model, write_atomically
+from runtime.signals import Stopped, signals
+from sample import Rollout
+from training.batches import gather_rollout
+from training.checkpoint import Checkpoint, save_checkpoint, why_unusable
+from training.evaluation import held_out_metrics
+from training.fsdp import unsharded
 from training.optimizer import Optimizer
-from training.setup import EVAL_SPLITS
+from training.resume import check_same_data, is_evaluated, log_sizes, restore_directory
+from training.setup import Setup
 
 MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
-T = TypeVar("T")
-
-
-def held_out_metrics(
-    model: VLM, processor: Processor, task: Task, cfg: TrainConfig, with_interval: bool
-) -> dict[str, float]:
-    """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
-    row = {}
-    for split, prefix in EVAL_SPLITS.items():
-        if split in task.splits:
-            metrics, _ = evaluate(
-                model,
-                processor,
-                task,
-                task.splits[split],
-                cfg.max_completion_length,
-                # Each rank decodes about the rows of its rollout.
-                batch_size=max(1, 8 * cfg.prompts_per_step // distributed.world_size()),
-                with_interval=with_interval and split == "held_out",
-            )
-            row |= {prefix + name: value for name, value in metrics.items()}
-    return row
-
-
-def check_same_data(run: Path, about: dict) -> None:
-    """Raise InputError if a run is to go on with other questions or pictures than it began with."""
-    before = read_run(run).about.get("data", {})
-    for name, split in about["data"].items():
-        if name in before and before[name] != split:
-            raise InputError(
-                f"--resume_from_checkpoint {run}: the data has changed, {name} was {before[name]} "
-                f"and is {split}; restore it, or start a new run"
-            )
+WARN_EVERY = 10  # steps
 
 
 class TrainingRun:
     """The log, the gallery, the report and the checkpoints of a run: `with TrainingRun(..) as run`.
 
-    Entering opens the run's directory and judges the model as it starts, or goes on where
-    `checkpoint` stopped. A signal inside leaves a checkpoint of the last step that was made, and
-    ends the process with the conventional code.
-
-    A step goes through these states. The weights rest (a signal ends the run at once; `done` steps
-    can be saved); from `all_totals` on they are moving (signals wait, nothing can be saved); from
-    `end_step` on they rest again, and the step's row is `pending`: it is evaluated and logged, and
-    only then gone. A checkpoint keeps a pending row, so a run that was stopped in an evaluation
-    goes on with that evaluation.
-
-    Args:
-        began: time.time() when the script began. num_generations, temperature: of the completions
-            that the report shows.
+    Entering opens the run's directory and evaluates the model as it starts, or as the checkpoint
+    left it. Between two steps the weights, the logs and `done` belong together: that is what a
+    checkpoint holds. From the optimizer's step on they do not, until `end_step`; a signal waits so
+    long. Whatever ends the run while they do, leaves a checkpoint of the last finished step; of
+    several ranks a signal alone, since only then all of them are there to save.
     """
 
-    def __init__(
-        self,
-        cfg: TrainConfig,
-        processor: Processor,
-        task: Task,
-        model: VLM,
-        optimizer: Optimizer,
-        began: float,
-        checkpoint: Checkpoint | None = None,
-        num_generations: int = 4,
-        temperature: float = 1.0,
-    ):
-        self.cfg, self.processor, self.task, self.model = cfg, processor, task, model
-        self.optimizer, self.began = optimizer, began
-        self.done = 0  # steps that are made
-        self.is_moving = False  # the weights are on their way to the next one
-        self.pending: dict[str, float] | None = {"step": 0}  # their last row, until it is logged
+    def __init__(self, setup: Setup, optimizer: Optimizer):
+        self.cfg, self.processor, self.task = setup.cfg, setup.processor, setup.task
+        self.model, self.optimizer, self.start_time = setup.model, optimizer, setup.start_time
+        self.done = 0  # finished steps
         self.not_finite: list[dict] = []  # the steps in a row with an update that was skipped
-        self.waited: Counter[str] = Counter()  # seconds of a step, each rank for slower ones
-        self.judged: list[dict[str, float]] = []  # held-out metrics, from the start on
-        about = about_run(cfg, task, model)
+        about, checkpoint = about_run(self.cfg, self.task, self.model), setup.checkpoint
         distributed.require_same(about["data"], "data")
+        if checkpoint is not None:
+            check_same_data(self.cfg.output_dir, about)
+        self.rows: list[dict] = []  # of metrics.jsonl
+        self.warned: set[str] = set()
         if checkpoint is None:
-            self.log = RunLog(cfg, about)
+            self.log = RunLog(self.cfg, about)
         else:
-            check_same_data(cfg.output_dir, about)
-            self.log = RunLog(cfg, about, done=checkpoint.step)
-            self._go_on(checkpoint)
-        self.sizes = log_sizes(self.log.directory)
-        shown = (num_generations, temperature)
-        self.gallery = Gallery(self.log, processor, task, cfg, *shown)
+            self.log = RunLog(self.cfg, about, checkpoint.step, checkpoint.lock)
+            self._resume(checkpoint)
+        self.gallery = Gallery(self.log, self.processor, self.task, self.cfg)
 
-    def _go_on(self, checkpoint: Checkpoint) -> None:
+    def _resume(self, checkpoint: Checkpoint) -> None:
         if distributed.rank() == 0:
-            checkpoint.check_newest()
-            tidy(self.log.directory, checkpoint.step)
-            restore_logs(self.log.directory, checkpoint.state["sizes"])
+            restore_directory(self.log.directory, checkpoint)
         # The others read what rank 0 has put in order.
         distributed.require_same(checkpoint.directory.name, "checkpoints")
-        headline = f"eval/{self.task.headline}"
-        self.judged = [row for row in read_run(self.log.directory).rows if headline in row]
-        self.done, self.pending = checkpoint.step, checkpoint.state["pending"]
-        self.not_finite = checkpoint.state["not_finite"]
+        self.rows = read_run(self.log.directory).rows
+        self.done, self.not_finite = checkpoint.step, checkpoint.state["not_finite"]
         self.optimizer.restore(checkpoint.optimizer_tensors())
-        print(f"going on after step {self.done} of {self.cfg.max_steps}: {checkpoint.directory}")
+        steps = f"step {self.done} of {self.cfg.max_steps}"
+        print(f"resuming after {steps}: {checkpoint.directory}")
 
     def __enter__(self) -> "TrainingRun":
         signals.install(distributed.world_size())
+        self.sizes = log_sizes(self.log.directory)
         try:
-            if self.pending is not None:
-                self._finish_row(self.pending)
+            if not is_evaluated(self.rows, self.done):
+                self._evaluate_if_due()
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Whatever ended the run, save its last step, unless the weights have left it already."""
+        """Save the last finished step, whatever ended the run, if the weights still are at it."""
         if error is None:
             signals.remove()
             return
-        signals.held = True
-        cause, saved = distributed.leave(error), None
-        number = cause.number if isinstance(cause, Stopped) else None
-        try:
-            if distributed.are_together() and self._can_be_saved(number is not None):
+        is_stopped, in_progress, saved = isinstance(error, Stopped), signals.deferred, None
+        signals.deferred = True
+        can_save = (is_stopped or distributed.world_size() == 1) and not in_progress
+        if can_save and (is_stopped or self.done > 0):
+            try:
                 saved = self._save()
-        except Exception as not_saved:  # what ended the run has to be told all the same
-            print(f"not saved: {not_saved}", file=sys.stderr)
-        with suppress(InputError):  # torchrun ends the others as soon as one has ended
-            distributed.all_gather(None)
+            except Exception as not_saved:  # what ended the run has to be told all the same
+                print(f"not saved: {not_saved}", file=sys.stderr)
         signals.remove()
         self.log.close()
-        if number is not None:
-            what = f"; saved {saved}" if saved is not None else ""
-            print(f"stopped by {cause} after step {self.done}{what}")
+        if is_stopped:
+            where = f"; saved {saved}" if saved is not None else ""
+            print(f"stopped by {error} after step {self.done}{where}")
         if last_model(self.log.directory) is not None:
             flag = f"--resume_from_checkpoint {shlex.quote(str(self.log.directory))}"
-            print(f"go on with the same command and {flag}", flush=True)
-        if number is not None:
-            raise SystemExit(128 + number) from None
-        if cause is not error:
-            raise cause from None
+            print(f"resume with the same command and {flag}", flush=True)
+        if is_stopped:
+            raise SystemExit(128 + error.number) from None
 
-    def _can_be_saved(self, was_asked_to: bool) -> bool:
-        """Whether all ranks are at the same step, and one that is worth it."""
-        told = distributed.all_gather([self.is_moving, self.done > 0 or was_asked_to])
-        return not any(moving for moving, _ in told) and any(worth for _, worth in told)
+    def steps(self) -> Iterator[int]:
+        """The steps that are still to be made, each with a fresh clock."""
+        for step in range(self.done, self.cfg.max_steps):
+            self.log.start_step()
+            yield step
 
-    def all_totals(self, totals: T) -> list[T]:
-        """What every rank has accumulated. From here to the end of the step the weights are in
-        motion, and signals have to wait."""
-        signals.held = True
-        distributed.all_gather(None)  # so that the wait for the slowest backward is counted
-        told = distributed.all_gather([totals, distributed.waited()])
-        self.is_moving = True
-        for rank, (_, seconds) in enumerate(told):
-            self.waited[f"waiting/rank_{rank}"] += seconds
-        return [totals for totals, _ in told]
-
-    def is_due(self, step: int, every: int) -> bool:
-        """Whether what happens every so many steps (0: never), and at the end, happens now."""
-        return step == self.cfg.max_steps or (every > 0 and step % every == 0)
-
-    def end_step(self, row: dict[str, float], asked: list[Example]) -> None:
-        """Log a step and what it asked; evaluate, report and save where that is due.
+    def end_step(
+        self, metrics: dict[str, float], examples: list[Example], rollout: Rollout | None = None
+    ) -> None:
+        """Log a step; evaluate, report and save where that is due. A collective.
 
         Metrics that are not finite are left out: JSON has no such numbers, and curves cannot show
         them. Raises InputError after MAX_NOT_FINITE steps in a row that were not finite.
+
+        Args:
+            examples: what all ranks asked. rollout: this rank's part, scored and compared.
         """
-        self.done = row["step"]
-        self._keep_not_finite(row, asked)
+        step = self.done + 1
+        row = {"step": step}
+        if rollout is not None:
+            rollout = gather_rollout(rollout)
+            row |= rollout_metrics(rollout)
+            self.log.append("completions.jsonl", completion_records(step, examples, rollout))
+            if self._is_due(step, self.cfg.eval_steps):
+                self.gallery.training(step, examples, rollout)
+        row |= metrics
         if distributed.world_size() > 1:
-            row |= self.waited
-        self.waited.clear()
+            waits = distributed.all_gather(distributed.seconds_waited())
+            row |= {f"waiting/rank_{rank}": seconds for rank, seconds in enumerate(waits)}
+        self._note_not_finite(row, step, examples)
         row = {name: value for name, value in row.items() if math.isfinite(value)}
-        self.pending, self.is_moving = row, False
-        self._at_rest()
-        self._finish_row(row)
+        self.rows.append(self.log.step(row))
+        self._finish(step)
+        self._evaluate_if_due()
+        self._warn(at_end=False)
+        self._save_if_due()
         if len(self.not_finite) >= MAX_NOT_FINITE:
             raise InputError(
                 f"{MAX_NOT_FINITE} steps in a row had a gradient that is not finite, see "
                 f"{self.log.directory / 'not_finite.json'}; lower --learning_rate or --beta, or "
                 "use --dtype float32"
             )
+        distributed.barrier()  # a step ends for all ranks at once
+        distributed.seconds_waited()  # what they waited for rank 0's files does not count
 
-    def _keep_not_finite(self, row: dict[str, float], asked: list[Example]) -> None:
+    def _is_due(self, step: int, every: int) -> bool:
+        """Whether what happens every so many steps (0: never), and at the end, happens now."""
+        return step == self.cfg.max_steps or (every > 0 and step % every == 0)
+
+    def _finish(self, step: int) -> None:
+        """From here on a checkpoint holds this step, and a signal may stop the run."""
+        self.done, self.sizes = step, log_sizes(self.log.directory)
+        signals.deferred = False
+        distributed.barrier()
+
+    def _note_not_finite(self, row: dict[str, float], step: int, examples: list[Example]) -> None:
         """Note the step if a gradient was not finite: its questions, metrics and parameters."""
         if row["steps_skipped_nonfinite"] == 0:
             self.not_finite = []
             return
         metrics = {name: v if math.isfinite(v) else str(v) for name, v in row.items()}
-        bad = {"step": self.done, "questions": [example.id for example in asked]}
+        bad = {"step": step, "questions": [example.id for example in examples]}
         bad |= {"metrics": metrics, "parameters": self.optimizer.not_finite}
         self.not_finite = [*self.not_finite, bad]
         if self.log.is_written:
+            path = self.log.directory / "not_finite.json"
             with self.log.writing():
-                write_whole(
-                    self.log.directory / "not_finite.json", json.dumps(self.not_finite, indent=1)
-                )
+                write_atomically(path, json.dumps(self.not_finite, indent=1))
 
-    def _at_rest(self) -> None:
-        """A point from which the run can go on exactly: weights and logs belong together."""
+    def _evaluate_if_due(self) -> None:
+        step = self.done
+        if not self._is_due(step, self.cfg.eval_steps):
+            return
+        with self.log.timed("eval"), unsharded(self.model):
+            with_interval = step in (0, self.cfg.max_steps)
+            metrics = held_out_metrics(
+                self.model, self.processor, self.task, self.cfg, with_interval
+            )
+            self.gallery.held_out(step, self.model)
+        self.rows.append(self.log.evaluation({"step": step} | metrics))
         self.sizes = log_sizes(self.log.directory)
-        signals.release()
-
-    def _finish_row(self, row: dict[str, float]) -> None:
-        step, found = row["step"], {}
-        if is_judged := self.is_due(step, self.cfg.eval_steps):
-            with self.log.timed("eval"), whole(self.model):
-                ends = step in (0, self.cfg.max_steps)
-                found = held_out_metrics(self.model, self.processor, self.task, self.cfg, ends)
-                self.gallery.held_out(step, self.model)
-        signals.held = True
-        self.judged += [found] if is_judged else []
-        self.log.metrics(row | found)
-        self.pending = None
-        if is_judged and step < self.cfg.max_steps:  # `close` writes the last one
+        if step < self.cfg.max_steps and self.log.is_written:  # `close` writes the last one
             with self.log.timed("report"):
-                self._report()
-        self._at_rest()
-        if step > 0 and self.is_due(step, self.cfg.save_steps):
+                try_report(self.log.directory)
+
+    def _warn(self, at_end: bool) -> None:
+        """Say on the console what the report's red lights say, each of them once while it lasts."""
+        if at_end or self.done % WARN_EVERY == 0:
+            for line in new_warnings(
+                self.rows, self.task.headline, set() if at_end else self.warned
+            ):
+                print(line)
+
+    def _save_if_due(self) -> None:
+        if self._is_due(self.done, self.cfg.steps_between_saves):
             try:
                 self._save()
             except InputError as error:  # a full disk, say: the next one may succeed
-                if step == self.cfg.max_steps or isinstance(error, Elsewhere):
+                if self.done == self.cfg.max_steps:
                     raise
-                print(f"{error}; training goes on", file=sys.stderr)
-                signals.release()
-        distributed.all_gather(None)  # a step ends for all ranks at once
-        distributed.waited()  # what they waited for rank 0's files is no news
-
-    def _report(self) -> Path | None:
-        return try_report(self.log.directory) if self.log.is_written else None
+                print(f"{error}; training continues", file=sys.stderr)
 
     def _save(self) -> Path:
-        """Write a checkpoint of the last step, unless it is there. A joint act of all ranks."""
-        directory, is_last = self.log.directory, self.done == self.cfg.max_steps
-        state = {
-            "step": self.done,
-            "pending": self.pending,
-            "sizes": self.sizes,
-            "not_finite": self.not_finite,
-        }
+        """Write a checkpoint of the last finished step, unless it is there. A collective."""
+        directory = self.log.directory
         place = directory / f"step_{self.done}"
-        with signals.holding():
-            is_there = why_unusable(place) is None and find_checkpoint(place).state == state
-            is_over = is_last and self.pending is None  # not trained on, and judged already
-            is_there, is_over = distributed.all_gather([is_there, is_over])[0]  # rank 0 decides
-            if is_there:
-                return place
-            with whole(self.model):
-                tensors = {} if is_over else self.optimizer.tensors()
-                if self.log.is_written:
-                    limit = self.cfg.save_total_limit
-                    kept = (self.cfg.model, tensors, state, limit)
-                    save_checkpoint(directory, self.model, *kept)
+        state = {"step": self.done, "sizes": self.sizes, "not_finite": self.not_finite}
+        if distributed.all_gather(why_unusable(place) is None)[0]:  # rank 0 decides
+            return place
+        with unsharded(self.model):
+            tensors = self.optimizer.tensors()
+            if self.log.is_written:
+                limit = self.cfg.save_total_limit
+                save_checkpoint(directory, self.model, self.cfg.model, tensors, state, limit)
         return place
 
     def close(self) -> dict[str, float]:
-        """Say what the run brought and where it is; returns its last held-out metrics."""
+        """Say what the run achieved and where it is; returns its last held-out metrics."""
         self.log.close()
-        report = self._report()  # once more: now it knows the last checkpoint
-        line = rise(self.judged[0], self.judged[-1], self.task.headline)
-        seconds = time.time() - self.began
+        report = try_report(self.log.directory) if self.log.is_written else None
+        evaluations = [row for row in self.rows if f"eval/{self.task.headline}" in row]
+        line = rise(evaluations[0], evaluations[-1], self.task.headline)
+        seconds = time.time() - self.start_time
         print(f"{line}; {seconds:.0f} s; {self.log.directory / f'step_{self.done}' / 'hf'}")
+        self._warn(at_end=True)
         if report is not None:
             print(f"report: {report}")
-        return self.judged[-1]
+        return evaluations[-1]

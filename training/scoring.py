@@ -1,37 +1,35 @@
-"""A step's completions become rewards: the task's or the user's own, shaped, and always finite.
+"""The completions of a step become rewards: the task's or the user's own, shaped, always finite.
 
     python train_grpo.py --reward my_rewards.py:brief
 
 A user's reward is a function `brief(completions, example) -> numbers`. It gets the G completions of
-one question (texts) and its `tasks.Example`, and returns one number for each, or None for a
-completion that is not to count. It is the whole reward: the task's own is then not computed, but
+one question (texts) and its `data.examples.Example`, and returns one number for each, or None for a
+completion that is not to count. It is the whole reward: the task's own is not computed then, but
 may be called from it (`from rewards import classification_reward`).
 
-It is code from outside, so it runs in processes of its own (training/reward_worker.py), and a fault in it is
-counted and shown, never hidden: an exception, a wrong number of values, a value that is no finite
-number, no answer within `--reward_timeout`, or the end of its process takes the affected
-completions out of the comparison. Such a completion stands in with the mean of its group, so its
-advantage is 0; a reward of 0 would tell the policy that it was wrong. When more than `MAX_FAULTS`
-of a step's completions are lost, the run stops.
+It is code from outside, so it runs in processes of its own (training/reward_worker.py), and a fault
+in it is counted and shown, never hidden: an exception, a wrong number of values, a value that is no
+finite number, no answer within `--reward_timeout`, or the end of its process. Such a completion
+gets the mean of its group, so its advantage is 0; a reward of 0 would tell the policy that it was
+wrong. When more than `MAX_FAULTS` of a step's completions are lost, the run stops.
 
-Next: train_grpo.py, which calls `score_step`.
+Next: kernels/advantage.py.
 """
 
-import math
 import sys
 from collections import Counter
 
 import torch
 from torch import Tensor
 
-from config import Config
-from data.files import visible
+from config import TrainConfig
+from data.examples import Example
 from rewards import Reward
 from runtime import distributed
-from runtime.errors import InputError
+from runtime.errors import InputError, visible
 from sample import Rollout
-from tasks import Example, Task
-from training.reward_worker import MAX_TOLD, Workers
+from tasks.task import Task, finite_reward
+from training.reward_worker import MAX_SHOWN, Workers
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of a step's completions
@@ -71,14 +69,12 @@ class UserReward:
                 rewards += self._lost("not_finite", [text], f"{value} for {text[:200]!r}")
         return rewards
 
-    def _lost(self, kind: str, texts: list[str], what: str) -> list[None]:
+    def _lost(self, kind: str, texts: list[str], reason: str) -> list[None]:
         self.faults[kind] += len(texts)
         if not self.has_shown_one:
             self.has_shown_one = True
-            print(
-                f"--reward: first fault, {kind}: {visible(what.strip()[-MAX_TOLD:])}",
-                file=sys.stderr,
-            )
+            shown = visible(reason.strip()[-MAX_SHOWN:])
+            print(f"--reward: first fault, {kind}: {shown}", file=sys.stderr)
         return [None] * len(texts)
 
 
@@ -124,24 +120,15 @@ def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
 # ---- a step --------------------------------------------------------------------------------------
 
 
-def finite_reward(task: Task, text: str, example: Example, dense: float) -> Reward:
-    """The task's reward; raises InputError if it is not finite."""
-    reward = task.reward(text, example, dense)
-    if not math.isfinite(reward.total):
-        raise InputError(
-            f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}: "
-            "rewards must be finite numbers; mend the reward function"
-        )
-    return reward
-
-
 class Scorer:
-    """Rewards of a step: `score_step` is all that the loop calls."""
+    """Rewards of a step. `cfg`: the settings of train_grpo.py."""
 
-    def __init__(self, task: Task, cfg: Config):
+    def __init__(self, task: Task, cfg: TrainConfig):
         self.task, self.cfg = task, cfg
-        self.weights = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
-        self.weights |= {"length": cfg.length_weight}
+        self.weights = {"correct": cfg.correct_weight, "iou": cfg.correct_weight}
+        self.weights |= {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
+        self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
+        self.shaping |= {"length": cfg.length_weight}
         self.user = UserReward(Workers(cfg.reward, cfg.reward_timeout)) if cfg.reward else None
         if cfg.reward and cfg.length_weight:
             raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
@@ -151,67 +138,76 @@ class Scorer:
                 f"--max_completion_length {cfg.max_completion_length}"
             )
 
-    def score_step(
+    def score(
         self, examples: list[Example], rollout: Rollout, step: int
-    ) -> tuple[Tensor, list[dict[str, float]], dict[str, float]]:
-        """Verify every completion of a step.
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """Verify every completion of this rank: rewards (N, G) fp32, and the parts of each.
 
-        Returns: rewards (N, G) fp32; the named parts of each completion; metrics on faults (empty
-        without --reward).
-        Raises: InputError for a reward of the task that is not finite, and for too many faults.
+        Raises: InputError for a reward of the task that is not finite.
         """
-        G, cfg = self.cfg.num_generations, self.cfg
-        decay = 1 - step / cfg.max_steps if cfg.dense_schedule == "linear" else 1.0
+        G, totals, parts = len(rollout.texts) // len(examples), [], []
         groups = [(rollout.texts[n * G : (n + 1) * G], e) for n, e in enumerate(examples)]
-        if self.user is not None:
-            of_groups = self.user.of_step(groups)
-        else:
-            dense = cfg.dense * decay
-            of_groups = [
-                [finite_reward(self.task, text, example, dense) for text in texts]
-                for texts, example in groups
-            ]
-        totals, parts = [], []
-        for n, ((texts, example), rewards) in enumerate(zip(groups, of_groups, strict=True)):
-            own = slice(n * G, (n + 1) * G)
-            shaping = self._shaping(example, texts, [len(ids) for ids in rollout.ids[own]])
-            counted = []
-            for i, reward in enumerate(rewards):
-                more = {name: values[i] for name, values in shaping.items()}
-                added = sum(self.weights[name] * value for name, value in more.items())
-                counted.append(reward and Reward(reward.total + added, reward.parts | more))
-            known = [reward.total for reward in counted if reward is not None]
-            mean = sum(known) / len(known) if known else 0.0
-            stand_in = Reward(mean, {"user": mean} | dict.fromkeys(shaping, 0.0))
-            totals += [(reward or stand_in).total for reward in counted]
-            parts += [(reward or stand_in).parts for reward in counted]
-        return (
-            torch.tensor(totals, dtype=torch.float32).view(-1, G),
-            parts,
-            self._faults(len(parts)),
-        )
+        for n, rewards in enumerate(self._unshaped(groups, step)):
+            texts, example = groups[n]
+            lengths = [len(ids) for ids in rollout.ids[n * G : (n + 1) * G]]
+            for reward in self._shaped(rewards, texts, example, lengths):
+                totals.append(reward.total)
+                parts.append(reward.parts)
+        return torch.tensor(totals, dtype=torch.float32).view(-1, G), parts
 
-    def _shaping(
+    def _unshaped(
+        self, groups: list[tuple[list[str], Example]], step: int
+    ) -> list[list[Reward | None]]:
+        """The user's or the task's reward for every completion of every group."""
+        if self.user is not None:
+            return self.user.of_step(groups)
+        is_decaying = self.cfg.dense_schedule == "linear"
+        dense = self.cfg.dense * (1 - step / self.cfg.max_steps if is_decaying else 1.0)
+        return [
+            [finite_reward(self.task, text, example, self.weights, dense) for text in texts]
+            for texts, example in groups
+        ]
+
+    def _shaped(
+        self, rewards: list[Reward | None], texts: list[str], example: Example, lengths: list[int]
+    ) -> list[Reward]:
+        """Add the optional parts of a group; what does not count gets the mean of the others."""
+        optional = self._optional_parts(example, texts, lengths)
+        counted = []
+        for i, reward in enumerate(rewards):
+            parts = {name: values[i] for name, values in optional.items()}
+            added = sum(self.shaping[name] * value for name, value in parts.items())
+            counted.append(reward and Reward(reward.total + added, reward.parts | parts))
+        totals = [reward.total for reward in counted if reward is not None]
+        mean = sum(totals) / len(totals) if totals else 0.0
+        stand_in = Reward(mean, {"user": mean} | dict.fromkeys(optional, 0.0))
+        return [reward or stand_in for reward in counted]
+
+    def _optional_parts(
         self, example: Example, texts: list[str], lengths: list[int]
     ) -> dict[str, list[float]]:
-        """The optional parts that have a weight, unweighted: name -> one number per completion."""
+        """The shaping parts that have a weight, unweighted: name -> one number per completion."""
         parts, limit = {}, self.cfg.max_completion_length
-        if self.weights["overlong"]:
+        if self.shaping["overlong"]:
             buffer = self.cfg.overlong_buffer
             parts["overlong"] = [soft_overlong(length, limit, buffer) for length in lengths]
-        if self.weights["repetition"]:
+        if self.shaping["repetition"]:
             parts["repetition"] = [repetition_penalty(text) for text in texts]
-        if self.weights["length"]:  # for the whole answer: being nearly right does not count
+        if self.shaping["length"]:  # for the whole answer: being nearly right does not count
             is_right = [self.task.scores(text, example)["strict"] == 1.0 for text in texts]
             parts["length"] = length_rewards(lengths, is_right)
         return parts
 
-    def _faults(self, n_completions: int) -> dict[str, float]:
+    def fault_metrics(self, n_completions: int) -> dict[str, float]:
+        """Faults of this step over all ranks, {} without --reward. A collective.
+
+        Raises: InputError if more than MAX_FAULTS of the completions are lost.
+        """
         if self.user is None:
             return {}
-        own, self.user.faults = dict(self.user.faults), Counter()
-        of_ranks = distributed.all_gather([own, n_completions])
-        faults = sum((Counter(faults) for faults, _ in of_ranks), Counter())
+        local, self.user.faults = dict(self.user.faults), Counter()
+        of_ranks = distributed.all_gather([local, n_completions])
+        faults = sum((Counter(counts) for counts, _ in of_ranks), Counter())
         n_completions = sum(n for _, n in of_ranks)
         if faults.total() > MAX_FAULTS * n_completions:
             kinds = ", ".join(f"{kind} {count}" for kind, count in faults.items())

@@ -1,59 +1,59 @@
 """What a training run needs before its first step: settings filled in, questions, and the model.
 
-Whatever cannot work is said here, before the run leaves anything. Next: training/run.py.
+Whatever cannot work is refused here, before the run leaves anything. Next: training/run.py.
 """
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 
 from config import TrainConfig
 from data.files import SkipLog
-from evaluate import READ_BY, frame_spoken, load_task, usable_examples
 from model.processor import Processor
 from model.vlm import VLM
 from model.weights import load_model
-from reporting.run_log import check_output_dir
 from runtime import distributed
+from runtime.device import pick_device
 from runtime.errors import InputError
-from sample import pick_device
-from tasks import Task
+from runtime.run_directory import check_output_dir
+from tasks import load_task, reads
+from tasks.boxes import model_box_format
+from tasks.task import Task
 from training.checkpoint import Checkpoint
+from training.evaluation import EVAL_SPLITS, usable_examples
 from training.fsdp import shard
 
-EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
+C = TypeVar("C", bound=TrainConfig)
 
 
-def with_usable_prompts(task: Task, processor: Processor, cfg: TrainConfig) -> Task:
-    """The task without examples whose prompt cannot be built, before the run leaves anything.
+@dataclass
+class Setup(Generic[C]):
+    """A run that is ready to begin.
 
-    Raises InputError when more than a few are lost, or none is left.
+    Attributes:
+        cfg: with everything filled in. checkpoint: to resume from, None for a new run.
+        start_time: time.time() when the set-up began.
     """
-    skips = SkipLog()
-    judged = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
-    kept = {
-        name: usable_examples(examples, processor, cfg.max_prompt_length, skips)
-        for name, examples in ({"train": task.train} | judged).items()
-    }
-    skips.check(len(task.train) + sum(map(len, judged.values())), cfg.max_skip)
-    if empty := [name for name, examples in kept.items() if not examples]:
-        raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
-    return replace(task, train=kept.pop("train"), splits=task.splits | kept)
+
+    cfg: C
+    processor: Processor
+    task: Task
+    model: VLM
+    checkpoint: Checkpoint | None
+    start_time: float
 
 
-def prepare(
-    cfg: TrainConfig, checkpoint: Checkpoint | None = None
-) -> tuple[TrainConfig, Processor, Task, VLM]:
-    """Task and model of a training run, before the run leaves anything; what was left open in
-    `cfg` is filled in. Raises InputError for anything that cannot work."""
+def prepare(cfg: C, checkpoint: Checkpoint | None = None) -> Setup[C]:
+    """Load the task and the model of a training run and fill in what `cfg` left open.
+
+    Raises InputError for anything that cannot work.
+    """
+    start_time = time.time()
     if checkpoint is None:
         check_output_dir(cfg.output_dir)
-    ranks = distributed.world_size()
-    if cfg.prompts_per_step < ranks:
-        count = cfg.prompts_per_step
-        raise InputError(f"--prompts_per_step {count}: must be at least {ranks}, one for each rank")
-    if cfg.fsdp and ranks == 1:
-        raise InputError("--fsdp: needs several ranks; start with torchrun, or give --no-fsdp")
+    check_ranks(cfg)
     SkipLog.reported.clear()
     processor = Processor(cfg.model, cfg.max_pixels)
     task = with_usable_prompts(load_task(cfg, processor), processor, cfg)
@@ -62,10 +62,32 @@ def prepare(
             f"data: {len(task.train)} training examples, fewer than --prompts_per_step "
             f"{cfg.prompts_per_step}: a step asks some of them twice"
         )
-    if cfg.task in READ_BY["coords"]:  # a run's config.json says which frame was used
-        cfg = replace(cfg, coords=frame_spoken(cfg, processor))
+    if reads(cfg.task, "coords"):  # a run's config.json says which box format was used
+        cfg = replace(cfg, coords=model_box_format(cfg, processor.cfg.model_type))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
+    model = trainable_model(cfg, checkpoint)
+    sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
+    millions, ranks = sum(p.numel() for p in model.parameters()) / 1e6, distributed.world_size()
+    print(
+        f"{task.name}: {len(task.train)} training examples, {sizes}; "
+        f"{millions:.1f} M parameters, {cfg.dtype} on {model.device}"
+        + (f", {ranks} processes" if ranks > 1 else "")
+    )
+    return Setup(cfg, processor, task, model, checkpoint, start_time)
+
+
+def check_ranks(cfg: TrainConfig) -> None:
+    """Raise InputError unless the number of ranks fits the settings."""
+    count, ranks = cfg.prompts_per_step, distributed.world_size()
+    if count < ranks:
+        raise InputError(f"--prompts_per_step {count}: must be at least {ranks}, one for each rank")
+    if cfg.fsdp and ranks == 1:
+        raise InputError("--fsdp: needs several ranks; start with torchrun, or give --no-fsdp")
+
+
+def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
+    """The model on its device, sharded with --fsdp, with gradients where `cfg` wants them."""
     device, dtype = pick_device(cfg.device, cfg.dtype), getattr(torch, cfg.dtype)
     source = cfg.model if checkpoint is None else checkpoint.hf
     model = load_model(source, dtype, torch.device("cpu") if cfg.fsdp else device)
@@ -74,11 +96,22 @@ def prepare(
         part.gradient_checkpointing = cfg.gradient_checkpointing
     if cfg.fsdp:
         shard(model.float(), dtype, device)  # the shards are what the optimizer works on
-    sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(
-        f"{task.name}: {len(task.train)} training examples, {sizes}; "
-        f"{millions:.1f} M parameters, {cfg.dtype} on {device}"
-        + (f", {ranks} processes" if ranks > 1 else "")
-    )
-    return cfg, processor, task, model
+    return model
+
+
+def with_usable_prompts(task: Task, processor: Processor, cfg: TrainConfig) -> Task:
+    """The task without the examples whose prompt cannot be built.
+
+    Raises InputError when more than a few are lost, or none is left.
+    """
+    skips = SkipLog()
+    splits = {"train": task.train}
+    splits |= {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
+    usable = {
+        name: usable_examples(examples, processor, cfg.max_prompt_length, skips)
+        for name, examples in splits.items()
+    }
+    skips.check(sum(map(len, splits.values())), cfg.max_skip)
+    if empty := [name for name, examples in usable.items() if not examples]:
+        raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
+    return replace(task, train=usable.pop("train"), splits=task.splits | usable)

@@ -13,9 +13,9 @@ sys.path.insert(0, str(ROOT))
 
 from data.garden.drawing import draw_flower, outdoors  # noqa: E402
 from data.garden.world import (  # noqa: E402
-    GARDEN_SPLIT_SEED,
     OOD_SPECIES,
     SPECIES,
+    SPLIT_SEED,
     render_seed,
 )
 
@@ -25,7 +25,7 @@ SUBJECT = "Celestra vernalis"
 
 def portrait(species, index: int, size: int) -> Image.Image:
     """A rendering of the test split that no run uses (they count from 0)."""
-    seed = render_seed("test", GARDEN_SPLIT_SEED, SPECIES.index(species), index)
+    seed = render_seed("test", SPLIT_SEED, SPECIES.index(species), index)
     return outdoors(draw_flower(species.flower, seed, size), seed)
 
 

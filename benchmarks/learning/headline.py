@@ -27,14 +27,16 @@ from pathlib import Path
 
 import config
 from benchmarks.timing import ROOT, machine
-from config import BASE_MODEL, Config
-from data.files import write_whole
-from evaluate import EvalConfig, evaluate, load_task
+from config import BASE_MODEL
+from evaluate import EvalConfig
 from model.processor import Processor
 from model.weights import load_model
 from reporting.page.saved_run import read_run
 from runtime import console
-from training.checkpoint import last_model
+from runtime.run_directory import last_model, write_atomically
+from tasks import load_task
+from train_grpo import GRPOConfig
+from training.evaluation import evaluate
 
 # Method -> the scripts it runs, each from the checkpoint of the one before.
 METHODS: dict[str, list[list[str]]] = {
@@ -101,7 +103,7 @@ def last_evaluation(run: Path) -> dict[str, float]:
 
 def judge(model_dir: Path, task: str, mode: str, flags: list[str], splits=("held_out", "ood")):
     """Greedy metrics of a checkpoint, as a run with these flags reports them."""
-    given = config.given_flags(Config, ["--task", task, *flags], "")
+    given = config.given_flags(GRPOConfig, ["--task", task, *flags], "")
     known = {f.name for f in fields(EvalConfig)}
     given = {name: value for name, value in given.items() if name in known}
     cfg = EvalConfig(**given | {"prompt_mode": mode, "model": model_dir})
@@ -158,7 +160,7 @@ def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
         "machine": machine(),
     }
     result |= made_with
-    write_whole(kept, json.dumps(result) + "\n")
+    write_atomically(kept, json.dumps(result) + "\n")
     return result
 
 

@@ -9,7 +9,7 @@ is the sources' regular expression, which accepts empty thoughts and empty answe
 import re
 from functools import partial
 
-from tasks import Example
+from data.examples import Example
 from tasks.loose import loose_name_correct, loose_number_correct, loose_yes_no
 
 FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)

@@ -35,16 +35,17 @@ import report
 from benchmarks.timing import ROOT, machine
 from config import BASE_MODEL
 from data.coco import load_coco
+from data.examples import Example, completion_text
 from data.files import read_json
 from data.grounding import load_grounding
 from data.rows import load_records
-from evaluate import TASKS
 from model.config import VLMConfig
 from model.image import load_image
 from model.processor import Processor
 from model.weights import read_slots
 from runtime.errors import InputError
-from tasks import Example, Settings, Task, written
+from tasks import TASKS, Settings
+from tasks.task import Task
 from training.checkpoint import why_unusable
 
 LIMIT = 1.0  # seconds of one case
@@ -76,7 +77,7 @@ def asked() -> list[tuple[Task, Example, float]]:
         given = Settings(train_size=3, held_out_size=1, held_out_per_class=1)
         task = load(Settings(**vars(given) | {"image_config": processor.image_cfg}))
         for example in task.train[:3]:
-            right = written(example.target, "think", example.reasoning)
+            right = completion_text(example.target, "think", example.reasoning)
             found.append((task, example, task.reward(right, example, 0.0).total))
     return found
 
@@ -97,7 +98,9 @@ def check_completion(data: bytes) -> None:
 def completions() -> list[bytes]:
     examples = [example for _, example, _ in asked()]
     modes = ("think", "direct", "steps")
-    return [written(e.target, mode, e.reasoning).encode() for e in examples for mode in modes]
+    return [
+        completion_text(e.target, mode, e.reasoning).encode() for e in examples for mode in modes
+    ]
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ import torch
 import sample
 from benchmarks.speed.prompts import garden_prompts
 from benchmarks.timing import Turns, machine, milliseconds, report, take_turns
-from config import BASE_MODEL, Config
+from config import BASE_MODEL
 from model.processor import Processor
 from model.weights import load_model
-from train_grpo import accumulate_gradient, keep_features, make_groups
+from train_grpo import GRPOConfig, accumulate_gradient, keep_features, make_groups
 
 N, G, TOKENS = 8, 8, 32
 SETTINGS = {
@@ -46,7 +46,7 @@ def candidate(
     processor, model = Processor(BASE_MODEL), load_model(BASE_MODEL)
     processor.end_ids = []
     model.visual.requires_grad_(False)
-    cfg = Config(max_completion_length=TOKENS)
+    cfg = GRPOConfig(max_completion_length=TOKENS)
     prompts = garden_prompts(processor, N)
     keep_features(model, prompts)
     advantages = torch.randn(N, G, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def candidate(
 
     def update():
         model.zero_grad(set_to_none=True)
-        return accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+        return accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
 
     turns.ready(update()["sampling/sampling_logp_difference/mean"])
     for _ in turns:

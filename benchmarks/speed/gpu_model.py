@@ -14,7 +14,7 @@ from benchmarks.speed.real_size import CONFIG, random_model
 from benchmarks.timing import machine
 from model.config import VLMConfig
 from model.vlm import VLM, Prompt, rope_positions
-from sample import pick_device
+from runtime.device import pick_device
 
 TRAINED_IDS = 151657  # of 151936: those from here on are padding of the embedding
 MATMUL_TFLOPS = 790.0  # bf16, measured on an H200 with random data
@@ -64,8 +64,8 @@ def build(size: Size, device: torch.device) -> VLM:
 
 def stand_in_processor(vocab_size: int) -> SimpleNamespace:
     """What `generate_group` asks of a processor; nobody stops early, no text is made."""
-    forbidden = torch.arange(vocab_size) >= TRAINED_IDS
-    return SimpleNamespace(forbidden=forbidden, end_ids=[], decode=lambda ids: "")
+    suppressed = torch.arange(vocab_size) >= TRAINED_IDS
+    return SimpleNamespace(suppressed_tokens=suppressed, end_ids=[], decode=lambda ids: "")
 
 
 def questions(cfg: VLMConfig, size: Size, count: int) -> list[Prompt]:

@@ -19,11 +19,17 @@ from benchmarks.speed.gpu_model import (
     stand_in_processor,
 )
 from benchmarks.timing import report, seconds_of
-from config import Config
 from kernels import group_advantages
 from model.vlm import completion_logps, make_pack
 from sample import generate_group
-from train_grpo import Optimizer, accumulate_gradient, keep_features, make_groups, update_metrics
+from train_grpo import (
+    GRPOConfig,
+    Optimizer,
+    accumulate_gradient,
+    keep_features,
+    make_groups,
+    update_metrics,
+)
 
 
 class Step:
@@ -32,9 +38,9 @@ class Step:
     def __init__(self, model, size: Size, N: int, G: int, C: int):
         self.model, self.prompts = model, questions(model.cfg, size, N)
         self.processor = stand_in_processor(size.config["vocab_size"])
-        self.cfg = Config(num_generations=G, max_completion_length=C, groups_per_micro_batch=1)
+        self.cfg = GRPOConfig(num_generations=G, max_completion_length=C, groups_per_micro_batch=1)
         self.optimizer = Optimizer(model, self.cfg)
-        self.forbidden = self.processor.forbidden.to(model.device)
+        self.suppressed_tokens = self.processor.suppressed_tokens.to(model.device)
         self.metrics: dict[str, float] = {}
 
     def rollout(self) -> None:
@@ -49,7 +55,9 @@ class Step:
         self.groups = make_groups(self.prompts, rollout, group_advantages(rewards), cfg)
 
     def update(self) -> None:
-        totals = accumulate_gradient(self.model, None, self.groups, self.forbidden, self.cfg)
+        totals = accumulate_gradient(
+            self.model, None, self.groups, self.suppressed_tokens, self.cfg
+        )
         self.metrics = update_metrics([totals])
 
     def step(self) -> None:
@@ -61,7 +69,7 @@ class Step:
             group.prompt.features = None
             for ids in group.ids:
                 pack = make_pack([group.prompt], [[ids]], self.model.device)
-                logp, _ = completion_logps(self.model, pack, 1.0, self.forbidden)
+                logp, _ = completion_logps(self.model, pack, 1.0, self.suppressed_tokens)
                 logp.mean().backward()
         self.optimizer.adamw.zero_grad()
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from data.garden.drawing import draw_flower
 from data.garden.questions import CLS_PROMPT
-from data.garden.world import GARDEN_SPLIT_SEED, RL_SPECIES, render_seed
+from data.garden.world import RL_SPECIES, SPLIT_SEED, render_seed
 from model.processor import Processor
 from model.vlm import Prompt
 
@@ -13,7 +13,7 @@ from model.vlm import Prompt
 def garden_images(count: int) -> list[Image.Image]:
     """Portraits of different species."""
     chosen = [RL_SPECIES[k % len(RL_SPECIES)] for k in range(count)]
-    seeds = [render_seed("test", GARDEN_SPLIT_SEED, 1, k) for k in range(count)]
+    seeds = [render_seed("test", SPLIT_SEED, 1, k) for k in range(count)]
     return [draw_flower(one.flower, seed) for one, seed in zip(chosen, seeds, strict=True)]
 
 

@@ -25,7 +25,9 @@ def main() -> None:
     rollout = generate_group(model, processor, prompts, 8, 64, 1.0)
     groups = [rollout.ids[8 * n : 8 * n + 8] for n in range(len(prompts))]
     with torch.no_grad():
-        logp, _ = completion_logps(model, make_pack(prompts, groups), 1.0, processor.forbidden)
+        logp, _ = completion_logps(
+            model, make_pack(prompts, groups), 1.0, processor.suppressed_tokens
+        )
     difference = (logp - torch.cat(rollout.logps)).abs()
     mean, largest = float(difference.mean()), float(difference.max())
     k1 = float((torch.cat(rollout.logps) - logp).mean())

@@ -16,7 +16,8 @@ from benchmarks.timing import Turns, machine, milliseconds, ratio, report, shown
 from config import BASE_MODEL
 from model.processor import Processor
 from model.weights import load_model
-from sample import generate_group, pick_device
+from runtime.device import pick_device
+from sample import generate_group
 
 TOKENS = 32
 SHAPES = {"short": dict(N=8, G=8, length=None), "long": dict(N=2, G=4, length=200)}
@@ -45,7 +46,7 @@ def generate(turns: Turns, N: int, G: int, length: int | None) -> None:
     prompts = garden_prompts(processor, N, length)
     inputs = as_transformers(prompts, processor.cfg.image_token_id)
     inputs |= dict(top_k=0, max_new_tokens=TOKENS)
-    inputs["suppress_tokens"] = processor.forbidden.nonzero().squeeze(1).tolist()
+    inputs["suppress_tokens"] = processor.suppressed_tokens.nonzero().squeeze(1).tolist()
     greedy = model.generate(**inputs, do_sample=False)
     turns.ready(greedy[:, len(prompts[0].ids) :].tolist())
     for _ in turns:

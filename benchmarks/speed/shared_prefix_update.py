@@ -23,7 +23,7 @@ from config import BASE_MODEL
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
-from sample import pick_device
+from runtime.device import pick_device
 
 C = 32
 SHAPES = ((8, None), (8, 256), (16, 512))

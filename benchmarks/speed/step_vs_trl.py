@@ -17,14 +17,15 @@ import torch
 
 from benchmarks.speed.prompts import as_transformers, garden_images, garden_prompts, padded_question
 from benchmarks.timing import Turns, machine, milliseconds, ratio, report, shown, take_turns
-from config import BASE_MODEL, Config
+from config import BASE_MODEL
 from kernels import group_advantages
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from rewards import classification_reward
-from sample import generate_group, pick_device
-from train_grpo import Optimizer, accumulate_gradient, keep_features, make_groups
+from runtime.device import pick_device
+from sample import generate_group
+from train_grpo import GRPOConfig, Optimizer, accumulate_gradient, keep_features, make_groups
 
 N, G, TOKENS = 8, 8, 32
 SHAPES = {"default": None, "long": 256}
@@ -45,7 +46,7 @@ def ours(turns: Turns, length: int | None, steps: int) -> None:
     processor, model = Processor(BASE_MODEL), load_model(BASE_MODEL)
     processor.end_ids = []
     model.visual.requires_grad_(False)
-    cfg = Config(max_completion_length=TOKENS, max_steps=steps)
+    cfg = GRPOConfig(max_completion_length=TOKENS, max_steps=steps)
     optimizer = Optimizer(model, cfg)
     prompts = garden_prompts(processor, N, length)
     with torch.no_grad():
@@ -57,7 +58,7 @@ def ours(turns: Turns, length: int | None, steps: int) -> None:
         rollout = generate_group(model, processor, fresh, G, TOKENS, 1.0, 0, step)
         rewards = torch.tensor(reward_of(rollout.texts)).view(N, G)
         groups = make_groups(fresh, rollout, group_advantages(rewards), cfg)
-        accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+        accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
         optimizer.step(step / steps)
 
 
@@ -89,7 +90,7 @@ def trl(turns: Turns, length: int | None, steps: int) -> None:
         def on_step_end(self, args, state, control, **_):
             turns.end()
 
-    cfg = Config()
+    cfg = GRPOConfig()
     question = padded_question(processor, length)
     rows = [
         {"prompt": [{"role": "user", "content": question}], "image": image}

@@ -25,6 +25,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from data.examples import completion_text, full_question
 from data.garden.drawing import NOTHING_AILS, draw_flower, draw_scene, draw_stage
 from data.garden.puzzles import (
     ask_change,
@@ -49,7 +50,6 @@ from data.garden.world import (
     CAUSES,
     CENTRES,
     COLOURS,
-    GARDEN_SPLIT_SEED,
     GRID,
     PETAL_COUNTS,
     PORTRAIT_SIZE,
@@ -57,6 +57,7 @@ from data.garden.world import (
     SCENE_SUBJECT,
     SHAPES,
     SPECIES,
+    SPLIT_SEED,
     Flower,
     Scene,
     random_flower,
@@ -66,7 +67,6 @@ from data.garden.world import (
     species_of,
 )
 from data.labelled import DIGIT_NAMES, read_digits
-from tasks import full_question, written
 from tasks.cls import DIGIT_PROMPT
 
 P_SPECIES = 0.65  # portraits of a species; the others show any combination of attributes
@@ -141,7 +141,7 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     if rng.random() >= P_FORMAT_KEPT:
         blocks = blocks if rng.random() < 0.5 else answer
     else:
-        blocks = written(answer, mode, replace(question.reasoning, thought=thought))
+        blocks = completion_text(answer, mode, replace(question.reasoning, thought=thought))
     return full_question(question.prompt, mode), blocks
 
 
@@ -246,7 +246,7 @@ def scene_places(scene: Scene, cell: int, ailing: Mapping[int, str] = NOTHING_AI
 
 def portrait(rng: random.Random, index: int, cell: int) -> Picture:
     flower = rng.choice(SPECIES).flower if rng.random() < P_SPECIES else random_flower(rng)
-    seed = render_seed("pretrain", GARDEN_SPLIT_SEED, 0, index)
+    seed = render_seed("pretrain", SPLIT_SEED, 0, index)
     image = draw_flower(flower, seed)
     places = np.full(((image.width // cell) ** 2, len(TARGETS)), NOT_ASKED)
     whole = NOTHING.copy()
@@ -260,7 +260,7 @@ def scene_size(rng: random.Random) -> int:
 
 
 def scene_seed(index: int) -> int:
-    return render_seed("pretrain", GARDEN_SPLIT_SEED, SCENE_SUBJECT, index)
+    return render_seed("pretrain", SPLIT_SEED, SCENE_SUBJECT, index)
 
 
 def scene_picture(rng: random.Random, index: int, cell: int) -> Picture:

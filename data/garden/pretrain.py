@@ -34,9 +34,9 @@ from model.new_checkpoint import init_model, write_scratch_directory
 from model.processor import Processor
 from model.vlm import Pack, completion_logps, make_pack
 from model.weights import load_model, plan_slots, save_model
-from reporting.run_log import check_output_dir
 from runtime import console
 from runtime.errors import InputError
+from runtime.run_directory import check_output_dir
 
 SIZES = dict(
     hidden_size=192,

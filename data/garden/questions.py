@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from data.examples import Reasoning
 from data.garden.world import (
     COLOURS,
     GRID,
@@ -30,7 +31,6 @@ from data.garden.world import (
     species_answer,
     species_of,
 )
-from tasks import Reasoning
 
 CLS_PROMPT = "Which species is this flower?"
 GENUS_PROMPT = "Which genus is this flower?"

@@ -21,9 +21,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from config import SPLIT_SEED
 from runtime.errors import InputError
 
-GARDEN_SPLIT_SEED = 2503  # the published seed of every split and few-shot subset
 PORTRAIT_SIZE, SCENE_SIZE, GRID = 64, 96, 4  # pixels
 
 PETAL_COUNTS = (3, 4, 5, 6, 8)
@@ -177,7 +177,7 @@ def class_examples(
     species_list: Sequence[Species],
     images_per_species: int,
     split: str,
-    seed: int = GARDEN_SPLIT_SEED,
+    seed: int = SPLIT_SEED,
 ) -> Iterator[tuple[str, int, Species]]:
     """Yield (id, rendering seed, species), image by image over all species: any prefix is balanced.
 

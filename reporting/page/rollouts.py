@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from answers import THOUGHTS
-from data.files import visible
 from reporting.page.saved_run import Run, shortened
+from runtime.errors import visible
 
 # What is shown of a group at most: (tokens of a completion, different completions). The first pair
 # that lets the first and the last snapshot into the page is taken.

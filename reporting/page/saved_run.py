@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 import config
-from config import Config, SftConfig, TrainConfig
-from evaluate import READ_BY
+from config import TrainConfig
 from reporting.page.curves import COLOURS
-from reporting.page.verdict import Light, brief_rise, lights, verdict
+from reporting.verdict import Light, brief_rise, lights, verdict
 from runtime.errors import InputError
-from training.checkpoint import last_model
+from runtime.run_directory import last_model
+from tasks import TASKS, reads
 
 MAX_FACTS = 20
 MAX_CHARS = 2000  # shown of a question, a target or a setting
@@ -38,20 +38,23 @@ class Run:
     colour: str = COLOURS[0]
 
     @property
-    def kind(self) -> type[TrainConfig]:
-        return SftConfig if "cot" in self.settings else Config
-
-    @property
     def summary(self) -> str:
         """What was trained how, where and when."""
-        shots, task = f" --shots {self.settings['shots']}", self.settings["task"]
-        parts = ["supervised fine-tuning" if self.kind is SftConfig else "GRPO"]
-        parts += [f"--task {task}{shots if task in READ_BY['shots'] else ''}"]
+        task, is_sft = self.settings["task"], "cot" in self.settings
+        parts = ["supervised fine-tuning" if is_sft else "GRPO"]
+        has_shots = task in TASKS and reads(task, "shots")
+        parts += [f"--task {task}" + (f" --shots {self.settings['shots']}" if has_shots else "")]
         parts += [Path(self.settings["model"]).name]
         if "parameters" in self.about:
             parts += [f"{self.about['parameters'] / 1e6:.1f} M parameters"]
         parts += [str(self.about[name]) for name in ("device", "started") if name in self.about]
         return shortened(" · ".join(parts))
+
+    @property
+    def changed_flags(self) -> list[str]:
+        """Names of the settings that differ from their defaults."""
+        names = self.about.get("changed_flags")
+        return names if isinstance(names, list) else []
 
     @property
     def headline(self) -> str:
@@ -101,9 +104,9 @@ class Run:
 def read_run(directory: Path) -> Run:
     """Read what a run left. Raises InputError for a directory that is no run."""
     directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{directory}: is no run, it has no config.json")
-    settings = config.to_dict(config.load_run(directory / "config.json"))
+    path = directory / "config.json"
+    known = config.to_dict(config.load(TrainConfig, path, strict=False))
+    settings = known | config.read_settings(path)
     about_path = directory / "run.json"
     about = {}
     if about_path.is_file():

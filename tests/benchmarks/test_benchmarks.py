@@ -14,7 +14,7 @@ from benchmarks.learning import garden_picture, headline, learning_curve, loose_
 from benchmarks.robustness import fuzz, mutations, soak
 from benchmarks.speed import real_size
 from benchmarks.timing import ratio, take_turns
-from tasks import Example
+from data.examples import Example
 from tests.robustness import campaign
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from data.box_formats import (
+    canvas_size,
     convert_box,
-    default_frame,
-    frame_size,
+    default_box_format,
     pixel_box,
     round_box,
     warn_if_normalised,
@@ -68,8 +68,8 @@ def test_o19_round_trips_of_500_random_sizes_stay_within_half_a_pixel():
             assert back == pytest.approx(box, abs=1e-6)
         whole = (0, 0, *size)
         for a, b in itertools.product(FRAMES, repeat=2):
-            full = (0, 0, *frame_size(a, size, resized))
-            assert convert_box(full, a, b, size, resized)[2:] == frame_size(b, size, resized)
+            full = (0, 0, *canvas_size(a, size, resized))
+            assert convert_box(full, a, b, size, resized)[2:] == canvas_size(b, size, resized)
         assert round_box(whole, size) == whole
 
 
@@ -82,10 +82,10 @@ def test_o19_written_integers_are_half_a_unit_off_at_most():
             there = convert_box(box, "abs", frame, size, resized)
             if min(there[2] - there[0], there[3] - there[1]) < 1:
                 continue
-            written = round_box(there, frame_size(frame, size, resized))
+            written = round_box(there, canvas_size(frame, size, resized))
             assert max(abs(a - b) for a, b in zip(written, there, strict=True)) <= 0.5
             back = convert_box(written, frame, "abs", size, resized)
-            unit = max(s / f for s, f in zip(size, frame_size(frame, size, resized), strict=True))
+            unit = max(s / f for s, f in zip(size, canvas_size(frame, size, resized), strict=True))
             assert max(abs(a - b) for a, b in zip(back, box, strict=True)) <= 0.5 * unit + 1e-9
 
 
@@ -123,19 +123,19 @@ def test_rounded_boxes_lie_inside_and_keep_an_area(box, expected):
     [("qwen2_vl", "norm1000"), ("qwen2_5_vl", "abs_resized"), ("qwen3_vl", "norm1000")],
 )
 def test_each_model_family_has_the_frame_it_was_taught(model_type, frame):
-    assert default_frame(model_type) == frame
+    assert default_box_format(model_type) == frame
 
 
 def test_an_unknown_model_family_asks_for_the_flag():
     with pytest.raises(InputError, match="--coords: no default for model_type 'llava'"):
-        default_frame("llava")
+        default_box_format("llava")
 
 
 def test_unknown_frames_and_empty_images_are_bugs():
     with pytest.raises(ValueError, match="frame='pixels'"):
         convert_box((0, 0, 1, 1), "pixels", "abs", (9, 9), (28, 28))
     with pytest.raises(ValueError, match="at least 1x1"):
-        frame_size("abs", (0, 9), (28, 28))
+        canvas_size("abs", (0, 9), (28, 28))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.examples import Example
 from data.files import SkipLog
 from data.labelled import (
     LabelledImage,
@@ -28,7 +29,6 @@ from data.labelled import (
     read_labelled_records,
 )
 from runtime.errors import InputError
-from tasks import Example
 
 
 def read_rows(path: Path, skips: SkipLog | None = None) -> list[LabelledImage]:

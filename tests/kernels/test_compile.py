@@ -91,9 +91,9 @@ def compile_logprob(kernel_name, dtype_name, capability):
     kernel = getattr(logprob, kernel_name.split()[0])
     tile = dict(logprob.TILES[DTYPES[dtype_name]])
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
-    constants = dict(tile, FORBIDDEN_LOGIT=logprob.FORBIDDEN_LOGIT, stride_hd=1, stride_wd=1)
+    constants = dict(tile, SUPPRESSED_LOGIT=logprob.SUPPRESSED_LOGIT, stride_hd=1, stride_wd=1)
     types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
-    types |= {"targets_ptr": "*i64", "forbidden_ptr": "*i1", "inverse_temperature": "fp32"}
+    types |= {"targets_ptr": "*i64", "suppressed_ptr": "*i1", "inverse_temperature": "fp32"}
     types |= dict.fromkeys(("hidden_ptr", "weight_ptr", "odds_ptr"), f"*{dtype_name}")
     if kernel_name.endswith("reduce"):
         constants["odds_ptr"] = None

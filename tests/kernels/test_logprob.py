@@ -31,37 +31,37 @@ def chunks(request, monkeypatch):
 
 
 def make_inputs(C, D, V, dtype=torch.float32, spread=1.0, seed=0, with_forbidden=True):
-    """hidden, weight, targets, forbidden, and an upstream gradient with some exact zeros."""
+    """hidden, weight, targets, suppressed, and an upstream gradient with some exact zeros."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn((V, D), generator=generator)  # (V, D)
     targets = torch.randint(V, (C,), generator=generator)  # (C,)
     hidden = torch.randn((C, D), generator=generator)  # (C, D)
     hidden[::2] += 2.5 * weight[targets[::2]] / D**0.5  # likely targets in half of the rows
     hidden = hidden * spread
-    forbidden = None
+    suppressed = None
     if with_forbidden:
-        forbidden = torch.rand(V, generator=generator) < 0.3  # (V,) bool
-        forbidden[targets] = False
+        suppressed = torch.rand(V, generator=generator) < 0.3  # (V,) bool
+        suppressed[targets] = False
     grad_logp = torch.randn(C, generator=generator)  # (C,)
     grad_logp[3::4] = 0.0
     hidden, weight = (tensor.to(DEVICE, dtype) for tensor in (hidden, weight / D**0.5))
-    forbidden = None if forbidden is None else forbidden.to(DEVICE)
-    return hidden, weight, targets.to(DEVICE), forbidden, grad_logp.to(DEVICE)
+    suppressed = None if suppressed is None else suppressed.to(DEVICE)
+    return hidden, weight, targets.to(DEVICE), suppressed, grad_logp.to(DEVICE)
 
 
-def evaluate(function, hidden, weight, targets, forbidden, grad_logp, temperature, **options):
+def evaluate(function, hidden, weight, targets, suppressed, grad_logp, temperature, **options):
     """logp, entropy, gradient of hidden, gradient of weight."""
     hidden = hidden.detach().requires_grad_()
     weight = weight.detach().requires_grad_()
-    logp, entropy = function(hidden, weight, targets, temperature, forbidden, **options)
+    logp, entropy = function(hidden, weight, targets, temperature, suppressed, **options)
     grads = torch.autograd.grad(logp, (hidden, weight), grad_logp.to(logp.dtype))
     return logp.detach(), entropy, *grads
 
 
 def assert_as_accurate_as_the_reference(inputs, temperature, impl, tiny=2e-6):
-    hidden, weight, targets, forbidden, grad_logp = inputs
+    hidden, weight, targets, suppressed, grad_logp = inputs
     copies = [None if tensor is None else tensor.clone() for tensor in inputs]
-    exact = (hidden.double(), weight.double(), targets, forbidden, grad_logp)
+    exact = (hidden.double(), weight.double(), targets, suppressed, grad_logp)
     truth = evaluate(linear_logprob_ref, *exact, temperature)
     baseline = evaluate(linear_logprob_ref, *inputs, temperature)
     result = evaluate(linear_logprob, *inputs, temperature, impl=impl)
@@ -88,7 +88,7 @@ def test_error_is_at_most_twice_that_of_the_float32_reference(C, D, V, temperatu
     )
     assert logp.max() > -math.log(V) and entropy.min() < math.log(V)  # not a uniform softmax
     assert not grad_hidden[3::4].any()  # a zero upstream gradient contributes exactly nothing
-    assert not grad_weight[inputs[3]].any()  # and neither does a forbidden column
+    assert not grad_weight[inputs[3]].any()  # and neither does a suppressed column
     assert grad_hidden.any() and grad_weight.any()
 
 
@@ -123,8 +123,8 @@ def test_bfloat16_inputs_are_summed_in_float32(impl, chunks):
 def test_whole_forbidden_tiles_and_chunks_leave_no_trace(impl, chunks):
     hidden, weight, targets, _, grad_logp = make_inputs(6, 8, 400, with_forbidden=False)
     targets = targets % 100 + 300
-    forbidden = torch.arange(400, device=DEVICE) < 300
-    inputs = hidden, weight, targets, forbidden, grad_logp
+    suppressed = torch.arange(400, device=DEVICE) < 300
+    inputs = hidden, weight, targets, suppressed, grad_logp
     got = evaluate(linear_logprob, *inputs, 1.0, impl=impl)
     alone = hidden, weight[300:], targets - 300, None, grad_logp
     expected = evaluate(linear_logprob_ref, *alone, 1.0)
@@ -137,10 +137,10 @@ def test_whole_forbidden_tiles_and_chunks_leave_no_trace(impl, chunks):
 @each_impl
 def test_one_allowed_token_has_log_probability_and_entropy_zero(impl):
     hidden, weight, _, _, grad_logp = make_inputs(4, 8, 7)
-    forbidden = torch.arange(7, device=DEVICE) != 5
+    suppressed = torch.arange(7, device=DEVICE) != 5
     targets = torch.full((4,), 5, device=DEVICE)
     logp, entropy, grad_hidden, grad_weight = evaluate(
-        linear_logprob, hidden, weight, targets, forbidden, grad_logp, 1.0, impl=impl
+        linear_logprob, hidden, weight, targets, suppressed, grad_logp, 1.0, impl=impl
     )
     for tensor in (logp, entropy, grad_hidden, grad_weight):
         assert torch.equal(tensor, torch.zeros_like(tensor))
@@ -148,18 +148,18 @@ def test_one_allowed_token_has_log_probability_and_entropy_zero(impl):
 
 @each_impl
 def test_strided_inputs_equal_their_contiguous_copies(impl, chunks):
-    hidden, weight, targets, forbidden, grad_logp = make_inputs(10, 12, 151)
+    hidden, weight, targets, suppressed, grad_logp = make_inputs(10, 12, 151)
     strided = (
         hidden.T.contiguous().T,
         torch.stack((weight, weight), dim=2)[:, :, 1],
         torch.stack((targets, targets), dim=1)[:, 0],
-        torch.stack((forbidden, ~forbidden), dim=1)[:, 0],
+        torch.stack((suppressed, ~suppressed), dim=1)[:, 0],
         grad_logp,
     )
     assert not any(tensor.is_contiguous() for tensor in strided[:4])
     got = evaluate(linear_logprob, *strided, 1.0, impl=impl)
     expected = evaluate(
-        linear_logprob, hidden, weight, targets, forbidden, grad_logp, 1.0, impl=impl
+        linear_logprob, hidden, weight, targets, suppressed, grad_logp, 1.0, impl=impl
     )
     for result, reference in zip(got, expected, strict=True):
         torch.testing.assert_close(result, reference)
@@ -169,10 +169,10 @@ def test_strided_inputs_equal_their_contiguous_copies(impl, chunks):
 @each_impl
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_hidden_state_that_is_not_finite_spoils_its_own_row_only(bad, impl, chunks):
-    hidden, weight, targets, forbidden, _ = make_inputs(5, 8, 151)
+    hidden, weight, targets, suppressed, _ = make_inputs(5, 8, 151)
     hidden[2, 3] = bad
-    logp, entropy = linear_logprob(hidden, weight, targets, 1.0, forbidden, impl=impl)
-    expected_logp, expected_entropy = linear_logprob_ref(hidden, weight, targets, 1.0, forbidden)
+    logp, entropy = linear_logprob(hidden, weight, targets, 1.0, suppressed, impl=impl)
+    expected_logp, expected_entropy = linear_logprob_ref(hidden, weight, targets, 1.0, suppressed)
     torch.testing.assert_close(logp, expected_logp, equal_nan=True)
     torch.testing.assert_close(entropy, expected_entropy, equal_nan=True)
     assert logp.isnan().nonzero().tolist() == [[2]]
@@ -180,9 +180,9 @@ def test_a_hidden_state_that_is_not_finite_spoils_its_own_row_only(bad, impl, ch
 
 @each_impl
 def test_no_tokens_keep_the_graph_and_give_zero_gradients(impl, chunks):
-    hidden, weight, targets, forbidden, grad_logp = make_inputs(0, 8, 151)
+    hidden, weight, targets, suppressed, grad_logp = make_inputs(0, 8, 151)
     hidden.requires_grad_(), weight.requires_grad_()
-    logp, entropy = linear_logprob(hidden, weight, targets, 1.0, forbidden, impl=impl)
+    logp, entropy = linear_logprob(hidden, weight, targets, 1.0, suppressed, impl=impl)
     assert logp.shape == entropy.shape == (0,)
     logp.sum().backward()
     assert hidden.grad.shape == (0, 8)
@@ -192,18 +192,18 @@ def test_no_tokens_keep_the_graph_and_give_zero_gradients(impl, chunks):
 @each_impl
 def test_entropy_has_no_gradient_and_each_input_may_be_frozen(impl, chunks):
     inputs = make_inputs(6, 8, 151)
-    hidden, weight, targets, forbidden, grad_logp = inputs
+    hidden, weight, targets, suppressed, grad_logp = inputs
     _, _, grad_hidden, grad_weight = evaluate(linear_logprob, *inputs, 1.0, impl=impl)
     trained = hidden.clone().requires_grad_()
-    logp, entropy = linear_logprob(trained, weight, targets, 1.0, forbidden, impl=impl)
+    logp, entropy = linear_logprob(trained, weight, targets, 1.0, suppressed, impl=impl)
     assert logp.requires_grad and not entropy.requires_grad
     logp.backward(grad_logp)
     assert torch.equal(trained.grad, grad_hidden) and weight.grad is None
     trained = weight.clone().requires_grad_()
-    linear_logprob(hidden, trained, targets, 1.0, forbidden, impl=impl)[0].backward(grad_logp)
+    linear_logprob(hidden, trained, targets, 1.0, suppressed, impl=impl)[0].backward(grad_logp)
     assert torch.equal(trained.grad, grad_weight) and hidden.grad is None
     with torch.no_grad():
-        logp, _ = linear_logprob(hidden, trained, targets, 1.0, forbidden, impl=impl)
+        logp, _ = linear_logprob(hidden, trained, targets, 1.0, suppressed, impl=impl)
     assert not logp.requires_grad
 
 
@@ -220,10 +220,10 @@ def test_a_tied_embedding_receives_the_sum_of_both_gradients(impl):
 
 
 def test_the_torch_path_passes_gradcheck_in_float64(chunks):
-    hidden, weight, targets, forbidden, _ = make_inputs(3, 4, 140, dtype=torch.float64)
+    hidden, weight, targets, suppressed, _ = make_inputs(3, 4, 140, dtype=torch.float64)
     hidden.requires_grad_(), weight.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda h, w: linear_logprob(h, w, targets, 0.7, forbidden, impl="torch")[0],
+        lambda h, w: linear_logprob(h, w, targets, 0.7, suppressed, impl="torch")[0],
         (hidden, weight),
     )
 
@@ -293,19 +293,19 @@ def test_targets_outside_the_vocabulary_or_forbidden_are_refused_on_cpu(impl):
         wrong[1] = bad
         with pytest.raises(ValueError, match=r"targets must be in \[0, 20\)"):
             linear_logprob(hidden, weight, wrong, impl=impl)
-    forbidden = torch.arange(20) == targets[2]
-    with pytest.raises(ValueError, match=f"target {targets[2]} is forbidden"):
-        linear_logprob(hidden, weight, targets, 1.0, forbidden, impl=impl)
+    suppressed = torch.arange(20) == targets[2]
+    with pytest.raises(ValueError, match=f"target {targets[2]} is suppressed"):
+        linear_logprob(hidden, weight, targets, 1.0, suppressed, impl=impl)
 
 
 @each_impl
 def test_unchecked_bad_targets_are_loud(impl, monkeypatch, chunks):
-    """What happens on a GPU, where `_validate` cannot look: NaN outside, -inf where forbidden."""
+    """What happens on a GPU, where `_validate` cannot look: NaN outside, -inf where suppressed."""
     monkeypatch.setattr(logprob, "_validate", lambda *arguments: None)
     hidden, weight, _, _, _ = make_inputs(4, 8, 151)
     targets = torch.tensor([3, -1, 151, 7], device=DEVICE)
-    forbidden = torch.arange(151, device=DEVICE) == 7
-    logp, _ = linear_logprob(hidden, weight, targets, 1.0, forbidden, impl=impl)
+    suppressed = torch.arange(151, device=DEVICE) == 7
+    logp, _ = linear_logprob(hidden, weight, targets, 1.0, suppressed, impl=impl)
     assert logp.isnan().tolist() == [False, True, True, False]
     assert logp[0].isfinite() and logp[3] == -math.inf
 
@@ -316,8 +316,8 @@ BAD_ARGUMENTS = {
     "empty vocabulary": ({"weight": torch.zeros(0, 8)}, "V=0"),
     "too few targets": ({"targets": torch.zeros(3, dtype=torch.int64)}, r"targets .* \(4,\)"),
     "targets are int32": ({"targets": torch.zeros(4, dtype=torch.int32)}, "int64, got"),
-    "forbidden has the wrong length": ({"forbidden": torch.zeros(19) > 0}, r"\(20,\)"),
-    "forbidden is a number": ({"forbidden": torch.zeros(20)}, "dtype bool, got"),
+    "suppressed has the wrong length": ({"suppressed": torch.zeros(19) > 0}, r"\(20,\)"),
+    "suppressed is a number": ({"suppressed": torch.zeros(20)}, "dtype bool, got"),
     "dtypes differ": ({"weight": torch.zeros(20, 8).bfloat16()}, "must both be"),
     "float16": ({"hidden": torch.zeros(4, 8).half()}, "must both be"),
     "devices differ": ({"weight": torch.zeros(20, 8, device="meta")}, "share a device"),

@@ -7,11 +7,11 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from answers import parse_answer
 from config import BASE_MODEL
 from data.garden.world import WELL_KNOWN
-from evaluate import evaluate
 from model.processor import Processor
 from model.weights import load_model
 from sample import generate_group
 from tasks import Settings, cls
+from training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_transformers_loads_it_whole_and_says_the_same(base, task):
             max_new_tokens=24,
             do_sample=False,
         )[0, len(prompt.ids) :]
-    # the base may find a forbidden control token likely only by accident; none occurs here
+    # the base may find a suppressed control token likely only by accident; none occurs here
     assert ours.tolist() == generated.tolist()[: len(ours)]
 
 

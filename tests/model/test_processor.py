@@ -2,7 +2,7 @@
 
 Guaranteed: the ids of a prompt equal `apply_chat_template` of the same directory with each image
 slot widened; control tokens inside a question are plain text; nothing is ever cut; the sampler's
-`forbidden` set is every control token but the end tokens, plus the padding rows; directories whose
+`suppressed_tokens` set is every control token but the end tokens, plus the padding rows; directories whose
 files do not fit together are refused by name; the tokenizer made from scratch loses no character;
 and none of it touches torchvision or the network.
 Run: python -m pytest tests/model/test_processor.py
@@ -161,12 +161,17 @@ def test_forbidden_is_every_control_token_but_the_end_and_the_padding_rows(tiny_
     used, rows = len(processor.tokenizer), processor.cfg.text.vocab_size
     assert processor.end_ids == sorted(ends) and used < rows
     expected = {t["id"] for t in added if t["special"]} - ends | set(range(used, rows))
-    assert processor.forbidden.shape == (rows,) and processor.forbidden.dtype == torch.bool
-    assert set(processor.forbidden.nonzero().squeeze(1).tolist()) == expected
+    assert (
+        processor.suppressed_tokens.shape == (rows,)
+        and processor.suppressed_tokens.dtype == torch.bool
+    )
+    assert set(processor.suppressed_tokens.nonzero().squeeze(1).tolist()) == expected
     assert {ids[t] for t in CONTROL_TOKENS} - ends <= expected
     tags = [processor.encode(tag) for tag in TAGS]
-    assert all(len(tag) == 1 for tag in tags) and not processor.forbidden[sum(tags, [])].any()
-    assert not processor.forbidden[processor.encode(QUESTION + "<think></answer>")].any()
+    assert (
+        all(len(tag) == 1 for tag in tags) and not processor.suppressed_tokens[sum(tags, [])].any()
+    )
+    assert not processor.suppressed_tokens[processor.encode(QUESTION + "<think></answer>")].any()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_end_ids_join_generation_config_and_tokenizer(copy_dir, listed, expected
     raw = json.loads((copy_dir / "generation_config.json").read_text()) | {"eos_token_id": listed}
     (copy_dir / "generation_config.json").write_text(json.dumps(raw))
     processor = Processor(copy_dir)
-    assert processor.end_ids == expected and not processor.forbidden[expected].any()
+    assert processor.end_ids == expected and not processor.suppressed_tokens[expected].any()
 
 
 def test_end_ids_come_from_either_file_alone_but_not_from_nowhere(copy_dir):

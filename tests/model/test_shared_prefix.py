@@ -10,13 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from config import BASE_MODEL, Config
-from evaluate import load_task
+from config import BASE_MODEL
 from model import attention, language
 from model.attention import PackLayout
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
+from tasks import load_task
+from train_grpo import GRPOConfig
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def some_groups(processor, seed: int = 0):
     return prompts, completions
 
 
-def separate_logps(model, prompt, completion, temperature, forbidden):
+def separate_logps(model, prompt, completion, temperature, suppressed):
     """Log-probabilities of one completion by an ordinary causal forward of the whole sequence."""
     P, C = len(prompt.ids), len(completion)
     ids = torch.cat((prompt.ids, completion))  # (P + C,)
@@ -53,7 +54,7 @@ def separate_logps(model, prompt, completion, temperature, forbidden):
     positions = torch.cat((prompt.positions, after), dim=1)  # (3, P + C)
     hidden = model(ids, positions, PackLayout([P + C], [[]]), [prompt])
     logits = model.logits(hidden[P - 1 : -1]).float() / temperature  # (C, V)
-    logp = logits.masked_fill(forbidden, float("-inf")).log_softmax(-1)
+    logp = logits.masked_fill(suppressed, float("-inf")).log_softmax(-1)
     return logp.gather(1, completion[:, None]).squeeze(1)  # (C,)
 
 
@@ -73,7 +74,7 @@ def test_packed_logps_and_gradients_equal_the_repeated_computation(tiny, tempera
     try:
         repeated = torch.cat(
             [
-                separate_logps(model, p, c, temperature, processor.forbidden)
+                separate_logps(model, p, c, temperature, processor.suppressed_tokens)
                 for p, group in zip(prompts, completions, strict=True)
                 for c in group
             ]
@@ -81,7 +82,7 @@ def test_packed_logps_and_gradients_equal_the_repeated_computation(tiny, tempera
         (repeated * weights).sum().backward()
         expected = gradients(model)
         packed, _ = completion_logps(
-            model, make_pack(prompts, completions), temperature, processor.forbidden
+            model, make_pack(prompts, completions), temperature, processor.suppressed_tokens
         )
         (packed * weights).sum().backward()
         found = gradients(model)
@@ -175,13 +176,15 @@ def test_recomputing_layers_keeps_less_and_changes_no_gradient(tiny):
 def test_entropy_is_that_of_the_sampling_distribution(tiny):
     model, processor = tiny
     prompts, completions = some_groups(processor)
-    _, entropy = completion_logps(model, make_pack(prompts, completions), 1.3, processor.forbidden)
+    _, entropy = completion_logps(
+        model, make_pack(prompts, completions), 1.3, processor.suppressed_tokens
+    )
     with torch.no_grad():
         P = len(prompts[0].ids)
         layout = PackLayout([P], [[]])
         hidden = model(prompts[0].ids, prompts[0].positions, layout, prompts[:1])
         logits = model.logits(hidden[-1]) / 1.3
-        p = logits.masked_fill(processor.forbidden, float("-inf")).softmax(-1)
+        p = logits.masked_fill(processor.suppressed_tokens, float("-inf")).softmax(-1)
     expected = -(p * p.clamp(min=1e-30).log()).sum()
     assert torch.allclose(entropy[0], expected, atol=1e-5)
 
@@ -246,7 +249,7 @@ def test_threads_do_not_change_a_bit_from_one_time_to_the_next(precision):
     """Large enough for torch to cut its operations into threads; more of them than there are
     cores, so that they come in different orders."""
     model, processor = load_model(BASE_MODEL), Processor(BASE_MODEL)
-    task = load_task(Config(task="count", train_size=2), processor)
+    task = load_task(GRPOConfig(task="count", train_size=2), processor)
     prompts = [processor.prompt(e.id, e.images, e.question) for e in task.train]
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(5, 20, (2, 8), generator=generator).tolist()

@@ -22,14 +22,14 @@ import config
 import report
 import train_grpo
 import train_sft
-from config import Config
-from data.files import visible
+from data.examples import Example
 from model.processor import Processor
 from model.vlm import make_pack
 from model.weights import load_model
 from reporting import gallery
 from reporting.attention_map import answer_heat, attention_to_prompt
 from reporting.gallery import box_shares, fixed_questions, in_answer, telling_groups, token_texts
+from reporting.metrics import rollout_metrics
 from reporting.page import curves
 from reporting.page.rollouts import (
     Pictures,
@@ -40,11 +40,10 @@ from reporting.page.rollouts import (
     what_fits,
 )
 from reporting.page.saved_run import Run, read_run
-from reporting.page.verdict import lights, verdict
-from reporting.run_log import rollout_metrics
-from runtime.errors import InputError
+from reporting.verdict import lights, verdict
+from runtime.errors import InputError, visible
 from sample import Rollout
-from tasks import Example
+from train_grpo import GRPOConfig
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [
@@ -141,8 +140,8 @@ def test_what_a_run_was_is_written_down(run_dir, tiny_dir):
     assert about["data"]["held_out"]["examples"] == 6
     assert re.fullmatch("[0-9a-f]{16}", about["data"]["train"]["sha256"])
     assert about["headline"] == "mAP" and about["parameters"] > 1000 and about["skipped"] == []
-    again = config.parse(Config, about["command"].split()[2:], "")
-    kept = config.load(Config, run_dir / "config.json")
+    again = config.parse(GRPOConfig, about["command"].split()[2:], "")
+    kept = config.load(GRPOConfig, run_dir / "config.json")
     assert again.output_dir is None and replace(again, output_dir=run_dir) == kept
 
 

@@ -100,9 +100,7 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "F17": (
         "one rank is killed: the others end, the checkpoint is whole",
-        (
-            "test_ranks.py::test_a_killed_rank_takes_the_others_along_and_leaves_checkpoints_whole",
-        ),
+        ("test_ranks.py::test_a_killed_rank_takes_the_others_along_and_leaves_checkpoints_whole",),
     ),
     "F18": (
         "one rank is slow: waited for and told, none is killed",

@@ -142,8 +142,7 @@ INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "test_image.py::test_i16_directories_fifos_and_devices_are_refused_without_hanging",
             "test_rows.py::test_i16_pipes_and_folders_are_refused_without_hanging",
-            "test_rows.py::"
-            "test_i16_images_that_are_no_regular_files_are_refused_without_hanging",
+            "test_rows.py::test_i16_images_that_are_no_regular_files_are_refused_without_hanging",
             "test_labelled.py::"
             "test_an_image_name_that_is_no_regular_file_is_refused_without_hanging",
         ),
@@ -285,8 +284,7 @@ INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "I33": (
         "prompt over the limit: skipped and counted, never cut",
         (
-            "test_run.py::"
-            "test_i33_one_prompt_over_the_limit_is_left_out_counted_and_never_cut",
+            "test_run.py::test_i33_one_prompt_over_the_limit_is_left_out_counted_and_never_cut",
             "test_processor.py::test_a_prompt_longer_than_the_limit_is_refused_and_never_cut",
         ),
     ),

@@ -87,8 +87,7 @@ ORACLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "cached decoding and full forwards, rows that end apart, and again after another batch",
         (
             "test_sample.py::test_temperature_zero_takes_the_likeliest_token_of_a_full_forward",
-            "test_parity.py::"
-            "test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate",
+            "test_parity.py::test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate",
             "test_sample.py::test_groups_that_have_ended_leave_and_the_others_go_on_as_if_alone",
             "test_sample.py::"
             "test_generation_does_not_move_the_model_and_the_cache_is_fresh_each_time",
@@ -128,14 +127,11 @@ ORACLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "test_oracles.py::test_the_head_of_qwen2_vl_s_vocabulary_equals_float64",
             "test_logprob.py::test_error_is_at_most_twice_that_of_the_float32_reference",
-            "test_logprob.py::"
-            "test_logits_of_ten_thousand_neither_overflow_nor_lose_accuracy",
+            "test_logprob.py::test_logits_of_ten_thousand_neither_overflow_nor_lose_accuracy",
             "test_logprob.py::test_whole_forbidden_tiles_and_chunks_leave_no_trace",
             "test_logprob.py::test_strided_inputs_equal_their_contiguous_copies",
-            "test_logprob.py::"
-            "test_a_hidden_state_that_is_not_finite_spoils_its_own_row_only",
-            "test_decode.py::"
-            "test_every_row_sees_its_prefix_and_its_suffix_and_nothing_else",
+            "test_logprob.py::test_a_hidden_state_that_is_not_finite_spoils_its_own_row_only",
+            "test_decode.py::test_every_row_sees_its_prefix_and_its_suffix_and_nothing_else",
             "test_advantage.py::test_error_is_at_most_twice_that_of_the_float32_reference",
             "test_compile.py::test_the_logprob_kernels_compile_without_spills",
         ),

@@ -21,15 +21,15 @@ import torch
 import evaluate
 import train_grpo
 from benchmarks.robustness.kills import metrics
-from config import Config
-from data.files import write_whole
+from data.examples import Example
 from model.weights import load_model
 from reporting.page.saved_run import read_run
 from reporting.run_log import RunLog
 from rewards import Reward
 from runtime import console
 from runtime.errors import InputError
-from tasks import Example
+from runtime.run_directory import write_atomically
+from train_grpo import GRPOConfig
 from training import checkpoint, run
 from training.checkpoint import find_checkpoint, save_checkpoint, why_unusable
 from training.reward_worker import Workers
@@ -281,15 +281,15 @@ def test_a_checkpoint_that_could_not_be_replaced_is_still_there(tiny_dir, tmp_pa
 
 
 def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp_path):
-    cfg = Config(model=tiny_dir, output_dir=tmp_path / "run")
+    cfg = GRPOConfig(model=tiny_dir, output_dir=tmp_path / "run")
     log, page = RunLog(cfg, {}), tmp_path / "run" / "report.html"
-    write_whole(page, "<html>0</html>")
+    write_atomically(page, "<html>0</html>")
     is_over, wrong, reads = threading.Event(), [], 0
 
     def write():
         for step in range(150):
             log.append("metrics.jsonl", [{"step": step, "text": "é" * 500 * (step % 50)}])
-            write_whole(page, f"<html>{'é' * 5000 * (step % 40)}</html>")
+            write_atomically(page, f"<html>{'é' * 5000 * (step % 40)}</html>")
         is_over.set()
 
     writer = threading.Thread(target=write)

@@ -17,16 +17,16 @@ import config
 import report
 import sample
 import train_grpo
-from config import Config
+from data.examples import Example
 from data.files import SkipLog
 from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
-from reporting.run_log import RunLog, completion_records, rollout_metrics
+from reporting.metrics import completion_records, rollout_metrics
+from reporting.run_log import RunLog
 from rewards import FORMATS, classification_reward
 from runtime import console
 from sample import Rollout, generate_group
-from tasks import Example
 from tests.model.test_shared_prefix import gradients, some_groups
 from tests.reporting.test_report import Tags
 from tests.robustness.test_security import SOURCES
@@ -34,7 +34,7 @@ from tests.test_answers import takes_under
 from tests.test_rewards import KINDS, every_reward, wrap
 from tests.training.test_run import flags, rows
 from tests.training.test_scoring import EXAMPLES, TEXTS, user_file
-from train_grpo import accumulate_gradient, make_groups
+from train_grpo import GRPOConfig, accumulate_gradient, make_groups
 from training.reward_worker import Workers
 from training.scoring import UserReward
 
@@ -52,7 +52,7 @@ def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite
     tiny, loss_type
 ):
     model, processor = tiny
-    cfg = Config(loss_type=loss_type, num_generations=4, max_completion_length=40)
+    cfg = GRPOConfig(loss_type=loss_type, num_generations=4, max_completion_length=40)
     prompts, completions = some_groups(processor)
     end = torch.tensor(processor.end_ids[:1])
     completions[0][0] = completions[1][2] = end
@@ -66,7 +66,7 @@ def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite
     rollout = Rollout(ids, logps, ["stop"] * 12, texts)
     groups = make_groups(prompts, rollout, group_advantages(rewards), cfg)
     assert [len(g.weights) for g in groups][2] == 4 and float(groups[2].weights.min()) > 0
-    totals = accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+    totals = accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
     found = gradients(model)
     assert totals["tokens"] == sum(map(len, ids)) and math.isfinite(totals["loss"])
     assert found and all(torch.isfinite(g).all() for g in found.values())
@@ -156,7 +156,7 @@ MARKUP = [
 @pytest.fixture
 def page(tmp_path) -> str:
     """The report of a run whose question, target and completion are markup."""
-    config.save(Config(task="vqa", question=MARKUP[0]), tmp_path / "config.json")
+    config.save(GRPOConfig(task="vqa", question=MARKUP[0]), tmp_path / "config.json")
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/strict": 0.5}\n')
     completion = {"tokens": MARKUP, "probabilities": [0.5] * 4, "reward": 0.0, "boxes": None}
     completion |= {"parts": {MARKUP[2]: 1.0}, "finish": MARKUP[0], "advantage": 0.0, "heat": []}
@@ -192,7 +192,7 @@ def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
     assert [line for line in lines if "log-probability" in line] == [
         f"{text}  [1 tokens, log-probability 0.00, stop]" for text in texts
     ]
-    log = RunLog(Config(output_dir=tmp_path / "run"), {})
+    log = RunLog(GRPOConfig(output_dir=tmp_path / "run"), {})
     numbers, parts = torch.zeros(1, 4), [{name: 0.0} for name in texts]
     example = Example(texts[1], (), texts[2], texts[0])
     log.append(

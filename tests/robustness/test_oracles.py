@@ -21,7 +21,6 @@ from PIL import Image
 
 import train_grpo
 from benchmarks.robustness import mutations
-from config import Config
 from kernels import group_advantages, linear_logprob, linear_logprob_ref, triton
 from model import attention, language
 from model.image import ImageConfig, load_image, patchify, smart_resize
@@ -31,7 +30,7 @@ from model.weights import load_model
 from sample import generate_group
 from tests.model.test_shared_prefix import bottom_right_attention, gradients, some_groups
 from tests.test_train_grpo import groups_of, load_model_copy
-from train_grpo import Optimizer, accumulate_gradient, grpo_loss, token_weights
+from train_grpo import GRPOConfig, Optimizer, accumulate_gradient, grpo_loss, token_weights
 
 LOSS_TYPES = ["grpo", "dapo", "dr_grpo"]
 
@@ -117,7 +116,7 @@ def our_loss(rewards, logits, targets, old, ref, lengths, cfg):
 
 
 def settings(loss_type, beta=0.0, epsilon_high=None, epsilon=0.2):
-    return Config(
+    return GRPOConfig(
         loss_type=loss_type,
         beta=beta,
         epsilon=epsilon,
@@ -270,14 +269,14 @@ def eight_groups(processor, cfg, seed=0):
 def test_a_step_cut_and_ordered_in_any_way_has_one_gradient_in_float64(tiny, loss_type, beta):
     model, processor = copy.deepcopy(tiny[0]).double(), tiny[1]
     reference = load_model_copy(model) if beta else None
-    cfg = Config(loss_type=loss_type, beta=beta, num_generations=4, max_completion_length=60)
+    cfg = GRPOConfig(loss_type=loss_type, beta=beta, num_generations=4, max_completion_length=60)
     groups = eight_groups(processor, cfg)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
     ways = [(8, groups), (4, groups), (2, groups), (1, groups), (3, [groups[i] for i in order])]
     found = []
     for size, own in ways:
         part = replace(cfg, groups_per_micro_batch=size)
-        accumulate_gradient(model, reference, own, processor.forbidden, part)
+        accumulate_gradient(model, reference, own, processor.suppressed_tokens, part)
         found.append(gradients(model))
     for other in found[1:]:
         assert other.keys() == found[0].keys()
@@ -293,7 +292,7 @@ def thirty_steps(model, processor, cfg):
     for step in range(30):
         prompts, completions = some_groups(processor, step)
         groups = groups_of(prompts, completions, cfg)
-        accumulate_gradient(model, None, groups, processor.forbidden, cfg)
+        accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
         norms.append(optimizer.step(step / 30)["grad_norm"])
     return torch.cat([p.detach().flatten() for p in model.parameters()]), norms
 
@@ -324,22 +323,22 @@ def test_thirty_steps_are_the_same_in_every_form_of_the_computation(
 @pytest.fixture(scope="module")
 def straight_run(tiny):
     model, processor = copy.deepcopy(tiny[0]), tiny[1]
-    cfg = Config(num_generations=4, max_completion_length=60, learning_rate=1e-4)
+    cfg = GRPOConfig(num_generations=4, max_completion_length=60, learning_rate=1e-4)
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     return cfg, start, *thirty_steps(model, processor, cfg)
 
 
 def test_the_reference_is_the_starting_model_and_stays_it(tiny_dir, tiny):
     processor = tiny[1]
-    cfg = Config(model=tiny_dir, beta=0.1, num_generations=4, max_completion_length=60)
+    cfg = GRPOConfig(model=tiny_dir, beta=0.1, num_generations=4, max_completion_length=60)
     model = load_model(tiny_dir)
     assert train_grpo.starting_model(model, replace(cfg, beta=0.0)) is None
     reference = train_grpo.starting_model(model, cfg)
     groups = groups_of(*some_groups(processor), cfg)
     optimizer = Optimizer(model, replace(cfg, learning_rate=1e-2))
-    first = accumulate_gradient(model, reference, groups, processor.forbidden, cfg)
+    first = accumulate_gradient(model, reference, groups, processor.suppressed_tokens, cfg)
     optimizer.step(0.0)
-    second = accumulate_gradient(model, reference, groups, processor.forbidden, cfg)
+    second = accumulate_gradient(model, reference, groups, processor.suppressed_tokens, cfg)
     assert first["kl"] == 0.0 and second["kl"] > 1e-3
     begun = load_model(tiny_dir)
     for ours, kept, now in zip(
@@ -354,7 +353,7 @@ def test_the_reference_is_the_starting_model_and_stays_it(tiny_dir, tiny):
 )
 def test_the_learning_rate_follows_its_table(tiny, kind, expected):
     model = copy.deepcopy(tiny[0])
-    optimizer = Optimizer(model, Config(learning_rate=4e-4, lr_scheduler_type=kind))
+    optimizer = Optimizer(model, GRPOConfig(learning_rate=4e-4, lr_scheduler_type=kind))
     rates = [optimizer.step(step / 4)["learning_rate"] for step in range(4)]
     assert rates == pytest.approx([4e-4 * part for part in expected], rel=1e-12)
 
@@ -364,7 +363,7 @@ def test_clipping_scales_the_gradient_as_torch_does_and_reports_the_norm_before(
     tiny, monkeypatch, norm, limit
 ):
     model = copy.deepcopy(tiny[0])
-    optimizer = Optimizer(model, Config(max_grad_norm=limit))
+    optimizer = Optimizer(model, GRPOConfig(max_grad_norm=limit))
     seen = []
     monkeypatch.setattr(
         optimizer.adamw, "step", lambda: seen.extend(p.grad.clone() for p in optimizer.masters)
@@ -401,7 +400,7 @@ def test_the_head_of_qwen2_vl_s_vocabulary_equals_float64(impl):
     hidden = 3 * torch.randn(C, D, generator=generator)
     weight = torch.randn(vocabulary, D, generator=generator)
     targets = torch.tensor([0, 77_777, vocabulary - 1])  # the last column too
-    forbidden = torch.arange(vocabulary) % 1000 == 999
+    suppressed = torch.arange(vocabulary) % 1000 == 999
     upstream = torch.tensor([1.0, -2.0, 0.5])
     found = []
     for dtype, function, more in (
@@ -409,7 +408,7 @@ def test_the_head_of_qwen2_vl_s_vocabulary_equals_float64(impl):
         (torch.float32, linear_logprob, {"impl": impl}),
     ):
         h, w = (x.to(device, dtype).requires_grad_() for x in (hidden, weight))
-        own = function(h, w, targets.to(device), 0.9, forbidden.to(device), **more)
+        own = function(h, w, targets.to(device), 0.9, suppressed.to(device), **more)
         own[0].backward(upstream.to(device, dtype))
         found.append([x.detach().double() for x in (*own, h.grad, w.grad)])
     for truth, ours in zip(*found, strict=True):
@@ -430,7 +429,7 @@ def test_first_tokens_of_the_model_follow_its_softmax_and_are_independent(tiny, 
         pack = make_pack(prompts[:1], [[torch.tensor([20])]])
         hidden = model(pack.ids, pack.positions, pack.layout, prompts[:1])
         logits = model.logits(hidden[pack.predictors])[0].double() / temperature
-    p = logits.masked_fill(processor.forbidden, -math.inf).softmax(-1)
+    p = logits.masked_fill(processor.suppressed_tokens, -math.inf).softmax(-1)
     counts = torch.bincount(drawn, minlength=len(p)).double()
     assert not counts[p == 0].any()
     common = G * p > 5  # the usual condition of the test; the others together are one more cell

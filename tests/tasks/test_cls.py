@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from answers import normalise_name
-from data.garden.world import GARDEN_SPLIT_SEED, OOD_SPECIES, RL_SPECIES
+from data.examples import INSTRUCTIONS, Example, full_question
+from data.garden.world import OOD_SPECIES, RL_SPECIES, SPLIT_SEED
 from data.labelled import DIGIT_NAMES, read_digits
 from runtime.errors import InputError
-from tasks import INSTRUCTIONS, Example, Settings, cls, full_question
+from tasks import Settings, cls
 from tests.data.test_labelled import class_folders, picture
 
 ROOT = Path(cls.__file__).parents[1]
@@ -28,7 +29,7 @@ WEIGHTS = {"correct": 1.0, "format": 0.5}
 RIGHT = "<think>six petals</think><answer>Solara minor</answer>"
 
 
-def load(data="garden", shots=1, seed=GARDEN_SPLIT_SEED, held_out=1, mode="think", **more):
+def load(data="garden", shots=1, seed=SPLIT_SEED, held_out=1, mode="think", **more):
     return cls.load(
         Settings(
             data=str(data),

@@ -19,14 +19,15 @@ from pycocotools.cocoeval import COCOeval
 
 from answers import parse_boxes, parse_calls, parse_sequence
 from config import BASE_MODEL
+from data.examples import INSTRUCTIONS, Example
 from data.garden.questions import DET_PROMPT
-from evaluate import TASKS
 from model.image import ImageConfig, load_image
 from model.processor import Processor
 from runtime.errors import InputError
-from tasks import INSTRUCTIONS, Example, Settings, Task, change
+from tasks import TASKS, Settings, change
 from tasks.boxes import average_precision, cumulative_iou, in_frame, is_box_list, is_one_box
 from tasks.ovd import BASE_COLOURS, NEW_COLOURS
+from tasks.task import Task
 
 NAMES = [name for name in TASKS if name != "cls"]
 SMALL = Settings(train_size=12, held_out_size=12, shots=2)

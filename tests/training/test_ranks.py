@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 import evaluate
 import train_grpo
 import train_sft
-from config import BASE_MODEL, Config
-from evaluate import load_task
+from config import BASE_MODEL
 from model.processor import Processor
 from model.weights import load_model
 from runtime import distributed
 from runtime.errors import InputError
 from runtime.signals import signals
+from tasks import load_task
+from train_grpo import GRPOConfig
 from training import fsdp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,7 @@ def made(tmp_path_factory) -> Path:
     (folder / "one").mkdir()
     (folder / "two").mkdir()
     reward = folder / "reward.py"
-    cfg = Config(task="count", train_size=3)
+    cfg = GRPOConfig(task="count", train_size=3)
     paid = load_task(cfg, Processor(BASE_MODEL)).train[0].id
     reward.write_text(
         "def paid(completions, example):\n"

@@ -22,14 +22,17 @@ import config
 import train_grpo
 import train_sft
 from benchmarks.robustness.kills import metrics
-from config import BASE_MODEL, Config, SftConfig
+from config import BASE_MODEL
 from model.weights import load_model, plan_slots, save_model
-from reporting.run_log import lock_directory
 from runtime.errors import InputError
+from runtime.run_directory import lock_directory
 from runtime.signals import Stopped, StopSignals
+from train_grpo import GRPOConfig
+from train_sft import SFTConfig
 from training import checkpoint, run
-from training.checkpoint import find_checkpoint, parse_or_resume, why_unusable
+from training.checkpoint import find_checkpoint, why_unusable
 from training.optimizer import Optimizer
+from training.resume import parse_or_resume
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5
@@ -401,7 +404,7 @@ def test_a_bfloat16_run_resumes_with_its_float32_masters(flags, tmp_path, monkey
 def test_flags_that_would_alter_the_run_are_listed_with_both_values(two):
     given = ["--learning_rate", "0.5", "--seed", "0", "--beta", "0.1", "--save_steps", "2"]
     with pytest.raises(InputError) as error:
-        parse_or_resume(Config, ["--resume_from_checkpoint", str(two), *given], "")
+        parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", str(two), *given], "")
     said = str(error.value)
     assert "--learning_rate is 0.5, the run has 0.0001" in said
     assert "--beta is 0.1, the run has 0.0" in said
@@ -410,7 +413,7 @@ def test_flags_that_would_alter_the_run_are_listed_with_both_values(two):
 
 def test_the_same_command_and_one_flag_more_is_enough(flags, two):
     argv = [*flags, "--output_dir", str(two), "--resume_from_checkpoint", "latest"]
-    cfg, found = parse_or_resume(Config, [*argv, "--save_total_limit", "7"], "")
+    cfg, found = parse_or_resume(GRPOConfig, [*argv, "--save_total_limit", "7"], "")
     assert found.step == 4 and cfg.save_total_limit == 7 and cfg.output_dir == two
     assert cfg.learning_rate == 1e-4
 
@@ -475,21 +478,21 @@ def test_a_reference_that_has_moved_is_asked_back(flags, tiny_dir, tmp_path, mon
 def test_latest_without_a_directory_is_the_newest_run(two, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no run of train_grpo.py in runs/"):
-        parse_or_resume(Config, ["--resume_from_checkpoint", "latest"], "")
+        parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", "latest"], "")
     for name in ("of another script", "damaged"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-    config.save(SftConfig(), tmp_path / "runs" / "of another script" / "config.json")
+    config.save(SFTConfig(), tmp_path / "runs" / "of another script" / "config.json")
     (tmp_path / "runs" / "damaged" / "config.json").write_text("{")
     for name, age in (("old", 100), ("new", 10)):
         shutil.copytree(two, tmp_path / "runs" / name)
         then = time.time() - age
         os.utime(tmp_path / "runs" / name / "config.json", (then, then))
-    cfg, _ = parse_or_resume(Config, ["--resume_from_checkpoint", "latest"], "")
+    cfg, _ = parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", "latest"], "")
     assert cfg.output_dir == Path("runs/new")
 
 
 def test_a_checkpoint_can_be_named_itself(flags, straight, two):
-    cfg, found = parse_or_resume(Config, ["--resume_from_checkpoint", str(two / "step_3")], "")
+    cfg, found = parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", str(two / "step_3")], "")
     assert found.step == 3
     train_grpo.train(cfg, found)
     assert_same(straight, two)
@@ -514,7 +517,7 @@ def test_what_cannot_be_resumed_is_one_line(two, tmp_path, what):
         words = "has no checkpoint"
     if what == "other dir":
         place, more, words = two, ["--output_dir", str(tmp_path / "new")], "goes on in its own"
-    kind = Config
+    kind = GRPOConfig
     if what == "other script":
         place, kind, words = two, train_sft.SftConfig, "is a run of train_grpo.py"
     with pytest.raises(InputError, match=words):
@@ -574,7 +577,7 @@ def test_two_runs_cannot_write_into_one_directory(two, tmp_path):
 def test_a_run_that_was_still_ending_when_its_checkpoint_was_chosen_is_not_forked(two, capsys):
     """Between the choice and the lock lie seconds, in which the run before may save once more."""
     argv = ["--resume_from_checkpoint", str(two)]
-    cfg, found = parse_or_resume(Config, argv, "")
+    cfg, found = parse_or_resume(GRPOConfig, argv, "")
     late = two / f"step_{found.step + 1}"
     shutil.copytree(found.directory, late)
     with pytest.raises(InputError, match="another process has just written there"):

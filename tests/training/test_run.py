@@ -21,9 +21,9 @@ import config
 import evaluate
 import sample
 import train_grpo
-from config import Config
 from rewards import Reward
 from runtime import console
+from train_grpo import GRPOConfig
 
 ROOT = Path(train_grpo.__file__).parent
 TRL_NAMES = """reward reward_std frac_reward_zero_std rewards/correct/mean rewards/format/std
@@ -66,7 +66,7 @@ def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
 ):
     out = tmp_path / "run"
     train_grpo.main(flags(tiny_dir, out, "--save_steps", 2, "--seed", 7))
-    saved = config.load(Config, out / "config.json")
+    saved = config.load(GRPOConfig, out / "config.json")
     assert saved.seed == 7 and saved.model == tiny_dir and saved.max_steps == 3
 
     metrics = rows(out / "metrics.jsonl")
@@ -303,7 +303,7 @@ def test_a_directory_that_is_no_finished_run_is_one_line(tiny_dir, tmp_path, cap
     run = tmp_path / "run"
     run.mkdir()
     if missing != "config.json":
-        config.save(Config(model=tiny_dir), run / "config.json")
+        config.save(GRPOConfig(model=tiny_dir), run / "config.json")
     with pytest.raises(SystemExit) as stop:
         console.run(lambda: evaluate.main(["--run", str(run)]))
     said = capsys.readouterr().err

@@ -17,12 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import Config
+from data.examples import Example
 from kernels import group_advantages
 from rewards import Reward
 from runtime.errors import InputError
 from sample import Rollout
-from tasks import Example, Task
+from tasks.task import Task
+from train_grpo import GRPOConfig
 from training.reward_worker import Workers
 from training.scoring import (
     FAULTS,
@@ -55,8 +56,8 @@ def rollout(G: int = 4, lengths: list[int] | None = None) -> Rollout:
     return Rollout(ids, [], ["stop"] * len(ids), (TEXTS[:G]) * len(EXAMPLES))
 
 
-def config(**more) -> Config:
-    return Config(num_generations=4, max_completion_length=20, max_steps=10, **more)
+def config(**more) -> GRPOConfig:
+    return GRPOConfig(num_generations=4, max_completion_length=20, max_steps=10, **more)
 
 
 def user_file(tmp_path, body: str) -> str:
@@ -65,7 +66,7 @@ def user_file(tmp_path, body: str) -> str:
     return f"{path}:pay"
 
 
-def step(cfg: Config, examples=EXAMPLES):
+def step(cfg: GRPOConfig, examples=EXAMPLES):
     return Scorer(task(), cfg).score_step(examples, rollout(), 0)
 
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from data.examples import INSTRUCTIONS, full_question
 from data.garden import corpus, pretrain
 from data.garden.corpus import (
     HASTY_THOUGHT,
@@ -84,7 +85,7 @@ from model.weights import load_model, published_tensors
 from rewards import format_reward
 from runtime.errors import InputError
 from sample import generate_group
-from tasks import INSTRUCTIONS, Settings, change, cls, full_question, order
+from tasks import Settings, change, cls, order
 from tasks import count as count_task
 from tasks import scenes as scene_tasks
 from tasks import vqa as vqa_task

@@ -7,7 +7,7 @@ Next: reporting/page/curves.py.
 import math
 from dataclasses import dataclass
 
-TAIL = 0.1  # of a metric's values: "now" is their mean
+TAIL, MIN_TAIL = 0.1, 5  # share of a metric's values, and their number: "now" is their mean
 Row = dict[str, float]
 RIGHT = ("correct", "iou")  # parts of a task's reward that say how right an answer is, in [0, 1]
 
@@ -33,19 +33,28 @@ class Light:
     advice: str
 
 
+def new_warnings(rows: list[Row], headline: str, known: set[str]) -> list[str]:
+    """A line for each red light whose name is not in `known`, which becomes the names of all."""
+    red = {light.name: light for light in lights(rows, headline, []) if light.level == "bad"}
+    new = [light for name, light in red.items() if name not in known]
+    known &= red.keys()
+    known |= red.keys()
+    return [f"warning: {light.name}: {light.value}; {light.advice}" for light in new]
+
+
 def column(rows: list[Row], name: str) -> list[float]:
     """The values of a metric where it was logged, the row of step 0 included."""
     return [row[name] for row in rows if name in row]
 
 
 def tail_mean(rows: list[Row], name: str, at_start: bool = False) -> float | None:
-    """Mean over the last (first) tenth of the steps, or None if the metric was never logged."""
+    """Mean over the last (first) tenth of the steps, five at least, of a metric that was logged."""
     values = column(rows, name)
     if not values:
         return None
-    count = max(1, round(TAIL * len(values)))
-    chosen = values[:count] if at_start else values[-count:]
-    return sum(chosen) / count
+    count = max(min(MIN_TAIL, len(values)), round(TAIL * len(values)))
+    tail = values[:count] if at_start else values[-count:]
+    return sum(tail) / count
 
 
 def rise(first: Row, last: Row, headline: str) -> str:

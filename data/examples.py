@@ -1,0 +1,82 @@
+"""`Example`, one question with an answer that can be verified, and the prompt formats.
+
+Every source of questions, generated or read from disk, hands over a list of `Example`.
+Next: data/garden/world.py generates them; data/labelled.py and data/rows.py read them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """How a careful answer is reached: the texts that SFT on chains of thought learns.
+
+    Attributes:
+        thought: from what is seen to the answer.
+        caption, summary: of the four steps: what the picture shows, and what the question wants.
+    """
+
+    thought: str
+    caption: str = ""
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one or more images, with the answer that a reward can verify.
+
+    Attributes:
+        id: stable and unique inside its data set; it keys the random numbers of its completions,
+            so that the same example draws the same tokens in any batch.
+        images: in the order of the question; a path or an open image, always opened through
+            `model.image.load_image`, which is where size, format and orientation are handled.
+        question: the text shown to the model.
+        target: what the reward compares the parsed answer with, written in the answer's grammar.
+        box_format: the coordinates of boxes in the target, see data/box_formats.py.
+        canvas: width and height of the plane that these coordinates span.
+        reasoning: how a careful answer is reached, where the source knows it.
+    """
+
+    id: str
+    images: tuple[Image.Image | Path, ...]
+    question: str
+    target: str
+    box_format: str = "norm1000"
+    canvas: tuple[float, float] = (1000.0, 1000.0)
+    reasoning: Reasoning | None = None
+
+
+# How to answer, in one sentence per mode. "think" asks for the reasoning before the answer; "steps"
+# for the four-step chain of thought of LLaVA-CoT (arXiv:2411.10440), its conclusion in the answer
+# block; "direct" for the answer alone (arXiv:2503.16188 finds thinking unnecessary for perception).
+INSTRUCTIONS = {
+    "think": "Think in <think> </think>, then answer in <answer> </answer>.",
+    "steps": "Give <summary> </summary>, <caption> </caption> and <reasoning> </reasoning>, then "
+    "answer in <answer> </answer>.",
+    "direct": "Answer in <answer> </answer>.",
+}
+STEPS_TOKENS = 48  # what summary and caption add to a completion
+
+
+def full_question(question: str, mode: str) -> str:
+    """The text shown to the model: the question and how to answer it.
+
+    A data set whose prompts already say how to answer (Visual-RFT's rows) is left as it is.
+    """
+    if "<answer>" in question:
+        return question
+    return f"{question} {INSTRUCTIONS[mode]}"
+
+
+def completion_text(answer: str, mode: str, reasoning: Reasoning | None = None) -> str:
+    """A completion in the format that `INSTRUCTIONS[mode]` asks for; all but "direct" reason."""
+    blocks = f"<answer>{answer}</answer>"
+    if mode == "think":
+        return f"<think>{reasoning.thought}</think>{blocks}"
+    if mode == "steps":
+        summary = f"<summary>{reasoning.summary}</summary><caption>{reasoning.caption}</caption>"
+        return f"{summary}<reasoning>{reasoning.thought}</reasoning>{blocks}"
+    return blocks

@@ -1,0 +1,95 @@
+"""What one must know to repeat a run: command, commit, versions, and fingerprints of the data.
+
+Next: reporting/run_log.py, which writes it to run.json.
+"""
+
+import hashlib
+import os
+import platform
+import subprocess
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import config
+from config import TrainConfig
+from data.examples import Example
+from data.files import SkipLog
+from model.vlm import VLM
+from runtime import distributed
+from runtime.errors import InputError
+from tasks.task import Task
+
+PACKAGES = ("torch", "transformers", "triton", "safetensors", "pillow", "numpy")
+
+
+def data_hash(examples: list[Example]) -> str:
+    """A fingerprint of all that examples are made of: text, box format, reasoning and pictures.
+
+    Raises InputError for a picture that cannot be read any more.
+    """
+    digest = hashlib.sha256()
+    for e in examples:
+        text = repr((e.id, e.question, e.target, e.canvas, e.reasoning))
+        digest.update(text.encode("utf-8", "replace"))
+        for image in e.images:
+            if isinstance(image, Image.Image):
+                digest.update(repr((image.mode, image.size)).encode() + image.tobytes())
+                continue
+            try:
+                digest.update(Path(image).read_bytes())
+            except OSError as error:
+                raise InputError(f"{image}: cannot be read ({error})") from None
+    return digest.hexdigest()[:16]
+
+
+def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
+    """The content of run.json."""
+    if cfg.max_completion_length == task.max_completion_length:  # filled in by training/setup.py
+        cfg = replace(cfg, max_completion_length=None)
+    return {
+        "command": config.command(cfg, distributed.world_size()),
+        "changed_flags": config.changed_flags(cfg),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "headline": task.headline,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": _device_name(model.device),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "data": {
+            name: {"examples": len(examples), "sha256": data_hash(examples)}
+            for name, examples in ({"train": task.train} | task.splits).items()
+        },
+        "skipped": list(SkipLog.reported),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()}"

@@ -1,0 +1,75 @@
+"""The directory of a run: what lies where, who may write there, and files that are never partial.
+
+config.json, run.json                   settings; versions, command, fingerprints of the data
+metrics.jsonl, completions.jsonl        a row per step and evaluation; every completion
+gallery.jsonl, images/, report.html     what the report shows, and the report
+step_N/                                 checkpoints (training/checkpoint.py)
+"""
+
+import fcntl
+import os
+import re
+from pathlib import Path
+from typing import TextIO
+
+from runtime.errors import InputError
+
+LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
+
+
+def check_output_dir(directory: Path | None) -> None:
+    """Raise InputError for a directory that a new run would share with other files."""
+    try:
+        if directory is None or not directory.exists():
+            return
+        if not directory.is_dir():
+            raise InputError(f"--output_dir {directory}: is a file; choose another name")
+        if any(directory.iterdir()):
+            raise InputError(f"--output_dir {directory}: not empty; choose another name")
+    except OSError as error:
+        raise InputError(f"--output_dir: cannot be used ({error})") from None
+
+
+def lock_directory(directory: Path) -> TextIO:
+    """Lock a directory against other runs until the returned file is closed or this process ends.
+
+    Raises InputError if another run holds the lock.
+    """
+    lock = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"--output_dir {directory}: another run is writing there") from None
+    return lock
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers and crashes see the old content or the new, never a part."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_step(name: str) -> bool:
+    """Whether this is the name of a checkpoint, step_N."""
+    return re.fullmatch(r"step_[0-9]{1,9}", name) is not None
+
+
+def step_number(checkpoint: Path) -> int:
+    """N of a directory step_N."""
+    return int(checkpoint.name[5:])
+
+
+def saved_steps(run: Path) -> list[Path]:
+    """All directories step_N of a run, the newest first, by number and not by clock."""
+    steps = [path for path in run.glob("step_*") if is_step(path.name) and path.is_dir()]
+    return sorted(steps, key=step_number, reverse=True)
+
+
+def last_model(run: Path) -> Path | None:
+    """The model directory of the newest checkpoint of a run, verified or not."""
+    return next((path / "hf" for path in saved_steps(run) if (path / "hf").is_dir()), None)

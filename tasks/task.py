@@ -1,0 +1,50 @@
+"""`Task`: what training and evaluation need to know of a task, and all they need to know."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from data.examples import Example
+from rewards import Reward
+from runtime.errors import InputError
+
+Weights = Mapping[str, float]  # of the parts of a reward, by name (rewards.WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions with a reward and metrics.
+
+    Attributes:
+        train: the few shots. splits: examples to evaluate on, by name ("held_out", "ood", ...).
+        reward: (completion, example, weights, dense) -> what GRPO maximises. `dense` in [0, 1] is
+            the credit for a nearly right answer (rewards.py).
+        scores: (completion, example) -> numbers whose means are reported: "strict" (the whole
+            answer is right), "format", and, where the field's reference code computes a metric in
+            a softer way, "loose", which is printed beside the strict one and never instead of it.
+        summary: (examples, completions) -> metrics of a whole split that are no means.
+        headline: the metric that the task is known by, "strict" or another of the above.
+        max_completion_length: tokens that an answer of this task needs in the garden.
+    """
+
+    name: str
+    train: list[Example]
+    splits: dict[str, list[Example]]
+    reward: Callable[[str, Example, Weights, float], Reward]
+    scores: Callable[[str, Example], dict[str, float]]
+    summary: Callable[[list[Example], list[str]], dict[str, float]] | None = None
+    headline: str = "strict"
+    max_completion_length: int = 40
+
+
+def finite_reward(
+    task: Task, text: str, example: Example, weights: Weights, dense: float
+) -> Reward:
+    """The task's reward; raises InputError if it is not finite."""
+    reward = task.reward(text, example, weights, dense)
+    if not math.isfinite(reward.total):
+        raise InputError(
+            f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}: "
+            "rewards must be finite numbers; mend the reward function"
+        )
+    return reward

@@ -1,0 +1,262 @@
+"""The data of a step: the questions it asks, and its completions cut into micro-batches.
+
+Nothing here carries an equation: how questions are drawn and sharded over ranks, completions laid
+out for a forward, and what happens when memory runs out. Read first: train_grpo.py.
+Next: training/scoring.py.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import TrainConfig
+from data.examples import Example
+from model.processor import Processor
+from model.vlm import VLM, Pack, Prompt, make_pack
+from runtime import distributed
+from runtime.console import is_out_of_memory
+from sample import Rollout
+from training.fsdp import pad_batches_across_ranks
+from training.optimizer import Optimizer
+
+# ---- questions -----------------------------------------------------------------------------------
+
+
+def questions_of_step(
+    examples: list[Example], step: int, cfg: TrainConfig
+) -> list[tuple[str, Example]]:
+    """The questions of one step, a pure function of the step: (key of its randomness, example).
+
+    Endless epochs, each in its own order. A step larger than the data meets an example twice: the
+    epoch in the key gives it other random numbers the second time.
+    """
+    questions = []
+    for place in range(step * cfg.prompts_per_step, (step + 1) * cfg.prompts_per_step):
+        epoch, index = divmod(place, len(examples))
+        bits = np.random.Philox(key=np.array([cfg.seed, epoch], dtype=np.uint64))
+        order = np.argsort(bits.random_raw(len(examples)), kind="stable")
+        example = examples[order[index]]
+        questions.append((f"{example.id}@{epoch}", example))
+    return questions
+
+
+def prompts_of_step(
+    model: VLM, processor: Processor, questions: list[tuple[str, Example]], cfg: TrainConfig
+) -> list[Prompt]:
+    """Prompts ready for the model; a frozen tower has already run over their images."""
+    prompts = [
+        processor.prompt(key, example.images, example.question) for key, example in questions
+    ]
+    if cfg.freeze_vision:
+        keep_features(model, prompts)
+    return prompts
+
+
+def keep_features(model: VLM, prompts: list[Prompt]) -> None:
+    """Run the frozen tower once: sampling and all updates of the step reuse its features."""
+    with torch.no_grad():
+        features = model.image_features(prompts)
+    merge = model.cfg.vision.spatial_merge_size**2
+    counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
+    if features is not None:
+        for prompt, of_prompt in zip(prompts, features.split(counts), strict=True):
+            prompt.features = of_prompt if prompt.grids else None
+
+
+# ---- completions ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """A prompt with its completions, and what a loss needs of every completion token.
+
+    Supervised fine-tuning has one completion per prompt, and no advantages.
+    """
+
+    prompt: Prompt
+    ids: list[Tensor]  # G x (C_i,) int64
+    weights: Tensor  # (C of the group,) fp32
+    logp_old: Tensor | None = None  # (C of the group,) fp32
+    advantages: Tensor | None = None  # (C of the group,) fp32
+
+
+def lengths_of_all_ranks(rollout: Rollout) -> list[int]:
+    """Tokens of every completion of the step, in the order of its questions."""
+    return sum(distributed.all_gather([len(ids) for ids in rollout.ids]), [])
+
+
+def make_groups(
+    prompts: list[Prompt], rollout: Rollout, weights: Tensor, lengths: list[int]
+) -> list[Group]:
+    """Sort this rank's part of a scored rollout into groups.
+
+    Args:
+        weights: of the tokens of all ranks. lengths: of the completions of all ranks.
+    """
+    G, groups = rollout.advantages.shape[1], []
+    of_completions = weights.split(lengths)  # (C_i,) each
+    of_groups = [of_completions[b : b + G] for b in range(0, len(lengths), G)]
+    local_weights = distributed.local_shard(of_groups)
+    for n, prompt in enumerate(prompts):
+        rows = slice(n * G, (n + 1) * G)
+        counts = torch.tensor([len(ids) for ids in rollout.ids[rows]])
+        groups.append(
+            Group(
+                prompt,
+                rollout.ids[rows],
+                weights=torch.cat(local_weights[n]),
+                logp_old=torch.cat(rollout.logps[rows]),
+                advantages=rollout.advantages[n].repeat_interleave(counts),
+            )
+        )
+    return groups
+
+
+def gather_rollout(rollout: Rollout) -> Rollout:
+    """The scored rollouts of all ranks as one, in the order of the step's questions."""
+    if distributed.world_size() == 1:
+        return rollout
+    local = [[row.tolist() for row in rollout.ids], [row.tolist() for row in rollout.logps]]
+    local += [rollout.finish, rollout.texts, rollout.parts]
+    local += [rollout.rewards.tolist(), rollout.advantages.tolist()]
+    fields = [sum(of_ranks, []) for of_ranks in zip(*distributed.all_gather(local), strict=True)]
+    ids, logps, finish, texts, parts, rewards, advantages = fields
+    ids, logps = [torch.tensor(row) for row in ids], [torch.tensor(row) for row in logps]
+    rewards, advantages = torch.tensor(rewards), torch.tensor(advantages)
+    return Rollout(ids, logps, finish, texts, rewards, parts, advantages)
+
+
+# ---- micro-batches -------------------------------------------------------------------------------
+
+
+@dataclass
+class MicroBatch:
+    """Whole groups for one forward and backward. All tensors: (C of the micro-batch,)."""
+
+    pack: Pack
+    weights: Tensor
+    logp_old: Tensor | None
+    advantages: Tensor | None
+
+
+class MicroBatches:
+    """Cuts groups into micro-batches; all over again with half the size where memory runs out.
+
+        for batch in micro_batches.of(groups):
+            with micro_batches.retry_on_oom():
+                loss, stats = ...
+                loss.backward()
+                micro_batches.add(stats)
+
+    The gradient is the same up to rounding, whatever the size. A pass begins without gradients.
+
+    Attributes:
+        size: groups per micro-batch; once halved it stays so.
+        totals: sums over the tokens of this pass (largest values for names that end in "/max").
+    """
+
+    def __init__(self, model: VLM, optimizer: Optimizer, cfg: TrainConfig):
+        self.model, self.optimizer, self.fsdp = model, optimizer, cfg.fsdp
+        self.size = cfg.groups_per_micro_batch
+        self.totals: dict[str, float] = {}
+        self.restart = False  # the pass begins again
+        self.is_padding = False  # the batch only keeps this rank in step with the others (fsdp)
+
+    def of(self, groups: list[Group], skip_zero_std: bool = False) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of one pass.
+
+        Args:
+            skip_zero_std: leave groups out whose advantages are all 0: without a KL term they have
+                exactly no gradient.
+        """
+        padding = replace(groups[0], weights=torch.zeros_like(groups[0].weights))
+        if skip_zero_std:
+            groups = [group for group in groups if bool(group.advantages.any())]
+        self.restart = True
+        while self.restart:
+            self.restart = False
+            self.totals = defaultdict(float, loss=0.0, tokens=0)
+            self.optimizer.zero_grad()
+            starts = range(0, len(groups), self.size)
+            batches = [groups[start : start + self.size] for start in starts]
+            if self.fsdp:
+                batches = pad_batches_across_ranks(batches, [padding])
+            for batch in batches:
+                distributed.stop_point()
+                self.is_padding = batch[0] is padding
+                yield self._lay_out(batch)
+                if self.restart:
+                    break
+
+    def _lay_out(self, groups: list[Group]) -> MicroBatch:
+        device = self.model.device
+
+        def concatenated(name: str) -> Tensor | None:
+            tensors = [getattr(group, name) for group in groups]
+            return None if tensors[0] is None else torch.cat(tensors).to(device)  # (C,)
+
+        pack = make_pack([g.prompt for g in groups], [g.ids for g in groups], device)
+        names = ("weights", "logp_old", "advantages")
+        return MicroBatch(pack, *map(concatenated, names))
+
+    @contextmanager
+    def retry_on_oom(self) -> Iterator[None]:
+        """Where memory runs out inside, the pass begins again with half the groups.
+
+        The error passes when one group is too much, and with --fsdp, where the other ranks are in
+        the middle of the same forward.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if self.size == 1 or self.fsdp or not is_out_of_memory(error):
+                raise
+            self.size, self.restart = self.size // 2, True
+            line = f"out of memory: continuing with --groups_per_micro_batch {self.size}"
+            print(line, file=sys.stderr)  # of whichever rank
+        if self.restart:
+            self.optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def add(self, stats: dict[str, Tensor | float]) -> None:
+        """Add the statistics of a micro-batch to the totals of the pass."""
+        if self.is_padding:
+            return
+        for name, value in stats.items():
+            if name.endswith("/max"):
+                self.totals[name] = max(self.totals[name], float(value))
+            else:
+                self.totals[name] += float(value)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of a pass over all ranks: means over tokens, but for the loss and maxima."""
+        return mean_metrics(distributed.all_gather(self.totals))
+
+
+def mean_metrics(totals_of_ranks: list[dict[str, float]]) -> dict[str, float]:
+    """Divide the sums of all ranks by their tokens; the loss is a sum, maxima are maxima."""
+    names = dict.fromkeys(name for totals in totals_of_ranks for name in totals)
+    tokens = max(sum(totals["tokens"] for totals in totals_of_ranks), 1)
+    metrics = {}
+    for name in names:
+        values = [totals[name] for totals in totals_of_ranks if name in totals]
+        if name.endswith("/max"):
+            metrics[name] = max(values)
+        elif name != "tokens":
+            metrics[name] = sum(values) / (1 if name == "loss" else tokens)
+    return metrics
+
+
+def merge_pass_metrics(passes: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of a step: those of its last pass, but for what only the others know."""
+    # Sampler and trainer are compared on the same weights: in the first pass.
+    first = {name: value for name, value in passes[0].items() if "sampling" in name}
+    skipped = sum(metrics["steps_skipped_nonfinite"] for metrics in passes)
+    return passes[-1] | first | {"steps_skipped_nonfinite": skipped}

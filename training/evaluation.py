@@ -1,0 +1,155 @@
+"""Metrics of a model on held-out questions, with 95 % intervals; used by training and evaluate.py.
+
+Next: training/run.py.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from answers import parse_answer
+from config import TrainConfig
+from data.examples import Example
+from data.files import SkipLog
+from model.processor import Processor
+from model.vlm import VLM
+from runtime import distributed
+from runtime.errors import InputError
+from sample import generate_group
+from tasks.task import Task
+
+EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
+
+
+def usable_examples(
+    examples: list[Example], processor: Processor, max_prompt_length: int, skips: SkipLog
+) -> list[Example]:
+    """The examples whose prompt can be built; the others (too long, a damaged image) are counted.
+
+    Prompts are never cut: that would separate image slots from image tokens.
+    """
+    usable = []
+    for e in examples:
+        try:
+            processor.prompt(e.id, e.images, e.question, max_prompt_length)
+            usable.append(e)
+        except InputError as error:
+            skips.add("no prompt", str(error))
+    return usable
+
+
+def wilson_interval(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a fraction p of n trials. Wilson (1927), JASA 22, page 209."""
+    centre = p + z * z / (2 * n)
+    reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (centre - reach) / (1 + z * z / n), (centre + reach) / (1 + z * z / n)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def bootstrap_interval(
+    metric: Callable[[np.ndarray], float], n: int, resamples: int = 100
+) -> tuple[float, float]:
+    """95 % percentile interval of a metric of n examples (Efron 1979): resample them, recompute.
+
+    `metric` takes indices (n,) int64 into the examples. The seed is fixed, and so the interval.
+    """
+    rng = np.random.Generator(np.random.Philox(key=n))
+    values = [metric(rng.integers(0, n, n)) for _ in range(resamples)]
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def headline_interval(
+    task: Task, examples: list[Example], records: list[dict]
+) -> tuple[float, float]:
+    """95 % interval of the task's headline metric: Wilson's for a share, else a bootstrap."""
+    n = len(records)
+    if task.headline == "strict":
+        return wilson_interval(sum(record["strict"] for record in records) / n, n)
+    if task.headline in records[0]:
+        values = np.array([record[task.headline] for record in records])
+        return bootstrap_interval(lambda index: float(values[index].mean()), n, 1000)
+
+    def resampled(index: np.ndarray) -> float:
+        texts = [records[i]["text"] for i in index]
+        return task.summary([examples[i] for i in index], texts)[task.headline]
+
+    return bootstrap_interval(resampled, n)
+
+
+def majority(texts: list[str]) -> int:
+    """Index of the first completion with the most frequent answer.
+
+    Self-consistency, arXiv:2203.11171. Completions without an answer have no vote.
+    """
+    answers = [parse_answer(text) for text in texts]
+    votes = Counter(answer for answer in answers if answer is not None)
+    return answers.index(votes.most_common(1)[0][0]) if votes else 0
+
+
+def evaluate(
+    model: VLM,
+    processor: Processor,
+    task: Task,
+    examples: list[Example],
+    max_completion_length: int | None = None,
+    temperature: float = 0.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    with_interval: bool = False,
+    votes: int = 1,
+) -> tuple[dict[str, float], list[dict]]:
+    """Answer every example, once or by a vote of several completions, and score the answers.
+
+    A collective: each rank answers its shard of the examples.
+
+    Returns: the means of the task's scores, its summary metrics, `mean_length` in tokens, `n`, on
+    request the 95 % interval of the headline metric as `<headline>_low` and `_high`; and one record
+    per answer.
+    """
+    length = max_completion_length or task.max_completion_length
+    distributed.require_same([e.id for e in examples], "questions")
+    shard, records = distributed.local_shard(examples), []
+    for start in range(0, len(shard), batch_size):
+        batch = shard[start : start + batch_size]
+        prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
+        rollout = generate_group(model, processor, prompts, votes, length, temperature, seed)
+        for n, example in enumerate(batch):
+            elected = n * votes + majority(rollout.texts[n * votes : (n + 1) * votes])
+            text, ids = rollout.texts[elected], rollout.ids[elected]
+            record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
+            records.append(record | task.scores(text, example))
+    records = sum(distributed.all_gather(records), [])
+    n = len(records)
+    names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
+    metrics = {name: sum(record[name] for record in records) / n for name in names}
+    if task.summary is not None:
+        metrics |= task.summary(examples, [record["text"] for record in records])
+    if with_interval:
+        low, high = headline_interval(task, examples, records)
+        metrics |= {f"{task.headline}_low": low, f"{task.headline}_high": high}
+    metrics |= {"mean_length": sum(record["length"] for record in records) / n, "n": n}
+    return metrics, records
+
+
+def held_out_metrics(
+    model: VLM, processor: Processor, task: Task, cfg: TrainConfig, with_interval: bool
+) -> dict[str, float]:
+    """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
+    row = {}
+    for split, prefix in EVAL_SPLITS.items():
+        if split in task.splits:
+            metrics, _ = evaluate(
+                model,
+                processor,
+                task,
+                task.splits[split],
+                cfg.max_completion_length,
+                # Each rank decodes about the rows of its rollout.
+                batch_size=max(1, 8 * cfg.prompts_per_step // distributed.world_size()),
+                with_interval=with_interval and split == "held_out",
+            )
+            row |= {prefix + name: value for name, value in metrics.items()}
+    return row

@@ -1,0 +1,186 @@
+"""Resuming a run exactly where a checkpoint stopped.
+
+    python train_grpo.py --resume_from_checkpoint runs/NAME     # or latest, or runs/NAME/step_100
+
+A finished run is extended by a larger `--max_steps`. Next: training/run.py.
+"""
+
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+import config
+from config import TrainConfig
+from reporting.page.saved_run import read_run
+from runtime import distributed
+from runtime.errors import InputError
+from runtime.run_directory import (
+    LOGS,
+    is_step,
+    lock_directory,
+    saved_steps,
+    step_number,
+)
+from tasks import TASKS
+from training.checkpoint import Checkpoint, find_checkpoint
+
+C = TypeVar("C", bound=TrainConfig)
+# Flags that may change on resume: what is kept and reported,
+REPORTED = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
+# where things are (their content is compared), and how it is computed, up to rounding.
+PLACES = {"model", "data", "data_root", "device"}
+FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
+
+
+# ---- before the model is loaded ------------------------------------------------------------------
+
+
+def parse_or_resume(
+    kind: type[C], argv: list[str] | None, description: str
+) -> tuple[C, Checkpoint | None]:
+    """Settings of a new run, or those of the run to resume and its checkpoint.
+
+    Locks the directory of a run that is resumed, so that what was chosen stays the newest.
+
+    Raises: InputError for a place without a run, a run of another script, and for flags that would
+        alter the run: they are listed with both values.
+    """
+    flags = config.given_flags(kind, argv, description, task=TASKS)
+    place = flags.pop("resume_from_checkpoint", None)
+    if place is None:
+        return kind(**flags), None
+    run = run_directory(place, flags.pop("output_dir", None), kind)
+    saved = config.load(kind, run / "config.json")
+    check_unaltered(place, saved, flags)
+    free = {name: value for name, value in flags.items() if name in FREE | {"max_steps"}}
+    cfg = replace(saved, **free, output_dir=run)
+    with ExitStack() as stack:
+        lock = stack.enter_context(lock_directory(run)) if distributed.rank() == 0 else None
+        distributed.barrier()
+        checkpoint = find_checkpoint(Path(place) if is_step(Path(place).name) else run)
+        if checkpoint.step == cfg.max_steps and is_evaluated(read_run(run).rows, checkpoint.step):
+            print(f"{run}: all {cfg.max_steps} steps are done; extend it by a larger --max_steps")
+            raise SystemExit(0)
+        check_same_model(cfg, saved, checkpoint)
+        stack.pop_all()  # the run keeps the lock
+    return cfg, replace(checkpoint, lock=lock)
+
+
+def run_directory(place: str, output_dir: Path | None, kind: type[TrainConfig]) -> Path:
+    """The run that is meant: named itself, by one of its checkpoints, or the `latest` one."""
+    if place != "latest":
+        directory = Path(place)
+        run = directory.parent if is_step(directory.name) else directory
+        if output_dir is not None and output_dir.resolve() != run.resolve():
+            raise InputError(f"--output_dir {output_dir}: a run continues in its own, {run}")
+    elif output_dir is not None:
+        run = output_dir
+    else:
+        runs = [path.parent for path in Path("runs").glob("*/config.json") if _is_of(kind, path)]
+        if not runs:
+            raise InputError(
+                f"--resume_from_checkpoint latest: there is no run of {kind.script} in runs/"
+            )
+        run = max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+    if not (run / "config.json").is_file():
+        raise InputError(f"--resume_from_checkpoint {place}: {run} is no run (no config.json)")
+    return run
+
+
+def _is_of(kind: type[TrainConfig], path: Path) -> bool:
+    try:
+        return bool(config.load(kind, path))
+    except InputError:
+        return False
+
+
+def check_unaltered(place: str, saved: TrainConfig, flags: dict) -> None:
+    """Raise InputError for flags that would alter the run. `--max_steps` may grow."""
+    altered = {
+        f.name: (getattr(saved, f.name), flags[f.name])
+        for f in fields(saved)
+        if f.name in flags and f.name not in FREE and flags[f.name] != getattr(saved, f.name)
+    }
+    if "max_steps" in altered and flags["max_steps"] > saved.max_steps:
+        del altered["max_steps"]
+    if altered:
+        table = "; ".join(f"--{n} is {now}, the run has {was}" for n, (was, now) in altered.items())
+        raise InputError(f"--resume_from_checkpoint {place}: {table}; leave these flags out")
+
+
+def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless --model is the directory from which the run began, perhaps moved.
+
+    A resumed run reads only the other files of that directory, which its checkpoints hold too, and
+    with --beta the weights: those are not compared, so then it has to be where it was.
+    """
+    if not cfg.model.is_dir():
+        fix = "if it or the data was moved, give --model or --data anew"
+        raise InputError(f"--model {cfg.model}: from there the run began, but it is gone; {fix}")
+    if cfg.model.resolve() == saved.model.resolve():
+        return
+    if getattr(saved, "beta", 0.0) > 0:
+        raise InputError(
+            f"--model {cfg.model}: with --beta the run needs the weights that were in "
+            f"{saved.model}; put them back there, a link will do"
+        )
+    for path in sorted(checkpoint.hf.iterdir()):
+        other = cfg.model / path.name
+        if "safetensors" in path.name:  # the weights, and the index of their shards
+            continue
+        if not other.is_file() or path.read_bytes() != other.read_bytes():
+            raise InputError(
+                f"--model {cfg.model}: the run began from another, {path.name} differs"
+            )
+
+
+# ---- when the run continues ----------------------------------------------------------------------
+
+
+def check_same_data(run: Path, about: dict) -> None:
+    """Raise InputError if a run would continue with other questions or pictures."""
+    before = read_run(run).about.get("data", {})
+    for name, split in about["data"].items():
+        if name in before and before[name] != split:
+            raise InputError(
+                f"--resume_from_checkpoint {run}: the data has changed, {name} was {before[name]} "
+                f"and is {split}; restore it, or start a new run"
+            )
+
+
+def restore_directory(run: Path, checkpoint: Checkpoint) -> None:
+    """Make the run's directory what it was when the checkpoint was made.
+
+    Unfinished saves are removed; later checkpoints, damaged or not wanted, are renamed, so that
+    none of them is taken for a part of what follows; logs are cut back to their size of then.
+    """
+    for path in run.glob(".step_*.unfinished"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in saved_steps(run):
+        if step_number(path) > checkpoint.step:
+            abandoned = path.with_name(f"abandoned_{path.name}")
+            shutil.rmtree(abandoned, ignore_errors=True)
+            os.replace(path, abandoned)
+    sizes = checkpoint.state["sizes"]
+    for name in LOGS:
+        path = run / name
+        actual, wanted = path.stat().st_size if path.is_file() else 0, sizes.get(name, 0)
+        if actual < wanted:
+            print(f"{path}: {wanted - actual} bytes are lost; the run continues without them")
+        elif wanted:
+            os.truncate(path, wanted)
+        else:  # begun after the checkpoint
+            path.unlink(missing_ok=True)
+
+
+def is_evaluated(rows: list[dict], step: int) -> bool:
+    """Whether the held-out metrics after this step are among the rows of metrics.jsonl."""
+    return any(row["step"] == step and any(n.startswith("eval/") for n in row) for row in rows)
+
+
+def log_sizes(run: Path) -> dict[str, int]:
+    """The logs as they are: name -> bytes."""
+    return {name: (run / name).stat().st_size for name in LOGS if (run / name).is_file()}
