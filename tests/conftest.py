@@ -54,27 +54,23 @@ def tiny_dir(tmp_path_factory) -> Path:
     return directory
 
 
-# ---- the campaign: `python -m pytest -m campaign` (tests/robustness/campaign.py) ----------------------------
+# ---- the campaign: `python -m pytest -m campaign` ------------------------------------------------
 
-from tests.robustness.campaign import TESTS, Outcomes  # noqa: E402
+from tests.campaign import Campaign  # noqa: E402
 
-OUTCOMES = Outcomes()
-
-
-def campaign_name(nodeid: str) -> str:
-    """tests/test_x.py::test_y[z] -> test_x.py::test_y"""
-    return nodeid.split("[")[0].split("/")[-1]
+CAMPAIGN = Campaign()
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if campaign_name(item.nodeid) in TESTS:
+        if cases := [case for mark in item.iter_markers("case") for case in mark.args]:
             item.add_marker(pytest.mark.campaign)
+            item.user_properties.append(("cases", cases))
 
 
 def pytest_runtest_logreport(report):
     if report.when == "call" or report.outcome != "passed":
-        OUTCOMES.add(campaign_name(report.nodeid), report.outcome)
+        CAMPAIGN.add(dict(report.user_properties).get("cases", []), report.outcome)
 
 
 def is_campaign(config) -> bool:
@@ -86,10 +82,10 @@ def is_campaign(config) -> bool:
 def pytest_terminal_summary(terminalreporter, config):
     if is_campaign(config):
         terminalreporter.section("campaign")
-        for line in OUTCOMES.table()[0]:
+        for line in CAMPAIGN.table()[0]:
             terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session):
-    if is_campaign(session.config) and not OUTCOMES.table()[1] and session.exitstatus == 0:
+    if is_campaign(session.config) and not CAMPAIGN.table()[1] and session.exitstatus == 0:
         session.exitstatus = 1

@@ -107,6 +107,7 @@ def test_the_span_is_returned_as_written_but_for_its_outer_white_space(text, ans
     assert parse_answer(text) == answer
 
 
+@pytest.mark.case("I45")
 @pytest.mark.parametrize("thought", THOUGHTS)
 @pytest.mark.parametrize(
     "before, after, answer",
@@ -141,6 +142,7 @@ def test_every_block_of_a_completion_has_its_two_tags():
 # ------------------------------------------------------------------------------------------ names
 
 
+@pytest.mark.case("I31")
 def test_names_that_differ_stay_different():
     names = [
         *("737-800", "737 800", "737", "A320", "A 320", "cat", "cathedral", "rose", "dog rose"),
@@ -263,6 +265,7 @@ def test_what_is_no_plain_decimal_is_no_number(answer):
     assert parse_number(answer) is None
 
 
+@pytest.mark.case("I47", "I56", "I57")
 @pytest.mark.parametrize(
     "answer",
     named(
@@ -376,6 +379,7 @@ READ = [
 ]
 
 
+@pytest.mark.case("I46", "I51", "I55")
 @pytest.mark.parametrize("answer, expected", named(READ))
 def test_boxes_of_the_grammar_are_read(answer, expected):
     found, malformed = boxes(answer)
@@ -430,6 +434,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.case("I46", "I47", "I48", "I49", "I50", "I54")
 @pytest.mark.parametrize("answer", named(MALFORMED))
 def test_a_malformed_item_is_counted_and_spoils_no_other(answer):
     assert boxes(answer) == ([], 1)
@@ -485,6 +490,7 @@ OUTSIDE = [
 ]
 
 
+@pytest.mark.case("I47", "I55", "I58")
 @pytest.mark.parametrize("answer", named(OUTSIDE))
 def test_text_outside_the_grammar_of_boxes_is_none(answer):
     assert boxes(answer) is None
@@ -494,6 +500,7 @@ def test_nesting_up_to_the_cap_is_read():
     assert boxes("[" * MAX_DEPTH + "]" * MAX_DEPTH) == ([], 1)
 
 
+@pytest.mark.case("I52")
 def test_i52_items_beyond_the_cap_are_malformed():
     text = json.dumps([[10, 20, 300, 400]] * (MAX_BOXES + 7))
     assert boxes(text) == ([ONE] * MAX_BOXES, 7)
@@ -515,6 +522,7 @@ def corners_up_to(size: int):
 CORNERS = corners_up_to(1000)
 
 
+@pytest.mark.case("I55")
 @ANY_PACE
 @given(st.lists(CORNERS, max_size=5), st.sampled_from(["json", "python", "points", "qwen"]))
 def test_every_dialect_reads_back_what_was_written(corners, dialect):
@@ -730,6 +738,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.case("I52", "I57")
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
 def test_a_hostile_answer_of_100_kb_takes_under_50_ms(parse, answer):
@@ -737,6 +746,7 @@ def test_a_hostile_answer_of_100_kb_takes_under_50_ms(parse, answer):
     assert takes_under(0.050, lambda: parse(answer))
 
 
+@pytest.mark.case("I58")
 def test_answers_import_the_standard_library_only_and_evaluate_nothing():
     modules, calls = imports_and_calls(answers)
     assert modules == {"json", "math", "re", "typing", "unicodedata"}

@@ -116,6 +116,7 @@ def test_a_literal_takes_its_choices_and_refuses_others_by_listing_them(kind, fi
 # ---- bad flags -----------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I70")
 @pytest.mark.parametrize(
     "word, nearest",
     [
@@ -131,6 +132,7 @@ def test_an_unknown_flag_is_one_line_with_the_nearest_flag(word, nearest, capsys
     assert refusal(capsys, word).endswith(f"no such flag; did you mean {nearest}?")
 
 
+@pytest.mark.case("I70")
 @pytest.mark.parametrize("word", ["--zzzzqqqq", "-x", "stray"])
 def test_an_unknown_word_near_no_flag_points_to_help(word, capsys):
     message = refusal(capsys, word)
@@ -157,6 +159,7 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.mark.case("I71")
 @pytest.mark.parametrize(
     "name, value", [(n, v) for n, values in IMPOSSIBLE.items() for v in values]
 )
@@ -168,6 +171,7 @@ def test_a_switch_takes_no_value(capsys):
     assert "--freeze_vision" in refusal(capsys, "--freeze_vision=no")
 
 
+@pytest.mark.case("I71")
 @pytest.mark.parametrize("field", dataclasses.fields(GRPOConfig), ids=lambda f: f.name)
 def test_no_number_field_takes_minus_one_and_no_float_takes_nan(field, capsys):
     inner, _ = config._inner_type(field.type)
@@ -211,6 +215,7 @@ def test_the_command_of_a_run_makes_it_again():
     )
 
 
+@pytest.mark.case("F7")
 def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
     program = "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(9)], trains={})"
     alone = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
@@ -251,6 +256,7 @@ def test_a_reader_that_has_seen_enough_ends_a_script_without_a_word():
     assert script.stderr.read() == b"" and script.wait() == 141
 
 
+@pytest.mark.case("I71")
 def test_a_real_script_ends_with_code_2_and_one_line():
     command = [sys.executable, "train_grpo.py", "--shots", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -68,6 +68,7 @@ def test_groups_that_ended_leave_a_recorded_rollout(model, groups, monkeypatch):
     assert difference.mean() < (1e-5 if model.head_weight.dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.case("O13")
 def test_the_flash_kernel_equals_padded_rows(groups, monkeypatch):
     model = load_model(BASE_MODEL, torch.bfloat16, "cuda")
     pack = make_pack(*groups, "cuda")

@@ -162,6 +162,7 @@ NOT_AN_ANSWER = [
 ]
 
 
+@pytest.mark.case("I31", "I38", "I41", "I42", "I43", "I44", "I45", "I57", "I58", "I60")
 @pytest.mark.parametrize(
     "text, target, loose", [case[1:] for case in NOT_AN_ANSWER], ids=[c[0] for c in NOT_AN_ANSWER]
 )
@@ -174,12 +175,14 @@ def test_text_that_fools_a_peer_is_not_correct(text, target, loose, mode):
         assert loose_name_correct(text, target) == loose
 
 
+@pytest.mark.case("I39")
 def test_i39_a_completion_of_white_space_or_nothing_is_worth_zero():
     for text in ("", "\n", "   "):
         for mode in FORMATS:
             assert classification_reward(text, "cat", mode).total == 0.0
 
 
+@pytest.mark.case("I40")
 def test_i40_a_cut_off_completion_is_scored_on_what_is_there():
     assert classification_reward("<think>six petals and", "cat").total == 0.0
     cut = "<think>a</think><answer>cat</answer> and so"
@@ -282,6 +285,7 @@ def test_one_thought_then_one_answer_is_well_formed(text):
     assert format_reward(text, "direct") == format_reward(text, "steps") == 0.0
 
 
+@pytest.mark.case("I38", "I41", "I44", "I45")
 @pytest.mark.parametrize("text", [c[1] for c in MALFORMED], ids=[c[0] for c in MALFORMED])
 def test_form_that_only_looks_right_is_malformed_in_every_mode(text):
     assert [format_reward(text, mode) for mode in FORMATS] == [0.0, 0.0, 0.0]
@@ -311,6 +315,7 @@ def test_steps_mode_wants_four_blocks_in_order():
     assert format_reward(STEPS.replace(">b<", ">...<"), "steps") == 0.0
 
 
+@pytest.mark.case("I45")
 def test_an_answer_only_inside_a_step_pays_nothing():
     for step in FORMATS["steps"][:3]:
         text = STEPS.replace("<answer>cat</answer>", "")
@@ -334,6 +339,7 @@ def test_an_unknown_mode_raises():
 # --------------------------------------------------------------------------- targets of names
 
 
+@pytest.mark.case("I27")
 @pytest.mark.parametrize("target", ["", "  \n", "_", "...", '"*"', "x" * (MAX_NAME_CHARS + 1)])
 def test_an_empty_or_endless_target_raises_whatever_the_text(target):
     for text in ("", "<answer>cat</answer>", "cat"):
@@ -534,6 +540,7 @@ def test_the_right_number_is_paid_however_it_is_written(text, target):
         assert reward.parts == {"correct": 1.0, "format": 1.0} and reward.total == 1.5
 
 
+@pytest.mark.case("I41", "I42", "I45", "I47", "I56", "I57", "I58")
 @pytest.mark.parametrize(
     "text, target",
     named(
@@ -620,6 +627,7 @@ def test_the_tolerance_is_a_share():
             number_reward(wrap("1"), "1", tolerance=tolerance)
 
 
+@pytest.mark.case("I42")
 @pytest.mark.parametrize(
     "answer, part",
     [("B", 1.0), ("(B)", 1.0), ("b.", 1.0), ("A", 0.0), ("B or C", 0.0), ("A B C D", 0.0)]
@@ -724,6 +732,7 @@ DETECTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.case("I38", "I46", "I47", "I48", "I49", "I50", "I51", "I53", "I54", "I55")
 @pytest.mark.parametrize("answer, target, overlap, confidence", named(DETECTIONS))
 def test_found_boxes_are_paid_as_worked_out_by_hand(answer, target, overlap, confidence):
     assert detected(answer, target) == pytest.approx((overlap, confidence), abs=1e-12)
@@ -826,6 +835,7 @@ def raster_iou(a: Box, b: Box, size: int = 12) -> float:
     return (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(CORNERS, CORNERS)
 def test_o18_iou_is_that_of_painted_boxes(a, b):
@@ -837,6 +847,7 @@ def test_o18_iou_is_that_of_painted_boxes(a, b):
 SIZES = st.floats(0.0, 1e9)
 
 
+@pytest.mark.case("I50")
 @ANY_PACE
 @given(*[SIZES] * 8)
 def test_iou_of_any_boxes_is_in_range(x1, y1, x2, y2, u1, v1, u2, v2):
@@ -857,6 +868,7 @@ def hit_credits(found: list[Box], true: list[Box]) -> np.ndarray:
     return np.where(ious > 0.5, ious, 0.0)
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(FOUND, TRUE)
 def test_o18_greedy_hits_never_sum_to_more_than_the_best_assignment(found, true):
@@ -866,6 +878,7 @@ def test_o18_greedy_hits_never_sum_to_more_than_the_best_assignment(found, true)
     assert all(overlap <= 0.5 for _, overlap in pairs[len(hits) :])  # hits come first
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(FOUND, TRUE)
 def test_o18_greedy_hits_are_the_best_where_confidences_are_equal_and_objects_apart(found, true):
@@ -875,6 +888,7 @@ def test_o18_greedy_hits_are_the_best_where_confidences_are_equal_and_objects_ap
     assert sum(hits) == pytest.approx(best_assignment(hit_credits(found, true)), abs=1e-12)
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(FOUND, TRUE, st.floats(0.0, 1.0), st.randoms(use_true_random=False))
 def test_the_order_of_boxes_changes_nothing(found, true, dense, random):
@@ -888,6 +902,7 @@ def test_the_order_of_boxes_changes_nothing(found, true, dense, random):
     )
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(FOUND, TRUE, st.integers(0, 5), CONFIDENCES, st.floats(0.0, 1.0), CORNERS)
 def test_o18_an_extra_false_box_never_raises_the_total(found, true, at, confidence, dense, corners):
@@ -904,6 +919,7 @@ def test_o18_an_extra_false_box_never_raises_the_total(found, true, at, confiden
     assert detection_reward(wrap(malformed), written(true)).total <= before.total
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(FOUND, TRUE, st.floats(0.0, 1.0))
 def test_o18_nothing_earns_more_than_the_exact_boxes(found, true, dense):
@@ -915,6 +931,7 @@ def test_o18_nothing_earns_more_than_the_exact_boxes(found, true, dense):
     assert sparse.total <= other.total and sparse.parts["confidence"] == other.parts["confidence"]
 
 
+@pytest.mark.case("I46", "I50", "I53")
 @pytest.mark.parametrize(
     "answer, target, part",
     named(
@@ -1016,6 +1033,7 @@ def call_credit(a: tuple, b: tuple) -> float:
     return 0.0
 
 
+@pytest.mark.case("O18")
 @ANY_PACE
 @given(CALLS, CALLS.filter(bool))
 def test_o18_the_graded_score_of_calls_is_the_best_assignment(found, true):
@@ -1084,6 +1102,7 @@ def test_the_exact_answer_earns_every_part_in_every_mode(reward):
         assert worse.total < best.total and worse.parts["format"] == 1.0
 
 
+@pytest.mark.case("I38", "I44", "I45")
 @every_reward
 def test_thoughts_and_text_around_the_block_earn_nothing(reward):
     target, wrong = KINDS[reward]
@@ -1129,6 +1148,7 @@ def test_our_own_mistakes_raise_whatever_the_text(reward):
                 reward(text, bad)
 
 
+@pytest.mark.case("O18")
 @every_reward
 @ANY_PACE
 @given(ANY_TEXT | MARKS | MARKS.map(wrap), st.sampled_from([*FORMATS]), st.floats(0.0, 1.0))
@@ -1212,6 +1232,7 @@ def test_the_loose_box_is_the_first_of_integers_in_the_first_answer(text, loose)
 # ------------------------------------------------------------------------------------------ time
 
 
+@pytest.mark.case("I57")
 @pytest.mark.parametrize(
     "make",
     [
@@ -1251,6 +1272,7 @@ def test_a_hostile_text_of_100_kb_takes_under_50_ms(make):
     assert takes_under(0.050, lambda: repetition_penalty(text))
 
 
+@pytest.mark.case("I52")
 def test_i52_ten_thousand_boxes_take_under_50_ms_and_earn_almost_nothing():
     answer = f"<answer>[{'[0,0,9,9],' * 9_900}[0,0,9,9]]</answer>"
     target = rows(*[(k, k, k + 9, k + 9) for k in range(20)])
@@ -1272,6 +1294,7 @@ def test_ten_thousand_completions_are_scored_in_two_seconds(reward):
     assert takes_under(2.0, score_all)
 
 
+@pytest.mark.case("I58")
 def test_rewards_import_answers_and_the_standard_library_only_and_evaluate_nothing():
     modules, calls = imports_and_calls(rewards)
     assert modules == {

@@ -42,6 +42,7 @@ def same(a: Rollout, b: Rollout) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.ids, b.ids, strict=True))
 
 
+@pytest.mark.case("O16")
 def test_tokens_follow_the_distribution_by_a_chi_square_test():
     torch.manual_seed(0)
     logp = (3 * torch.randn(1, 37)).log_softmax(-1)  # (1, V)
@@ -66,6 +67,7 @@ def test_extreme_uniforms_choose_tokens_that_can_be_chosen():
     assert choose_tokens(logp.expand(2, -1), ends[:, None]).flatten().tolist() == [1, 2]
 
 
+@pytest.mark.case("O16")
 def test_the_random_numbers_differ_in_each_of_their_four_arguments():
     base = completion_uniforms(0, 1, "a", 2, 50)
     assert np.array_equal(base, completion_uniforms(0, 1, "a", 2, 50))
@@ -74,6 +76,7 @@ def test_the_random_numbers_differ_in_each_of_their_four_arguments():
     assert base.min() >= 0 and base.max() < 1
 
 
+@pytest.mark.case("O8", "O9")
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_sampling_logps_equal_the_training_forward(tiny, prompts, temperature):
     model, processor = tiny
@@ -87,6 +90,7 @@ def test_sampling_logps_equal_the_training_forward(tiny, prompts, temperature):
     assert difference.max() < 1e-4 and difference.mean() < 1e-5
 
 
+@pytest.mark.case("O16")
 def test_what_is_drawn_does_not_depend_on_the_batch_it_is_drawn_in(tiny, prompts):
     together = draw(tiny, prompts)
     alone = [draw(tiny, [prompt]) for prompt in prompts]
@@ -105,6 +109,7 @@ def test_the_same_seed_repeats_and_another_seed_or_step_does_not(tiny, prompts):
     assert not torch.equal(torch.cat(first.ids)[:30], torch.cat(other.ids)[:30])
 
 
+@pytest.mark.case("O16")
 def test_the_completions_of_a_group_differ_from_their_first_token_on(tiny, prompts):
     # A sampler that forks the cache after the first token would give every row the same one. With
     # 32 draws from hundreds of tokens, all equal by chance is out of the question.
@@ -112,6 +117,7 @@ def test_the_completions_of_a_group_differ_from_their_first_token_on(tiny, promp
     assert len(first) > 4
 
 
+@pytest.mark.case("O9")
 def test_temperature_zero_takes_the_likeliest_token_of_a_full_forward(tiny, prompts):
     model, processor = tiny
     rollout = draw(tiny, prompts, G=1, temperature=0.0)
@@ -128,6 +134,7 @@ def test_temperature_zero_takes_the_likeliest_token_of_a_full_forward(tiny, prom
     assert same(rollout, draw(tiny, prompts, G=1, temperature=0.0, seed=9))
 
 
+@pytest.mark.case("I59")
 def test_forbidden_tokens_never_occur_and_their_probability_is_exactly_zero(tiny, prompts):
     model, processor = tiny
     rollout = draw(tiny, prompts, G=32, length=24, temperature=5.0)
@@ -138,6 +145,7 @@ def test_forbidden_tokens_never_occur_and_their_probability_is_exactly_zero(tiny
     assert len(drawn) > 1500 and processor.suppressed_tokens.float().mean() > 0.02
 
 
+@pytest.mark.case("I40", "O12")
 def test_completions_end_at_their_first_end_token_and_say_why(tiny, prompts):
     _, processor = tiny
     rollout = draw(tiny, prompts, G=32, length=24, temperature=5.0)
@@ -150,6 +158,7 @@ def test_completions_end_at_their_first_end_token_and_say_why(tiny, prompts):
         assert finish == "stop" or len(ids) == 24
 
 
+@pytest.mark.case("O9")
 def test_groups_that_have_ended_leave_and_the_others_go_on_as_if_alone(tiny, prompts, monkeypatch):
     model, processor = tiny
     many = [replace(prompt, id=f"{prompt.id}{k}") for k in range(3) for prompt in prompts]
@@ -188,6 +197,7 @@ def test_places_kept_on_the_device_give_the_same_tokens(tiny, prompts, monkeypat
     assert all(torch.equal(a, b) for a, b in zip(found.logps, expected.logps, strict=True))
 
 
+@pytest.mark.case("O12")
 def test_a_completion_never_contains_its_prompt(tiny, prompts):
     _, processor = tiny
     rollout = draw(tiny, prompts, G=2)
@@ -196,6 +206,7 @@ def test_a_completion_never_contains_its_prompt(tiny, prompts):
     assert rollout.texts[0] == processor.decode(rollout.ids[0])
 
 
+@pytest.mark.case("O9")
 def test_generation_does_not_move_the_model_and_the_cache_is_fresh_each_time(tiny, prompts):
     model, _ = tiny
     before = [p.clone() for p in model.parameters()]
@@ -230,6 +241,7 @@ def test_a_group_runs_the_tower_and_the_prefill_once_for_each_prompt(tiny, promp
     assert tokens == [sum(len(p.ids) for p in prompts), 15, 15, 15]
 
 
+@pytest.mark.case("O8")
 def test_in_bfloat16_sampling_and_training_stay_close(tiny_dir, prompts):
     model, processor = load_model(tiny_dir, torch.bfloat16), Processor(tiny_dir)
     rollout = generate_group(model, processor, prompts, 4, 12)

@@ -73,6 +73,7 @@ def numbers():
     return logp, old, ref, advantage
 
 
+@pytest.mark.case("O1")
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("epsilon_high", [None, 0.5])
@@ -103,6 +104,7 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce(numbers):
     assert torch.allclose(logp.grad, -weights * advantage[MASK_OF], rtol=1e-12)
 
 
+@pytest.mark.case("O3")
 def test_clipping_stops_the_push_in_the_direction_of_the_advantage_only():
     logp = torch.zeros(4, requires_grad=True)
     old = torch.log(torch.tensor([1 / 1.5, 1 / 1.5, 1 / 0.5, 1 / 0.5]))  # ratios 1.5 1.5 0.5 0.5
@@ -113,6 +115,7 @@ def test_clipping_stops_the_push_in_the_direction_of_the_advantage_only():
     assert stats["clip_ratio/high_mean"] == 1 and stats["clip_ratio/low_mean"] == 1
 
 
+@pytest.mark.case("O3")
 def test_the_kl_estimate_is_never_negative_zero_only_where_equal_and_unbiased():
     assert kl_k3(torch.tensor([-1.0]), torch.tensor([-1.0])) == 0
     apart = torch.linspace(-80, 80, 33)
@@ -151,6 +154,7 @@ def groups_of(prompts, completions, cfg, flat=()):
     return make_groups(prompts, rollout, group_advantages(rewards), cfg)
 
 
+@pytest.mark.case("O5")
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_micro_batches_of_any_size_and_order_give_one_gradient(tiny, loss_type, beta):
@@ -179,6 +183,7 @@ def load_model_copy(model):
     return other.requires_grad_(False)
 
 
+@pytest.mark.case("O3")
 def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothing(tiny):
     model, processor = tiny
     cfg = GRPOConfig(num_generations=4, max_completion_length=40)
@@ -202,6 +207,7 @@ def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothin
         assert torch.allclose(gradient, skipped[name], atol=1e-6 * float(gradient.abs().max()))
 
 
+@pytest.mark.case("O17")
 def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
     model, processor = tiny
     cfg = GRPOConfig(num_generations=4, max_completion_length=40, learning_rate=1e-3)
@@ -233,6 +239,7 @@ def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
             p.copy_(start[name])
 
 
+@pytest.mark.case("F15")
 def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
     tiny, monkeypatch, capsys
 ):
@@ -265,6 +272,7 @@ def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
     optimizer.clear()
 
 
+@pytest.mark.case("F15")
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
 def test_one_group_that_does_not_fit_and_any_other_error_pass(tiny, error):
     optimizer = Optimizer(tiny[0], GRPOConfig())
@@ -355,6 +363,7 @@ def test_every_epoch_meets_every_example_once_in_its_own_order():
     assert other != epochs[0][:4]
 
 
+@pytest.mark.case("I21")
 def test_a_step_larger_than_the_data_draws_other_numbers_for_repeated_examples():
     chosen = examples_of_step(some_examples(3), 0, GRPOConfig(prompts_per_step=8))
     keys = [key for key, _ in chosen]
@@ -380,6 +389,7 @@ def test_rewards_are_grouped_by_prompt_and_targets_belong_to_their_group():
 # ---- learning ------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("O23")
 def test_a_random_model_learns_a_toy_reward(tiny_dir):
     """Half of all tokens are paid. A sign error anywhere drives the reward down, not up."""
     model, processor = load_model(tiny_dir), Processor(tiny_dir)
@@ -402,6 +412,7 @@ def test_a_random_model_learns_a_toy_reward(tiny_dir):
     assert sum(means[:3]) / 3 < 0.65 and sum(means[-3:]) / 3 > 0.9, means
 
 
+@pytest.mark.case("O8")
 def test_the_update_reports_how_far_sampling_and_training_differ(tiny):
     model, processor = tiny
     prompts, _ = some_groups(processor)

@@ -65,6 +65,7 @@ def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
             assert (found[name] - parameter.grad).abs().max() < 1e-5 * scale, name
 
 
+@pytest.mark.case("O5")
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_change_nothing(tiny, size):
     loss, found, *_ = imitation(tiny, SFTConfig())

@@ -15,7 +15,6 @@ from benchmarks.robustness import fuzz, mutations, soak
 from benchmarks.speed import real_size
 from benchmarks.timing import ratio, take_turns
 from data.examples import Example
-from tests.robustness import campaign
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -182,6 +181,7 @@ def test_loose_rewards_pay_what_their_sources_pay(rule, text, target, paid):
     assert rule([text], Example("e", (), "?", target)) == [paid]
 
 
+@pytest.mark.case("O22")
 @pytest.mark.parametrize("bug", mutations.BUGS, ids=lambda bug: bug.name)
 def test_every_bug_of_the_mutation_table_can_still_be_planted(bug):
     assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.right) == 1
@@ -248,18 +248,3 @@ def test_the_slope_is_that_of_a_line():
     growth, error = soak.slope([1.0, 3.0, 5.0, 7.0])
     assert growth == pytest.approx(2.0) and error == pytest.approx(0.0, abs=1e-12)
     assert soak.slope([1.0, 2.0, 1.0, 2.0])[1] > 0.1
-
-
-def test_a_campaign_is_fine_only_if_every_test_of_every_case_is():
-    names = sorted(campaign.TESTS)
-    outcomes = campaign.Outcomes()
-    for name in names:
-        outcomes.add(name, "passed")
-    assert outcomes.table()[1] and outcomes.table()[0][-1] == "nothing lost"
-    outcomes.add(names[0], "failed")  # one parametrization of many
-    lines, is_fine = outcomes.table()
-    assert not is_fine and any("failed:" in line for line in lines)
-    assert outcomes.verdict((names[1], "test_x.py::test_that_nobody_wrote")) == "missing"
-    assert outcomes.verdict(()) == "missing"
-    skipped = campaign.Outcomes({names[1]: ["skipped"]})
-    assert skipped.verdict((names[1],)) == "skipped"

@@ -55,6 +55,7 @@ def test_one_box_in_all_frames_by_hand():
     )
 
 
+@pytest.mark.case("O19")
 def test_o19_round_trips_of_500_random_sizes_stay_within_half_a_pixel():
     rng = random.Random(0)
     for _ in range(500):
@@ -73,6 +74,7 @@ def test_o19_round_trips_of_500_random_sizes_stay_within_half_a_pixel():
         assert round_box(whole, size) == whole
 
 
+@pytest.mark.case("O19")
 def test_o19_written_integers_are_half_a_unit_off_at_most():
     rng = random.Random(1)
     for _ in range(500):
@@ -89,6 +91,7 @@ def test_o19_written_integers_are_half_a_unit_off_at_most():
             assert max(abs(a - b) for a, b in zip(back, box, strict=True)) <= 0.5 * unit + 1e-9
 
 
+@pytest.mark.case("O19")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_o19_boxes_of_exif_rotated_pictures_live_in_the_upright_image(orientation):
     picture = Image.new("RGB", (90, 60), "white")
@@ -154,6 +157,7 @@ def test_boxes_are_read_by_their_convention_and_clipped(values, shape, expected)
     assert pixel_box(values, (100, 50), "here", shape) == expected
 
 
+@pytest.mark.case("I25", "I29")
 @pytest.mark.parametrize(
     "values, shape, message",
     [
@@ -180,6 +184,7 @@ def test_boxes_that_cannot_be_meant_are_refused_with_their_id(values, shape, mes
         pixel_box(values, (100, 50), "row 7", shape)
 
 
+@pytest.mark.case("I28")
 @pytest.mark.parametrize(
     "boxes, warns",
     [

@@ -78,6 +78,7 @@ def test_instances_become_corner_boxes_by_category(folder, capsys):
     assert load_coco(folder / "instances.json") == images  # pictures beside the file
 
 
+@pytest.mark.case("I30")
 def test_i30_annotations_of_unknown_images_and_categories_are_skipped(folder, capsys):
     annotations = [box(1, 1), box(2, 99), box(3, 2, 99), box(4, 1)]
     assert [image.boxes for image in coco(folder, annotations)[:2]] == [
@@ -92,6 +93,7 @@ def test_i30_annotations_of_unknown_images_and_categories_are_skipped(folder, ca
         coco(folder, [*annotations, box(5, None)])
 
 
+@pytest.mark.case("I30")
 def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys):
     crowds = [box(i, i, iscrowd=1) for i in range(1, 6)]  # more than the limit on skipped records
     images = coco(folder, [*crowds, box(6, 1), box(7, 6), box(8, 5, 2)])
@@ -103,12 +105,14 @@ def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys)
     assert not any(lacks(image, "cat") for image in images if image.unsure)
 
 
+@pytest.mark.case("I30")
 def test_i30_boxes_without_area_are_skipped(folder, capsys):
     images = coco(folder, [box(1, 1), box(2, 1, bbox=(5, 5, 0, 9))])
     assert len(images[0].boxes["cat"]) == 1
     assert "box without area: instances.json: annotation 2" in capsys.readouterr().out
 
 
+@pytest.mark.case("I25", "I29")
 @pytest.mark.parametrize(
     "bbox, message",
     [
@@ -123,11 +127,13 @@ def test_boxes_that_cannot_be_meant_are_refused_by_annotation(folder, bbox, mess
         coco(folder, [box(1, 1), box(77, 1, bbox=bbox)])
 
 
+@pytest.mark.case("I25")
 def test_i25_nan_in_the_file_is_refused_by_place_and_id(folder):
     with pytest.raises(InputError, match=r"\(id 77\)\['bbox'\]\[2\] is not a finite number"):
         coco(folder, [box(1, 1), box(77, 1, bbox=(1, 1, float("nan"), 1))])
 
 
+@pytest.mark.case("I26")
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -144,6 +150,7 @@ def test_i26_other_json_files_are_refused_with_what_they_hold(folder, content, m
         load_coco(folder / "a.json", folder)
 
 
+@pytest.mark.case("I15")
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -165,11 +172,13 @@ def test_images_and_categories_that_are_not_usable_are_refused(folder, changes, 
         coco(folder, [box(1, 1)], **changes)
 
 
+@pytest.mark.case("I20")
 def test_i20_a_file_without_boxes_is_refused(folder):
     with pytest.raises(InputError, match="no image has a box"):
         coco(folder, [])
 
 
+@pytest.mark.case("I28")
 def test_i28_pixel_boxes_that_look_normalised_are_doubted(folder, capsys):
     save_picture(folder / "large.jpg", size=(2400, 1600))
     large = image(9, file_name="large.jpg", width=2400, height=1600)
@@ -227,6 +236,7 @@ def test_few_shots_are_exact_repeatable_and_nested(many):
     assert len(firsts) > 10
 
 
+@pytest.mark.case("I22")
 def test_i22_categories_with_too_few_images_are_listed(many):
     with pytest.raises(InputError, match=r"15 images .* 'stop sign' has 14 \(1 categories\)"):
         few_shot_categories(many, ["cat", "stop sign"], 15, seed=0)
@@ -359,6 +369,7 @@ def test_grounded_boxes_live_in_the_upright_picture(folder, orientation):
     assert item.size == SIZE and item.box == (50, 0, 100, 50)
 
 
+@pytest.mark.case("I25", "I29")
 @pytest.mark.parametrize(
     "solution, message",
     [
@@ -373,6 +384,7 @@ def test_grounded_boxes_that_cannot_be_meant_are_refused_by_row(folder, solution
         ground(folder, [REC | {"solution": [1, 2, 3, 4]}, REC | {"solution": solution}])
 
 
+@pytest.mark.case("I26", "I34")
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -447,6 +459,7 @@ def test_rows_without_phrase_area_or_readable_picture_are_skipped_and_counted(fo
         ground(folder, [good, *bad])
 
 
+@pytest.mark.case("I28")
 def test_i28_grounded_boxes_that_look_normalised_are_doubted(folder, capsys):
     save_picture(folder / "1.jpg", size=(2400, 1600))
     ground(folder, [REC | {"solution": [1, 2, 900, 1000]}])

@@ -101,11 +101,13 @@ def test_two_folders_that_are_one_answer_are_refused_by_name(tmp_path, pair):
     assert all(repr(name) in str(error.value) for name in pair)
 
 
+@pytest.mark.case("I31")
 def test_similar_names_stay_different_classes(tmp_path):
     class_folders(tmp_path, **{"cat": 1, "cathedral": 1, "737": 1, "737-800": 1})
     assert len({item.label for item in read_image_folder(tmp_path)}) == 4
 
 
+@pytest.mark.case("I20")
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no class folders, only nothing"):
         read_image_folder(tmp_path)
@@ -117,6 +119,7 @@ def test_a_folder_of_loose_images_is_refused_and_told_what_is_accepted(tmp_path)
         load_labelled(str(tmp_path))
 
 
+@pytest.mark.case("I37")
 def test_a_single_class_is_refused(tmp_path):
     class_folders(tmp_path, rose=3)
     with pytest.raises(InputError, match=r"only one class, \['rose'\]"):
@@ -136,6 +139,7 @@ def test_a_folder_name_that_normalises_to_nothing_is_refused(tmp_path):
         read_image_folder(tmp_path)
 
 
+@pytest.mark.case("I15")
 @pytest.mark.parametrize("link_folder", [False, True])
 def test_a_symbolic_link_out_of_the_folder_is_refused(tmp_path, link_folder):
     root = class_folders(tmp_path / "set", a=1, b=1)
@@ -154,6 +158,7 @@ def test_a_symbolic_link_inside_the_folder_is_read(tmp_path):
     assert "b/1.png" in ids(read_image_folder(root))
 
 
+@pytest.mark.case("I16")
 @pytest.mark.parametrize("kind", ["folder", "fifo", "broken link", "device"])
 def test_an_image_name_that_is_no_regular_file_is_refused_without_hanging(tmp_path, kind):
     root = class_folders(tmp_path, a=1, b=1)
@@ -185,6 +190,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, capsys):
     assert "read as folder of class folders: 6 images of 2 classes" in printed
 
 
+@pytest.mark.case("I13")
 def test_pictures_in_foreign_formats_are_counted_not_overlooked(tmp_path, capsys):
     root = class_folders(tmp_path, a=2, b=2)
     (root / "a" / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -389,12 +395,14 @@ def test_a_truncated_arrow_stream_is_refused(tmp_path):
         load_labelled(str(root))
 
 
+@pytest.mark.case("I26")
 def test_missing_columns_are_refused_with_the_columns_found(tmp_path):
     path = write_table(tmp_path / "a.parquet", [{"image": b"", "text": "?", "solution": ""}])
     with pytest.raises(InputError, match=r"columns \['image', 'text', 'solution'\] match none of"):
         read_rows(path)
 
 
+@pytest.mark.case("I27")
 @pytest.mark.parametrize(
     "solution, reason",
     [
@@ -488,6 +496,7 @@ def test_image_paths_are_read_below_the_folder_of_the_table(tmp_path, as_struct)
     assert [item.image for item in items] == [tmp_path / "images" / "a.png"]
 
 
+@pytest.mark.case("I15", "I17")
 @pytest.mark.parametrize(
     "name",
     ["/etc/passwd", "../secret.png", "x/../../secret.png", "http://a.b/c.png", "file:///etc/passwd"]
@@ -501,6 +510,7 @@ def test_image_paths_that_leave_the_folder_and_urls_are_refused(tmp_path, name):
         read_rows(path)
 
 
+@pytest.mark.case("I14")
 def test_missing_images_are_refused_with_the_first_five_rows_and_a_hint(tmp_path):
     picture(0).save(tmp_path / "Rose.png")
     names = ["rose.png", *(f"gone{i}.png" for i in range(6)), r"C:\x.png"]
@@ -511,6 +521,7 @@ def test_missing_images_are_refused_with_the_first_five_rows_and_a_hint(tmp_path
     assert "a.parquet:4" in str(error.value) and "a.parquet:5" not in str(error.value)
 
 
+@pytest.mark.case("I37")
 def test_one_class_only_is_refused_and_spellings_of_one_name_are_one_class(tmp_path, capsys):
     path = write_table(tmp_path / "a.parquet", [row(0, "Rose"), row(1, "rose")])
     with pytest.raises(InputError, match="only one class"):
@@ -519,6 +530,7 @@ def test_one_class_only_is_refused_and_spellings_of_one_name_are_one_class(tmp_p
     assert "5 images of 3 classes" in capsys.readouterr().out
 
 
+@pytest.mark.case("I20")
 def test_an_empty_table_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -562,6 +574,7 @@ def test_tables_without_pyarrow_name_the_package_to_install(tmp_path, monkeypatc
 # -------------------------------------------------------------------------------- the data flag
 
 
+@pytest.mark.case("I34")
 @pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.npy", "a.csv", "a.jpg", "a"])
 def test_other_files_are_refused_unopened_with_what_is_accepted(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
@@ -569,6 +582,7 @@ def test_other_files_are_refused_unopened_with_what_is_accepted(tmp_path, name):
         load_labelled(str(tmp_path / name))
 
 
+@pytest.mark.case("I17")
 @pytest.mark.parametrize(
     "data", ["https://x.org/set", "file:///tmp", "data:text/plain,x", "s3://b/c"]
 )
@@ -577,6 +591,7 @@ def test_urls_are_refused(data):
         load_labelled(data)
 
 
+@pytest.mark.case("I18")
 def test_a_missing_path_is_refused_with_a_hint_for_another_case(tmp_path):
     class_folders(tmp_path / "Flowers", a=1, b=1)
     with pytest.raises(InputError, match=r"does not exist \(did you mean 'Flowers'\?\)"):
@@ -633,6 +648,7 @@ def test_fewer_shots_are_a_subset_and_are_judged_on_the_same_images():
     assert ids(held_1) == ids(held_4) and len(held_1) == 10
 
 
+@pytest.mark.case("I22")
 def test_a_class_with_too_few_images_is_refused_by_name_and_count():
     items = labelled(rose=4, daisy=2, iris=9)
     with pytest.raises(InputError, match="--shots 4 needs 5 images") as error:
@@ -656,6 +672,7 @@ def test_split_arguments_out_of_range_are_refused(arguments):
         few_shot_split(labelled(a=9, b=9), *arguments)
 
 
+@pytest.mark.case("I36")
 def test_held_out_copies_of_training_images_are_dropped_with_a_count(tmp_path, capsys):
     items = labelled(a=6, b=6)
     train, held_out = few_shot_split(items, 1, seed=0)

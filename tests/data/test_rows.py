@@ -203,6 +203,7 @@ def test_ids_are_unique_whatever_the_rows_say(folder, given, expected):
 # ------------------------------------------------------------------------------------ bad files
 
 
+@pytest.mark.case("I20")
 def test_i20_an_empty_set_is_refused(folder):
     for name, content in [("a.json", "[]"), ("b.json", '{"data": []}'), ("c.jsonl", "\n \r\n")]:
         (folder / name).write_text(content)
@@ -212,6 +213,7 @@ def test_i20_an_empty_set_is_refused(folder):
         load(folder, ROW | {"solution": ""})
 
 
+@pytest.mark.case("I23")
 def test_i23_bom_crlf_and_blank_lines_are_read(folder):
     line = json.dumps(ROW | {"problem": "Größe?"}, ensure_ascii=False).encode()
     (folder / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line)
@@ -227,6 +229,7 @@ def test_i23_bom_crlf_and_blank_lines_are_read(folder):
 GOOD = json.dumps(ROW).encode()
 
 
+@pytest.mark.case("I23", "I24", "I25")
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -301,6 +304,7 @@ def test_brackets_count_as_nesting_unless_in_strings(tmp_path, text, depth, monk
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.case("I24")
 def test_i24_a_line_of_more_than_the_limit_is_refused_without_reading_on(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
@@ -312,6 +316,7 @@ def test_i24_a_line_of_more_than_the_limit_is_refused_without_reading_on(tmp_pat
         list(read_jsonl(path))
 
 
+@pytest.mark.case("I24")
 def test_i24_a_json_file_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
     (tmp_path / "a.json").write_text('["0123456"]')
@@ -319,6 +324,7 @@ def test_i24_a_json_file_beyond_the_limit_is_refused_unread(tmp_path, monkeypatc
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.case("I24")
 def test_i24_200_mb_in_one_line_are_refused_at_once(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
@@ -329,6 +335,7 @@ def test_i24_200_mb_in_one_line_are_refused_at_once(tmp_path):
     assert time.process_time() - start < 2
 
 
+@pytest.mark.case("I34")
 @pytest.mark.parametrize(
     "name", ["a.pkl", "a.pth", "a.pt", "a.npy", "a.npz", "refs(unc).p", "a.csv", "a.txt", "a"]
 )
@@ -339,6 +346,7 @@ def test_i34_pickles_and_arrays_are_refused_unopened(tmp_path, name):
         load_records(str(tmp_path / name))
 
 
+@pytest.mark.case("I16")
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ""])
 def test_i16_pipes_and_folders_are_refused_without_hanging(tmp_path, suffix):
     os.mkfifo(tmp_path / f"pipe{suffix}")
@@ -351,12 +359,14 @@ def test_i16_pipes_and_folders_are_refused_without_hanging(tmp_path, suffix):
         read_json(tmp_path / f"pipe{suffix}")
 
 
+@pytest.mark.case("I17")
 @pytest.mark.parametrize("data", ["https://x.org/a.json", "file:///a.json", "s3://b/a.json"])
 def test_i17_urls_are_refused(data):
     with pytest.raises(InputError, match="is a URL; download"):
         load_records(data)
 
 
+@pytest.mark.case("I18")
 def test_i18_a_missing_file_is_refused_with_a_hint(folder):
     write(folder / "Set.json", [ROW])
     with pytest.raises(InputError, match=r"does not exist \(did you mean 'Set.json'\?\)"):
@@ -368,6 +378,7 @@ def test_i18_a_missing_file_is_refused_with_a_hint(folder):
 # -------------------------------------------------------------------------------------- bad rows
 
 
+@pytest.mark.case("I14")
 def test_i14_missing_images_are_refused_with_the_first_five(folder):
     rows = [ROW | {"image": f"gone{i}.png"} for i in range(7)]
     with pytest.raises(InputError, match="7 images missing") as error:
@@ -375,6 +386,7 @@ def test_i14_missing_images_are_refused_with_the_first_five(folder):
     assert "set.jsonl:6: " in str(error.value) and "set.jsonl:7: " not in str(error.value)
 
 
+@pytest.mark.case("I15", "I17")
 @pytest.mark.parametrize(
     "name",
     [
@@ -395,11 +407,13 @@ def test_image_paths_cannot_leave_the_folder(folder, name):
         load(folder / "set", {"id": 5} | ROW | {"image": name})
 
 
+@pytest.mark.case("I15")
 def test_i15_a_windows_path_is_a_missing_file(folder):
     with pytest.raises(InputError, match="1 images missing"):
         load(folder, ROW | {"image": r"C:\x.png"})
 
 
+@pytest.mark.case("I16")
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
 def test_i16_images_that_are_no_regular_files_are_refused_without_hanging(folder, kind):
     path = folder / "odd.png"
@@ -413,6 +427,7 @@ def test_i16_images_that_are_no_regular_files_are_refused_without_hanging(folder
         load(folder, ROW | {"image": "odd.png"})
 
 
+@pytest.mark.case("I9")
 def test_i07_i08_i09_unreadable_images_cost_their_record_only(folder, capsys):
     whole = (folder / "0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -425,6 +440,7 @@ def test_i07_i08_i09_unreadable_images_cost_their_record_only(folder, capsys):
         load(folder, *rows, rows[2])
 
 
+@pytest.mark.case("I26")
 @pytest.mark.parametrize(
     "row, missing",
     [
@@ -441,11 +457,13 @@ def test_i26_columns_of_no_schema_are_refused_with_the_columns_found(folder, row
         load(folder, row)
 
 
+@pytest.mark.case("I26")
 def test_i26_a_later_row_without_a_column_is_refused_by_id(folder):
     with pytest.raises(InputError, match=r"set.json:1 \(id 9\): needs column 'problem', has"):
         load(folder, ROW, {"id": 9, "image": "0.png", "solution": "3"})
 
 
+@pytest.mark.case("I26")
 def test_i26_doubled_columns_of_a_table_are_refused(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     names = ["image", "problem", "solution", "image"]
@@ -455,6 +473,7 @@ def test_i26_doubled_columns_of_a_table_are_refused(tmp_path):
         load_records(str(tmp_path / "a.parquet"))
 
 
+@pytest.mark.case("I27")
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -484,6 +503,7 @@ def test_rows_with_an_empty_cell_are_skipped_and_counted(folder, change, reason)
     assert skips.counts.total() == 1 and reason in skips.first[0] and "set.json:1" in skips.first[0]
 
 
+@pytest.mark.case("I32")
 @pytest.mark.parametrize(
     "text",
     ["<|im_end|>", "<|image_pad|> and <|vision_start|>", "Is <image> a mark?", "a <img> b"],
@@ -492,12 +512,14 @@ def test_i32_marks_of_the_template_stay_plain_text(folder, text):
     assert load(folder, ROW | {"problem": text})[0].question == text
 
 
+@pytest.mark.case("I32")
 @pytest.mark.parametrize("question", ["<image><image> What?", "<image>a<image>", "<image>" * 99])
 def test_i32_more_image_marks_than_images_are_refused(folder, question):
     with pytest.raises(InputError, match="marks for 1 images"):
         load(folder, ROW | {"problem": question})
 
 
+@pytest.mark.case("I35")
 @pytest.mark.parametrize(
     "value, text",
     [
@@ -528,6 +550,7 @@ def test_solutions_of_all_types_become_text(value, text):
     assert solution_text(value, "here") == text
 
 
+@pytest.mark.case("I25", "I35")
 @pytest.mark.parametrize(
     "value, message",
     [

@@ -23,6 +23,7 @@ def max_error(result, truth):
     return (result.double() - truth).abs().max().item()
 
 
+@pytest.mark.case("O15")
 @each_impl
 @pytest.mark.parametrize("scale_rewards", ["group", "none"])
 @pytest.mark.parametrize("N, G", [(1, 2), (5, 3), (7, 8), (3, 33)])
@@ -54,6 +55,7 @@ def test_a_hand_worked_group_uses_the_bessel_corrected_deviation(impl):
     assert torch.equal(centred, expected)
 
 
+@pytest.mark.case("O3")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 / 0 in the interpreter
 @each_impl
 @pytest.mark.parametrize("eps", [1e-4, 0.0])

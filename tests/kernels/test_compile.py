@@ -166,6 +166,7 @@ def nothing_spills(binary) -> bool:
     return binary["STACK"] == 0 and binary["LOCAL"] == 0 and binary["REG"] > 0
 
 
+@pytest.mark.case("O15")
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype", DTYPES)

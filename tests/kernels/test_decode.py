@@ -40,6 +40,7 @@ def doubled(given):
     return {name: x.double() if name in "qkv" else x for name, x in given.items()}
 
 
+@pytest.mark.case("O15")
 @each_impl
 @pytest.mark.parametrize(
     "shape",

@@ -78,6 +78,7 @@ def assert_as_accurate_as_the_reference(inputs, temperature, impl, tiny=2e-6):
     return result
 
 
+@pytest.mark.case("O15")
 @each_impl
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 @pytest.mark.parametrize("C, D, V", [(1, 8, 7), (5, 20, 128), (70, 33, 151), (3, 17, 1003)])
@@ -98,6 +99,7 @@ def test_error_holds_without_forbidden_tokens(impl, chunks):
     assert_as_accurate_as_the_reference(inputs, 1.0, impl)
 
 
+@pytest.mark.case("O15")
 @each_impl
 def test_logits_of_ten_thousand_neither_overflow_nor_lose_accuracy(impl, chunks):
     inputs = make_inputs(12, 16, 151, spread=4000.0)
@@ -119,6 +121,7 @@ def test_bfloat16_inputs_are_summed_in_float32(impl, chunks):
     assert_as_accurate_as_the_reference(inputs, 0.7, impl)
 
 
+@pytest.mark.case("O15")
 @each_impl
 def test_whole_forbidden_tiles_and_chunks_leave_no_trace(impl, chunks):
     hidden, weight, targets, _, grad_logp = make_inputs(6, 8, 400, with_forbidden=False)
@@ -146,6 +149,7 @@ def test_one_allowed_token_has_log_probability_and_entropy_zero(impl):
         assert torch.equal(tensor, torch.zeros_like(tensor))
 
 
+@pytest.mark.case("O15")
 @each_impl
 def test_strided_inputs_equal_their_contiguous_copies(impl, chunks):
     hidden, weight, targets, suppressed, grad_logp = make_inputs(10, 12, 151)
@@ -165,6 +169,7 @@ def test_strided_inputs_equal_their_contiguous_copies(impl, chunks):
         torch.testing.assert_close(result, reference)
 
 
+@pytest.mark.case("O15")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, in the interpreter
 @each_impl
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -219,6 +224,7 @@ def test_a_tied_embedding_receives_the_sum_of_both_gradients(impl):
     torch.testing.assert_close(grads[0], grads[1])
 
 
+@pytest.mark.case("O4")
 def test_the_torch_path_passes_gradcheck_in_float64(chunks):
     hidden, weight, targets, suppressed, _ = make_inputs(3, 4, 140, dtype=torch.float64)
     hidden.requires_grad_(), weight.requires_grad_()

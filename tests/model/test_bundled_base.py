@@ -38,6 +38,7 @@ def test_the_directory_is_a_complete_checkpoint_of_at_most_16_megabytes():
     }
 
 
+@pytest.mark.case("O21")
 def test_transformers_loads_it_whole_and_says_the_same(base, task):
     model, processor = base
     theirs, info = Qwen2VLForConditionalGeneration.from_pretrained(

@@ -102,6 +102,7 @@ def assert_bit_equal(reference_class, image, settings):
     assert np.array_equal(pixels.numpy(), expected["pixel_values"]), (image.size, settings)
 
 
+@pytest.mark.case("O7")
 @pytest.mark.parametrize("settings", [QWEN2_VL, SMALL, HALVES], ids=["p14", "p8", "p16"])
 def test_patches_equal_the_reference_processor_bit_for_bit_at_random_sizes(
     reference_class, settings
@@ -112,6 +113,7 @@ def test_patches_equal_the_reference_processor_bit_for_bit_at_random_sizes(
         assert_bit_equal(reference_class, noise(width, height, seed), settings)
 
 
+@pytest.mark.case("O7")
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (1, 200), (200, 1), (5, 999), (28, 28), (71, 43)])
 @pytest.mark.parametrize("settings", [QWEN2_VL, SMALL], ids=["p14", "p8"])
 def test_tiny_and_extreme_pictures_equal_the_reference(reference_class, size, settings):
@@ -145,6 +147,7 @@ def test_opaque_modes_equal_the_reference_after_load_image(reference_class, mode
     assert np.array_equal(pixels.numpy(), expected)
 
 
+@pytest.mark.case("O19")
 def test_smart_resize_equals_the_reference_on_a_thousand_sizes():
     name = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
     module = pytest.importorskip(name.replace("image_processing_", "image_processing_pil_"))
@@ -190,6 +193,7 @@ def test_patchify_rejects_a_picture_that_did_not_pass_load_image():
 # --------------------------------------------------------------------------- colour modes
 
 
+@pytest.mark.case("I1")
 def test_i1_cmyk_jpeg_is_read_in_its_true_colours(tmp_path):
     # Ink 0 is white paper; full cyan leaves no red. Tolerance: JPEG.
     for ink, colour in [((0, 0, 0, 0), (255, 255, 255)), ((255, 0, 0, 0), (0, 255, 255))]:
@@ -199,6 +203,7 @@ def test_i1_cmyk_jpeg_is_read_in_its_true_colours(tmp_path):
         assert np.abs(np.asarray(image).astype(int) - np.array(colour)).max() <= 3
 
 
+@pytest.mark.case("I2")
 def test_i2_palette_transparency_is_composited_on_white(tmp_path):
     image = Image.new("P", (20, 20))
     image.putpalette([200, 0, 0, 0, 0, 200])
@@ -215,6 +220,7 @@ def test_i2_palette_transparency_is_composited_on_white(tmp_path):
     assert load_image(tmp_path / "palette.gif").getpixel((5, 15)) == (255, 255, 255)
 
 
+@pytest.mark.case("I2")
 def test_i2_one_transparent_colour_in_gray_rgb_and_bilevel_png_becomes_white(tmp_path):
     for mode, hidden, shown in [("L", 7, 9), ("RGB", (7, 8, 9), (1, 2, 3)), ("1", 0, 1)]:
         image = Image.new(mode, (20, 20), shown)
@@ -226,6 +232,7 @@ def test_i2_one_transparent_colour_in_gray_rgb_and_bilevel_png_becomes_white(tmp
         assert loaded.getpixel((5, 15)) == expected, mode
 
 
+@pytest.mark.case("I3")
 @pytest.mark.parametrize("alpha", [0, 1, 100, 128, 254, 255])
 def test_i3_alpha_blends_toward_white_in_rgba_la_and_pa(alpha):
     white_share = 255 - alpha
@@ -242,6 +249,7 @@ def test_i3_alpha_blends_toward_white_in_rgba_la_and_pa(alpha):
     assert np.abs(np.array(load_image(pa).getpixel((1, 1))) - expected).max() <= 1
 
 
+@pytest.mark.case("I3")
 def test_i3_bilevel_and_gray_keep_their_values(tmp_path):
     Image.new("1", (10, 10), 1).save(tmp_path / "one.png")
     Image.new("L", (10, 10), 77).save(tmp_path / "gray.png")
@@ -268,12 +276,14 @@ def test_sixteen_bit_gray_with_a_transparent_value_becomes_white_there(tmp_path)
     assert np.asarray(load_image(path))[0, :2, 0].tolist() == [255, 8]
 
 
+@pytest.mark.case("I4")
 @pytest.mark.parametrize("mode, word", [("F", "mode F"), ("I", "mode I ")])
 def test_i4_float_and_32_bit_pictures_are_refused(tmp_path, mode, word):
     Image.new(mode, (10, 10)).save(tmp_path / "x.tif")
     refusal(tmp_path / "x.tif", word, "save it as 8-bit RGB")
 
 
+@pytest.mark.case("I5")
 @pytest.mark.parametrize("mode", ["La", "RGBa", "LAB", "HSV", "F", "I"])
 def test_i5_modes_without_one_reading_are_refused_by_name(mode):
     refusal(Image.new(mode, (10, 10)), f"mode {mode} ")
@@ -313,6 +323,7 @@ def test_exif_orientation_is_applied_once_and_only_once(tmp_path, orientation, f
         assert np.array_equal(load_image(opened), image)  # a PIL image is treated like its file
 
 
+@pytest.mark.case("I6")
 @pytest.mark.parametrize(
     "exif",
     [
@@ -331,6 +342,7 @@ def test_i6_invalid_exif_leaves_the_picture_unrotated(tmp_path, exif):
             assert load_image(path).size == (48, 32)
 
 
+@pytest.mark.case("I6")
 def test_i6_invalid_xmp_leaves_the_picture_unrotated(tmp_path):
     for xmp in (b"\xff\xfe\x00tiff:Orientation=", b'tiff:Orientation="9"', b"<x:xmpmeta"):
         path = write(tmp_path / "x.jpg", encoded(corners(), "JPEG", xmp=xmp))
@@ -351,6 +363,7 @@ def test_the_callers_picture_is_not_modified():
 # --------------------------------------------------------------------------- damaged files
 
 
+@pytest.mark.case("I7")
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
 def test_i7_a_file_cut_in_half_is_refused_and_the_whole_one_is_read(tmp_path, fmt):
     data = encoded(noise(64, 48), fmt)
@@ -358,6 +371,7 @@ def test_i7_a_file_cut_in_half_is_refused_and_the_whole_one_is_read(tmp_path, fm
     refusal(write(tmp_path / "half", data[: len(data) // 2]))
 
 
+@pytest.mark.case("I7")
 def test_i7_a_jpeg_without_its_last_two_bytes_is_refused(tmp_path):
     for options in ({}, {"progressive": True}, {"quality": 100, "subsampling": 0}):
         for size in ((64, 48), (17, 9), (500, 300)):
@@ -365,6 +379,7 @@ def test_i7_a_jpeg_without_its_last_two_bytes_is_refused(tmp_path):
             refusal(write(tmp_path / "cut.jpg", data[:-2]), "cannot be decoded")
 
 
+@pytest.mark.case("I7")
 def test_i7_a_png_with_one_flipped_byte_or_no_end_is_refused(tmp_path):
     data = encoded(noise(64, 48), "PNG")
     flipped = bytearray(data)
@@ -373,10 +388,12 @@ def test_i7_a_png_with_one_flipped_byte_or_no_end_is_refused(tmp_path):
     refusal(write(tmp_path / "no_end.png", data[:-12]))
 
 
+@pytest.mark.case("I8")
 def test_i8_an_empty_file_is_refused(tmp_path):
     refusal(write(tmp_path / "empty.jpg", b""), "is empty")
 
 
+@pytest.mark.case("I9", "I13")
 @pytest.mark.parametrize(
     "data, word",
     [
@@ -395,6 +412,7 @@ def test_i9_i13_foreign_formats_are_refused_by_name(tmp_path, data, word):
     refusal(write(tmp_path / "picture.jpg", data), word, "convert it to PNG or JPEG")
 
 
+@pytest.mark.case("I13")
 def test_eps_is_never_handed_to_an_external_program(tmp_path):
     path = tmp_path / "x.eps"
     Image.new("RGB", (10, 10)).save(path)
@@ -421,6 +439,7 @@ def test_random_damage_is_either_read_or_refused_but_never_crashes(tmp_path, fmt
 # --------------------------------------------------------------------------- size and shape
 
 
+@pytest.mark.case("I10")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [12_000, 20_000, 60_000])
 def test_i10_a_small_file_of_many_pixels_is_refused_undecoded(tmp_path, side, monkeypatch):
@@ -429,6 +448,7 @@ def test_i10_a_small_file_of_many_pixels_is_refused_undecoded(tmp_path, side, mo
     refusal(path, "pixels")
 
 
+@pytest.mark.case("I10")
 def test_i10_the_cap_is_exact_and_ignores_pillows_own_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     noise(20, 10).save(tmp_path / "x.png")
@@ -444,6 +464,7 @@ def test_a_file_too_large_for_its_pixel_cap_is_refused_unread(tmp_path):
     refusal(path, "is larger than")
 
 
+@pytest.mark.case("I11")
 def test_i11_aspect_ratios_above_200_are_refused_with_the_ratio(tmp_path):
     noise(200, 1).save(tmp_path / "ok.png")
     assert load_image(tmp_path / "ok.png").size == (200, 1)
@@ -460,6 +481,7 @@ def test_a_picture_without_pixels_is_refused():
     refusal(Image.new("RGB", (0, 5)), "0x5")
 
 
+@pytest.mark.case("I12")
 def test_i12_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (16, 16), colour) for colour in COLOURS[:3]]
     for name in ("x.gif", "x.png", "x.webp"):
@@ -473,6 +495,7 @@ def test_i12_an_animation_gives_its_first_frame(tmp_path):
 # --------------------------------------------------------------------------- paths
 
 
+@pytest.mark.case("I14")
 def test_i14_a_missing_file_is_refused(tmp_path):
     refusal(tmp_path / "nothing.png", "No such file", "check the path")
 
@@ -482,6 +505,7 @@ def test_odd_names_are_refused_on_one_printable_line(name):
     refusal(name)
 
 
+@pytest.mark.case("I16")
 def test_i16_directories_fifos_and_devices_are_refused_without_hanging(tmp_path):
     refusal(tmp_path, "not a regular file")
     os.mkfifo(tmp_path / "fifo.png")
@@ -489,6 +513,7 @@ def test_i16_directories_fifos_and_devices_are_refused_without_hanging(tmp_path)
     refusal(Path("/dev/zero"), "not a regular file")
 
 
+@pytest.mark.case("I17")
 @pytest.mark.parametrize(
     "url",
     [

@@ -110,6 +110,7 @@ def our_forward(model, rows, grids_per_row, pixels):
     return model.logits(model(ids, asked.positions, layout, [asked]))
 
 
+@pytest.mark.case("O7")
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
 def test_logits_and_every_parameter_gradient_equal_transformers(pair, grids):
     reference, model = pair
@@ -121,6 +122,7 @@ def test_logits_and_every_parameter_gradient_equal_transformers(pair, grids):
     assert compare_gradients(reference, theirs, model, ours) > 20
 
 
+@pytest.mark.case("O7")
 def test_a_packed_batch_equals_transformers_padded_batch(pair):
     reference, model = pair
     grids = [GRIDS["two images"], GRIDS["no image"], GRIDS["one image"]]
@@ -160,6 +162,7 @@ def compare_gradients(reference, theirs, model, ours) -> int:
     return compared
 
 
+@pytest.mark.case("O7")
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
 def test_rope_positions_equal_get_rope_index(pair, grids):
     reference, model = pair
@@ -173,6 +176,7 @@ def test_rope_positions_equal_get_rope_index(pair, grids):
     assert torch.equal(rope_positions(ids, grids, model.cfg), theirs[:, 0])
 
 
+@pytest.mark.case("O9")
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
 def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, grids):
     reference, model = pair

@@ -80,6 +80,7 @@ def edit_json(directory: Path, name: str, **changes) -> None:
     (directory / name).write_text(json.dumps(raw), encoding="utf-8")
 
 
+@pytest.mark.case("O7")
 @pytest.mark.parametrize("template", ["own", "with a default system message"])
 @pytest.mark.parametrize("sizes", PICTURES.values(), ids=list(PICTURES))
 @pytest.mark.parametrize("question", [QUESTION, "Zähle 12 rote Blüten.\n\nUnd 花?  ", "x"])
@@ -109,6 +110,7 @@ def test_a_chat_template_inside_chat_template_json_is_read(copy_dir):
     assert ids == templated(copy_dir, QUESTION, [])
 
 
+@pytest.mark.case("I32")
 @pytest.mark.parametrize(
     "question",
     [
@@ -134,6 +136,7 @@ def test_control_tokens_inside_a_question_stay_plain_text(processor, question):
     assert question in processor.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
+@pytest.mark.case("I33")
 def test_a_prompt_longer_than_the_limit_is_refused_and_never_cut(processor):
     images = pictures(PICTURES["one"])
     length = len(processor.prompt("p", images, QUESTION).ids)
@@ -154,6 +157,7 @@ def test_a_question_that_is_no_unicode_is_refused(processor):
         processor.prompt("p", [], json.loads('"half a pair: \\ud83c"'))
 
 
+@pytest.mark.case("I59")
 def test_forbidden_is_every_control_token_but_the_end_and_the_padding_rows(tiny_dir, processor):
     added = json.loads((tiny_dir / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     ids = {t["content"]: t["id"] for t in added}
@@ -239,6 +243,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.case("I74")
 @pytest.mark.parametrize("case", SPOILED)
 def test_files_that_are_missing_or_do_not_fit_are_refused_by_name(copy_dir, case):
     spoil, words = SPOILED[case]
@@ -269,6 +274,7 @@ def test_a_template_without_image_slots_is_refused_by_its_prompt(copy_dir):
         Processor(copy_dir).prompt("rose-7", pictures(PICTURES["one"]), QUESTION)
 
 
+@pytest.mark.case("I60")
 def test_broken_utf8_decodes_to_the_replacement_character_and_the_ids_survive(processor):
     ids = processor.encode("ok é花")
     broken = torch.tensor([*ids[:-1], ids[0]])  # the last character lost its last byte

@@ -64,6 +64,7 @@ def gradients(model):
     return found
 
 
+@pytest.mark.case("O10")
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_logps_and_gradients_equal_the_repeated_computation(tiny, temperature, precision):
@@ -113,6 +114,7 @@ def bottom_right_attention(q, k, v, query_ends, key_ends, max_q, max_k):
     return torch.cat(out)
 
 
+@pytest.mark.case("O13")
 def test_sequences_without_padding_equal_padded_rows(tiny, monkeypatch):
     model, processor = tiny
     prompts, completions = some_groups(processor)
@@ -147,6 +149,7 @@ def test_the_flash_kernel_is_asked_for_causal_attention(monkeypatch):
     torch.testing.assert_close(attention.varlen_attention(q, k, v, layout), expected)
 
 
+@pytest.mark.case("O13")
 def test_recomputing_layers_keeps_less_and_changes_no_gradient(tiny):
     model, processor = tiny
     pack = make_pack(*some_groups(processor))
@@ -173,6 +176,7 @@ def test_recomputing_layers_keeps_less_and_changes_no_gradient(tiny):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.case("O8")
 def test_entropy_is_that_of_the_sampling_distribution(tiny):
     model, processor = tiny
     prompts, completions = some_groups(processor)
@@ -189,6 +193,7 @@ def test_entropy_is_that_of_the_sampling_distribution(tiny):
     assert torch.allclose(entropy[0], expected, atol=1e-5)
 
 
+@pytest.mark.case("O11")
 def test_swapping_one_image_changes_only_its_own_group(tiny):
     model, processor = tiny
     prompts, completions = some_groups(processor)
@@ -201,6 +206,7 @@ def test_swapping_one_image_changes_only_its_own_group(tiny):
     assert ((before - after)[untouched:].abs() > 1e-4).all()
 
 
+@pytest.mark.case("O11")
 def test_a_completion_does_not_see_its_neighbours(tiny):
     model, processor = tiny
     prompts, completions = some_groups(processor)
@@ -228,6 +234,7 @@ def test_kept_features_give_the_same_logps_and_leave_the_tower_without_gradient(
     assert not any(name.startswith("visual.") for name in gradients(model))
 
 
+@pytest.mark.case("O1")
 def test_a_completion_without_tokens_is_refused(tiny):
     _, processor = tiny
     prompts, completions = some_groups(processor)
@@ -244,6 +251,7 @@ def test_mismatched_slots_and_features_are_refused(tiny):
         completion_logps(model, make_pack(prompts[:1], completions[:1]))
 
 
+@pytest.mark.case("O20")
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_threads_do_not_change_a_bit_from_one_time_to_the_next(precision):
     """Large enough for torch to cut its operations into threads; more of them than there are

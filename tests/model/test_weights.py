@@ -120,6 +120,7 @@ def logits_of_both(ours: VLM, theirs: Qwen2VLForConditionalGeneration):
         return ours.logits(hidden), reference.logits[0]
 
 
+@pytest.mark.case("O21")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("layout", "sharded", "head"), SOURCES)
 def test_saving_an_unchanged_model_writes_the_source_again(
@@ -152,6 +153,7 @@ def test_saving_an_unchanged_model_writes_the_source_again(
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("source", "saved")] == []
 
 
+@pytest.mark.case("O21")
 @pytest.mark.parametrize(("layout", "sharded", "head"), SOURCES)
 def test_a_changed_model_loads_bit_equal_here_and_completely_in_transformers(
     skeleton, tmp_path, layout, sharded, head
@@ -239,6 +241,7 @@ def test_saving_over_the_directory_the_model_was_loaded_from_keeps_it_whole(
     assert all(before[f] == after[f] for f in before if not is_weights(f))
 
 
+@pytest.mark.case("F6")
 def test_a_disk_that_fills_up_while_saving_leaves_the_old_checkpoint_as_it_was(
     skeleton, tmp_path, monkeypatch
 ):
@@ -355,6 +358,7 @@ SPOILED_WEIGHTS = {
 }
 
 
+@pytest.mark.case("I74", "F8")
 @pytest.mark.parametrize("case", SPOILED_WEIGHTS)
 def test_damaged_weights_are_refused_by_name_and_nothing_is_written(skeleton, tmp_path, case):
     sharded, spoil, words = SPOILED_WEIGHTS[case]
@@ -404,6 +408,7 @@ SPOILED_CONFIGS = {
 }
 
 
+@pytest.mark.case("I74")
 @pytest.mark.parametrize("case", SPOILED_CONFIGS)
 def test_a_config_that_cannot_be_meant_is_refused_by_name(skeleton, tmp_path, case):
     spoil, words = SPOILED_CONFIGS[case]

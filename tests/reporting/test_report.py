@@ -161,6 +161,7 @@ def test_without_prompts_there_is_no_gallery_of_held_out_questions(tiny_dir, tmp
     assert "None yet." in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.case("F7")
 def test_a_report_that_cannot_be_written_does_not_end_a_run(
     tiny_dir, tmp_path, monkeypatch, capsys
 ):
@@ -176,6 +177,7 @@ def test_a_report_that_cannot_be_written_does_not_end_a_run(
     assert (tmp_path / "run" / "step_1" / "hf" / "model.safetensors").is_file()
 
 
+@pytest.mark.case("F7")
 def test_a_disk_that_is_full_costs_the_logs_and_not_the_run(
     tiny_dir, tmp_path, monkeypatch, capsys
 ):
@@ -221,6 +223,7 @@ def test_token_texts_add_up_to_the_text_also_where_a_character_has_several_token
     assert len(texts) == len(ids) and "".join(texts) == text
 
 
+@pytest.mark.case("I60")
 def test_broken_bytes_at_the_end_are_shown_as_such(tiny_dir):
     processor = Processor(tiny_dir)
     ids = processor.encode("☃")[:-1]
@@ -625,6 +628,7 @@ def test_only_an_answer_that_can_be_read_gets_a_box(run_dir, tmp_path, has_answe
     assert ("no answer" in page.text) != has_answer and "Rosa" in page.text
 
 
+@pytest.mark.case("I61", "I62")
 def test_hostile_text_is_shown_and_does_nothing(hostile_dir):
     text = (hostile_dir / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
@@ -799,6 +803,7 @@ def test_two_runs_side_by_side(run_dir, tiny_dir, tmp_path, capsys):
     assert "learning_rate" in page.text and "freeze_vision" not in page.text  # only differences
 
 
+@pytest.mark.case("F22")
 def test_a_run_that_is_being_written_can_be_read(run_dir, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run_dir, out)
@@ -811,6 +816,7 @@ def test_a_run_that_is_being_written_can_be_read(run_dir, tmp_path):
     assert not [path for path in out.iterdir() if path.name.startswith(".report")]
 
 
+@pytest.mark.case("F22")
 def test_a_page_is_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")

@@ -64,6 +64,7 @@ def test_the_same_numbers_go_to_the_tracker(tiny_dir, tmp_path, monkeypatch, nam
     assert "eval/strict" in logs[0][1] and {"reward", "grad_norm"} <= logs[1][1].keys()
 
 
+@pytest.mark.case("I75")
 @pytest.mark.parametrize(
     "has_login, mode", [(False, "offline"), (None, "offline"), (True, "online")]
 )
@@ -81,6 +82,7 @@ def test_wandb_without_a_login_or_network_stays_offline_and_never_asks(
     assert recorder.calls[0][1]["mode"] == mode and os.environ["WANDB_SILENT"] == "true"
 
 
+@pytest.mark.case("I75")
 def test_a_wandb_that_would_ask_is_not_used(tmp_path, monkeypatch, capsys):
     """Versions whose login has no `prompt` would wait for somebody to type."""
     recorder = Recorder("wandb")
@@ -91,6 +93,7 @@ def test_a_wandb_that_would_ask_is_not_used(tmp_path, monkeypatch, capsys):
     assert "training goes on without it" in capsys.readouterr().err and not recorder.calls
 
 
+@pytest.mark.case("I75", "F21")
 @pytest.mark.parametrize("fails_at", ["init", "log", "finish"])
 def test_a_fault_of_the_tracker_is_one_line_and_the_run_goes_on(
     tiny_dir, tmp_path, monkeypatch, capsys, name, fails_at
@@ -106,6 +109,7 @@ def test_a_fault_of_the_tracker_is_one_line_and_the_run_goes_on(
     assert (tmp_path / "run" / "step_2" / "hf" / "model.safetensors").is_file()
 
 
+@pytest.mark.case("I75", "F21")
 @pytest.mark.parametrize("missing", ["tensorboard", "wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)

@@ -182,6 +182,7 @@ def killed(tiny_dir, tmp_path_factory) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.case("F1", "F2", "F3", "F4", "F5", "F22")
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLED)
 def test_a_run_killed_at_this_very_moment_goes_on_exactly(killed, moment):
@@ -191,6 +192,7 @@ def test_a_run_killed_at_this_very_moment_goes_on_exactly(killed, moment):
     assert found["differences"] == [] and found["left"] == []
 
 
+@pytest.mark.case("F20")
 @pytest.mark.slow
 def test_training_has_no_other_process_that_could_die(killed):
     assert killed["alone"]
@@ -199,6 +201,7 @@ def test_training_has_no_other_process_that_could_die(killed):
 # ---- disks (F6, F11, F22) ------------------------------------------------------------------------
 
 
+@pytest.mark.case("F6")
 def test_a_disk_that_stays_full_costs_steps_but_nothing_that_was_saved(
     flags, tmp_path, monkeypatch, capsys
 ):
@@ -238,6 +241,7 @@ FAILING = {  # what fails -> (module, function, error)
 }
 
 
+@pytest.mark.case("F11")
 @pytest.mark.parametrize("what", FAILING)
 def test_a_failing_disk_is_named_and_leaves_what_was_there(tiny_dir, tmp_path, monkeypatch, what):
     model, (place, name, number) = load_model(tiny_dir), FAILING[what]
@@ -261,6 +265,7 @@ def test_a_failing_disk_is_named_and_leaves_what_was_there(tiny_dir, tmp_path, m
     assert find_checkpoint(tmp_path).step == 2 and not (tmp_path / "step_1").exists()
 
 
+@pytest.mark.case("F11")
 def test_a_checkpoint_that_could_not_be_replaced_is_still_there(tiny_dir, tmp_path, monkeypatch):
     model, original, renamed = load_model(tiny_dir), os.replace, []
     states = [
@@ -280,6 +285,7 @@ def test_a_checkpoint_that_could_not_be_replaced_is_still_there(tiny_dir, tmp_pa
     assert find_checkpoint(tmp_path).state == states[0]
 
 
+@pytest.mark.case("F22")
 def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp_path):
     cfg = GRPOConfig(model=tiny_dir, output_dir=tmp_path / "run")
     log, page = RunLog(cfg, {}), tmp_path / "run" / "report.html"
@@ -309,6 +315,7 @@ def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp
 # ---- memory (F15) --------------------------------------------------------------------------------
 
 
+@pytest.mark.case("F15")
 @pytest.mark.parametrize("name", ["generate_group", "grpo_loss"])
 def test_out_of_memory_names_the_flags_and_keeps_the_steps_that_were_made(
     flags, tmp_path, monkeypatch, capsys, name
@@ -340,6 +347,7 @@ def test_out_of_memory_names_the_flags_and_keeps_the_steps_that_were_made(
 # ---- workers (F19) -------------------------------------------------------------------------------
 
 
+@pytest.mark.case("F19")
 def test_a_reward_process_killed_from_outside_is_replaced_and_its_completions_are_counted(tmp_path):
     """As by a system that is short of memory, while it waits for work."""
     file = tmp_path / "mine.py"

@@ -50,6 +50,7 @@ UNUSABLE = {
 }
 
 
+@pytest.mark.case("I4", "I7", "I8", "I9", "I10", "I11", "I13")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("source", ["class folders", "rows"])
 @pytest.mark.parametrize("name, content, reason", UNUSABLE.values(), ids=UNUSABLE)
@@ -74,6 +75,7 @@ def test_a_picture_that_cannot_be_used_costs_its_record_and_the_reason_is_told(
     assert name in printed and reason in printed
 
 
+@pytest.mark.case("I5")
 def test_i5_a_picture_in_a_mode_without_one_reading_costs_its_record_only():
     items, skips = labelled(a=2), SkipLog()
     odd = LabelledImage("odd", Image.new("La", (9, 9)), "a")
@@ -81,6 +83,7 @@ def test_i5_a_picture_in_a_mode_without_one_reading_costs_its_record_only():
     assert skips.counts == {"unreadable": 1} and "pixel mode La" in skips.first[0]
 
 
+@pytest.mark.case("I6")
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_i6_a_picture_with_broken_exif_loses_its_rotation_and_no_record(tmp_path, capsys):
     root = class_folders(tmp_path, a=1, b=1)
@@ -90,6 +93,7 @@ def test_i6_a_picture_with_broken_exif_loses_its_rotation_and_no_record(tmp_path
     assert "skipped" not in capsys.readouterr().out
 
 
+@pytest.mark.case("I10")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_i10_a_sound_file_of_18_kb_and_144_megapixels_is_refused_at_once(tmp_path):
     path = tmp_path / "bomb.png"
@@ -100,6 +104,7 @@ def test_i10_a_sound_file_of_18_kb_and_144_megapixels_is_refused_at_once(tmp_pat
     assert time.process_time() - start < 0.1 and "raise max_image_pixels" in skips.first[0]
 
 
+@pytest.mark.case("I18")
 @pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_i18_an_image_named_in_another_unicode_form_is_refused_with_a_hint(tmp_path, form, other):
     name = "rosé.png"
@@ -121,6 +126,7 @@ def short_run(tiny_dir, data: Path, out: Path) -> list[str]:
     return [*line.split(), "--held_out_per_class", "1"]
 
 
+@pytest.mark.case("I19")
 @pytest.mark.parametrize(
     "damage, split, done",
     [("deleted", "train", 2), ("replaced", "train", 2), ("deleted", "held_out", 3)],

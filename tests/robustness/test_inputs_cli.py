@@ -48,6 +48,7 @@ def error_of(capsys, main, words) -> str:
 # ---- flags ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I70")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_i70_every_script_names_the_nearest_flag(script, capsys):
     error = error_of(capsys, SCRIPTS[script], ["--max_completion_lenght", "9"])
@@ -56,6 +57,7 @@ def test_i70_every_script_names_the_nearest_flag(script, capsys):
     )
 
 
+@pytest.mark.case("I71")
 @pytest.mark.parametrize(
     "flag, value",
     [("--batch_size", "0"), ("--votes", "0"), ("--votes", "8"), ("--temperature", "nan")],
@@ -67,6 +69,7 @@ def test_i71_evaluation_refuses_impossible_values_too(flag, value, capsys):
 # ---- directories ---------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I72")
 @pytest.mark.parametrize(
     "place", ["a file", "below a file", "a folder that cannot be made", "an endless name"]
 )
@@ -84,12 +87,14 @@ def test_i72_an_output_directory_that_cannot_be_made_is_one_line(tiny_dir, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.case("I72")
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
 def test_i72_a_read_only_folder_is_one_line(tiny_dir, tmp_path, capsys):
     (tmp_path / "kept").mkdir(mode=0o500)
     assert "--output_dir" in refused(capsys, flags(tiny_dir, tmp_path / "kept" / "run"))
 
 
+@pytest.mark.case("I72")
 @pytest.mark.parametrize("at", ["mkdir", "write_text", "open"])
 def test_i72_a_disk_that_is_full_at_the_start_is_one_line(
     tiny_dir, tmp_path, monkeypatch, capsys, at
@@ -107,6 +112,7 @@ def test_i72_a_disk_that_is_full_at_the_start_is_one_line(
     assert not list(out.glob("step_*"))
 
 
+@pytest.mark.case("I73")
 @pytest.mark.parametrize("place", ["a model", "a file", "pictures", "a report"])
 def test_i73_a_directory_that_is_no_run_cannot_be_resumed(tiny_dir, tmp_path, capsys, place):
     path = tmp_path / "place"
@@ -174,6 +180,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.case("I74")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("case", SPOILED)
 def test_i74_a_model_directory_that_cannot_be_used_is_one_line_in_every_script(
@@ -192,6 +199,7 @@ def test_i74_a_model_directory_that_cannot_be_used_is_one_line_in_every_script(
 # ---- devices -------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I75")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
@@ -204,12 +212,14 @@ def test_i75_a_gpu_that_is_not_there_is_one_line(tiny_dir, tmp_path, capsys, scr
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.case("I75")
 @pytest.mark.parametrize("device", ["tpu", "mps", "xpu", "cuda:99", "cuda:-1", "gpu", "", "meta"])
 def test_i75_a_device_of_another_kind_is_one_line(tiny_dir, capsys, device):
     error = error_of(capsys, sample.main, ["--model", tiny_dir, f"--device={device}"])
     assert f"--device {device}: not usable here" in error
 
 
+@pytest.mark.case("I75")
 @pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
 def test_i75_a_dtype_that_is_not_supported_is_refused_with_the_choices(capsys, dtype):
     error = refusal(capsys, "--dtype", dtype)
@@ -219,6 +229,7 @@ def test_i75_a_dtype_that_is_not_supported_is_refused_with_the_choices(capsys, d
 # ---- surroundings --------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I76")
 def test_i76_a_run_works_without_stdin_home_terminal_or_unicode_and_with_spaces_in_paths(
     tiny_dir, tmp_path
 ):
@@ -260,6 +271,7 @@ def test_i76_a_run_works_without_stdin_home_terminal_or_unicode_and_with_spaces_
     assert model.name == "my model" and (home / "a run" / "step_1" / "hf").is_dir()
 
 
+@pytest.mark.case("I76")
 def test_i76_a_file_name_that_the_locale_cannot_spell_is_one_line(tmp_path):
     noise(9, 9).save(tmp_path / "花.png")
     row = {"image": "花.png", "problem": "?", "solution": "a"}

@@ -47,6 +47,7 @@ def tiny(tiny_dir):
 # ---- what a completion may be --------------------------------------------------------------------
 
 
+@pytest.mark.case("I39")
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite_loss(
     tiny, loss_type
@@ -74,6 +75,7 @@ def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite
     assert rollout_metrics(rollout, rewards, parts)["completions/min_length"] == 1.0
 
 
+@pytest.mark.case("I40")
 def test_i40_completions_without_an_end_are_scored_as_they_are_and_counted(tiny, monkeypatch):
     model, processor = tiny
     prompts, _ = some_groups(processor)
@@ -107,6 +109,7 @@ CODE = {
 }
 
 
+@pytest.mark.case("I56", "I57", "I58")
 @every_reward
 @pytest.mark.parametrize("text", CODE.values(), ids=CODE)
 def test_i57_i58_text_that_looks_like_code_is_worth_nothing_and_runs_nothing(
@@ -122,6 +125,7 @@ def test_i57_i58_text_that_looks_like_code_is_worth_nothing_and_runs_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.case("I59")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("wanted", ["<|image_pad|>", "<|im_start|>", "<|vision_start|>"])
 def test_i59_a_policy_that_wants_a_control_token_cannot_say_it(
@@ -167,6 +171,7 @@ def page(tmp_path) -> str:
     return report.write_report(tmp_path).read_text(encoding="utf-8")
 
 
+@pytest.mark.case("I61")
 def test_i61_markup_is_shown_as_text_under_a_policy_that_forbids_everything(page):
     tags = Tags(page)
     assert not {"script", "img", "a", "link", "iframe", "object", "base"} & set(tags.elements)
@@ -180,6 +185,7 @@ def test_i61_markup_is_shown_as_text_under_a_policy_that_forbids_everything(page
 LOOKS_LIKE_A_FORMAT = ["[/bold][red]", "{x} {0} {", "%d %s %(x)s %", "\\x1b[31m \\n"]
 
 
+@pytest.mark.case("I62")
 def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
     tiny_dir, tmp_path, monkeypatch, capsys
 ):
@@ -212,6 +218,7 @@ def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
     assert all(text in printed for text in texts)
 
 
+@pytest.mark.case("I62")
 @pytest.mark.parametrize("text", LOOKS_LIKE_A_FORMAT)
 def test_i62_an_error_that_quotes_a_format_is_one_line(capsys, text):
     for flag in ("--model", "--task", "--shots", f"--{text}"):
@@ -222,6 +229,7 @@ def test_i62_an_error_that_quotes_a_format_is_one_line(capsys, text):
         assert text.split()[0] in error
 
 
+@pytest.mark.case("I63")
 def test_i63_nothing_is_exported_that_a_spreadsheet_would_run():
     """All that is written is JSON, HTML or tensors: there is no CSV that `=cmd|...` could enter."""
     for path in SOURCES:
@@ -237,6 +245,7 @@ def test_i63_nothing_is_exported_that_a_spreadsheet_would_run():
 # ---- what a user's reward may do -----------------------------------------------------------------
 
 
+@pytest.mark.case("I64")
 def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
     tiny_dir, tmp_path, capsys
 ):
@@ -271,6 +280,7 @@ class Replies:
         return [self.reply for _ in jobs]
 
 
+@pytest.mark.case("I67")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, True, "1", [1.0]])
 def test_i67_a_value_that_is_no_finite_number_is_counted_and_never_paid(value, capsys):
     user = UserReward(Replies({"values": [1.0, value, None, 2.0]}))
@@ -280,6 +290,7 @@ def test_i67_a_value_that_is_no_finite_number_is_counted_and_never_paid(value, c
     assert repr(TEXTS[1]) in capsys.readouterr().err
 
 
+@pytest.mark.case("I66")
 @pytest.mark.parametrize("count", [0, 3, 5])
 def test_i66_a_wrong_number_of_values_costs_the_whole_group(count, capsys):
     user = UserReward(Replies({"values": [1.0] * count}))
@@ -288,6 +299,7 @@ def test_i66_a_wrong_number_of_values_costs_the_whole_group(count, capsys):
     assert "for 4 completions of example e0" in capsys.readouterr().err
 
 
+@pytest.mark.case("I68")
 def test_i68_a_loop_in_c_that_never_lets_python_run_is_killed_at_the_deadline(tmp_path, capfd):
     body = (
         "import itertools\n"
@@ -304,6 +316,7 @@ def test_i68_a_loop_in_c_that_never_lets_python_run_is_killed_at_the_deadline(tm
         worker.kill()
 
 
+@pytest.mark.case("I69")
 def test_i69_ten_megabytes_of_print_are_swallowed_and_the_values_count(tmp_path, capfd):
     body = (
         "import os, sys\n"

@@ -126,6 +126,7 @@ def settings(loss_type, beta=0.0, epsilon_high=None, epsilon=0.2):
     )
 
 
+@pytest.mark.case("O1")
 @pytest.mark.parametrize("shape", LENGTHS)
 @pytest.mark.parametrize("is_first_pass", [True, False], ids=["ratio 1", "ratios apart"])
 @pytest.mark.parametrize("epsilon, epsilon_high", [(0.2, None), (0.1, 0.5)])
@@ -151,6 +152,7 @@ def test_the_loss_and_its_gradient_to_the_logits_equal_loops_in_float64(
         torch.testing.assert_close(logits.grad.double(), expected, rtol=rtol, atol=rtol * scale)
 
 
+@pytest.mark.case("O1")
 def test_the_loops_meet_both_sides_of_the_clip_and_the_flat_group():
     """Or the comparison above would be of a special case."""
     cfg, lengths = settings("dapo"), LENGTHS["ragged"]
@@ -161,6 +163,7 @@ def test_the_loops_meet_both_sides_of_the_clip_and_the_flat_group():
     assert group_advantages(rewards)[2].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.case("O4")
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_the_gradient_equals_finite_differences_on_fifty_logits(loss_type, beta):
@@ -180,6 +183,7 @@ def test_the_gradient_equals_finite_differences_on_fifty_logits(loss_type, beta)
         assert values.grad.view(-1)[place].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.case("O3")
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_at_ratio_one_every_loss_type_has_the_gradient_of_reinforce(loss_type):
     cfg, lengths = settings(loss_type), LENGTHS["ragged"]
@@ -193,6 +197,7 @@ def test_at_ratio_one_every_loss_type_has_the_gradient_of_reinforce(loss_type):
     assert not logp.grad[flat].any() and logp.grad[~flat].all()
 
 
+@pytest.mark.case("O3")
 def test_advantages_sum_to_zero_and_ignore_shift_and_scale_of_the_rewards():
     rewards = torch.rand(6, 8, generator=torch.Generator().manual_seed(3)).double()
     advantages = group_advantages(rewards)
@@ -204,6 +209,7 @@ def test_advantages_sum_to_zero_and_ignore_shift_and_scale_of_the_rewards():
     torch.testing.assert_close(group_advantages(5 * rewards), advantages, rtol=1e-3, atol=0)
 
 
+@pytest.mark.case("O2")
 @pytest.mark.parametrize("epsilon_high", [0.2, 0.5])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -265,6 +271,7 @@ def eight_groups(processor, cfg, seed=0):
     return groups_of(prompts[:8], completions[:8], cfg)
 
 
+@pytest.mark.case("O5")
 @pytest.mark.parametrize("loss_type, beta", [("grpo", 0.0), ("dapo", 0.04), ("dr_grpo", 0.0)])
 def test_a_step_cut_and_ordered_in_any_way_has_one_gradient_in_float64(tiny, loss_type, beta):
     model, processor = copy.deepcopy(tiny[0]).double(), tiny[1]
@@ -297,6 +304,7 @@ def thirty_steps(model, processor, cfg):
     return torch.cat([p.detach().flatten() for p in model.parameters()]), norms
 
 
+@pytest.mark.case("O13")
 @pytest.mark.parametrize("form", ["recomputed layers", "micro-batches of one", "without padding"])
 def test_thirty_steps_are_the_same_in_every_form_of_the_computation(
     tiny, straight_run, monkeypatch, form
@@ -328,6 +336,7 @@ def straight_run(tiny):
     return cfg, start, *thirty_steps(model, processor, cfg)
 
 
+@pytest.mark.case("O14")
 def test_the_reference_is_the_starting_model_and_stays_it(tiny_dir, tiny):
     processor = tiny[1]
     cfg = GRPOConfig(model=tiny_dir, beta=0.1, num_generations=4, max_completion_length=60)
@@ -348,6 +357,7 @@ def test_the_reference_is_the_starting_model_and_stays_it(tiny_dir, tiny):
         assert now is not kept
 
 
+@pytest.mark.case("O17")
 @pytest.mark.parametrize(
     "kind, expected", [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0, 1.0, 1.0, 1.0])]
 )
@@ -358,6 +368,7 @@ def test_the_learning_rate_follows_its_table(tiny, kind, expected):
     assert rates == pytest.approx([4e-4 * part for part in expected], rel=1e-12)
 
 
+@pytest.mark.case("O17")
 @pytest.mark.parametrize("norm, limit", [(5.0, 1.0), (0.5, 1.0), (300.0, 20.0)])
 def test_clipping_scales_the_gradient_as_torch_does_and_reports_the_norm_before(
     tiny, monkeypatch, norm, limit
@@ -391,6 +402,7 @@ needs_compiled_kernels = pytest.mark.skipif(
 )
 
 
+@pytest.mark.case("O15")
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=needs_compiled_kernels)])
 def test_the_head_of_qwen2_vl_s_vocabulary_equals_float64(impl):
@@ -418,6 +430,7 @@ def test_the_head_of_qwen2_vl_s_vocabulary_equals_float64(impl):
 # ---- sampling (O16) ------------------------------------------------------------------------------
 
 
+@pytest.mark.case("O16")
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_first_tokens_of_the_model_follow_its_softmax_and_are_independent(tiny, temperature):
     model, processor = tiny
@@ -459,6 +472,7 @@ def assert_fits(terms: torch.Tensor) -> None:
 # ---- pictures (O19) ------------------------------------------------------------------------------
 
 
+@pytest.mark.case("O19")
 def test_patches_of_500_random_upright_pictures_put_together_are_the_resized_picture():
     cfg = ImageConfig(7, 2, 2, 14 * 14, 120 * 120, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
     rng = np.random.default_rng(0)
@@ -485,6 +499,7 @@ def test_patches_of_500_random_upright_pictures_put_together_are_the_resized_pic
 # ---- planted bugs (O22) --------------------------------------------------------------------------
 
 
+@pytest.mark.case("O22")
 @pytest.mark.parametrize(
     "words",
     [
@@ -501,6 +516,7 @@ def test_the_table_of_planted_bugs_has_every_classic_one(words):
     assert any(words in bug.name for bug in mutations.BUGS)
 
 
+@pytest.mark.case("O22")
 def test_a_planted_bug_turns_a_test_red_and_a_harmless_change_does_not(tmp_path):
     (tmp_path / "kl.py").write_text(
         "from math import exp\n\ndef kl(d):\n    return exp(d) - d - 1\n"
@@ -516,6 +532,7 @@ def test_a_planted_bug_turns_a_test_red_and_a_harmless_change_does_not(tmp_path)
     assert "exp(d) - d - 1" in (tmp_path / "kl.py").read_text()  # healed
 
 
+@pytest.mark.case("O22")
 @pytest.mark.slow
 def test_a_bug_of_the_table_planted_in_a_copy_of_this_project_is_seen(tmp_path):
     """`python -m benchmarks.robustness.mutations` does this with all of them."""
@@ -536,6 +553,7 @@ def judged(flags: str, out) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.case("O23")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, metric, gain",
@@ -557,6 +575,7 @@ def test_a_dozen_steps_teach_the_embedded_model(tmp_path, flags, metric, gain):
     assert before[f"eval/{metric}"] > 0.05  # able before, or nothing could be paid
 
 
+@pytest.mark.case("O23")
 @pytest.mark.slow
 def test_wrong_labels_teach_nothing(tmp_path):
     """Every class under another one's name: a gain would come from something other than labels."""

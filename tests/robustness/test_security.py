@@ -41,6 +41,7 @@ def dangers(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.case("I34", "F25")
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_runs_what_it_reads(path):
     assert dangers(path.read_text(encoding="utf-8")) == []
@@ -78,6 +79,7 @@ def test_only_the_worker_imports_a_users_file_and_training_reads_only_json_from_
     assert ".recv()" not in training and "json.loads(" in training
 
 
+@pytest.mark.case("F25")
 def test_a_planted_pickle_in_a_run_is_never_opened(tmp_path, monkeypatch):
     """A file that would write another one if anybody unpickled it."""
     import builtins

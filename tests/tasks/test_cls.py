@@ -205,6 +205,7 @@ def test_the_loose_metric_takes_a_part_of_the_name_and_the_strict_one_does_not()
 # ---- shuffled labels -----------------------------------------------------------------------------
 
 
+@pytest.mark.case("O23")
 def test_shuffled_labels_are_a_derangement_of_the_classes():
     true, wrong = load(shots=2), load(shots=2, shuffle_labels=True)
     new_name = {}

@@ -227,6 +227,7 @@ def test_a_category_without_a_true_box_does_not_count():
     )
 
 
+@pytest.mark.case("O18")
 def test_average_precision_equals_pycocotools_on_files(tmp_path):
     # the same boxes, written as COCO files and judged by the library on its own
     rng = random.Random(0)
@@ -410,6 +411,7 @@ def test_the_frame_of_the_datas_boxes_can_be_said(tmp_path, coords):
     assert {e.target for e in task.train} == {expected}
 
 
+@pytest.mark.case("I36")
 def test_i36_all_questions_about_a_picture_are_on_one_side_even_of_a_copy(tmp_path):
     path = write_rows(tmp_path, {"image": "0.png", "problem": "How many?", "solution": "3"}, 10)
     Image.open(tmp_path / "3.png").save(tmp_path / "copy.png")

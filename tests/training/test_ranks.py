@@ -128,6 +128,7 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.case("O6")
 @pytest.mark.parametrize("name", [name for name in RUNS if "bfloat16" not in name])
 def test_two_ranks_make_the_run_of_one(made, name):
     one, two = made / "one" / name, made / "two" / name
@@ -142,6 +143,7 @@ def test_two_ranks_make_the_run_of_one(made, name):
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.case("O6", "O16")
 @pytest.mark.parametrize("name", [name for name in RUNS if "sft" not in name and "16" not in name])
 def test_the_same_seed_draws_the_same_completions_in_the_same_order(made, name):
     one, two = (made / side / name / "completions.jsonl" for side in ("one", "two"))
@@ -152,6 +154,7 @@ def test_the_same_seed_draws_the_same_completions_in_the_same_order(made, name):
         assert parts == pytest.approx(own) and ours == theirs
 
 
+@pytest.mark.case("O6")
 def test_a_rank_without_spread_was_there(made):
     steps = rows(made / "two" / "one rank without spread")[1:]
     zero = [row["frac_reward_zero_std"] for row in steps]
@@ -257,6 +260,7 @@ def failing(kind: str, folder: Path, more: str = "") -> tuple[int, str, float, P
     return ranks.returncode, out + err, ended - float(planted[1]), run
 
 
+@pytest.mark.case("F16")
 @pytest.mark.parametrize(
     "kind, more",
     [
@@ -276,6 +280,7 @@ def test_an_error_of_one_rank_ends_all_of_them_and_loses_nothing(kind, more, mad
     assert_equal_weights(run, made / "one" / "plain")
 
 
+@pytest.mark.case("F17")
 def test_a_killed_rank_takes_the_others_along_and_leaves_checkpoints_whole(made, tmp_path):
     code, said, seconds, run = failing("kill in reward", tmp_path)
     assert code != 0 and seconds < 10 and "Signal 9 (SIGKILL)" in said  # torchrun names the rank
@@ -320,6 +325,7 @@ def test_ranks_that_read_other_data_are_refused(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.case("F18")
 def test_a_slow_rank_is_waited_for(made, tmp_path):
     code, said, seconds, run = failing("slow in rollout", tmp_path)
     assert code == 0 and seconds > distributed.PATIENCE + 2
@@ -388,6 +394,7 @@ def test_half_a_launch_is_one_line(monkeypatch):
         monkeypatch.setenv(name, "0")
 
 
+@pytest.mark.case("O6")
 @pytest.mark.parametrize("items, ranks", [(3, 2), (8, 3), (7, 7), (5, 8)])
 def test_shares_cover_everything_once_and_in_order(items, ranks, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)

@@ -94,6 +94,7 @@ def assert_resumes_alike(argv, folder, monkeypatch, place, name: str, call: int)
 # ---- signals and resume --------------------------------------------------------------------------
 
 
+@pytest.mark.case("F12", "F13", "O20")
 @pytest.mark.parametrize(
     "place, name, call, number, done",
     [
@@ -125,6 +126,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     assert_same(straight, out)
 
 
+@pytest.mark.case("F12")
 def test_a_run_that_is_stopped_again_and_again_is_the_same_too(
     flags, straight, tmp_path, monkeypatch
 ):
@@ -143,6 +145,7 @@ def test_a_run_that_is_stopped_again_and_again_is_the_same_too(
     assert_same(straight, out)
 
 
+@pytest.mark.case("F12")
 def test_with_several_updates_per_batch_a_signal_waits_for_the_step(
     flags, tmp_path, monkeypatch, capsys
 ):
@@ -153,6 +156,7 @@ def test_with_several_updates_per_batch_a_signal_waits_for_the_step(
     assert "after step 2; saved" in capsys.readouterr().out
 
 
+@pytest.mark.case("O20")
 def test_supervised_fine_tuning_resumes_exactly(tiny_dir, tmp_path, monkeypatch):
     line = f"--task count --cot --model {tiny_dir} --max_steps {STEPS} --eval_steps 2"
     line += " --save_steps 1 --prompts_per_step 2 --held_out_size 2 --max_completion_length 6"
@@ -171,6 +175,7 @@ def test_supervised_fine_tuning_resumes_exactly(tiny_dir, tmp_path, monkeypatch)
     assert (tmp_path / "a" / model).read_bytes() == (tmp_path / "b" / model).read_bytes()
 
 
+@pytest.mark.case("F14")
 def test_a_second_signal_ends_the_process_at_once_without_saving(tmp_path):
     program = (
         "import os, signal, time\n"
@@ -202,10 +207,12 @@ def test_nohup_is_respected_and_other_handlers_come_back():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.case("F13")
 def test_code_from_outside_cannot_swallow_a_signal():
     assert not issubclass(Stopped, Exception)
 
 
+@pytest.mark.case("F12")
 def test_a_real_process_saves_on_sigterm(flags, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "train_grpo.py", *flags, "--max_steps", "100000"]
@@ -221,6 +228,7 @@ def test_a_real_process_saves_on_sigterm(flags, tmp_path):
     assert why_unusable(find_checkpoint(out).directory) is None
 
 
+@pytest.mark.case("F1", "F2", "O20")
 def test_kills_at_random_moments_are_survived_exactly():
     command = [sys.executable, "-m", "benchmarks.robustness.kills", "--kills", "6", "--seed", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -242,6 +250,7 @@ def two(straight, tmp_path) -> Path:
     return out
 
 
+@pytest.mark.case("F8", "F9", "F10", "F23")
 @pytest.mark.parametrize(
     "damage, words",
     [
@@ -271,6 +280,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.case("F24")
 def test_the_newest_is_that_of_the_largest_step_whatever_the_clock_says(two):
     os.utime(two / "step_4", (0, 0))
     (two / "step_007x").mkdir()
@@ -278,11 +288,13 @@ def test_the_newest_is_that_of_the_largest_step_whatever_the_clock_says(two):
     assert find_checkpoint(two).step == 4
 
 
+@pytest.mark.case("F4")
 def test_a_save_that_was_cut_between_its_two_renames_is_undone(two):
     os.replace(two / "step_4", two / ".step_4.aside")
     assert find_checkpoint(two).step == 4
 
 
+@pytest.mark.case("F5")
 def test_older_checkpoints_go_only_after_the_new_one_verifies(flags, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -295,6 +307,7 @@ def test_older_checkpoints_go_only_after_the_new_one_verifies(flags, tmp_path, m
     assert not list(out.glob(".step_*"))
 
 
+@pytest.mark.case("F10")
 def test_a_damaged_later_checkpoint_does_not_cost_the_good_ones(flags, straight, two):
     """Resumed from step 3, with one checkpoint to stay: the damaged step 4 is out of the way."""
     flip(two / "step_4" / "hf" / "model.safetensors")
@@ -303,6 +316,7 @@ def test_a_damaged_later_checkpoint_does_not_cost_the_good_ones(flags, straight,
     assert_same(straight, two)
 
 
+@pytest.mark.case("F5")
 def test_leftovers_of_saves_that_were_cut_are_removed_and_other_files_stay(straight, two):
     for name in (".step_3.unfinished", ".step_2.pruned", ".step_3.aside"):
         (two / name).mkdir()
@@ -333,6 +347,7 @@ def test_whatever_ends_a_run_its_last_step_is_saved(flags, straight, tmp_path, m
     assert_same(straight, out)
 
 
+@pytest.mark.case("F15")
 def test_weights_that_are_on_their_way_are_not_saved(flags, tmp_path, monkeypatch):
     def breaks(self, progress):
         self.masters[0].data.zero_()
@@ -355,6 +370,7 @@ def test_a_run_from_a_bfloat16_checkpoint_stopped_in_its_last_evaluation_is_judg
     assert_resumes_alike(more, tmp_path, monkeypatch, run, "held_out_metrics", 4)
 
 
+@pytest.mark.case("F23")
 def test_every_file_is_flushed_before_the_rename(flags, straight, tmp_path, monkeypatch):
     flushed, renamed = [], []
     flush, replace_ = checkpoint._flush, os.replace
@@ -373,6 +389,7 @@ def test_every_file_is_flushed_before_the_rename(flags, straight, tmp_path, monk
     assert why_unusable(saved) is None
 
 
+@pytest.mark.case("F6")
 def test_too_little_space_is_said_before_anything_is_written(straight, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
@@ -393,6 +410,7 @@ def test_nothing_that_is_not_finite_is_saved(straight, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.case("O20")
 def test_a_bfloat16_run_resumes_with_its_float32_masters(flags, tmp_path, monkeypatch):
     more = [*flags, "--dtype", "bfloat16", "--learning_rate", "1e-5"]
     assert_resumes_alike(more, tmp_path, monkeypatch, train_grpo, "generate_group", 4)
@@ -507,6 +525,7 @@ def test_a_finished_run_has_nothing_to_resume(straight, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
 
 
+@pytest.mark.case("I73")
 @pytest.mark.parametrize("what", ["missing", "empty", "other script", "no checkpoint", "other dir"])
 def test_what_cannot_be_resumed_is_one_line(two, tmp_path, what):
     place, more, words = tmp_path / "place", [], "is no run"
@@ -530,6 +549,7 @@ def test_logs_that_were_lost_are_told(two, capsys):
     assert "completions.jsonl: " in capsys.readouterr().out
 
 
+@pytest.mark.case("I19")
 def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch):
     from PIL import Image
 
@@ -549,6 +569,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path, monkeypatch):
         train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "run")])
 
 
+@pytest.mark.case("F6")
 def test_a_save_that_fails_is_told_and_tried_again_at_the_next(
     flags, straight, tmp_path, monkeypatch, capsys
 ):
@@ -574,6 +595,7 @@ def test_two_runs_cannot_write_into_one_directory(two, tmp_path):
     lock_directory(two).close()  # free again
 
 
+@pytest.mark.case("F4")
 def test_a_run_that_was_still_ending_when_its_checkpoint_was_chosen_is_not_forked(two, capsys):
     """Between the choice and the lock lie seconds, in which the run before may save once more."""
     argv = ["--resume_from_checkpoint", str(two)]

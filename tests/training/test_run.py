@@ -105,6 +105,7 @@ def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
     assert str(final) in (out / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.case("O20")
 def test_the_same_seed_repeats_a_run_bit_for_bit(tiny_dir, tmp_path, reward_anything):
     for name in ("a", "b"):
         train_grpo.main(flags(tiny_dir, tmp_path / name))
@@ -172,6 +173,7 @@ def test_a_missing_or_wrong_model_directory_is_one_line(tiny_dir, tmp_path, caps
     assert not out.exists()  # refused before anything was written
 
 
+@pytest.mark.case("I22")
 def test_too_few_images_for_the_shots_is_one_line(tiny_dir, tmp_path, capsys):
     data = folder_of_classes(tmp_path / "photos", count=2)
     error = refused(capsys, flags(tiny_dir, tmp_path / "run", "--data", data, "--shots", 4))
@@ -215,6 +217,7 @@ def test_a_held_out_prompt_over_the_limit_stops_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.case("I33")
 def test_i33_one_prompt_over_the_limit_is_left_out_counted_and_never_cut(
     tiny_dir, tmp_path, capsys
 ):
@@ -227,6 +230,7 @@ def test_i33_one_prompt_over_the_limit_is_left_out_counted_and_never_cut(
     assert rows(out / "metrics.jsonl")[0]["eval/n"] + 2 == 6
 
 
+@pytest.mark.case("I21")
 def test_i21_fewer_examples_than_a_step_asks_repeat_with_a_warning(tiny_dir, tmp_path, capsys):
     data = folder_of_classes(tmp_path / "photos")
     train_grpo.main(flags(tiny_dir, tmp_path / "run", "--data", data, "--prompts_per_step", 3))
@@ -259,6 +263,7 @@ def test_a_flag_that_the_task_does_not_read_is_refused(tiny_dir, tmp_path, capsy
     assert flag in error and f"--task {task} does not use it" in error
 
 
+@pytest.mark.case("I64")
 def test_a_users_reward_trains_and_its_faults_are_in_the_metrics(tiny_dir, tmp_path, capsys):
     mine = tmp_path / "mine.py"
     mine.write_text(
@@ -310,6 +315,7 @@ def test_a_directory_that_is_no_finished_run_is_one_line(tiny_dir, tmp_path, cap
     assert stop.value.code == 2 and str(run) in said and "Errno" not in said
 
 
+@pytest.mark.case("I72")
 def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("precious")
@@ -318,6 +324,7 @@ def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsy
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "precious"
 
 
+@pytest.mark.case("I67")
 def test_a_reward_that_is_not_finite_is_one_line(tiny_dir, tmp_path, capsys, monkeypatch):
     original = evaluate.TASKS["cls"]
 

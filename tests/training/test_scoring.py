@@ -87,6 +87,7 @@ def test_dense_credit_decays_linearly_to_nothing_if_asked():
         assert rewards[2] == pytest.approx(0.25 if schedule == "constant" else 0.025)
 
 
+@pytest.mark.case("I67")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_task_reward_that_is_not_finite_names_the_example(value):
     broken = Task("fake", [], {}, lambda *_: Reward(value, {"x": value}), lambda *_: {})
@@ -97,6 +98,7 @@ def test_a_task_reward_that_is_not_finite_names_the_example(value):
 # ---- shaping -------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I40")
 def test_shaping_parts_are_added_with_their_weights_and_logged_unweighted():
     cfg = config(overlong_weight=2.0, overlong_buffer=10, repetition_weight=1.0, length_weight=1.0)
     lengths = [5, 15, 20, 10] * 3
@@ -203,6 +205,7 @@ FAULTY = {  # body -> (fault, completions lost); each hits only the group whose 
 }
 
 
+@pytest.mark.case("I64", "I66", "I67")
 @pytest.mark.parametrize("body", list(FAULTY))
 def test_a_fault_is_counted_shown_and_costs_its_own_group_alone(
     tmp_path, capsys, body, monkeypatch
@@ -217,6 +220,7 @@ def test_a_fault_is_counted_shown_and_costs_its_own_group_alone(
     assert (advantages[1, :lost] == 0).all()  # neither punished nor paid
 
 
+@pytest.mark.case("I65")
 def test_none_leaves_a_completion_out_of_its_groups_comparison(tmp_path):
     body = "return [1.0, None, 3.0, 5.0]"
     rewards, _, faults = step(config(reward=user_file(tmp_path, body)))
@@ -225,11 +229,13 @@ def test_none_leaves_a_completion_out_of_its_groups_comparison(tmp_path):
     assert sum(faults.values()) == 0  # it was asked for: no fault
 
 
+@pytest.mark.case("I65")
 def test_a_step_without_any_value_gives_no_gradient(tmp_path):
     rewards, parts, _ = step(config(reward=user_file(tmp_path, "return [None] * 4")))
     assert not group_advantages(rewards, "group").any() and parts[0] == {"user": 0.0}
 
 
+@pytest.mark.case("I64")
 def test_more_faults_than_a_fifth_of_a_step_stop_the_run(tmp_path, capsys):
     body = "raise KeyError('colour')"
     with pytest.raises(InputError, match=r"failed for 12 of 12 completions .*exception 12"):
@@ -238,6 +244,7 @@ def test_more_faults_than_a_fifth_of_a_step_stop_the_run(tmp_path, capsys):
     assert "KeyError: 'colour'" in shown and shown.count("first fault") == 1
 
 
+@pytest.mark.case("I64")
 def test_only_the_first_fault_of_a_run_is_shown(tmp_path, capsys):
     body = "raise ValueError(f'example {example.id}')"
     user = UserReward(Workers(user_file(tmp_path, body), 30))
@@ -255,6 +262,7 @@ def test_a_function_cannot_change_the_texts_of_the_rollout(tmp_path):
     assert texts == TEXTS
 
 
+@pytest.mark.case("I64", "I66", "I67", "I68", "I69", "F19")
 @pytest.mark.parametrize(
     "body, fault, what",
     [
@@ -294,6 +302,7 @@ def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
     user.workers.idle[0].kill()
 
 
+@pytest.mark.case("F19")
 @pytest.mark.parametrize("body", ["return [0.0]", "while True: pass"])
 def test_a_worker_ends_with_training_idle_or_busy(tmp_path, body):
     program = (
