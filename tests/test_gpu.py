@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import sample
-import train_grpo
 from benchmarks.speed.prompts import garden_prompts
 from config import BASE_MODEL
 from kernels import group_advantages
@@ -16,7 +15,10 @@ from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from sample import generate_group
+from tests.helpers import backward, make_groups
 from train_grpo import GRPOConfig
+from training.batches import mean_metrics
+from training.optimizer import Optimizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -74,7 +76,7 @@ def test_the_flash_kernel_equals_padded_rows(groups, monkeypatch):
     pack = make_pack(*groups, "cuda")
     flash, _ = completion_logps(model, pack)
     flash.sum().backward()
-    found = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+    flash_grads = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
 
     def padded(q, k, v, layout):
@@ -86,8 +88,9 @@ def test_the_flash_kernel_equals_padded_rows(groups, monkeypatch):
     rows.sum().backward()
     assert (flash - rows).abs().mean() < 2e-2
     for name, parameter in model.named_parameters():
-        if name in found:
-            error = (parameter.grad.float() - found[name]).norm() / found[name].norm().clamp(1e-6)
+        if name in flash_grads:
+            difference = (parameter.grad.float() - flash_grads[name]).norm()
+            error = difference / flash_grads[name].norm().clamp(1e-6)
             assert error < 5e-2, name
 
 
@@ -96,13 +99,12 @@ def test_a_bf16_step_moves_the_model_and_sampler_and_trainer_agree(groups):
     prompts = groups[0]
     cfg = GRPOConfig(num_generations=4, max_completion_length=24, learning_rate=1e-3)
     before = model.head_weight.detach().clone()
-    optimizer = train_grpo.Optimizer(model, cfg)
+    optimizer = Optimizer(model, cfg)
     rollout = generate_group(model, processor, prompts, 4, 24)
     advantages = group_advantages(torch.randn(3, 4, device="cuda")).cpu()
-    made = train_grpo.make_groups(prompts, rollout, advantages, cfg)
-    suppressed = processor.suppressed_tokens.cuda()
-    totals = train_grpo.accumulate_gradient(model, None, made, suppressed, cfg)
-    metrics = train_grpo.update_metrics([totals])
-    metrics |= optimizer.step(0.0)
+    scored = make_groups(prompts, rollout, advantages, cfg)
+    totals = backward(model, None, scored, processor.suppressed_tokens.cuda(), cfg)
+    optimizer.clip_grad_norm(1.0)
+    metrics = mean_metrics([totals]) | optimizer.step(0.0)
     assert metrics["sampling/sampling_logp_difference/mean"] < 2e-2
     assert metrics["grad_norm"] > 0 and not torch.equal(before, model.head_weight)

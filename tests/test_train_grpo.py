@@ -5,9 +5,9 @@ the identities that GRPO must satisfy are tested as identities; how a step is cu
 must not change the gradient; and a tiny random model must learn a toy reward in seconds.
 """
 
+import copy
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -21,19 +21,11 @@ from reporting.metrics import rollout_metrics
 from rewards import Reward
 from sample import Rollout, generate_group
 from tasks.task import Task
+from tests.helpers import backward, make_groups
 from tests.model.test_shared_prefix import gradients, some_groups
-from train_grpo import (
-    GRPOConfig,
-    Optimizer,
-    accumulate_gradient,
-    examples_of_step,
-    grpo_loss,
-    kl_k3,
-    make_groups,
-    token_weights,
-    update_metrics,
-)
-from training.optimizer import within_memory
+from train_grpo import GRPOConfig, grpo_loss, kl_k3, policy_loss, token_weights
+from training.batches import MicroBatches, mean_metrics, merge_pass_metrics, questions_of_step
+from training.optimizer import Optimizer
 from training.scoring import Scorer
 
 LENGTHS = [3, 1, 4, 2]  # two groups of two
@@ -143,10 +135,10 @@ def tiny(tiny_dir):
     return load_model(tiny_dir), Processor(tiny_dir)
 
 
-def groups_of(prompts, completions, cfg, flat=()):
-    """Groups with made-up rewards; the groups in `flat` get equal ones."""
+def groups_of(prompts, completions, cfg, zero_std=()):
+    """Groups with made-up rewards; the groups in `zero_std` get equal ones."""
     rewards = torch.rand(len(prompts), 4, generator=torch.Generator().manual_seed(5))
-    for n in flat:
+    for n in zero_std:
         rewards[n] = 0.5
     ids = [c for group in completions for c in group]
     logps = [torch.full((len(c),), -4.0) for c in ids]
@@ -162,20 +154,18 @@ def test_micro_batches_of_any_size_and_order_give_one_gradient(tiny, loss_type, 
     reference = load_model_copy(model) if beta else None
     cfg = GRPOConfig(loss_type=loss_type, beta=beta, num_generations=4, max_completion_length=40)
     groups = groups_of(*some_groups(processor), cfg)
-    found = []
-    for size, order in ((1, groups), (2, groups), (8, groups), (2, groups[::-1])):
-        part = replace(cfg, groups_per_micro_batch=size)
-        accumulate_gradient(model, reference, order, processor.suppressed_tokens, part)
-        found.append(gradients(model))
-    for other in found[1:]:
+    first, *others = [
+        (backward(model, reference, order, processor.suppressed_tokens, part), gradients(model))[1]
+        for size, order in ((1, groups), (2, groups), (8, groups), (2, groups[::-1]))
+        for part in [replace(cfg, groups_per_micro_batch=size)]
+    ]
+    for other in others:
         for name, gradient in other.items():
-            scale = found[0][name].abs().max()
-            assert (gradient - found[0][name]).abs().max() <= 1e-5 * scale + 1e-9, name
+            scale = first[name].abs().max()
+            assert (gradient - first[name]).abs().max() <= 1e-5 * scale + 1e-9, name
 
 
 def load_model_copy(model):
-    import copy
-
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in other.parameters():
@@ -184,25 +174,23 @@ def load_model_copy(model):
 
 
 @pytest.mark.case("O3")
-def test_flat_groups_have_exactly_zero_gradient_and_skipping_them_changes_nothing(tiny):
+def test_zero_std_groups_have_exactly_no_gradient_and_skipping_them_changes_nothing(tiny):
     model, processor = tiny
     cfg = GRPOConfig(num_generations=4, max_completion_length=40)
     prompts, completions = some_groups(processor)
-    flat = groups_of(prompts, completions, cfg, flat=(0, 1, 2))
+    flat = groups_of(prompts, completions, cfg, zero_std=(0, 1, 2))
     # computed in full (a KL of weight zero keeps the groups in): exactly zero
     reference = load_model_copy(model)
-    accumulate_gradient(model, reference, flat, processor.suppressed_tokens, cfg)
+    backward(model, reference, flat, processor.suppressed_tokens, cfg)
     assert all(not g.any() for g in gradients(model).values())
     # skipped: no forward at all
-    metrics = update_metrics(
-        [accumulate_gradient(model, None, flat, processor.suppressed_tokens, cfg)]
-    )
+    metrics = mean_metrics([backward(model, None, flat, processor.suppressed_tokens, cfg)])
     assert gradients(model) == {} and metrics == {"loss": 0.0}
 
-    mixed = groups_of(prompts, completions, cfg, flat=(1,))
-    accumulate_gradient(model, None, mixed, processor.suppressed_tokens, cfg)
+    mixed = groups_of(prompts, completions, cfg, zero_std=(1,))
+    backward(model, None, mixed, processor.suppressed_tokens, cfg)
     skipped = gradients(model)
-    accumulate_gradient(model, reference, mixed, processor.suppressed_tokens, cfg)
+    backward(model, reference, mixed, processor.suppressed_tokens, cfg)
     for name, gradient in gradients(model).items():
         assert torch.allclose(gradient, skipped[name], atol=1e-6 * float(gradient.abs().max()))
 
@@ -223,8 +211,9 @@ def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
         torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.1),
     )
     for step in range(3):
-        accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
-        accumulate_gradient(twin, None, groups, processor.suppressed_tokens, cfg)
+        backward(model, None, groups, processor.suppressed_tokens, cfg)
+        backward(twin, None, groups, processor.suppressed_tokens, cfg)
+        ours.clip_grad_norm(cfg.max_grad_norm)
         metrics = ours.step(progress=step / 3)
         theirs.param_groups[0]["lr"] = 1e-3 * (1 - step / 3)
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
@@ -240,57 +229,47 @@ def test_an_optimizer_step_equals_torch_adamw_with_clipping(tiny):
 
 
 @pytest.mark.case("F15")
-def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(
-    tiny, monkeypatch, capsys
-):
+def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(tiny, capsys):
     """Packs of more than one group fail, late in a backward that has begun to add up."""
     model, processor = tiny
+    suppressed = processor.suppressed_tokens
     cfg = GRPOConfig(num_generations=4, max_completion_length=40, groups_per_micro_batch=8)
     prompts, completions = some_groups(processor)
     groups = groups_of(prompts, completions, cfg)
-    optimizer = Optimizer(model, cfg)
-    accumulate = partial(accumulate_gradient, model, None, groups, processor.suppressed_tokens)
-    optimizer.clear()
-    expected_metrics = accumulate(replace(cfg, groups_per_micro_batch=1))
-    expected = [p.grad.clone() for p in optimizer.parameters if p.grad is not None]
-    optimizer.clear()
-    original = train_grpo.grpo_loss
-
-    def scarce(logp, *rest):
-        loss, stats = original(logp, *rest)
-        if rest[-1].groups_per_micro_batch > 1:
-            loss.backward(retain_graph=True)  # something has been added already
-            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return loss, stats
-
-    monkeypatch.setattr(train_grpo, "grpo_loss", scarce)
-    metrics, fitted = within_memory(accumulate, cfg, optimizer)
-    assert fitted.groups_per_micro_batch == 1 and metrics == expected_metrics
+    alone = replace(cfg, groups_per_micro_batch=1)
+    expected_totals = backward(model, None, groups, suppressed, alone)
+    expected = gradients(model)
+    micro_batches = MicroBatches(model, Optimizer(model, cfg), cfg)
+    for batch in micro_batches.of(groups):
+        with micro_batches.retry_on_oom():
+            loss, stats = policy_loss(model, None, batch, suppressed, cfg)
+            loss.backward()
+            micro_batches.add(stats)
+            if len(batch.pack.prompts) > 1:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    assert micro_batches.size == 1 and micro_batches.totals == expected_totals
     assert "--groups_per_micro_batch 4\n" in capsys.readouterr().err
-    found = [p.grad for p in optimizer.parameters if p.grad is not None]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    optimizer.clear()
+    actual = gradients(model)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.case("F15")
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory")])
-def test_one_group_that_does_not_fit_and_any_other_error_pass(tiny, error):
-    optimizer = Optimizer(tiny[0], GRPOConfig())
-
-    def fails(cfg):
+@pytest.mark.parametrize(
+    "error, size, fsdp",
+    [
+        (MemoryError(), 1, False),
+        (RuntimeError("out of memory"), 1, False),
+        (RuntimeError("shapes do not match"), 8, False),
+        (RuntimeError("out of memory"), 8, True),  # the others are in the same forward
+    ],
+)
+def test_what_a_smaller_micro_batch_cannot_help_passes(tiny, error, size, fsdp):
+    cfg = GRPOConfig(groups_per_micro_batch=size, fsdp=fsdp)
+    micro_batches = MicroBatches(tiny[0], None, cfg)
+    with pytest.raises(type(error)), micro_batches.retry_on_oom():
         raise error
-
-    with pytest.raises(type(error)):
-        within_memory(fails, GRPOConfig(groups_per_micro_batch=2), optimizer)
-    calls = []
-
-    def a_bug(cfg):
-        calls.append(cfg)
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(a_bug, GRPOConfig(), optimizer)
-    assert len(calls) == 1
+    assert micro_batches.size == size and not micro_batches.restart
 
 
 def test_a_bfloat16_model_accumulates_steps_that_bfloat16_cannot_store(tiny_dir):
@@ -300,6 +279,7 @@ def test_a_bfloat16_model_accumulates_steps_that_bfloat16_cannot_store(tiny_dir)
     optimizer = Optimizer(model, GRPOConfig(learning_rate=1e-5, lr_scheduler_type="constant"))
     for _ in range(100):  # each step is far below half a bfloat16 step of a weight of 0.1
         sum(0.01 * p.sum() for p in model.parameters()).backward()
+        optimizer.clip_grad_norm(1.0)
         optimizer.step(0.0)
     moved = (before - weight).float()[before.abs() > 0.05]
     assert 0.8e-3 < moved.mean() < 1.2e-3 and weight.dtype == torch.bfloat16
@@ -324,11 +304,13 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(tiny_dir):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         model.model.norm.weight.grad[0] = float("nan")
+        assert math.isnan(optimizer.clip_grad_norm(1.0))
         assert optimizer.step(0.0)["steps_skipped_nonfinite"] == 1.0
         assert optimizer.not_finite == ["model.norm.weight"]
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     for p in model.parameters():
         p.grad = torch.ones_like(p)
+    optimizer.clip_grad_norm(1.0)
     assert optimizer.step(0.0)["steps_skipped_nonfinite"] == 0.0
 
 
@@ -337,7 +319,7 @@ def test_a_step_counts_the_skipped_updates_of_all_its_passes():
         {"loss": 1.0, "sampling/sampling_logp_difference/mean": 0.1, "steps_skipped_nonfinite": 1},
         {"loss": 2.0, "sampling/sampling_logp_difference/mean": 0.9, "steps_skipped_nonfinite": 0},
     ]
-    assert train_grpo.of_all_passes(passes) == {
+    assert merge_pass_metrics(passes) == {
         "loss": 2.0,
         "sampling/sampling_logp_difference/mean": 0.1,
         "steps_skipped_nonfinite": 1,
@@ -354,33 +336,37 @@ def some_examples(count):
 def test_every_epoch_meets_every_example_once_in_its_own_order():
     cfg, examples = GRPOConfig(prompts_per_step=4), some_examples(12)
     epochs = [
-        [e.id for step in range(3 * k, 3 * k + 3) for _, e in examples_of_step(examples, step, cfg)]
+        [
+            e.id
+            for step in range(3 * k, 3 * k + 3)
+            for _, e in questions_of_step(examples, step, cfg)
+        ]
         for k in range(3)
     ]
     assert all(sorted(epoch) == sorted(e.id for e in examples) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    other = [e.id for _, e in examples_of_step(examples, 0, replace(cfg, seed=1))]
+    other = [e.id for _, e in questions_of_step(examples, 0, replace(cfg, seed=1))]
     assert other != epochs[0][:4]
 
 
 @pytest.mark.case("I21")
 def test_a_step_larger_than_the_data_draws_other_numbers_for_repeated_examples():
-    chosen = examples_of_step(some_examples(3), 0, GRPOConfig(prompts_per_step=8))
+    chosen = questions_of_step(some_examples(3), 0, GRPOConfig(prompts_per_step=8))
     keys = [key for key, _ in chosen]
     assert len(set(keys)) == 8 and {e.id for _, e in chosen} == {"e0", "e1", "e2"}
 
 
 def test_rewards_are_grouped_by_prompt_and_targets_belong_to_their_group():
-    def reward(text, example, dense):
+    def reward(text, example, weights, dense):
         return Reward(float(text == example.target), {"correct": float(text == example.target)})
 
     task = Task("fake", [], {}, reward, lambda *_: {})
     texts = ["t0", "t1", "t0", "t1"]  # two prompts, two completions each
     rollout = Rollout([torch.zeros(1)] * 4, [torch.zeros(1)] * 4, ["stop"] * 4, texts)
     scorer = Scorer(task, GRPOConfig(num_generations=2, max_completion_length=8))
-    rewards, parts, _ = scorer.score_step(some_examples(2), rollout, 0)
-    assert rewards.tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    metrics = rollout_metrics(rollout, rewards, parts)
+    rollout.rewards, rollout.parts = scorer.score(some_examples(2), rollout, 0)
+    assert rollout.rewards.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    metrics = rollout_metrics(rollout)
     assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.0
     assert metrics["rewards/correct/mean"] == 0.5 and metrics["completions/clipped_ratio"] == 0.0
     assert metrics["reward_std_group"] == pytest.approx(math.sqrt(0.5))
@@ -406,7 +392,8 @@ def test_a_random_model_learns_a_toy_reward(tiny_dir):
         rollout = generate_group(model, processor, prompts, 8, 8, seed=0, step=step)
         paid = torch.tensor([(ids % 2 == 0).float().mean() for ids in rollout.ids]).view(3, 8)
         groups = make_groups(prompts, rollout, group_advantages(paid), cfg)
-        accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
+        backward(model, None, groups, processor.suppressed_tokens, cfg)
+        optimizer.clip_grad_norm(cfg.max_grad_norm)
         optimizer.step(step / cfg.max_steps)
         means.append(paid.mean().item())
     assert sum(means[:3]) / 3 < 0.65 and sum(means[-3:]) / 3 > 0.9, means
@@ -420,9 +407,7 @@ def test_the_update_reports_how_far_sampling_and_training_differ(tiny):
     rollout = generate_group(model, processor, prompts, 4, 8)
     rewards = torch.rand(3, 4)
     groups = make_groups(prompts, rollout, group_advantages(rewards), cfg)
-    metrics = update_metrics(
-        [accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)]
-    )
+    metrics = mean_metrics([backward(model, None, groups, processor.suppressed_tokens, cfg)])
     gradients(model)
     assert 0 <= metrics["sampling/sampling_logp_difference/mean"] < 1e-5
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4

@@ -2,10 +2,11 @@
 
 The loss is the mean negative log-probability of exactly the response tokens, end token included,
 whatever the micro-batches; reasoning texts are those of the source or of a file; a run ends with a
-checkpoint that evaluate.py judges with the prompt it was trained with.
+checkpoint that evaluate.py evaluates with the prompt it was trained with.
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from config import BASE_MODEL
 from data.examples import Example, Reasoning, completion_text
 from model.processor import Processor
 from model.weights import load_model
+from rewards import WEIGHTS
 from runtime.errors import InputError
+from tasks import TASKS, load_task
 from tasks.task import Task
 from tests.model.test_shared_prefix import separate_logps, some_groups
 from train_sft import SFTConfig
+from training.batches import Group, MicroBatches
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def tiny(tiny_dir):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A short run on the embedded model."""
+    """A short run on the bundled base."""
     directory = tmp_path_factory.mktemp("sft") / "run"
     words = "--task count --max_steps 12 --held_out_size 40 --train_size 16 --learning_rate 2e-4"
     train_sft.main([*words.split(), "--output_dir", str(directory)])
@@ -40,17 +44,24 @@ def imitation(tiny, cfg):
     """Loss and gradients of three prompts with ragged responses, and what went in."""
     model, processor = tiny
     prompts, completions = some_groups(processor)
-    responses = [group[0] for group in completions]
-    model.zero_grad()
-    total = sum(map(len, responses))
-    loss = train_sft.accumulate_imitation(model, prompts, responses, total, cfg)
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return loss, found, prompts, responses
+    responses = [completions_of_prompt[0] for completions_of_prompt in completions]
+    C = sum(map(len, responses))
+    groups = [
+        Group(prompt, [ids], weights=torch.full((len(ids),), 1.0 / C))
+        for prompt, ids in zip(prompts, responses, strict=True)
+    ]
+    micro_batches = MicroBatches(model, SimpleNamespace(zero_grad=model.zero_grad), cfg)
+    for batch in micro_batches.of(groups):
+        loss = train_sft.imitation_loss(model, batch)
+        loss.backward()
+        micro_batches.add({"loss": loss.detach()})
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return micro_batches.totals["loss"], gradients, prompts, responses
 
 
 def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
     model, _ = tiny
-    loss, found, prompts, responses = imitation(tiny, SFTConfig())
+    loss, gradients, prompts, responses = imitation(tiny, SFTConfig())
     model.zero_grad()
     total = 0.0
     for prompt, response in zip(prompts, responses, strict=True):
@@ -60,18 +71,18 @@ def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
-        if name in found:
+        if name in gradients:
             scale = parameter.grad.abs().max().clamp(min=1e-3)
-            assert (found[name] - parameter.grad).abs().max() < 1e-5 * scale, name
+            assert (gradients[name] - parameter.grad).abs().max() < 1e-5 * scale, name
 
 
 @pytest.mark.case("O5")
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_change_nothing(tiny, size):
-    loss, found, *_ = imitation(tiny, SFTConfig())
+    loss, gradients, *_ = imitation(tiny, SFTConfig())
     again, others, *_ = imitation(tiny, SFTConfig(groups_per_micro_batch=size))
     assert again == pytest.approx(loss, rel=1e-6)
-    for name, gradient in found.items():
+    for name, gradient in gradients.items():
         difference = (others[name] - gradient).abs().max()
         assert difference < 1e-5 * gradient.abs().max().clamp(min=1e-3), name
 
@@ -97,16 +108,16 @@ def test_a_response_is_the_answer_in_its_format_and_the_end_token(mode, text):
     assert processor.decode(ids[:-1]) == text and ids[-1] == processor.end_ids[0]
 
 
-@pytest.mark.parametrize("name", sorted(evaluate.TASKS))
+@pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_garden_task_can_write_its_reasoning(name):
     cfg = SFTConfig(task=name, cot=True, prompt_mode="steps", **small(name))
     processor = Processor(BASE_MODEL)
-    task = train_sft.with_reasoning(evaluate.load_task(cfg, processor), cfg)
+    task = train_sft.with_reasoning(load_task(cfg, processor), cfg)
     for example in task.train[:4]:
         assert all((example.reasoning.thought, example.reasoning.summary))
         rewards = [
             task.reward(
-                completion_text(example.target, mode, example.reasoning), example, 0.0
+                completion_text(example.target, mode, example.reasoning), example, WEIGHTS, 0.0
             ).total
             for mode in ("steps", "direct")
         ]
@@ -116,7 +127,8 @@ def test_every_garden_task_can_write_its_reasoning(name):
 
 
 def small(name: str) -> dict:
-    return {} if name == "cls" else {"train_size": 8, "held_out_size": 4}
+    few = {"cls": {}, "ovd": {"held_out_size": 4}}
+    return few.get(name, {"train_size": 8, "held_out_size": 4})
 
 
 def a_task(reasoning=None) -> Task:
@@ -164,13 +176,13 @@ def test_flags_that_contradict_each_other_are_refused(flags, complaint):
 
 def test_a_run_learns_and_leaves_what_a_grpo_run_leaves(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(13))
-    assert rows[-1]["loss"] < 0.8 * rows[1]["loss"]
+    assert [row["step"] for row in rows] == [*range(13), 12]  # evaluations have rows of their own
+    assert rows[-2]["loss"] < 0.8 * rows[1]["loss"]
     assert "eval/strict" in rows[0] and "eval/strict_low" in rows[-1]
     assert (run / "step_12" / "hf" / "model.safetensors").is_file()
 
 
-def test_a_run_is_judged_with_the_prompt_it_was_trained_with(run, capsys):
+def test_a_run_is_evaluated_with_the_prompt_it_was_trained_with(run, capsys):
     evaluate.main(["--run", str(run), "--split", "held_out"])
     shown = capsys.readouterr().out
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

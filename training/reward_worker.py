@@ -16,9 +16,9 @@ import os
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, TimeoutError
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, TimeoutError
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -116,8 +116,14 @@ def answer(texts: list[str], example: Example | None) -> str:
 # ---- in training ---------------------------------------------------------------------------------
 
 
+def end_pool(pool: ProcessPool) -> None:
+    """End all workers now."""
+    pool.stop()
+    pool.join()
+
+
 class Workers:
-    """Up to WORKERS processes that share the groups of a step.
+    """Up to WORKERS processes that share the groups of a step; they end with this object.
 
     Raises InputError at once if the user's file cannot be used.
     """
@@ -125,14 +131,16 @@ class Workers:
     def __init__(self, spec: str, timeout: float):
         check_spec(spec)
         self.spec, self.timeout = spec, timeout
+        self._start_pool()
+
+    def _start_pool(self) -> None:
         context = multiprocessing.get_context("spawn")  # no threads or GPU state of training's
-        self.pool = ProcessPool(
-            WORKERS, initializer=start_worker, initargs=(spec,), context=context
-        )
+        initial = {"initializer": start_worker, "initargs": (self.spec,)}
+        self.pool = ProcessPool(WORKERS, context=context, **initial)
+        weakref.finalize(self, end_pool, self.pool)
         reply = self._reply(self.pool.schedule(answer, ([], None), timeout=START_SECONDS))
-        error = reply.get("error", f"--reward {spec}: importing it fails ({reply.get('what')})")
-        if error is not None:
-            self.close()
+        error = f"--reward {self.spec}: importing it fails ({reply.get('what')})"
+        if (error := reply.get("error", error)) is not None:
             raise InputError(error)
 
     def answers(self, questions: list[tuple[list[str], Example]]) -> list[dict]:
@@ -140,12 +148,11 @@ class Workers:
 
         Raises InputError only if the user's file cannot be imported any more.
         """
-        try:
-            futures = [
-                self.pool.schedule(answer, question, timeout=self.timeout) for question in questions
-            ]
-        except RuntimeError as error:
-            raise InputError(f"--reward {self.spec}: importing it fails now ({error})") from None
+        if not self.pool.active:  # a worker was killed from outside while it waited
+            self._start_pool()
+        futures = [
+            self.pool.schedule(answer, question, timeout=self.timeout) for question in questions
+        ]
         return [self._reply(future) for future in futures]
 
     def _reply(self, future: Future) -> dict:
@@ -161,10 +168,5 @@ class Workers:
             except ProcessExpired as error:
                 reason = f"the process ended with code {error.exitcode}"
                 return {"fault": "died", "what": reason}
-            except BrokenProcessPool as error:
+            except (CancelledError, RuntimeError) as error:  # the pool is broken
                 return {"fault": "died", "what": str(error)}
-
-    def close(self) -> None:
-        """End all workers now."""
-        self.pool.stop()
-        self.pool.join()

@@ -230,12 +230,12 @@ class TrainingRun:
     def close(self) -> dict[str, float]:
         """Say what the run achieved and where it is; returns its last held-out metrics."""
         self.log.close()
+        self._warn(at_end=True)
         report = try_report(self.log.directory) if self.log.is_written else None
         evaluations = [row for row in self.rows if f"eval/{self.task.headline}" in row]
         line = rise(evaluations[0], evaluations[-1], self.task.headline)
         seconds = time.time() - self.start_time
         print(f"{line}; {seconds:.0f} s; {self.log.directory / f'step_{self.done}' / 'hf'}")
-        self._warn(at_end=True)
         if report is not None:
             print(f"report: {report}")
         return evaluations[-1]

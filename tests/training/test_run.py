@@ -23,6 +23,8 @@ import sample
 import train_grpo
 from rewards import Reward
 from runtime import console
+from tasks import TASKS
+from tests.helpers import eval_rows, folder_of_classes, pay_odd_lengths, rows, step_rows
 from train_grpo import GRPOConfig
 
 ROOT = Path(train_grpo.__file__).parent
@@ -41,43 +43,28 @@ def flags(tiny_dir, out, *more) -> list[str]:
 
 
 @pytest.fixture
-def reward_anything(monkeypatch):
-    """Pay for even lengths: a random model earns something, so that weights move."""
-
-    def load(settings):
-        task = original(settings)
-
-        def even(text, example, dense):
-            paid = len(text) % 2
-            return Reward(paid, {"correct": float(paid), "format": 0.0})
-
-        return replace(task, reward=even)
-
-    original = evaluate.TASKS["cls"]
-    monkeypatch.setitem(evaluate.TASKS, "cls", load)
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def paid(monkeypatch):
+    monkeypatch.setattr(TASKS["cls"], "load", pay_odd_lengths(TASKS["cls"].load))
 
 
 def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
-    tiny_dir, tmp_path, capsys, reward_anything
+    tiny_dir, tmp_path, capsys, paid
 ):
     out = tmp_path / "run"
     train_grpo.main(flags(tiny_dir, out, "--save_steps", 2, "--seed", 7))
     saved = config.load(GRPOConfig, out / "config.json")
     assert saved.seed == 7 and saved.model == tiny_dir and saved.max_steps == 3
 
-    metrics = rows(out / "metrics.jsonl")
-    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
-    for row in metrics[1:]:
+    steps, evaluations = step_rows(out), eval_rows(out)
+    assert [row["step"] for row in rows(out / "metrics.jsonl")] == [0, 1, 2, 2, 3, 3]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    for row in steps:
         assert set(TRL_NAMES) <= row.keys()
         assert all(isinstance(value, int | float) for value in row.values())
-    for row in (metrics[0], metrics[2], metrics[3]):  # start, eval_steps, end
+    assert [row["step"] for row in evaluations] == [0, 2, 3]  # start, eval_steps, end
+    for row in evaluations:
         for name in ("eval/strict", "eval/loose", "eval/ood_strict"):
             assert 0.0 <= row[name] <= 1.0
-    assert "eval/strict" not in metrics[1]
 
     completions = rows(out / "completions.jsonl")
     assert len(completions) == 3 * 2 * 8
@@ -85,7 +72,7 @@ def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
         completions[0]
     )
     first_step = [c["reward"] for c in completions if c["step"] == 1]
-    assert metrics[1]["reward"] == pytest.approx(sum(first_step) / len(first_step))
+    assert steps[0]["reward"] == pytest.approx(sum(first_step) / len(first_step))
 
     final = out / "step_3" / "hf"
     assert (out / "step_2" / "hf" / "model.safetensors").exists()
@@ -106,7 +93,7 @@ def test_a_run_leaves_config_metrics_completions_and_a_servable_checkpoint(
 
 
 @pytest.mark.case("O20")
-def test_the_same_seed_repeats_a_run_bit_for_bit(tiny_dir, tmp_path, reward_anything):
+def test_the_same_seed_repeats_a_run_bit_for_bit(tiny_dir, tmp_path, paid):
     for name in ("a", "b"):
         train_grpo.main(flags(tiny_dir, tmp_path / name))
     a, b = (load_file(tmp_path / name / "step_3/hf/model.safetensors") for name in ("a", "b"))
@@ -116,28 +103,18 @@ def test_the_same_seed_repeats_a_run_bit_for_bit(tiny_dir, tmp_path, reward_anyt
     ).read_text()
 
 
-def test_a_trained_tower_a_reference_and_two_iterations_work_together(
-    tiny_dir, tmp_path, reward_anything
-):
+def test_a_trained_tower_a_reference_and_two_iterations_work_together(tiny_dir, tmp_path, paid):
     out = tmp_path / "run"
     more = ("--no-freeze-vision", "--beta", 0.04, "--num_iterations", 2, "--learning_rate", 1e-3)
     train_grpo.main(flags(tiny_dir, out, *more))
-    metrics = rows(out / "metrics.jsonl")
-    assert metrics[1]["kl"] >= 0 and metrics[3]["kl"] > 0
+    steps = step_rows(out)
+    assert steps[0]["kl"] >= 0 and steps[2]["kl"] > 0
     # the second pass has moved; sampler and trainer are compared before that
-    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in metrics[1:])
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in steps)
     before = load_file(tiny_dir / "model.safetensors")
     after = load_file(out / "step_3/hf/model.safetensors")
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert any(key.startswith("visual.") for key in moved)
-
-
-def folder_of_classes(root: Path, count: int = 3) -> Path:
-    for k, name in enumerate(("rose", "tulip")):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (40, 32), (100 * k, 40 * i, 90)).save(root / name / f"{i}.png")
-    return root
 
 
 def test_a_folder_of_class_folders_trains_without_an_ood_split(tiny_dir, tmp_path, capsys):
@@ -237,13 +214,13 @@ def test_i21_fewer_examples_than_a_step_asks_repeat_with_a_warning(tiny_dir, tmp
     assert "2 training examples, fewer than --prompts_per_step 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("task", [name for name in evaluate.TASKS if name != "cls"])
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "cls"])
 def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_path, capsys, task):
     out = tmp_path / "run"
     size = "--shots" if task in ("det", "ovd") else "--train_size"
     more = ("--task", task, size, 2, "--held_out_size", 2, "--max_steps", 1)
     train_grpo.main(flags(tiny_dir, out, *more))
-    first, last = rows(out / "metrics.jsonl")
+    first, last = eval_rows(out)
     assert first["step"] == 0 and last["step"] == 1
     headline = {"det": "mAP", "ovd": "mAP", "ground": "iou"}.get(task, "strict")
     for name in (headline, f"{headline}_low", f"{headline}_high", f"ood_{headline}"):
@@ -277,7 +254,7 @@ def test_a_users_reward_trains_and_its_faults_are_in_the_metrics(tiny_dir, tmp_p
     out = tmp_path / "run"
     more = ("--reward", f"{mine}:pay", "--prompts_per_step", 6, "--max_steps", 2)
     train_grpo.main(flags(tiny_dir, out, *more))
-    _, first, second = rows(out / "metrics.jsonl")
+    first, second = step_rows(out)
     assert first["reward/exception"] == 8 and second["reward/exception"] == 0
     assert "rewards/user/mean" in first and "judge is away" in capsys.readouterr().err
 
@@ -326,12 +303,12 @@ def test_an_output_directory_in_use_is_not_overwritten(tiny_dir, tmp_path, capsy
 
 @pytest.mark.case("I67")
 def test_a_reward_that_is_not_finite_is_one_line(tiny_dir, tmp_path, capsys, monkeypatch):
-    original = evaluate.TASKS["cls"]
+    original = TASKS["cls"].load
 
-    def load(settings):
-        return replace(original(settings), reward=lambda *_: Reward(float("nan"), {"x": 1.0}))
+    def load(*args):
+        return replace(original(*args), reward=lambda *_: Reward(float("nan"), {"x": 1.0}))
 
-    monkeypatch.setitem(evaluate.TASKS, "cls", load)
+    monkeypatch.setattr(TASKS["cls"], "load", load)
     error = refused(capsys, flags(tiny_dir, tmp_path / "run"))
     assert "rewards must be finite" in error
     assert not list((tmp_path / "run").glob("step_*"))  # no weight was changed, none is saved

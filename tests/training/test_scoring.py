@@ -5,10 +5,13 @@ once, and costs its own group alone; too many stop the run. The optional shaping
 with their weights. Run: pytest tests/training/test_scoring.py
 """
 
+import gc
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,7 +43,7 @@ EXAMPLES = [Example(f"e{n}", (), "?", target) for n, target in enumerate(("red",
 
 
 def task() -> Task:
-    def reward(text, example, dense):
+    def reward(text, example, weights, dense):
         correct = float(example.target in text) + 0.25 * dense * (example.target not in text)
         return Reward(correct, {"correct": correct})
 
@@ -67,7 +70,10 @@ def user_file(tmp_path, body: str) -> str:
 
 
 def step(cfg: GRPOConfig, examples=EXAMPLES):
-    return Scorer(task(), cfg).score_step(examples, rollout(), 0)
+    """Rewards (N, G), their parts, and the metrics on faults."""
+    scorer = Scorer(task(), cfg)
+    rewards, parts = scorer.score(examples, rollout(), 0)
+    return rewards, parts, scorer.fault_metrics(len(parts))
 
 
 # ---- the task's own reward -----------------------------------------------------------------------
@@ -82,7 +88,7 @@ def test_every_completion_is_scored_against_its_own_question():
 def test_dense_credit_decays_linearly_to_nothing_if_asked():
     for schedule, at_half in (("constant", 0.25), ("linear", 0.125)):
         scorer = Scorer(task(), config(dense=1.0, dense_schedule=schedule))
-        rewards = [scorer.score_step(EXAMPLES, rollout(), k)[0][2, 0].item() for k in (0, 5, 9)]
+        rewards = [scorer.score(EXAMPLES, rollout(), k)[0][2, 0].item() for k in (0, 5, 9)]
         assert rewards[:2] == [0.25, at_half]
         assert rewards[2] == pytest.approx(0.25 if schedule == "constant" else 0.025)
 
@@ -92,7 +98,7 @@ def test_dense_credit_decays_linearly_to_nothing_if_asked():
 def test_a_task_reward_that_is_not_finite_names_the_example(value):
     broken = Task("fake", [], {}, lambda *_: Reward(value, {"x": value}), lambda *_: {})
     with pytest.raises(InputError, match="example e0: rewards must be finite"):
-        Scorer(broken, config()).score_step(EXAMPLES, rollout(), 0)
+        Scorer(broken, config()).score(EXAMPLES, rollout(), 0)
 
 
 # ---- shaping -------------------------------------------------------------------------------------
@@ -102,7 +108,7 @@ def test_a_task_reward_that_is_not_finite_names_the_example(value):
 def test_shaping_parts_are_added_with_their_weights_and_logged_unweighted():
     cfg = config(overlong_weight=2.0, overlong_buffer=10, repetition_weight=1.0, length_weight=1.0)
     lengths = [5, 15, 20, 10] * 3
-    rewards, parts, _ = Scorer(task(), cfg).score_step(EXAMPLES, rollout(lengths=lengths), 0)
+    rewards, parts = Scorer(task(), cfg).score(EXAMPLES, rollout(lengths=lengths), 0)
     assert [p["overlong"] for p in parts[:4]] == [0.0, -0.5, -1.0, 0.0]
     # the wrong completion (number 1) gains nothing by being shorter than the mean
     assert [p["length"] for p in parts[:4]] == pytest.approx([0.5, min(0, -1 / 6), -0.5, 1 / 6])
@@ -113,7 +119,7 @@ def test_shaping_parts_are_added_with_their_weights_and_logged_unweighted():
 
 def test_being_nearly_right_is_no_reason_to_be_short():
     cfg = config(dense=1.0, length_weight=1.0)  # every wrong text is worth 0.25 here
-    _, parts, _ = Scorer(task(), cfg).score_step(EXAMPLES, rollout(lengths=[9, 5, 9, 9] * 3), 0)
+    _, parts = Scorer(task(), cfg).score(EXAMPLES, rollout(lengths=[9, 5, 9, 9] * 3), 0)
     assert parts[1]["correct"] == 0.25 and parts[1]["length"] == 0.0
 
 
@@ -299,19 +305,44 @@ def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
     assert time.monotonic() - begun < 60
     out, err = capfd.readouterr()
     assert what in err and len(out) + len(err) < 5000
-    user.workers.idle[0].kill()
 
 
 @pytest.mark.case("F19")
+def test_a_worker_killed_from_outside_is_replaced(tmp_path):
+    """As by a system that is short of memory, while it works and while it waits."""
+    body = "import time; time.sleep(0.5); return [2.0] * len(completions)"
+    before = set(multiprocessing.active_children())
+    user = UserReward(Workers(user_file(tmp_path, body), 30))
+    (worker,) = set(multiprocessing.active_children()) - before
+    question = (TEXTS, EXAMPLES[0])
+    threading.Timer(0.3, worker.kill).start()
+    hit, spared = user.of_step([question, question])
+    assert hit == [None] * 4 and [reward.total for reward in spared] == [2.0] * 4
+    assert user.faults == {"died": 4}
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
+    time.sleep(1.0)
+    (rewards,) = user.of_step([question])
+    assert [reward.total for reward in rewards] == [2.0] * 4 and user.faults == {"died": 4}
+    del user
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not set(multiprocessing.active_children()) - before
+
+
 @pytest.mark.parametrize("body", ["return [0.0]", "while True: pass"])
 def test_a_worker_ends_with_training_idle_or_busy(tmp_path, body):
     program = (
-        f"from training.reward_worker import Workers\n"
-        f"if __name__ == '__main__':\n"
+        "import multiprocessing, os\n"
+        "from training.reward_worker import Workers, answer\n"
+        "from data.examples import Example\n"
+        "if __name__ == '__main__':\n"
         f"    workers = Workers({user_file(tmp_path, body)!r}, 30)\n"
-        f"    workers.idle[0].connection.send((0, [], None))\n"
-        f"    print(workers.idle[0].process.pid, flush=True)\n"
-        f"    import os; os._exit(0)\n"  # as if killed: nobody tidies up
+        "    workers.pool.schedule(answer, ([], Example('e', (), '?', 't')))\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    os._exit(0)\n"  # as if killed: nobody tidies up
     )
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run(
@@ -345,7 +376,8 @@ def test_a_reward_that_cannot_be_found_is_refused_by_flag(spec, why):
 @pytest.mark.parametrize(
     "source, why",
     [("pay = 3", "has no function 'pay'"), ("1 / 0", "importing it fails .ZeroDivisionError")]
-    + [("def pay(:", "importing it fails .SyntaxError")],
+    + [("def pay(:", "importing it fails .SyntaxError")]
+    + [("import os; os._exit(3)", "importing it fails .All workers expired")],
 )
 def test_a_file_without_a_usable_function_is_refused_by_flag(tmp_path, source, why):
     (tmp_path / "mine.py").write_text(source)
