@@ -22,9 +22,10 @@ import train_sft
 from evaluate import EvalConfig
 from runtime import console
 from tests.data.test_labelled import class_folders
+from tests.helpers import rows
 from tests.model.test_image import noise
 from tests.test_config import refusal
-from tests.training.test_run import flags, refused, rows
+from tests.training.test_run import flags, refused
 
 ROOT = Path(train_grpo.__file__).parent
 SMALL = "--task count --train_size 2 --held_out_size 1".split()  # data that is quickly drawn
@@ -262,9 +263,9 @@ def test_i76_a_run_works_without_stdin_home_terminal_or_unicode_and_with_spaces_
         preexec_fn=lambda: os.close(0),
     )
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode(errors="replace")
-    said = done.stdout.decode("ascii")
-    assert "1 of 5 records skipped" in said and "bad .png" in said
-    assert "kaputt \\xe9" in said and "report: a run/report.html" in said
+    output = done.stdout.decode("ascii")
+    assert "1 of 5 records skipped" in output and "bad .png" in output
+    assert "kaputt \\xe9" in output and "report: a run/report.html" in output
     page = (home / "a run" / "report.html").read_text(encoding="utf-8")
     assert "Größe? 牡丹" in page
     assert {row["target"] for row in rows(home / "a run" / "completions.jsonl")} == {"Röse", "牡丹"}

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import config
-import report
 import sample
 import train_grpo
 from data.examples import Example
@@ -23,18 +22,20 @@ from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
 from reporting.metrics import completion_records, rollout_metrics
+from reporting.page.render import write_report
 from reporting.run_log import RunLog
 from rewards import FORMATS, classification_reward
 from runtime import console
 from sample import Rollout, generate_group
+from tests.helpers import backward, make_groups, rows
 from tests.model.test_shared_prefix import gradients, some_groups
 from tests.reporting.test_report import Tags
 from tests.robustness.test_security import SOURCES
 from tests.test_answers import takes_under
 from tests.test_rewards import KINDS, every_reward, wrap
-from tests.training.test_run import flags, rows
+from tests.training.test_run import flags
 from tests.training.test_scoring import EXAMPLES, TEXTS, user_file
-from train_grpo import GRPOConfig, accumulate_gradient, make_groups
+from train_grpo import GRPOConfig
 from training.reward_worker import Workers
 from training.scoring import UserReward
 
@@ -61,18 +62,17 @@ def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite
     ids = sum(completions, [])
     texts = [processor.decode(row) for row in ids]
     assert texts[0] == "" and classification_reward(texts[0], "rose").total == 0.0
-    with torch.no_grad():  # the rewards differ within every group, so every token is trained
-        rewards = torch.arange(12.0).view(3, 4)
+    rewards = torch.arange(12.0).view(3, 4)  # no group has zero std, so every token is trained
     logps = [torch.full((len(row),), -4.0) for row in ids]
     rollout = Rollout(ids, logps, ["stop"] * 12, texts)
     groups = make_groups(prompts, rollout, group_advantages(rewards), cfg)
     assert [len(g.weights) for g in groups][2] == 4 and float(groups[2].weights.min()) > 0
-    totals = accumulate_gradient(model, None, groups, processor.suppressed_tokens, cfg)
-    found = gradients(model)
+    totals = backward(model, None, groups, processor.suppressed_tokens, cfg)
+    grads = gradients(model)
     assert totals["tokens"] == sum(map(len, ids)) and math.isfinite(totals["loss"])
-    assert found and all(torch.isfinite(g).all() for g in found.values())
-    parts = [{"correct": 0.0}] * 12
-    assert rollout_metrics(rollout, rewards, parts)["completions/min_length"] == 1.0
+    assert grads and all(torch.isfinite(g).all() for g in grads.values())
+    rollout.rewards, rollout.parts = rewards, [{"correct": 0.0}] * 12
+    assert rollout_metrics(rollout)["completions/min_length"] == 1.0
 
 
 @pytest.mark.case("I40")
@@ -83,7 +83,8 @@ def test_i40_completions_without_an_end_are_scored_as_they_are_and_counted(tiny,
     rollout = generate_group(model, processor, prompts, 2, 5)
     assert {len(row) for row in rollout.ids} == {5} and set(rollout.finish) == {"length"}
     rollout.finish[0] = "stop"
-    metrics = rollout_metrics(rollout, torch.zeros(3, 2), [{"correct": 0.0}] * 6)
+    rollout.rewards, rollout.parts = torch.zeros(3, 2), [{"correct": 0.0}] * 6
+    metrics = rollout_metrics(rollout)
     assert metrics["completions/clipped_ratio"] == pytest.approx(5 / 6)
     cut = "<answer>rose</answer> because"
     assert classification_reward(cut, "rose").parts == {"correct": 1.0, "format": 0.0}
@@ -168,7 +169,7 @@ def page(tmp_path) -> str:
     row = {"view": "held_out", "step": 0, "id": MARKUP[1], "question": MARKUP[0], "images": []}
     row |= {"target": MARKUP[3], "boxes": None, "completions": [completion]}
     (tmp_path / "gallery.jsonl").write_text(json.dumps(row) + "\n")
-    return report.write_report(tmp_path).read_text(encoding="utf-8")
+    return write_report(tmp_path).read_text(encoding="utf-8")
 
 
 @pytest.mark.case("I61")
@@ -191,7 +192,8 @@ def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
 ):
     texts = LOOKS_LIKE_A_FORMAT
     ids, logps = [torch.ones(1, dtype=torch.int64)] * 4, [torch.zeros(1)] * 4
-    rollout = Rollout(ids, logps, ["stop"] * 4, texts)
+    parts, zeros = [{name: 0.0} for name in texts], torch.zeros(1, 4)
+    rollout = Rollout(ids, logps, ["stop"] * 4, texts, zeros, parts, zeros)
     monkeypatch.setattr(sample, "generate_group", lambda *_: rollout)
     sample.main(["--model", str(tiny_dir), "--target", "{x} %d"])
     lines = capsys.readouterr().out.splitlines()
@@ -199,16 +201,14 @@ def test_i62_text_that_looks_like_a_format_is_printed_and_logged_as_it_is(
         f"{text}  [1 tokens, log-probability 0.00, stop]" for text in texts
     ]
     log = RunLog(GRPOConfig(output_dir=tmp_path / "run"), {})
-    numbers, parts = torch.zeros(1, 4), [{name: 0.0} for name in texts]
     example = Example(texts[1], (), texts[2], texts[0])
-    log.append(
-        "completions.jsonl", completion_records(1, [example], rollout, numbers, parts, numbers)
-    )
-    row = {"step": 1, "reward": 0.0, "completions/mean_length": 1.0}
-    log.metrics(row | {f"rewards/{text}/mean": 0.0 for text in texts})
+    log.append("completions.jsonl", completion_records(1, [example], rollout))
+    log.lap("rollout")
+    row = {"step": 1, "reward": 0.0, "completions/mean_length": 1.0, "completion_tokens": 4}
+    log.step(row | {f"rewards/{text}/mean": 0.0 for text in texts})
     log.close()
-    kept = rows(tmp_path / "run" / "completions.jsonl")
-    assert [row["completion"] for row in kept] == texts and kept[0]["target"] == texts[0]
+    records = rows(tmp_path / "run" / "completions.jsonl")
+    assert [row["completion"] for row in records] == texts and records[0]["target"] == texts[0]
     assert "{x} {0} { 0.00" in capsys.readouterr().out  # the name of a part
     skips = SkipLog()
     for text in texts:
@@ -256,18 +256,18 @@ def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
         f"    with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
         "        file.write('x')\n"
         f"    if Path({str(tmp_path / 'calls')!r}).stat().st_size > 4:\n"
-        "        raise OSError('judge is away')\n"
+        "        raise OSError('server is away')\n"
         "    return [len(c) % 2 for c in completions]\n"
     )
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
         console.run(lambda: train_grpo.main(flags(tiny_dir, out, "--reward", f"{mine}:pay")))
-    said, err = capsys.readouterr()
+    output, err = capsys.readouterr()
     error = err.strip().splitlines()[-1]
-    assert stop.value.code == 2 and "judge is away" in err
+    assert stop.value.code == 2 and "server is away" in err
     assert error.startswith("error: ") and "16 of 16 completions" in error and "exception" in error
     assert [path.name for path in out.glob("step_*")] == ["step_2"]
-    assert f"--resume_from_checkpoint {out}" in said
+    assert f"--resume_from_checkpoint {out}" in output
 
 
 class Replies:
@@ -284,8 +284,8 @@ class Replies:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, True, "1", [1.0]])
 def test_i67_a_value_that_is_no_finite_number_is_counted_and_never_paid(value, capsys):
     user = UserReward(Replies({"values": [1.0, value, None, 2.0]}))
-    (found,) = user.of_step([(TEXTS, EXAMPLES[0])])
-    assert [reward and reward.total for reward in found] == [1.0, None, None, 2.0]
+    (rewards,) = user.of_step([(TEXTS, EXAMPLES[0])])
+    assert [reward and reward.total for reward in rewards] == [1.0, None, None, 2.0]
     assert user.faults == {"not_finite": 1}  # None was asked for
     assert repr(TEXTS[1]) in capsys.readouterr().err
 
@@ -312,8 +312,6 @@ def test_i68_a_loop_in_c_that_never_lets_python_run_is_killed_at_the_deadline(tm
     (spared,) = user.of_step([(TEXTS, EXAMPLES[1])])  # by a new process
     assert [reward.total for reward in spared] == [1.0] * 4
     assert user.faults == {"timeout": 4} and "--reward_timeout 1 s" in capfd.readouterr().err
-    for worker in user.workers.idle:
-        worker.kill()
 
 
 @pytest.mark.case("I69")
@@ -327,7 +325,6 @@ def test_i69_ten_megabytes_of_print_are_swallowed_and_the_values_count(tmp_path,
         "    return [1.0, 2.0, 3.0, 4.0]"
     )
     user = UserReward(Workers(user_file(tmp_path, body), 30))
-    (found,) = user.of_step([(TEXTS, EXAMPLES[0])])
-    assert [reward.total for reward in found] == [1.0, 2.0, 3.0, 4.0] and not user.faults
+    (rewards,) = user.of_step([(TEXTS, EXAMPLES[0])])
+    assert [reward.total for reward in rewards] == [1.0, 2.0, 3.0, 4.0] and not user.faults
     assert capfd.readouterr() == ("", "")
-    user.workers.idle[0].kill()

@@ -70,13 +70,14 @@ def test_what_is_harmless_passes():
     assert dangers("import json\nre.compile('x')\nmodel.eval()\nrun(x, shell=False)") == []
 
 
-def test_only_the_worker_imports_a_users_file_and_training_reads_only_json_from_it():
+def test_only_the_worker_imports_a_users_file_and_training_gets_text_from_it():
+    """What the function returned never crosses the process border, only JSON made of floats."""
     users = [p.name for p in SOURCES if "exec_module" in p.read_text(encoding="utf-8")]
     assert users == ["reward_worker.py"]
     text = (ROOT / "training/reward_worker.py").read_text(encoding="utf-8")
     worker, training = text.split("# ---- in training ---")
-    assert ".recv()" in worker  # what training sends; the worker is its child
-    assert ".recv()" not in training and "json.loads(" in training
+    assert "def answer(texts: list[str], example: Example | None) -> str:" in worker
+    assert training.count("future.result(") == training.count("json.loads(future.result(") == 1
 
 
 @pytest.mark.case("F25")
