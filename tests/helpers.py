@@ -51,7 +51,7 @@ def eval_rows(run: Path) -> list[dict]:
 
 
 def pay_odd_lengths(load):
-    """A task's `load` with a reward of 1 for texts of odd length: a random model earns something."""
+    """A task's `load` with a reward for texts of odd length, which a random model can earn."""
 
     def reward(text, example, weights, dense):
         is_odd = float(len(text) % 2)

@@ -277,7 +277,9 @@ def test_an_error_of_one_rank_is_named_and_ends_all_of_them(kind, more, runs, sh
     code, output, seconds, run = fail(kind, tmp_path, f"{short} {more}")
     assert code != 0 and seconds < 10
     assert output.count("error: rank 1: ValueError: planted") == 1
-    assert "Traceback (most recent call last)" in output and output.count("ValueError: planted") == 2
+    assert (
+        "Traceback (most recent call last)" in output and output.count("ValueError: planted") == 2
+    )
     train_grpo.main(["--resume_from_checkpoint", str(run), "--no-fsdp"])
     assert_equal_weights(run, runs / "one" / "plain")
 

@@ -1,0 +1,105 @@
+"""How a script ends: bad input is one line and exit code 2, a bug keeps its traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import console
+from runtime.errors import InputError
+
+ROOT = Path(console.__file__).parents[1]
+PRINT_MUCH = (
+    "from runtime import console; console.run(lambda: [print('x' * 5000) for _ in range(99)]"
+)
+
+
+def test_a_line_break_in_a_message_becomes_a_space(capsys):
+    def main():
+        raise InputError("--data 'a\nb': no such folder;\n  name another")
+
+    with pytest.raises(SystemExit) as stopped:
+        console.run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --data 'a b': no such folder; name another\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        console.run(lambda: 1 // 0)
+
+
+@pytest.mark.case("F7")
+def test_a_stdout_that_cannot_be_written_ends_a_script_and_no_training():
+    program = f"{PRINT_MUCH}, trains={{}})"
+    alone = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    for trains, ranks, code, words in (
+        (True, "1", 0, "stdout cannot be written ([Errno 28] No space left on device); continuing"),
+        (
+            False,
+            "2",
+            0,
+            "stdout cannot be written ([Errno 28] No space left on device); continuing",
+        ),
+        (False, "1", 2, "error: stdout cannot be written ([Errno 28] No space left on device)"),
+    ):
+        command = [sys.executable, "-c", program.format(trains)]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=alone | {"WORLD_SIZE": ranks},
+            )
+        assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_stream_that_was_closed_or_cannot_be_written_changes_no_exit_code():
+    program = (
+        "from runtime import console, errors\n"
+        "def main():\n"
+        "    print('x')\n"
+        "    raise errors.InputError('bad')\n"
+        "console.run(main)\n"
+    )
+    for closed in (">&- 2>&-", ">&- 2> /dev/full", "> /dev/null 2> /dev/full"):
+        command = f'"$0" -c "$1" {closed}'
+        done = subprocess.run(["sh", "-c", command, sys.executable, program], cwd=ROOT)
+        assert done.returncode == 2, closed
+
+
+def test_a_reader_that_has_seen_enough_ends_a_script_without_a_word():
+    command = [sys.executable, "-c", f"{PRINT_MUCH})"]
+    script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script.stdout.close()
+    assert script.stderr.read() == b"" and script.wait() == 141
+
+
+def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    def too_large():
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    def a_bug():
+        raise RuntimeError("shapes do not match")
+
+    for main, code, words in ((interrupted, 130, "interrupted"), (too_large, 2, "out of memory")):
+        with pytest.raises(SystemExit) as stop:
+            console.run(main)
+        error = capsys.readouterr().err
+        assert stop.value.code == code and error.count("\n") == 1 and words in error
+    with pytest.raises(RuntimeError, match="shapes"):  # a bug keeps its traceback
+        console.run(a_bug)
+
+
+def test_an_illegal_memory_access_is_a_bug_and_no_lack_of_memory():
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert not console.is_out_of_memory(error)
+    for words in ("CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory"):
+        assert console.is_out_of_memory(RuntimeError(words))
