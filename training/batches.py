@@ -122,14 +122,15 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     """The scored rollouts of all ranks as one, in the order of the step's questions."""
     if distributed.world_size() == 1:
         return rollout
-    local = [[row.tolist() for row in rollout.ids], [row.tolist() for row in rollout.logps]]
-    local += [rollout.finish, rollout.texts, rollout.parts]
-    local += [rollout.rewards.tolist(), rollout.advantages.tolist()]
-    fields = [sum(of_ranks, []) for of_ranks in zip(*distributed.all_gather(local), strict=True)]
-    ids, logps, finish, texts, parts, rewards, advantages = fields
-    ids, logps = [torch.tensor(row) for row in ids], [torch.tensor(row) for row in logps]
-    rewards, advantages = torch.tensor(rewards), torch.tensor(advantages)
-    return Rollout(ids, logps, finish, texts, rewards, parts, advantages)
+    rollouts = distributed.all_gather(rollout)
+    lists = {
+        name: sum((getattr(r, name) for r in rollouts), [])
+        for name in ("ids", "logps", "finish", "texts", "parts")
+    }
+    rewards, advantages = (
+        torch.cat([getattr(r, name) for r in rollouts]) for name in ("rewards", "advantages")
+    )
+    return Rollout(**lists, rewards=rewards, advantages=advantages)
 
 
 # ---- micro-batches -------------------------------------------------------------------------------

@@ -34,10 +34,7 @@ from tests.robustness.test_security import SOURCES
 from tests.test_answers import takes_under
 from tests.test_rewards import KINDS, every_reward, wrap
 from tests.training.test_run import flags
-from tests.training.test_scoring import EXAMPLES, TEXTS, user_file
 from train_grpo import GRPOConfig
-from training.reward_worker import Workers
-from training.scoring import UserReward
 
 
 @pytest.fixture(scope="module")
@@ -268,63 +265,3 @@ def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
     assert error.startswith("error: ") and "16 of 16 completions" in error and "exception" in error
     assert [path.name for path in out.glob("step_*")] == ["step_2"]
     assert f"--resume_from_checkpoint {out}" in output
-
-
-class Replies:
-    """Stands in for the processes: every question gets the same answer."""
-
-    def __init__(self, reply: dict):
-        self.reply = reply
-
-    def answers(self, jobs):
-        return [self.reply for _ in jobs]
-
-
-@pytest.mark.case("I67")
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, True, "1", [1.0]])
-def test_i67_a_value_that_is_no_finite_number_is_counted_and_never_paid(value, capsys):
-    user = UserReward(Replies({"values": [1.0, value, None, 2.0]}))
-    (rewards,) = user.of_step([(TEXTS, EXAMPLES[0])])
-    assert [reward and reward.total for reward in rewards] == [1.0, None, None, 2.0]
-    assert user.faults == {"not_finite": 1}  # None was asked for
-    assert repr(TEXTS[1]) in capsys.readouterr().err
-
-
-@pytest.mark.case("I66")
-@pytest.mark.parametrize("count", [0, 3, 5])
-def test_i66_a_wrong_number_of_values_costs_the_whole_group(count, capsys):
-    user = UserReward(Replies({"values": [1.0] * count}))
-    assert user.of_step([(TEXTS, EXAMPLES[0])]) == [[None] * 4]
-    assert user.faults == {"wrong_length": 4}
-    assert "for 4 completions of example e0" in capsys.readouterr().err
-
-
-@pytest.mark.case("I68")
-def test_i68_a_loop_in_c_that_never_lets_python_run_is_killed_at_the_deadline(tmp_path, capfd):
-    body = (
-        "import itertools\n"
-        "    if example.id == 'e0':\n"
-        "        sum(itertools.repeat(1, 10**15))\n"
-        "    return [1.0] * len(completions)"
-    )
-    user = UserReward(Workers(user_file(tmp_path, body), 1))
-    assert user.of_step([(TEXTS, EXAMPLES[0])]) == [[None] * 4]
-    (spared,) = user.of_step([(TEXTS, EXAMPLES[1])])  # by a new process
-    assert [reward.total for reward in spared] == [1.0] * 4
-    assert user.faults == {"timeout": 4} and "--reward_timeout 1 s" in capfd.readouterr().err
-
-
-@pytest.mark.case("I69")
-def test_i69_ten_megabytes_of_print_are_swallowed_and_the_values_count(tmp_path, capfd):
-    body = (
-        "import os, sys\n"
-        "    print('x' * 10**7)\n"
-        "    print('y' * 10**7, file=sys.stderr)\n"
-        "    os.write(1, b'z' * 10**7), os.write(2, b'z' * 10**7)\n"
-        "    os.system('echo from a child')\n"
-        "    return [1.0, 2.0, 3.0, 4.0]"
-    )
-    user = UserReward(Workers(user_file(tmp_path, body), 30))
-    (rewards,) = user.of_step([(TEXTS, EXAMPLES[0])])
-    assert [reward.total for reward in rewards] == [1.0, 2.0, 3.0, 4.0] and not user.faults
-    assert capfd.readouterr() == ("", "")

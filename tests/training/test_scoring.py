@@ -1,4 +1,4 @@
-"""What training/scoring.py guarantees: whatever a reward function does, GRPO sees finite numbers only.
+"""Scoring: whatever a reward function does, GRPO sees finite numbers only.
 
 A user's function may raise, return too few values, NaN, None or text; each fault is counted, shown
 once, and costs its own group alone; too many stop the run. The optional shaping parts are added
@@ -273,18 +273,20 @@ def test_a_function_cannot_change_the_texts_of_the_rollout(tmp_path):
     "body, fault, what",
     [
         ("while True: pass", "timeout", "--reward_timeout 1 s"),
-        ("import time; time.sleep(60)", "timeout", "--reward_timeout 1 s"),
+        ("sum(__import__('itertools').repeat(1, 10**15))", "timeout", "--reward_timeout 1 s"),
         ("import os; os._exit(7)", "died", "code 7"),
         ("import os; os.fork(); return [2.0] * 4", None, ""),  # two processes, one answer
         ("import os; os.kill(os.getpid(), 9)", "died", "code -9"),
         ("import sys; sys.exit('bye')", "exception", "SystemExit: bye"),
         ("raise KeyboardInterrupt", "exception", "KeyboardInterrupt"),
         ("print('x' * 10**7); print('the end'); 1 / 0", "exception", "the end"),
+        ("import os; os.write(1, b'z' * 10**7); os.system('echo x'); return [2.0] * 4", None, ""),
         ("return [[1]] * 4", "exception", "TypeError"),
         ("return 3", "exception", "TypeError"),
         ("return ['1.5'] * 3", "wrong_length", "for 4 completions"),
         ("return [float('nan')] * 4", "not_finite", "nan"),
         ("return [1e300] * 4", "not_finite", "1e+300"),
+        ("return [1.0] * 5", "wrong_length", "for 4 completions"),
     ],
 )
 def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
