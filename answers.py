@@ -114,7 +114,7 @@ def normalise_name(text: str) -> str:
     Within the name nothing else is dropped. A hyphen is not a space, for "737-800" and "737 800"
     may be two rows of a table; a zero-width or control character stays, so a name with a hidden
     character is another name; look-alike letters of other scripts stay other letters. The function
-    is idempotent. Distinct strings may normalise alike, so whoever reads a class list must refuse
+    is idempotent. Distinct strings may normalise alike, so the reader of a class list must refuse
     two classes that do.
     """
     text = unicodedata.normalize("NFKC", text).casefold()

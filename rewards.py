@@ -26,7 +26,7 @@ There is one reward per kind of answer, all with one signature:
   exact answers only. A trainer can start high, where no sample is right yet, and anneal to 0.
 
 Names and boxes follow Visual-RFT (arXiv:2503.01785), numbers and calls Reason-RFT
-(arXiv:2503.20752), with departures where theirs pay for nothing. Their own looser rules are in
+(arXiv:2503.20752), with departures where theirs pay for nothing. Their looser rules are in
 tasks/loose.py: reported beside ours, never paid. Next: tasks/cls.py.
 """
 
@@ -224,13 +224,12 @@ def detection_reward(
     """Reward the boxes of all objects that are asked for, after Visual-RFT.
 
     Predicted boxes are paired with true ones by `match_boxes`; a pair is a hit if its IoU > 0.5.
-    With n = max(true boxes, predicted boxes + malformed items), the parts are
+    With n = max(true boxes, predicted boxes + malformed items), the parts are `format` and
 
     - `iou`: sum of the hits' IoUs / n. Partial credit: the IoUs of the other pairs.
     - `confidence`: Brier's score (1950, Monthly Weather Review 78), which is proper: an honest
       confidence pays best. A hit of confidence c (1 if there is none) earns 1 - (1 - c)^2, any
       other box costs c^2, all over n and never below 0.
-    - `format`: as everywhere.
 
     So misses, extra boxes, duplicates and malformed items cost. Visual-RFT pays 1 - c for a false
     positive, so that boxes of confidence 0 are free reward, and nothing is lost by a miss. If the
