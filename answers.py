@@ -1,7 +1,7 @@
-"""Answers: the text of a completion becomes a value, or None. One documented grammar per kind.
+"""Answers: parse the text of a completion into a value, or None. One documented grammar per kind.
 
 A completion ends in one answer block, `<answer>dog rose</answer>`. `parse_answer` finds it, and one
-of the parsers below reads what is in it:
+of the other parsers reads its content:
 
     kind        what the answer looks like                           value
     name        dog rose                                             the normalised name
@@ -11,27 +11,24 @@ of the parsers below reads what is in it:
     calls       change_colour(f1, red), remove(f3)                   list of (function, value, ...)
     sequence    B, A, C                                              ["B", "A", "C"]
 
-Data sets and completions are read by the same parsers, so the two sides cannot disagree about what
-an answer means; what the answers are worth is decided in rewards.py. The rules for all of them:
+Data sets and completions go through the same parsers, so the two sides agree on what an answer
+means; rewards.py decides what it is worth. The rules of every parser:
 
-1. None means: not in the grammar. Whatever a policy samples gives a value or None, never an
-   exception, and every number in a value is finite.
-2. The grammar is the whole answer. A number in a sentence is no number, a letter in a list of
-   letters is no choice: whoever searches the text pays for guessing.
-3. Text is text. Nothing is evaluated, no pattern can backtrack far, every size has a cap, and the
-   time is linear in the length.
-
-Next: rewards.py.
+1. None means outside the grammar. Any sampled text gives a value or None, never an exception, and
+   every number in a value is finite.
+2. The grammar covers the whole answer. A number in a sentence is not a number, and a letter in a
+   list of letters is not a choice: a parser that searches the text rewards guessing.
+3. Nothing is evaluated, every size has a cap, and the time is linear in the length.
 """
 
 import json
 import math
 import re
 import unicodedata
+from itertools import accumulate, zip_longest
 from typing import Any, NamedTuple
 
-# A completion of 1024 tokens has about 5,000 characters. Longer than this is noise, worth 0.
-MAX_COMPLETION_CHARS = 100_000
+MAX_COMPLETION_CHARS = 100_000  # beyond is noise: 1024 tokens have about 5,000 characters
 # Unicode normalisation takes quadratic time on long runs of accents, so names are short by rule.
 MAX_NAME_CHARS = 1_000
 MAX_LABEL_CHARS = 100  # the same for the label of a box, of which there are many
@@ -39,18 +36,18 @@ MAX_NUMBER_CHARS = 50  # keeps every number finite
 MAX_BOXES, MAX_CALLS, MAX_SEQUENCE = 1_000, 64, 32
 MAX_DEPTH = 8  # of nested brackets; a list of dicts that hold a list needs 3
 
-# The blocks of a completion. What stands inside the first four is thinking aloud.
+# The blocks of a completion: those that hold reasoning, then the answer.
 THOUGHTS = ("think", "summary", "caption", "reasoning")
 TAGS = tuple(tag for name in (*THOUGHTS, "answer") for tag in (f"<{name}>", f"</{name}>"))
 
 
-# ---------------------------------------------------------------------------- the answer block
+# ---- the answer block ----------------------------------------------------------------------------
 
 
 def parse_answer(text: str) -> str | None:
     """Return the content of the one answer block, stripped of outer white space, or None.
 
-    There is an answer when all of these hold, and None otherwise:
+    There is an answer if all of these hold:
     - `<answer>` and `</answer>` occur exactly once each, in this order. Two answers are no answer:
       otherwise a policy could name every class and be right with one of them. A draft answer
       within the thoughts counts as one of the two.
@@ -68,10 +65,10 @@ def parse_answer(text: str) -> str | None:
     if text.count("<answer>") != 1 or text.count("</answer>") != 1:
         return None
     before, _, rest = text.partition("<answer>")
-    answer, closed, after = rest.partition("</answer>")
-    if not closed or has_tag(answer):
+    answer, closing, after = rest.partition("</answer>")
+    if not closing or has_tag(answer):
         return None
-    if any(_ends_in(name, before) or _starts_in(name, after) for name in THOUGHTS):
+    if any(_is_inside(thought, before, after) for thought in THOUGHTS):
         return None
     return answer.strip() or None
 
@@ -81,16 +78,12 @@ def has_tag(text: str) -> bool:
     return any(tag in text for tag in TAGS)
 
 
-def _ends_in(thought: str, before: str) -> bool:
-    return before.rfind(f"<{thought}>") > before.rfind(f"</{thought}>")
+def _is_inside(thought: str, before: str, after: str) -> bool:
+    opening, closing = f"<{thought}>", f"</{thought}>"
+    return opening in before.rpartition(closing)[2] or closing in after.partition(opening)[0]
 
 
-def _starts_in(thought: str, after: str) -> bool:
-    head, closed, _ = after.partition(f"</{thought}>")
-    return bool(closed) and f"<{thought}>" not in head
-
-
-# --------------------------------------------------------------------------------------- names
+# ---- names ---------------------------------------------------------------------------------------
 
 # Typographic twins of one keyboard character, after NFKC. "_" is how data sets write a space.
 _KEYBOARD = str.maketrans(
@@ -99,11 +92,10 @@ _KEYBOARD = str.maketrans(
     | dict.fromkeys("\u2018\u2019", "'")
     | dict.fromkeys("\u201c\u201d", '"')
 )
-_SURROUNDING = " .,;:!?\"'`*"  # what a sentence or markdown puts around a name
 
 
 def parse_name(answer: str | None) -> str | None:
-    """Return the normalised name, or None if nothing is left of it or there is too much of it."""
+    """Return the normalised name; None if it is empty or the answer exceeds `MAX_NAME_CHARS`."""
     if answer is None or len(answer) > MAX_NAME_CHARS:
         return None
     return normalise_name(answer) or None
@@ -116,20 +108,21 @@ def normalise_name(text: str) -> str:
        straße. Accents stay: "pate" is not "pâté".
     2. Underscores become spaces; typographic hyphens and quotes become the keyboard's.
     3. Runs of white space, line breaks included, become one space.
-    4. Spaces, quotes, asterisks, backticks and `. , ; : ! ?` are stripped from both ends.
+    4. What a sentence or markdown puts around a name is stripped from both ends: spaces, quotes,
+       asterisks, backticks and `. , ; : ! ?`.
 
     Within the name nothing else is dropped. A hyphen is not a space, for "737-800" and "737 800"
     may be two rows of a table; a zero-width or control character stays, so a name with a hidden
     character is another name; look-alike letters of other scripts stay other letters. The function
-    is idempotent. It cannot be injective on all strings, so whoever reads a class list must refuse
-    two classes that normalise alike.
+    is idempotent. Distinct strings may normalise alike, so the reader of a class list must refuse
+    two classes that do.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = unicodedata.normalize("NFKC", text)  # folding may decompose, as with "ǰ"
-    return " ".join(text.translate(_KEYBOARD).split()).strip(_SURROUNDING)
+    return " ".join(text.translate(_KEYBOARD).split()).strip(" .,;:!?\"'`*")
 
 
-# ------------------------------------------------------------------------- numbers and choices
+# ---- numbers and choices -------------------------------------------------------------------------
 
 # Commas only where thousands are: "1,000" and "12,345.6", but neither "1,00" nor "0,500".
 _NUMBER = re.compile(r"[+-]?(?:(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
@@ -144,39 +137,37 @@ def parse_number(answer: str | None) -> float | None:
     """
     if answer is None or len(answer) > MAX_NUMBER_CHARS:
         return None
-    digits = _bare(answer).translate(_KEYBOARD)
+    digits = _unwrapped(answer).translate(_KEYBOARD)
     if not _NUMBER.fullmatch(digits):
         return None
     return float(digits.replace(",", "")) + 0.0  # -0.0 + 0.0 is 0.0
 
 
 def parse_choice(answer: str | None) -> str | None:
-    """Return the chosen letter, "A" to "H", or None.
+    """Return the letter of a choice, "A" to "H", or None.
 
     One letter of either case, alone or in round brackets: B, b, (B), each with an optional final
     period and with quotes or asterisks around it. Two letters are no choice, nor is a sentence.
     """
-    if answer is None:
-        return None
-    letter = _bare(answer)
+    letter = _unwrapped(answer or "")
     if letter.startswith("(") and letter.endswith(")"):
         letter = letter[1:-1].strip()
     return letter.upper() if len(letter) == 1 and letter in "ABCDEFGHabcdefgh" else None
 
 
-def _bare(answer: str) -> str:
+def _unwrapped(answer: str) -> str:
     """The answer without white space, quotes and asterisks around it, and one final period."""
     wrapping = " \t\n\r\"'`*“”‘’"
     return answer.strip(wrapping).removesuffix(".").strip(wrapping)
 
 
-# --------------------------------------------------------------------------------------- boxes
+# ---- boxes ---------------------------------------------------------------------------------------
 
 
 class Box(NamedTuple):
     """An upright box inside its canvas: 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height.
 
-    `confidence` is in [0, 1] and `label` is normalised; either is None where none was given.
+    `confidence` is in [0, 1] and `label` is normalised; each is None if the answer has none.
     """
 
     x1: float
@@ -185,10 +176,6 @@ class Box(NamedTuple):
     y2: float
     confidence: float | None = None
     label: str | None = None
-
-
-# Integers are read as floats too: a number of 5,000 digits becomes inf, which no box accepts.
-_JSON = json.JSONDecoder(parse_int=float)
 
 
 def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[Box], int] | None:
@@ -207,7 +194,7 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     exchanged for double ones, for no parser of Python is safe with a policy's text. Text that is
     none of these is outside the grammar: None, as for an answer that was cut off.
 
-    Within the grammar an item is malformed, and the caller counts it as a false positive, when
+    Within the grammar an item is malformed, and the caller counts it as a false positive, if
     - it does not have exactly four corners, or one is not a finite number (strings and true are
       not numbers, nor are NaN and 1e999);
     - as written, x1 < x2 and y1 < y2 do not both hold, or no area is left inside the canvas;
@@ -216,7 +203,7 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     - it comes after `MAX_BOXES` others.
 
     Args:
-        canvas: (width, height) of the coordinates. What lies outside is cut off, never refused.
+        canvas: (width, height) of the coordinates. Boxes are clipped to it, never refused.
     Raises:
         ValueError: the canvas is not two numbers in (0, 1e9]; beyond, areas could overflow.
     """
@@ -227,71 +214,59 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     if parse_name(answer) in ("no objects", "none"):
         return [], 0
     try:
-        items = _box_items(_without_fence(answer))
+        items = _box_items(answer.strip())
     except ValueError:
         return None
-    read = [_as_box(item, canvas) for item in items[:MAX_BOXES]]
-    boxes = [box for box in read if box is not None]
+    parsed = [_parse_box(item, canvas) for item in items[:MAX_BOXES]]
+    boxes = [box for box in parsed if box is not None]
     return boxes, len(items) - len(boxes)
 
 
-def _without_fence(answer: str) -> str:
-    text = answer.strip()
+def _box_items(text: str) -> list:
+    """The items of an answer, not yet checked. ValueError: text outside the grammar."""
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json").removeprefix("python").strip()
-    return text
-
-
-def _box_items(text: str) -> list:
-    """The items of an answer, not yet looked into. ValueError: text outside the grammar."""
     if text.startswith("("):
         # (1,2),(3,4) (5,6),(7,8): with commas between and the brackets swapped, a list of points.
-        points = re.sub(r"\)\s*\(", "),(", text).translate(str.maketrans("()[]", "[]()"))
-        return _paired(_decoded(f"[{points}]"))
+        # Every two are an item; where one of them is no (x, y), it is [], which is malformed.
+        swapped = re.sub(r"\)\s*\(", "),(", text).translate(str.maketrans("()[]", "[]()"))
+        points = _decode_json(f"[{swapped}]")
+        if not all(isinstance(point, list) for point in points):
+            raise ValueError("there is something else between the points")
+        pairs = zip_longest(points[::2], points[1::2], fillvalue=[])
+        return [a + b if len(a) == len(b) == 2 else [] for a, b in pairs]
     try:
-        value = _decoded(text)
+        value = _decode_json(text)
     except ValueError:
-        value = _decoded(_QUOTED.sub(_double_quoted, text))
+        value = _decode_json(_STRING.sub(lambda string: f'"{string[0][1:-1]}"', text))
     if isinstance(value, dict):
         return [value]
     if not isinstance(value, list):
         raise ValueError("a lone word or number is no box")
-    nested = any(isinstance(item, list | dict) for item in value)
-    return value if nested or not value else [value]
+    is_nested = any(isinstance(item, list | dict) for item in value)
+    return value if is_nested or not value else [value]
 
 
-def _paired(points: list) -> list:
-    """Every two points make an item; a point that is no pair spoils it, and so does a last one."""
-    if not all(isinstance(point, list) for point in points):
-        raise ValueError("something else stands between the points")
-    pairs = zip(points[::2], points[1::2], strict=False)
-    return [a + b if len(a) == len(b) == 2 else [] for a, b in pairs] + [[]] * (len(points) % 2)
+# Strings in double quotes match as well, so that the single quotes in them stay.
+_STRING = re.compile(r"\"[^\"]*\"|'[^'\"\\]*'")
 
 
-_QUOTED = re.compile(r"\"[^\"]*\"|'([^'\"\\]*)'")
-
-
-def _double_quoted(string: re.Match) -> str:
-    return string[0] if string[1] is None else f'"{string[1]}"'
-
-
-def _decoded(text: str) -> Any:
+def _decode_json(text: str) -> Any:
     """The JSON value of the text. ValueError: not JSON, or nested deeper than `MAX_DEPTH`.
 
-    The depth is checked first, because the decoder calls itself for every bracket. Brackets in
+    The depth is checked first, because the decoder recurses on every bracket. Brackets in
     strings do not count; without escaped characters, every second piece between quotes is one.
     """
     pieces = text.replace("\\\\", "").replace('\\"', "").split('"')
-    depth = 0
-    for bracket in re.findall(r"[][{}]", " ".join(pieces[::2])):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_DEPTH:
-            raise ValueError("nested too deep")
-    return _JSON.decode(text)
+    brackets = re.findall(r"[][{}]", " ".join(pieces[::2]))
+    depths = accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+    if max(depths, default=0) > MAX_DEPTH:
+        raise ValueError("nested too deep")
+    return json.loads(text, parse_int=float)  # 5,000 digits become inf, which no box accepts
 
 
-def _as_box(item: Any, canvas: tuple[float, float]) -> Box | None:
-    """The box of one item, cut to the canvas, or None where it is malformed."""
+def _parse_box(item: Any, canvas: tuple[float, float]) -> Box | None:
+    """The box of one item, clipped to the canvas, or None if it is malformed."""
     fields = item if isinstance(item, dict) else {"bbox_2d": item}
     corners = fields.get("Position", fields.get("bbox_2d"))
     if not isinstance(corners, list) or len(corners) != 4 or not all(map(_is_finite, corners)):
@@ -308,21 +283,23 @@ def _as_box(item: Any, canvas: tuple[float, float]) -> Box | None:
     if "Confidence" in fields and not (_is_finite(confidence) and 0.0 <= confidence <= 1.0):
         return None
     if "label" in fields:
-        label = parse_name(label) if _is_short(label) else None
+        is_short = isinstance(label, str) and len(label) <= MAX_LABEL_CHARS
+        label = parse_name(label) if is_short else None
         if label is None:
             return None
     return Box(x1, y1, x2, y2, confidence, label)
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_LABEL_CHARS
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-# ------------------------------------------------------------------------ calls and sequences
+# ---- calls and sequences -------------------------------------------------------------------------
+
+_VALUE = r"""(?:\w+|'\w+'|"\w+")"""
+_CALL = re.compile(  # function(value, ...), and the separator after it
+    rf"\s*(\w+)\s*\(\s*((?:{_VALUE}(?:\s*,\s*{_VALUE})*\s*)?)\)\s*[,;]?"
+)
 
 
 def parse_calls(answer: str | None) -> list[tuple[str, ...]] | None:
@@ -335,19 +312,13 @@ def parse_calls(answer: str | None) -> list[tuple[str, ...]] | None:
     """
     if answer is None or len(answer) > MAX_COMPLETION_CHARS:
         return None
-    rest = _without_brackets(answer)
-    calls = []
+    rest, calls = _without_brackets(answer).casefold(), []
     while rest and len(calls) < MAX_CALLS:
-        function, _, rest = rest.partition("(")
-        inside, closed, rest = rest.partition(")")
-        values = [_unquoted(value.strip()) for value in inside.split(",")] if inside.strip() else []
-        call = [word.casefold() for word in (function.strip(), *values)]
-        if not closed or not all(map(_is_word, call)):
+        call = _CALL.match(rest)
+        if call is None:
             return None
-        calls.append(tuple(call))
-        rest = rest.lstrip()
-        if rest.startswith((",", ";")):
-            rest = rest[1:].lstrip()
+        calls.append((call[1], *re.findall(r"\w+", call[2])))
+        rest = rest[call.end() :]
     return calls if calls and not rest else None
 
 
@@ -360,36 +331,16 @@ def parse_sequence(answer: str | None) -> list[str] | None:
     """
     if answer is None or len(answer) > MAX_NAME_CHARS:
         return None
-    text = _without_brackets(_bare(answer))
-    for separator in ("->", "→", ">", ","):
-        text = text.replace(separator, " ")
-    items = text.split()
-    if len(items) == 1 and items[0].isalpha() and items[0].isupper():
+    items = re.sub("->|[→>,]", " ", _without_brackets(_unwrapped(answer))).split()
+    if len(items) == 1 and re.fullmatch("[A-Z]+", items[0]):
         items = list(items[0])
-    if not all(item.isascii() and (_is_letter(item) or _is_small(item)) for item in items):
+    if not all(re.fullmatch("[A-Za-z]|[0-9]{1,2}", item) for item in items):
         return None
     items = [item.upper() if item.isalpha() else str(int(item)) for item in items]
-    if not 1 <= len(items) <= MAX_SEQUENCE or len(set(items)) < len(items):
-        return None
-    return items
+    has_repeats = len(set(items)) < len(items)
+    return items if 1 <= len(items) <= MAX_SEQUENCE and not has_repeats else None
 
 
 def _without_brackets(answer: str) -> str:
     text = answer.strip()
     return text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
-
-
-def _unquoted(word: str) -> str:
-    return word[1:-1] if len(word) > 2 and word[0] == word[-1] and word[0] in "\"'" else word
-
-
-def _is_word(text: str) -> bool:
-    return re.fullmatch(r"\w+", text) is not None
-
-
-def _is_letter(item: str) -> bool:
-    return len(item) == 1 and item.isalpha()
-
-
-def _is_small(item: str) -> bool:
-    return len(item) <= 2 and item.isdigit()

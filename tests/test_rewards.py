@@ -6,17 +6,20 @@ tanhuajie/Reason-RFT, VLM-R1 is om-ai-lab/VLM-R1; R1-V names itself. Run: `pytes
 tests/test_rewards.py`.
 """
 
-import dataclasses
+import ast
 import itertools
 import json
 import math
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import answers
 import rewards
 from answers import (
     MAX_COMPLETION_CHARS,
@@ -27,10 +30,9 @@ from answers import (
     parse_answer,
 )
 from rewards import (
-    ANSWER_WEIGHTS,
-    DETECTION_WEIGHTS,
     FORMATS,
-    GROUNDING_WEIGHTS,
+    WEIGHTS,
+    Reward,
     boxes_correct,
     calls_accuracy,
     calls_reward,
@@ -45,22 +47,16 @@ from rewards import (
     name_correct,
     number_reward,
     sequence_reward,
-    weighted,
 )
-from tasks.loose import (
-    first_box_iou,
-    loose_name_correct,
-    loose_number_correct,
-    loose_yes_no,
-)
+from tasks.loose import first_box_iou, loose_name_correct, loose_number_correct, loose_yes_no
 from tests.test_answers import (
-    ANY_PACE,
+    ACCENTS,
     ANY_TEXT,
     HOSTILE,
     MARKS,
+    NO_DEADLINE,
     TAGGED,
     corners_up_to,
-    imports_and_calls,
     named,
     takes_under,
 )
@@ -68,21 +64,27 @@ from training.scoring import repetition_penalty
 
 CAR = "2012 BMW 1 Series Convertible"
 THOUGHT = "<think>a low roof</think>"
-BEST = sum(ANSWER_WEIGHTS.values())
+
+
+def wrap(answer: str) -> str:
+    return f"{THOUGHT}<answer>{answer}</answer>"
+
+
+def correct(reward, answer: str, target: str, **options) -> float:
+    return reward(wrap(answer), target, **options).parts["correct"]
 
 
 def strict(text: str, target: str) -> float:
     return name_correct(parse_answer(text), target)
 
 
-# ---------------------------------------------------------------- texts that a peer's reward pays
+# ---- texts that a peer's reward pays -------------------------------------------------------------
 
 # (id, completion, target, what our loose copy of V-RFT's rule pays). The strict rule pays 0.
 NOT_AN_ANSWER = [
     ("I38 empty completion (V-RFT 1.0)", "", "apple", 1.0),
     ("white space only (V-RFT 1.0)", " \n\t ", "apple", None),
     ("I41 empty answer (V-RFT 1.0, #176)", "<answer></answer>", "apple", 1.0),
-    ("blank answer (V-RFT 1.0)", f"{THOUGHT}<answer>   </answer>", "apple", 1.0),
     ("underscores as answer (V-RFT 1.0)", "<answer>__</answer>", "apple", 1.0),
     ("dots as answer", "<answer>...</answer>", "apple", 0.0),
     ("no-break space as answer (V-RFT 1.0)", "<answer>\xa0</answer>", "apple", 1.0),
@@ -97,12 +99,7 @@ NOT_AN_ANSWER = [
     ("I31 label inside a longer one (V-RFT 1.0)", "<answer>cathedral</answer>", "cat", 1.0),
     ("I31 hyphen is not a space", "<answer>737 800</answer>", "737-800", 0.0),
     ("I42 list (V-RFT 1.0)", "<answer>A or B or C</answer>", "B", 1.0),
-    (
-        "I42 list of variants (V-RFT 1.0)",
-        "<answer>A320 or 737-400 or MD-80</answer>",
-        "737-400",
-        1.0,
-    ),
+    ("I42 variants (V-RFT 1.0)", "<answer>A320 or 737-400 or MD-80</answer>", "737-400", 1.0),
     ("comma list (V-RFT 1.0)", "<answer>cat, dog</answer>", "cat", 1.0),
     ("line per class (V-RFT 1.0)", "<answer>cat\ndog</answer>", "cat", 1.0),
     ("line break, name elsewhere (V-RFT 1.0)", "a cat? <answer>\ndog</answer>", "cat", 1.0),
@@ -121,29 +118,13 @@ NOT_AN_ANSWER = [
     ("I44 closed twice", "<answer>cat</answer></answer>", "cat", 1.0),
     ("I44 opened twice", "<answer><answer>cat</answer>", "cat", None),
     ("I44 thought inside the answer", "<answer><think>x</think>cat</answer>", "cat", None),
-    ("I44 answer ends a thought", "<answer></think>cat</answer>", "cat", None),
     ("I45 answer in the thoughts (V-RFT 1.0)", "<think><answer>cat</answer></think>", "cat", 1.0),
     ("I45 in unclosed thoughts", "<think>hm <answer>cat</answer>", "cat", 1.0),
     ("I45 in thoughts opened by the prompt", "hm <answer>cat</answer> so</think>", "cat", 1.0),
     ("I45 in the second thought", f"{THOUGHT}<think><answer>cat</answer></think>", "cat", 1.0),
-    (
-        "I45 in nested thoughts",
-        "<think><think>a</think><answer>cat</answer></think>",
-        "cat",
-        1.0,
-    ),
-    (
-        "draft in the thoughts, then another (V-RFT 1.0)",
-        "<think>so <answer>cat</answer></think><answer>dog</answer>",
-        "cat",
-        1.0,
-    ),
-    (
-        "right name in the thoughts alone (R1-V 1.0)",
-        "<think>the answer is 5, $5$</think><answer>4</answer>",
-        "5",
-        0.0,
-    ),
+    ("I45 nested", "<think><think>a</think><answer>cat</answer></think>", "cat", 1.0),
+    ("draft (V-RFT 1.0)", "<think><answer>cat</answer></think><answer>dog</answer>", "cat", 1.0),
+    ("thoughts alone (R1-V 1.0)", "<think>it is 5, $5$</think><answer>4</answer>", "5", 0.0),
     ("right name after the answer (R1-V 1.0)", "<answer>4</answer> 5", "5", 0.0),
     ("other-case tags (V-RFT 1.0)", "<ANSWER>cat</ANSWER>", "cat", 1.0),
     ("tags in full width (V-RFT 1.0)", "＜answer＞cat＜/answer＞", "cat", 1.0),
@@ -151,53 +132,38 @@ NOT_AN_ANSWER = [
     ("zero-width inside the name", "<answer>c\u200bat</answer>", "cat", 0.0),
     ("control character inside the name", "<answer>c\x00at</answer>", "cat", 0.0),
     ("accent missing", "<answer>pate</answer>", "pâté", 0.0),
-    ("I57 power tower", "<answer>\\boxed{9^{9^{9^9}}}</answer>", "9", None),
-    ("I57 nested braces", "<answer>" + "{" * 3000 + "}" * 3000 + "</answer>", "9", None),
-    ("I57 factorial", "<answer>1000000!</answer>", "9", None),
-    ("I58 import", "<answer>__import__('os').getcwd()</answer>", "os.getcwd", None),
-    ("I58 dunder", "<answer>().__class__.__base__</answer>", "object", None),
     ("I58 arithmetic is not evaluated", "<answer>2+3</answer>", "5", 0.0),
     ("I60 replacement character", "<answer>c\ufffdt</answer>", "cat", 0.0),
     ("lone surrogate", "<answer>c\ud800t</answer>", "cat", 0.0),
 ]
 
 
-@pytest.mark.case("I31", "I38", "I41", "I42", "I43", "I44", "I45", "I57", "I58", "I60")
-@pytest.mark.parametrize(
-    "text, target, loose", [case[1:] for case in NOT_AN_ANSWER], ids=[c[0] for c in NOT_AN_ANSWER]
-)
-@pytest.mark.parametrize("mode", FORMATS)
-def test_text_that_fools_a_peer_is_not_correct(text, target, loose, mode):
-    reward = classification_reward(text, target, mode)
-    assert reward.parts["correct"] == 0.0 and strict(text, target) == 0.0
-    assert reward.total <= ANSWER_WEIGHTS["format"]
+@pytest.mark.case("I31", "I38", "I41", "I42", "I43", "I44", "I45", "I58", "I60")
+@pytest.mark.parametrize("text, target, loose", named(NOT_AN_ANSWER))
+def test_text_that_fools_a_peer_is_not_correct(text, target, loose):
+    for mode in FORMATS:
+        reward = classification_reward(text, target, mode)
+        assert reward.parts["correct"] == 0.0 and strict(text, target) == 0.0
+        assert reward.total <= WEIGHTS["format"]
     if loose is not None:  # the peer's rule does overpay it: the case is not a straw man
         assert loose_name_correct(text, target) == loose
 
 
-@pytest.mark.case("I39")
-def test_i39_a_completion_of_white_space_or_nothing_is_worth_zero():
-    for text in ("", "\n", "   "):
-        for mode in FORMATS:
-            assert classification_reward(text, "cat", mode).total == 0.0
-
-
-@pytest.mark.case("I40")
-def test_i40_a_cut_off_completion_is_scored_on_what_is_there():
-    assert classification_reward("<think>six petals and", "cat").total == 0.0
+@pytest.mark.case("I39", "I40")
+def test_nothing_is_worth_zero_and_a_cut_off_completion_is_scored_on_what_is_there():
+    for mode, text in itertools.product(FORMATS, ("", "\n", "   ", "<think>six petals and")):
+        assert classification_reward(text, "cat", mode).total == 0.0
     cut = "<think>a</think><answer>cat</answer> and so"
     assert classification_reward(cut, "cat").parts == {"correct": 1.0, "format": 0.0}
 
 
-# -------------------------------------------------------- right answers, also where a peer misses
+# ---- right names, also where a peer misses -------------------------------------------------------
 
 RIGHT = [
     ("plain", "<answer>garden phlox</answer>", "garden phlox"),
-    ("with thoughts", f"{THOUGHT}<answer>cat</answer>", "cat"),
     ("leading space", f" {THOUGHT}<answer>cat</answer>", "cat"),
     ("newlines in the answer", "<answer>\n cat \n</answer>", "cat"),
     ("name broken over two lines", "<answer>garden\nphlox</answer>", "garden phlox"),
-    ("case", "<answer>Garden PHLOX</answer>", "garden phlox"),
     ("case beyond ASCII", "<answer>STRASSE</answer>", "Straße"),
     ("NFD answer", "<answer>pa\u0302te\u0301</answer>", "p\xe2t\xe9"),
     ("NFC answer", "<answer>p\xe2t\xe9</answer>", "pa\u0302te\u0301"),
@@ -205,7 +171,6 @@ RIGHT = [
     ("full-width letters", "<answer>Ａ３２０</answer>", "A320"),
     ("no-break space", "<answer>garden\xa0phlox</answer>", "garden phlox"),
     ("underscores", "<answer>american_bulldog</answer>", "American Bulldog"),
-    ("underscores in the target", "<answer>american bulldog</answer>", "american_bulldog"),
     ("full stop", "<answer>Cat.</answer>", "cat"),
     ("quotes", '<answer>"cat"</answer>', "cat"),
     ("curly quotes", "<answer>“cat.”</answer>", "cat"),
@@ -221,16 +186,38 @@ RIGHT = [
     ("angle brackets in the name", "<answer>a < b > c</answer>", "A < B > C"),
     ("markup in the name", "<answer><script>x</script></answer>", "<script>x</script>"),
     ("other scripts", "<answer>牡丹</answer>", "牡丹"),
+    ("at the cap", "<answer>" + "x" * MAX_NAME_CHARS + "</answer>", "x" * MAX_NAME_CHARS),
 ]
 
 
-@pytest.mark.parametrize("text, target", [c[1:] for c in RIGHT], ids=[c[0] for c in RIGHT])
+@pytest.mark.parametrize("text, target", named(RIGHT))
 def test_the_right_name_is_paid_however_it_is_spelt(text, target):
     assert strict(text, target) == 1.0
     assert classification_reward(text, target).parts["correct"] == 1.0
 
 
-# ----------------------------------------------------------------------------------------- format
+@NO_DEADLINE
+@given(ANY_TEXT, st.sampled_from(["cat", "c", "dog rose", CAR]), st.sampled_from([*FORMATS]))
+def test_a_sparse_name_is_right_or_wrong(text, target, mode):
+    reward = classification_reward(text, target, mode)
+    right, form = strict(text, target), format_reward(text, mode)
+    assert (reward.total, reward.parts) == (right + 0.5 * form, {"correct": right, "format": form})
+    assert loose_name_correct(text, target) in (0.0, 1.0)
+    if right:  # then the name is the whole content of the only answer block
+        (content,) = re.findall(r"<answer>([^<]*)</answer>", text)
+        assert text.count("<answer>") == text.count("</answer>") == 1
+        assert normalise_name(content) == normalise_name(target)
+
+
+def test_a_completion_beyond_the_cap_is_worth_zero_and_one_at_the_cap_is_read():
+    block = "<answer>cat</answer>"
+    at_cap = block.rjust(MAX_COMPLETION_CHARS)
+    assert classification_reward(at_cap, "cat", "direct").total == 1.5
+    assert classification_reward(at_cap + " ", "cat", "direct").total == 0.0
+    assert strict("x" * MAX_COMPLETION_CHARS + block, "cat") == 0.0
+
+
+# ---- format --------------------------------------------------------------------------------------
 
 WELL_FORMED = [
     "<think>six petals</think><answer>cat</answer>",
@@ -238,6 +225,7 @@ WELL_FORMED = [
     "  \n<think>\n6\n</think> \t <answer>\ncat\n</answer>  ",  # a leading space: peers pay 0
     "<think>a < b, <b>bold</b>, think</think><answer>3</answer>",
     "<think>花</think><answer>牡丹</answer>",
+    "<think>a</think><answer> [] </answer>",
 ]
 MALFORMED = [
     ("I38 empty", ""),
@@ -245,24 +233,16 @@ MALFORMED = [
     ("empty thoughts (V-RFT, R1-V, VLM-R1 1.0)", "<think></think><answer>cat</answer>"),
     ("dots for thoughts (peers 1.0)", "<think>...</think><answer>cat</answer>"),
     ("dashes for thoughts (peers 1.0)", "<think>\n-\n-\n-\n</think><answer>cat</answer>"),
+    ("an empty list for thoughts", "<think>[]</think><answer>cat</answer>"),
     ("dots for an answer (peers 1.0)", "<think>a</think><answer>…</answer>"),
     ("zero-width thoughts (peers 1.0)", "<think>\u200b\u200d</think><answer>cat</answer>"),
     ("no-break space as thoughts (peers 1.0)", "<think>\xa0</think><answer>cat</answer>"),
-    ("Hangul filler as thoughts (peers 1.0)", "<think>\u3164</think><answer>cat</answer>"),
-    (
-        "two answers (peers 1.0)",
-        "<think>a</think><answer>cat</answer><answer>dog</answer>",
-    ),
+    ("Hangul fillers (peers 1.0)", "<think>\u115f\u1160\u3164\uffa0</think><answer>cat</answer>"),
+    ("two answers (peers 1.0)", "<think>a</think><answer>cat</answer><answer>dog</answer>"),
     ("nested thoughts (peers 1.0)", "<think><think>a</think></think><answer>cat</answer>"),
     ("thoughts opened twice (peers 1.0)", "<think><think>a</think><answer>cat</answer>"),
-    (
-        "think, answer, think, answer (peers 1.0)",
-        "<think>a</think><answer>cat</answer><think>b</think><answer>dog</answer>",
-    ),
-    (
-        "answer within the thoughts too (peers 1.0)",
-        "<think><answer>dog</answer></think><answer>cat</answer>",
-    ),
+    ("think, answer, think, answer (peers 1.0)", "<think>a</think><answer>cat</answer>" * 2),
+    ("a draft (peers 1.0)", "<think><answer>dog</answer></think><answer>cat</answer>"),
     ("thoughts within the answer (peers 1.0)", "<think>a</think><answer><think>b</answer>"),
     ("I45 answer only in the thoughts", "<think>a <answer>cat</answer></think>"),
     ("I44 unclosed thoughts", "<think>a<answer>cat</answer>"),
@@ -275,6 +255,8 @@ MALFORMED = [
     ("answer first", "<answer>cat</answer><think>a</think>"),
     ("tags in capitals", "<THINK>a</THINK><ANSWER>cat</ANSWER>"),
     ("thoughts alone", "<think>a</think>"),
+    ("text after a direct answer", "<answer>cat</answer>."),
+    ("dash for a direct answer", "<answer>-</answer>"),
     ("bare text", "cat"),
 ]
 
@@ -286,25 +268,19 @@ def test_one_thought_then_one_answer_is_well_formed(text):
 
 
 @pytest.mark.case("I38", "I41", "I44", "I45")
-@pytest.mark.parametrize("text", [c[1] for c in MALFORMED], ids=[c[0] for c in MALFORMED])
+@pytest.mark.parametrize("text", named(MALFORMED))
 def test_form_that_only_looks_right_is_malformed_in_every_mode(text):
     assert [format_reward(text, mode) for mode in FORMATS] == [0.0, 0.0, 0.0]
-
-
-def test_direct_mode_wants_the_answer_alone():
-    for text in ("<answer>cat</answer>", " \n<answer>\ncat</answer>\n"):
-        assert format_reward(text, "direct") == 1.0
-        assert format_reward(text, "think") == 0.0
-    assert format_reward("<answer>cat</answer>.", "direct") == 0.0
-    assert format_reward("<answer>-</answer>", "direct") == 0.0
 
 
 STEPS = "<summary>a</summary> <caption>b</caption>\n<reasoning>c</reasoning><answer>cat</answer>"
 
 
-def test_steps_mode_wants_four_blocks_in_order():
-    assert format_reward(STEPS, "steps") == 1.0
-    assert format_reward(STEPS, "think") == format_reward(STEPS, "direct") == 0.0
+@pytest.mark.case("I45")
+def test_the_other_modes_want_the_answer_alone_or_four_blocks_in_order():
+    for text in ("<answer>cat</answer>", " \n<answer>\ncat</answer>\n"):
+        assert [format_reward(text, mode) for mode in ("think", "direct", "steps")] == [0, 1, 0]
+    assert [format_reward(STEPS, mode) for mode in ("think", "direct", "steps")] == [0, 0, 1]
     blocks = re.findall(r"<\w+>\w+</\w+>", STEPS)
     for order in itertools.permutations(blocks):
         assert format_reward("".join(order), "steps") == float(list(order) == blocks)
@@ -313,226 +289,55 @@ def test_steps_mode_wants_four_blocks_in_order():
     for i, again in itertools.product(range(5), blocks):
         assert format_reward("".join(blocks[:i] + [again] + blocks[i:]), "steps") == 0.0
     assert format_reward(STEPS.replace(">b<", ">...<"), "steps") == 0.0
-
-
-@pytest.mark.case("I45")
-def test_an_answer_only_inside_a_step_pays_nothing():
-    for step in FORMATS["steps"][:3]:
+    for step in FORMATS["steps"][:3]:  # an answer only inside a step
         text = STEPS.replace("<answer>cat</answer>", "")
         text = text.replace(f"</{step}>", f"<answer>cat</answer></{step}>")
-        assert parse_answer(text) is None
         assert classification_reward(text, "cat", "steps").total == 0.0
 
 
 def test_the_parser_knows_every_block_of_every_mode():
-    blocks = set().union(*FORMATS.values())
-    assert blocks == {*THOUGHTS, "answer"} and all(
-        mode[-1] == "answer" for mode in FORMATS.values()
-    )
-
-
-def test_an_unknown_mode_raises():
+    assert set().union(*FORMATS.values()) == {*THOUGHTS, "answer"}
+    assert all(blocks[-1] == "answer" for blocks in FORMATS.values())
     with pytest.raises(ValueError, match="'cot' is not one of think, direct, steps"):
         format_reward("", "cot")
 
 
-# --------------------------------------------------------------------------- targets of names
-
-
-@pytest.mark.case("I27")
-@pytest.mark.parametrize("target", ["", "  \n", "_", "...", '"*"', "x" * (MAX_NAME_CHARS + 1)])
-def test_an_empty_or_endless_target_raises_whatever_the_text(target):
-    for text in ("", "<answer>cat</answer>", "cat"):
-        with pytest.raises(ValueError, match="target"):
-            classification_reward(text, target)
-        with pytest.raises(ValueError, match="target"):
-            loose_name_correct(text, target)
-
-
-def test_a_name_beyond_the_cap_is_wrong_and_one_at_the_cap_is_read():
-    name = "x" * MAX_NAME_CHARS
-    assert name_correct(name, name) == 1.0
-    assert name_correct(name + ".", name) == 0.0
-    assert name_correct(None, name) == 0.0
-
-
-# ----------------------------------------------------------------------------------- loose metric
-
-
-def peers_loose_rule(text: str, target: str) -> float:
-    """The published rule written with its regular expression: the oracle for our linear copy."""
-    block = re.search(r"<answer>(.*?)</answer>", text)
-    answer = block.group(1) if block else text
-    answer, target = (s.strip().replace(" ", "").replace("_", "").lower() for s in (answer, target))
-    return float(target in answer or answer in target)
-
-
-@ANY_PACE
-@given(TAGGED)
-def test_the_loose_metric_is_the_published_rule(text):
-    assert loose_name_correct(text, "Cat") == peers_loose_rule(text, "Cat")
-
-
-# ----------------------------------------------------------------------------------------- totals
-
-
-def test_the_honest_answer_earns_everything():
-    honest = classification_reward(f"{THOUGHT}<answer>cat</answer>", "cat")
-    assert honest.total == BEST == 1.5 and honest.parts == {"correct": 1.0, "format": 1.0}
-    direct = classification_reward("<answer>cat</answer>", "cat", "direct")
-    assert direct == honest
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        honest.total = 2.0
-
-
-def test_parts_are_independent_and_weighed():
-    weights = {"correct": 2.0, "format": 0.25}
-    wrong = classification_reward(f"{THOUGHT}<answer>dog</answer>", "cat", weights=weights)
-    sloppy = classification_reward("so: <answer>cat</answer>", "cat", weights=weights)
-    assert (wrong.total, wrong.parts) == (0.25, {"correct": 0.0, "format": 1.0})
-    assert (sloppy.total, sloppy.parts) == (2.0, {"correct": 1.0, "format": 0.0})
-    assert weighted({"a": 0.5, "b": 1.0}, {"b": 1.0, "a": 4.0}).total == 3.0
+# ---- names that are nearly right -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "weights",
-    [
-        {"correct": -1.0, "format": 2.0},
-        {"correct": math.nan, "format": 0.5},
-        {"correct": math.inf, "format": 0.5},
-        {"correct": 1e308, "format": 1e308},  # finite each, infinite together
-        {"correct": 1.0},
-        {"correct": 1.0, "format": 0.5, "iou": 1.0},
-        {},
-    ],
-    ids=str,
+    "answer, f1",
+    [(CAR, 1.0), ("2011 BMW 1 Series Convertible", 0.8), ("BMW 1 Series", 0.75), ("BMW", 2 / 6)]
+    + [("BMW BMW BMW", 2 / 8)]  # a word counts as often as the target has it
+    + [("Audi A5", 0.0), ("b", 0.0), (".", 0.0)]
+    + [(f"{CAR} or so", 0.0), (f"{CAR}, Audi A5", 0.0)],  # more words than the target
 )
-def test_weights_that_do_not_fit_raise(weights):
-    with pytest.raises(ValueError, match="weights"):
-        classification_reward("<answer>cat</answer>", "cat", weights=weights)
+def test_a_nearly_right_name_earns_the_f1_of_its_words(answer, f1):
+    for dense in (0.0, 0.25, 1.0):
+        part = correct(classification_reward, answer, CAR, dense=dense)
+        assert part == pytest.approx(f1 if f1 == 1.0 else dense * f1)
+    assert correct(classification_reward, "cha cha", "cha cha cha", dense=1.0) == 0.8
 
 
-@ANY_PACE
-@given(ANY_TEXT, st.sampled_from(["cat", "c", "dog", "737-800"]), st.sampled_from([*FORMATS]))
-def test_any_text_scores_in_range_twice_the_same_and_never_above_the_honest_answer(
-    text, target, mode
-):
-    reward = classification_reward(text, target, mode)
-    assert reward == classification_reward(text, target, mode)
-    assert 0.0 <= reward.total <= BEST and set(reward.parts.values()) <= {0.0, 1.0}
-    assert loose_name_correct(text, target) in (0.0, 1.0)
-    if reward.parts["correct"]:  # then the name stands, whole and alone, in the only answer block
-        (block,) = re.findall(r"<answer>([^<]*)</answer>", text)
-        assert text.count("<answer>") == text.count("</answer>") == 1
-        assert normalise_name(block) == target
+CLASS_NAMES = st.lists(st.sampled_from("dog rose 737 air bus".split()), min_size=1, max_size=3)
+CLASSES = st.lists(CLASS_NAMES.map(" ".join), min_size=2, max_size=6, unique=True)
 
 
-@ANY_PACE
-@given(st.text(st.characters(), max_size=30), st.sampled_from(["cat", "737-800"]))
-def test_padding_a_block_with_other_blocks_never_gains(noise, target):
-    honest = f"<think>a</think><answer>{target}</answer>"
-    hedge = f"<answer>{noise}</answer>"
-    for text in (honest + hedge, hedge + honest, f"<think>{hedge}</think>" + honest):
-        assert classification_reward(text, target).total == 0.0
-
-
-# ---------------------------------------------------------------------------------- time and size
-
-
-def test_a_completion_beyond_the_cap_is_worth_zero_and_one_at_the_cap_is_read():
-    block = "<answer>cat</answer>"
-    room = MAX_COMPLETION_CHARS - len(block)
-    at_cap = "x" * room + block
-    assert strict(at_cap, "cat") == 1.0
-    assert strict("x" + at_cap, "cat") == 0.0
-    spaces = " " * room
-    assert classification_reward(spaces + block, "cat", "direct").total == BEST
-    assert classification_reward(spaces + block + " ", "cat", "direct").total == 0.0
-
-
-# ------------------------------------------------------------- names that are nearly right
-
-
-def wrap(answer: str) -> str:
-    return f"{THOUGHT}<answer>{answer}</answer>"
-
-
-def correct(reward, answer: str, target: str, **options) -> float:
-    return reward(wrap(answer), target, **options).parts["correct"]
-
-
-@pytest.mark.parametrize(
-    "answer, graded",
-    [
-        (CAR, 1.0),
-        ("2011 BMW 1 Series Convertible", 0.8),
-        ("BMW 1 Series", 0.75),
-        ("BMW", 2 / 6),
-        ("BMW BMW BMW", 2 / 8),  # a word counts as often as the target has it
-        ("Audi A5", 0.0),
-        ("b", 0.0),
-        (f"{CAR} or so", 0.0),  # more words than the target
-        (f"{CAR}, Audi A5", 0.0),
-        (".", 0.0),
-    ],
-)
-def test_a_nearly_right_name_earns_the_f1_of_its_words(answer, graded):
-    assert correct(classification_reward, answer, CAR, dense=1.0) == pytest.approx(graded)
-    assert correct(classification_reward, answer, CAR, dense=0.25) == pytest.approx(
-        graded if graded == 1.0 else graded / 4
-    )
-    assert correct(classification_reward, answer, CAR, dense=0.0) == float(graded == 1.0)
-
-
-CLASSES = st.lists(
-    st.lists(st.sampled_from(["dog", "rose", "737", "air", "bus"]), min_size=1, max_size=3).map(
-        " ".join
-    ),
-    min_size=2,
-    max_size=6,
-    unique=True,
-)
-
-
-@ANY_PACE
+@NO_DEADLINE
 @given(CLASSES, st.sampled_from([", ", " or ", "\n", " ", ",", "; "]))
-def test_listing_all_classes_pays_no_more_than_an_honest_wrong_name_does_on_average(
-    classes, separator
-):
-    hedge = separator.join(classes)
+def test_listing_all_classes_earns_nothing(classes, separator):
     for target in classes:
-        wrong = [
-            correct(classification_reward, c, target, dense=1.0) for c in set(classes) - {target}
-        ]
-        paid = correct(classification_reward, hedge, target, dense=1.0)
-        assert paid == 0.0 <= sum(wrong) / len(wrong)
+        assert correct(classification_reward, separator.join(classes), target, dense=1.0) == 0.0
 
 
-@ANY_PACE
-@given(ANY_TEXT, st.sampled_from(["cat", "dog rose", CAR]), st.sampled_from([*FORMATS]))
-def test_without_dense_credit_a_name_is_right_or_wrong(text, target, mode):
-    reward = classification_reward(text, target, mode, dense=0.0)
-    right, form = name_correct(parse_answer(text), target), format_reward(text, mode)
-    assert (reward.total, reward.parts) == (right + 0.5 * form, {"correct": right, "format": form})
-
-
-# ------------------------------------------------------------------------- numbers and choices
+# ---- numbers and choices -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "text, target",
-    named(
-        [
-            ("3.0 for 3 (R-RFT 0)", wrap("3.0"), "3"),
-            ("3 for 3.0 (R-RFT 0)", wrap("3"), "3.0"),
-            ("0 for 0 (R-RFT 0)", wrap("0"), "0"),
-            ("-0 for 0", wrap("-0.0"), "0"),
-            ("thousands", wrap("1,000"), "1000"),
-            ("newlines", wrap("\n3\n"), "3"),
-            ("full stop", wrap("3."), "3"),
-            ("another number in the thoughts", "<think>4 or $5$?</think><answer>3</answer>", "3"),
-        ]
-    ),
+    [(wrap("3.0"), "3"), (wrap("3"), "3.0"), (wrap("0"), "0")]  # R-RFT 0
+    + [(wrap("-0.0"), "0"), (wrap("1,000"), "1000"), (wrap("\n3\n"), "3"), (wrap("3."), "3")]
+    + [("<think>4 or $5$?</think><answer>3</answer>", "3")],
 )
 def test_the_right_number_is_paid_however_it_is_written(text, target):
     for tolerance in (0.0, 0.05):
@@ -542,89 +347,56 @@ def test_the_right_number_is_paid_however_it_is_written(text, target):
 
 @pytest.mark.case("I41", "I42", "I45", "I47", "I56", "I57", "I58")
 @pytest.mark.parametrize(
-    "text, target",
-    named(
-        [
-            ("R1-V 1.0: right in the thoughts", "<think>5</think><answer>4</answer>", "5"),
-            ("R1-V 1.0: formula in the thoughts", "<think>$5$</think><answer>4</answer>", "5"),
-            ("R1-V 1.0: right after the answer", "<answer>4</answer> 5", "5"),
-            ("R1-V 1.0: no tags", "5", "5"),
-            ("two numbers", wrap("4 or 5"), "5"),
-            ("a sum that gives it", wrap("2+3"), "5"),
-            ("a sentence with it", wrap("there are 5"), "5"),
-            ("I56 nan (R-RFT NaN)", wrap("nan"), "5"),
-            ("I56 inf", wrap("inf"), "5"),
-            ("I56 -inf", wrap("-inf"), "0"),
-            ("I47 5000 digits", wrap("9" * 5000), "5"),
-            ("I57 power tower", wrap("\\boxed{9^{9^{9^9}}}"), "9"),
-            ("I57 factorial", wrap("1000000!"), "9"),
-            ("I58 power", wrap("99**98**97"), "9"),
-            ("I45 answer in the thoughts", "<think><answer>5</answer></think>", "5"),
-            ("I41 empty answer", wrap(""), "0"),
-        ]
-    ),
+    "text",
+    ["<think>5</think><answer>4</answer>", "<think>$5$</think><answer>4</answer>"]  # R1-V 1.0
+    + ["<answer>4</answer> 5", "5", "<think><answer>5</answer></think>", wrap("")]  # R1-V 1.0
+    + [wrap("4 or 5"), wrap("2+3"), wrap("there are 5"), wrap("9" * 5000), wrap("1000000!")]
+    + [wrap("nan"), wrap("inf"), wrap("-inf")]  # R-RFT: NaN
+    + [wrap("\\boxed{9^{9^{9^9}}}"), wrap("99**98**97")],
 )
-@pytest.mark.parametrize("tolerance", [0.0, 0.05, 1.0])
-def test_a_number_that_fools_a_peer_earns_nothing(text, target, tolerance):
-    for dense in (0.0, 1.0):
-        part = number_reward(text, target, dense=dense, tolerance=tolerance).parts["correct"]
-        nearly = dense == 1.0 and parse_answer(text) == "4"  # an honest 4 for 5, graded as such
-        assert (
-            part == 0.0
-            or (nearly and part < 1.0)
-            or (parse_answer(text) == "4" and tolerance == 1.0)
-        )
+def test_a_number_that_fools_a_peer_earns_no_more_than_its_answer(text):
+    for dense, tolerance in itertools.product((0.0, 1.0), (0.0, 0.05, 1.0)):
+        options = dict(dense=dense, tolerance=tolerance)
+        is_four = parse_answer(text) == "4"  # an honest wrong answer; the others are none
+        expected = correct(number_reward, "4", "5", **options) if is_four else 0.0
+        assert number_reward(text, "5", **options).parts["correct"] == expected
 
 
 @pytest.mark.parametrize(
-    "answer, graded",
+    "answer, credit",
     [("100", 1), ("105", 1), ("95", 1), ("110", 0.75), ("90", 0.75), ("112.5", 0.5)]
     + [("119", 0.01093), ("120", 0), ("-100", 0), ("1000", 0)],
 )
-def test_five_percent_tolerance_gives_reason_rft_s_taper(answer, graded):
-    dense = correct(number_reward, answer, "100", dense=1.0, tolerance=0.05)
-    assert dense == pytest.approx(graded, abs=1e-4)
-    negative = correct(
-        number_reward, f"-{answer}".replace("--", ""), "-100", dense=1.0, tolerance=0.05
-    )
-    assert negative == dense
-    assert correct(number_reward, answer, "100", tolerance=0.05) == float(graded == 1)
+def test_five_percent_tolerance_gives_reason_rft_s_taper(answer, credit):
+    options = dict(dense=1.0, tolerance=0.05)
+    dense = correct(number_reward, answer, "100", **options)
+    assert dense == pytest.approx(credit, abs=1e-4)
+    assert correct(number_reward, f"-{answer}".replace("--", ""), "-100", **options) == dense
+    assert correct(number_reward, answer, "100", tolerance=0.05) == float(credit == 1)
 
 
-def test_of_the_target_zero_only_zero_is_near_by_a_relative_tolerance():
+def test_only_zero_is_near_zero_and_a_count_that_is_off_by_d_earns_exp_minus_d():
     for answer, part in (("0", 1.0), ("0.0001", 0.0), ("-1", 0.0)):
         assert correct(number_reward, answer, "0", dense=1.0, tolerance=0.05) == part
-    assert correct(number_reward, "1", "0", dense=1.0) == math.exp(-1)
-
-
-def test_a_count_that_is_off_by_d_earns_exp_minus_d():
     for answer, target in itertools.product(range(6), repeat=2):
         part = correct(number_reward, str(answer), str(target), dense=1.0)
         assert part == math.exp(-abs(answer - target))
-        sparse = correct(number_reward, str(answer), str(target))
-        assert sparse == float(answer == target)
+        assert correct(number_reward, str(answer), str(target)) == float(answer == target)
 
 
 NUMBERS = st.decimals(-1000, 1000, places=2).map(str) | st.sampled_from(["0", "9" * 40, "-.5"])
+TOLERANCES = st.sampled_from([0.0, 1e-300, 0.05, 0.3, 1.0])
 
 
-@ANY_PACE
-@given(
-    NUMBERS, NUMBERS, NUMBERS, st.sampled_from([0.0, 1e-300, 0.05, 0.3, 1.0]), st.floats(0.0, 1.0)
-)
+@NO_DEADLINE
+@given(NUMBERS, NUMBERS, NUMBERS, TOLERANCES, st.floats(0.0, 1.0))
 def test_a_number_farther_away_never_earns_more(a, b, target, tolerance, dense):
     nearer, farther = sorted((a, b), key=lambda answer: abs(float(answer) - float(target)))
-    earned = [
+    exact, near, far = (
         correct(number_reward, answer, target, dense=dense, tolerance=tolerance)
         for answer in (target, nearer, farther)
-    ]
-    assert earned[0] == 1.0 >= earned[1] >= earned[2] - 1e-12 >= -1e-12
-
-
-def test_the_tolerance_is_a_share():
-    for tolerance in (-0.1, 1.5, math.nan, math.inf):
-        with pytest.raises(ValueError, match="tolerance"):
-            number_reward(wrap("1"), "1", tolerance=tolerance)
+    )
+    assert exact == 1.0 >= near >= far - 1e-12 >= -1e-12
 
 
 @pytest.mark.case("I42")
@@ -646,9 +418,12 @@ def test_a_measure_is_a_number_or_a_letter_as_the_target_is():
     assert correct(measure_reward, "B", "100") == correct(measure_reward, "1", "B") == 0.0
     with pytest.raises(ValueError, match="target 'about 3'"):
         measure_reward(wrap("3"), "about 3")
+    for tolerance in (-0.1, 1.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="tolerance"):
+            number_reward(wrap("1"), "1", tolerance=tolerance)
 
 
-# ---------------------------------------------------------------------------------------- boxes
+# ---- boxes ---------------------------------------------------------------------------------------
 
 
 def rows(*boxes, confidence: float | None = 1.0, label: str | None = None) -> str:
@@ -659,6 +434,10 @@ def rows(*boxes, confidence: float | None = 1.0, label: str | None = None) -> st
     return json.dumps([{key: list(box)} | extra for box in boxes]) if boxes else "No Objects"
 
 
+def joined(*lists: str) -> str:
+    return json.dumps(sum(map(json.loads, lists), []))
+
+
 def detected(answer: str, target: str, **options) -> tuple[float, float]:
     parts = detection_reward(wrap(answer), target, **options).parts
     return parts["iou"], parts["confidence"]
@@ -666,13 +445,13 @@ def detected(answer: str, target: str, **options) -> tuple[float, float]:
 
 A, B, C = (0, 0, 100, 100), (200, 200, 400, 400), (500, 500, 700, 700)
 HALF_A, MOST_A = (0, 0, 100, 50), (0, 0, 100, 80)  # IoU 0.5, which is no hit, and 0.8
-FAR = (900, 900, 950, 950)
+FAR, ALL = (900, 900, 950, 950), (0, 0, 1000, 1000)
+CAT_AND_DOG = joined(rows(A, label="cat"), rows(FAR, label="dog"))
 
 DETECTIONS = [
     ("exact", rows(A, B), rows(A, B), 1.0, 1.0),
     ("other order", rows(B, A), rows(A, B), 1.0, 1.0),
     ("newlines (V-RFT 0)", rows(A, B).replace(" ", "\n"), rows(A, B), 1.0, 1.0),
-    ("fence", f"```json\n{rows(A)}\n```", rows(A), 1.0, 1.0),
     ("V-RFT's own rows", str(json.loads(rows(A, B))), rows(A, B), 1.0, 1.0),
     ("without confidence", rows(A, confidence=None), rows(A), 1.0, 1.0),
     ("unsure", rows(A, confidence=0.25), rows(A), 1.0, 0.4375),
@@ -689,31 +468,23 @@ DETECTIONS = [
     ("confidence below 0 (V-RFT 1.0)", rows(FAR, confidence=-5), rows(A), 0.0, 0.0),
     ("confidence 99 (V-RFT 1.0)", rows(A, confidence=99), rows(A), 0.0, 0.0),
     ("I46 confidence NaN (V-RFT NaN, #39)", rows(A, confidence=math.nan), rows(A), 0.0, 0.0),
-    ("I46 NaN corner", "[NaN, 0, 100, 100]", rows(A), 0.0, 0.0),
     ("I46 NaN spoils its box only", "[[NaN, 0, 9, 9], [0, 0, 100, 100]]", rows(A), 0.5, 0.5),
-    ("I47 5000 digits", f"[0, 0, {'9' * 5000}, 100]", rows(A), 0.0, 0.0),
-    ("I48 strings", '["0", "0", "100", "100"]', rows(A), 0.0, 0.0),
-    ("I49 three corners", "[0, 0, 100]", rows(A), 0.0, 0.0),
     ("I49 five corners (V-RFT 1.0)", rows((*A, 5)), rows(A), 0.0, 0.0),
     ("I50 no area", rows((5, 5, 5, 5)), rows(A), 0.0, 0.0),
-    ("I51 huge", "[-1e308, -1e308, 1e308, 1e308]", rows((0, 0, 1000, 1000)), 1.0, 1.0),
-    ("I53 the whole image", rows((0, 0, 1000, 1000)), rows(A), 0.0, 0.0),
-    ("I53 mostly object", rows((0, 0, 1000, 1000)), rows((0, 0, 1000, 800)), 0.8, 1.0),
-    ("inverted", rows((100, 100, 0, 0)), rows(A), 0.0, 0.0),
+    ("I51 huge", "[-1e308, -1e308, 1e308, 1e308]", rows(ALL), 1.0, 1.0),
+    ("I53 the whole image", rows(ALL), rows(A), 0.0, 0.0),
+    ("I53 mostly object", rows(ALL), rows((0, 0, 1000, 800)), 0.8, 1.0),
     ("V-RFT 1.0, #26: y1 elsewhere", rows((500, 200, 700, 900)), rows(B), 0.0, 0.0),
     ("V-RFT 1.0, #26: y1 alone", "200", rows(B), 0.0, 0.0),
     ("V-RFT 1.0, #26: y1 of 0", "0", rows(A), 0.0, 0.0),
     ("cut off after an item (V-RFT 1.0)", rows(A)[:-1] + ', {"Pos', rows(A), 0.0, 0.0),
-    ("text around it", f"I see {rows(A)}", rows(A), 0.0, 0.0),
     ("I38 nothing", "", rows(A), 0.0, 0.0),
     ("nothing where something is", "No Objects", rows(A), 0.0, 0.0),
-    ("an empty list where something is", "[]", rows(A), 0.0, 0.0),
     ("No Objects, rightly (V-RFT 0)", "No Objects", "No Objects", 1.0, 1.0),
     ("an empty list, rightly", "[]", "No Objects", 1.0, 1.0),
     ("None, rightly", "None", "[]", 1.0, 1.0),
     ("hallucination", rows(A), "No Objects", 0.0, 0.0),
     ("hallucination at confidence 0", rows(A, confidence=0.0), "No Objects", 0.0, 0.0),
-    ("malformed hallucination", "[0, 0, 0, 0]", "No Objects", 0.0, 0.0),
     ("any unparseable text for None (VLM-R1 1.0)", "there may be a cat", "None", 0.0, 0.0),
     ("No Objects among others", f"No Objects {rows(A)}", "No Objects", 0.0, 0.0),
     ("right label", rows(A, label="Cat."), rows(A, label="cat"), 1.0, 1.0),
@@ -721,55 +492,67 @@ DETECTIONS = [
     ("no label (VLM-R1 crashes)", rows(A), rows(A, label="cat"), 0.0, 0.0),
     ("I54 label null (VLM-R1 crashes)", f'{rows(A)[:-2]}, "label": null}}]', rows(A), 0.0, 0.0),
     ("a label nobody asked for", rows(A, label="cat"), rows(A), 1.0, 1.0),
-    (
-        "labels absent from the truth (VLM-R1: free)",
-        json.dumps(json.loads(rows(A, label="cat")) + json.loads(rows(FAR, label="dog"))),
-        rows(A, label="cat"),
-        0.5,
-        0.0,
-    ),
+    ("label not in the truth (VLM-R1: free)", CAT_AND_DOG, rows(A, label="cat"), 0.5, 0.0),
     ("2 right and 8 junk (VLM-R1 0.88)", rows(A, B, *[FAR] * 8), rows(A, B), 0.2, 0.0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.case("I38", "I46", "I47", "I48", "I49", "I50", "I51", "I53", "I54", "I55")
 @pytest.mark.parametrize("answer, target, overlap, confidence", named(DETECTIONS))
-def test_found_boxes_are_paid_as_worked_out_by_hand(answer, target, overlap, confidence):
+def test_boxes_are_paid_as_worked_out_by_hand(answer, target, overlap, confidence):
     assert detected(answer, target) == pytest.approx((overlap, confidence), abs=1e-12)
     total = detection_reward(wrap(answer), target).total
     assert total == pytest.approx(overlap + confidence + 0.5 * format_reward(wrap(answer)))
+    n_true = target.count("[") - 1 if target.startswith("[{") else 0
+    is_strict = overlap == 1.0 or (overlap == 0.8 and n_true == 1)  # all hit, nothing else
+    assert boxes_correct(wrap(answer), target) == float(is_strict)
+    assert boxes_correct(answer, target) == 0.0  # outside the answer block
+
+
+MOST_OR_HALF = joined(rows(MOST_A, confidence=0.1), rows(HALF_A, confidence=0.9))
+A_OR_MOST = joined(rows(A, confidence=0.2), rows(MOST_A, confidence=0.9))
+# Two true boxes, and two that have IoU 2/3 with the first of them. Only RIGHT_10 hits the second.
+TWO_OF_10, DOWN_10, RIGHT_10 = rows((0, 0, 10, 10), (4, 0, 14, 10)), (0, 2, 10, 12), (2, 0, 12, 10)
+
+
+@pytest.mark.parametrize(
+    "answer, target, dense, overlap, confidence",
+    named(
+        [
+            ("IoU 0.5 with full partial credit", rows(HALF_A), rows(A), 1.0, 0.5, 0.0),
+            ("IoU 0.5 with half of it", rows(HALF_A), rows(A), 0.5, 0.25, 0.0),
+            ("beside a hit", rows(HALF_A, B), rows(A, B), 1.0, 0.75, 0.0),
+            ("no overlap", rows(FAR), rows(A), 1.0, 0.0, 0.0),
+            ("a hit is not lost to a surer near miss", MOST_OR_HALF, rows(A), 1.0, 0.4, 0.0),
+            ("of two hits the surer one counts", A_OR_MOST, rows(A), 0.0, 0.4, 0.475),
+            ("tie of confidence and IoU", rows(DOWN_10, RIGHT_10), TWO_OF_10, 0.0, 2 / 3, 1.0),
+            ("the same, other order", rows(RIGHT_10, DOWN_10), TWO_OF_10, 0.0, 2 / 3, 1.0),
+        ]
+    ),
+)
+def test_partial_credit_and_ties(answer, target, dense, overlap, confidence):
+    parts = detected(answer, target, dense=dense)
+    assert parts == pytest.approx((overlap, confidence), abs=1e-12)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.8, 1.0])
-def test_it_pays_best_to_say_how_sure_one_is(p):
+def test_an_honest_confidence_pays_best(p):
     """A box that is right with probability p, beside four right ones: Brier's score is proper."""
     others = [(100 * k, 0, 100 * k + 50, 50) for k in range(4)]
-    truth = rows(*others, A_FIFTH), rows(*others, ELSEWHERE)  # the fifth object is here or there
+    here, elsewhere = (0, 500, 50, 550), (500, 500, 550, 550)
 
     def expected(confidence: float) -> float:
-        boxes = json.loads(rows(*others)) + json.loads(rows(A_FIFTH, confidence=confidence))
-        here, there = (detected(json.dumps(boxes), target)[1] for target in truth)
-        return p * here + (1 - p) * there
+        answer = joined(rows(*others), rows(here, confidence=confidence))
+        right, wrong = (detected(answer, rows(*others, fifth))[1] for fifth in (here, elsewhere))
+        return p * right + (1 - p) * wrong
 
-    said = [k / 20 for k in range(21)]
-    assert max(said, key=expected) == pytest.approx(p)
-
-
-A_FIFTH, ELSEWHERE = (0, 500, 50, 550), (500, 500, 550, 550)
+    assert max((k / 20 for k in range(21)), key=expected) == pytest.approx(p)
 
 
 def test_a_right_number_in_the_thoughts_and_an_empty_list_earn_nothing():
     """V-RFT #26: symbolic maths on the whole text pays this 1.0 in both parts."""
     text = "<think>the box starts at 200</think><answer>[]</answer>"
     assert detection_reward(text, rows(B)).parts == {"iou": 0.0, "confidence": 0.0, "format": 1.0}
-
-
-def test_only_an_exact_detection_is_strictly_right_at_iou_above_half():
-    for _, answer, target, overlap, _ in DETECTIONS:
-        n_true = target.count("[") - 1 if target.startswith("[{") else 0
-        hits_all = overlap == 1.0 or (overlap == 0.8 and n_true == 1)
-        assert boxes_correct(wrap(answer), target) == float(hits_all), answer
-    assert boxes_correct(rows(A), rows(A)) == 0.0  # outside the answer block
 
 
 def test_boxes_outside_the_grammar_are_no_target():
@@ -782,48 +565,26 @@ def test_boxes_outside_the_grammar_are_no_target():
             grounding_reward(wrap(rows(A)), target)
 
 
-def test_dense_credit_pays_boxes_that_overlap_too_little_for_a_hit():
-    assert detected(rows(HALF_A), rows(A), dense=1.0) == (0.5, 0.0)
-    assert detected(rows(HALF_A), rows(A), dense=0.5) == (0.25, 0.0)
-    assert detected(rows(HALF_A, B), rows(A, B), dense=1.0) == (0.75, 0.0)
-    assert detected(rows(FAR), rows(A), dense=1.0) == (0.0, 0.0)
-
-
-def test_a_hit_is_never_lost_to_a_surer_box_that_is_none():
-    near = json.loads(rows(MOST_A, confidence=0.1)) + json.loads(rows(HALF_A, confidence=0.9))
-    assert detected(json.dumps(near), rows(A), dense=1.0) == pytest.approx((0.4, 0.0))
-
-
-def test_of_two_hits_the_surer_one_counts_as_in_visual_rft():
-    both = json.loads(rows(A, confidence=0.2)) + json.loads(rows(MOST_A, confidence=0.9))
-    assert detected(json.dumps(both), rows(A)) == pytest.approx((0.4, 0.475))
-
-
-def test_a_tie_of_confidence_and_iou_is_broken_alike_in_any_order():
-    """Both found boxes have IoU 2/3 with the first true one; only the second hits the other."""
-    true, down, right = [(0, 0, 10, 10), (4, 0, 14, 10)], (0, 2, 10, 12), (2, 0, 12, 10)
-    assert detected(rows(down, right), rows(*true)) == pytest.approx((2 / 3, 1.0))
-    assert detected(rows(right, down), rows(*true)) == pytest.approx((2 / 3, 1.0))
-
-
-def test_the_frame_scales_nothing_but_cuts():
+def test_the_canvas_scales_nothing_but_clips():
     small = (640, 480)
-    assert detected("[-10, 0, 700, 480]", "[0, 0, 640, 480]", frame=small) == (1.0, 1.0)
-    assert detected("[650, 0, 700, 480]", "[0, 0, 640, 480]", frame=small) == (0.0, 0.0)
+    assert detected("[-10, 0, 700, 480]", "[0, 0, 640, 480]", canvas=small) == (1.0, 1.0)
+    assert detected("[650, 0, 700, 480]", "[0, 0, 640, 480]", canvas=small) == (0.0, 0.0)
 
 
-CORNERS = corners_up_to(12)
 CONFIDENCES = st.sampled_from([None, 0.0, 0.25, 0.5, 1.0])
-FOUND = st.lists(st.builds(lambda c, p: Box(*map(float, c), p), CORNERS, CONFIDENCES), max_size=5)
-TRUE = st.lists(CORNERS.map(lambda c: Box(*map(float, c))), max_size=4)
+DENSE = st.floats(0.0, 1.0)
+TRUE_BOXES = corners_up_to(12).map(lambda c: Box(*map(float, c)))
+TRUE = st.lists(TRUE_BOXES, max_size=4)
+PREDICTED_BOXES = st.builds(lambda b, c: b._replace(confidence=c), TRUE_BOXES, CONFIDENCES)
+PREDICTED = st.lists(PREDICTED_BOXES, max_size=5)
 
 
 def written(boxes: list[Box]) -> str:
-    rows = [
-        {"Position": b[:4]} | ({} if b.confidence is None else {"Confidence": b.confidence})
-        for b in boxes
-    ]
-    return json.dumps(rows)
+    return joined(*(rows(box[:4], confidence=box.confidence) for box in boxes))
+
+
+def detection_of(boxes: list[Box], true: list[Box], dense: float = 0.0):
+    return detection_reward(wrap(written(boxes)), written(true), dense=dense)
 
 
 def raster_iou(a: Box, b: Box, size: int = 12) -> float:
@@ -836,20 +597,16 @@ def raster_iou(a: Box, b: Box, size: int = 12) -> float:
 
 
 @pytest.mark.case("O18")
-@ANY_PACE
-@given(CORNERS, CORNERS)
+@NO_DEADLINE
+@given(TRUE_BOXES, TRUE_BOXES)
 def test_o18_iou_is_that_of_painted_boxes(a, b):
-    a, b = Box(*map(float, a)), Box(*map(float, b))
     assert iou(a, b) == pytest.approx(raster_iou(a, b), abs=1e-12)
     assert iou(a, b) == iou(b, a) and (iou(a, b) == 1.0) == (a == b)
 
 
-SIZES = st.floats(0.0, 1e9)
-
-
 @pytest.mark.case("I50")
-@ANY_PACE
-@given(*[SIZES] * 8)
+@NO_DEADLINE
+@given(*[st.floats(0.0, 1e9)] * 8)
 def test_iou_of_any_boxes_is_in_range(x1, y1, x2, y2, u1, v1, u2, v2):
     a, b = Box(x1, y1, x2, y2), Box(u1, v1, u2, v2)
     assert 0.0 <= iou(a, b) <= 1.0
@@ -859,131 +616,112 @@ def test_iou_of_any_boxes_is_in_range(x1, y1, x2, y2, u1, v1, u2, v2):
 
 def best_assignment(credits: np.ndarray) -> float:
     optimize = pytest.importorskip("scipy.optimize")
-    found, true = optimize.linear_sum_assignment(credits, maximize=True)
-    return credits[found, true].sum()
+    i, j = optimize.linear_sum_assignment(credits, maximize=True)
+    return credits[i, j].sum()
 
 
-def hit_credits(found: list[Box], true: list[Box]) -> np.ndarray:
-    ious = np.array([[iou(a, b) for b in true] for a in found]).reshape(len(found), len(true))
+def hit_credits(predicted: list[Box], true: list[Box]) -> np.ndarray:
+    ious = np.array([[iou(a, b) for b in true] for a in predicted])
+    ious = ious.reshape(len(predicted), len(true))
     return np.where(ious > 0.5, ious, 0.0)
 
 
 @pytest.mark.case("O18")
-@ANY_PACE
-@given(FOUND, TRUE)
-def test_o18_greedy_hits_never_sum_to_more_than_the_best_assignment(found, true):
-    pairs = match_boxes(found, true)
+@NO_DEADLINE
+@given(PREDICTED, TRUE)
+def test_o18_greedy_hits_never_exceed_the_best_assignment_and_often_are_it(predicted, true):
+    pairs = match_boxes(predicted, true)
     hits = [overlap for _, overlap in pairs if overlap > 0.5]
-    assert sum(hits) <= best_assignment(hit_credits(found, true)) + 1e-12
+    assert sum(hits) <= best_assignment(hit_credits(predicted, true)) + 1e-12
     assert all(overlap <= 0.5 for _, overlap in pairs[len(hits) :])  # hits come first
-
-
-@pytest.mark.case("O18")
-@ANY_PACE
-@given(FOUND, TRUE)
-def test_o18_greedy_hits_are_the_best_where_confidences_are_equal_and_objects_apart(found, true):
+    # The best: where confidences are equal and objects apart.
     true = [b for k, b in enumerate(true) if not any(iou(b, other) for other in true[:k])]
-    found = [box._replace(confidence=0.5) for box in found]
-    hits = [overlap for _, overlap in match_boxes(found, true) if overlap > 0.5]
-    assert sum(hits) == pytest.approx(best_assignment(hit_credits(found, true)), abs=1e-12)
+    predicted = [box._replace(confidence=0.5) for box in predicted]
+    hits = [overlap for _, overlap in match_boxes(predicted, true) if overlap > 0.5]
+    assert sum(hits) == pytest.approx(best_assignment(hit_credits(predicted, true)), abs=1e-12)
 
 
 @pytest.mark.case("O18")
-@ANY_PACE
-@given(FOUND, TRUE, st.floats(0.0, 1.0), st.randoms(use_true_random=False))
-def test_the_order_of_boxes_changes_nothing(found, true, dense, random):
-    before = detection_reward(wrap(written(found)), written(true), dense=dense)
-    random.shuffle(found)
-    assert detection_reward(wrap(written(found)), written(true), dense=dense) == before
-    random.shuffle(true)
-    assert (
-        detection_reward(wrap(written(found)), written(true), dense=dense).parts["format"]
-        == before.parts["format"]
-    )
+@NO_DEADLINE
+@given(PREDICTED, TRUE, DENSE, st.randoms(use_true_random=False))
+def test_o18_the_order_of_boxes_changes_nothing(predicted, true, dense, random):
+    before = detection_of(predicted, true, dense)
+    random.shuffle(predicted)
+    assert detection_of(predicted, true, dense) == before
 
 
 @pytest.mark.case("O18")
-@ANY_PACE
-@given(FOUND, TRUE, st.integers(0, 5), CONFIDENCES, st.floats(0.0, 1.0), CORNERS)
-def test_o18_an_extra_false_box_never_raises_the_total(found, true, at, confidence, dense, corners):
-    before = detection_reward(wrap(written(found)), written(true), dense=dense)
+@NO_DEADLINE
+@given(PREDICTED, TRUE, st.integers(0, 5), CONFIDENCES, DENSE, corners_up_to(12))
+def test_o18_an_extra_false_box_never_raises_the_total(
+    predicted, true, at, confidence, dense, corners
+):
+    before = detection_of(predicted, true, dense)
     extra = Box(*(900.0 + c for c in corners), confidence)  # overlaps nothing
-    false = Box(*map(float, corners), confidence)
-    more = [*found[:at], extra, *found[at:]]
-    assert detection_reward(wrap(written(more)), written(true), dense=dense).total <= before.total
-    if all(iou(false, box) <= 0.5 for box in true):  # overlaps something, but is no hit
-        before = detection_reward(wrap(written(found)), written(true))
-        more = [*found[:at], false, *found[at:]]
-        assert detection_reward(wrap(written(more)), written(true)).total <= before.total
-    malformed = written(found)[:-1] + (", " if found else "") + "[1, 2, 3]]"
-    assert detection_reward(wrap(malformed), written(true)).total <= before.total
+    more = [*predicted[:at], extra, *predicted[at:]]
+    assert detection_of(more, true, dense).total <= before.total
+    malformed = written(predicted)[:-1] + (", " if predicted else "") + "[1, 2, 3]]"
+    assert detection_reward(wrap(malformed), written(true), dense=dense).total <= before.total
+    near = Box(*map(float, corners), confidence)
+    if all(iou(near, box) <= 0.5 for box in true):  # overlaps something, but is no hit
+        more = [*predicted[:at], near, *predicted[at:]]
+        assert detection_of(more, true).total <= detection_of(predicted, true).total
 
 
 @pytest.mark.case("O18")
-@ANY_PACE
-@given(FOUND, TRUE, st.floats(0.0, 1.0))
-def test_o18_nothing_earns_more_than_the_exact_boxes(found, true, dense):
-    exact = detection_reward(wrap(written(true)), written(true), dense=dense)
+@NO_DEADLINE
+@given(PREDICTED, TRUE, DENSE)
+def test_o18_nothing_earns_more_than_the_exact_boxes(predicted, true, dense):
+    exact = detection_of(true, true, dense)
     assert exact.total == 2.5 and set(exact.parts.values()) == {1.0}
-    other = detection_reward(wrap(written(found)), written(true), dense=dense)
+    other, sparse = detection_of(predicted, true, dense), detection_of(predicted, true)
     assert 0.0 <= other.total <= 2.5 and all(0.0 <= part <= 1.0 for part in other.parts.values())
-    sparse = detection_reward(wrap(written(found)), written(true))
     assert sparse.total <= other.total and sparse.parts["confidence"] == other.parts["confidence"]
 
 
 @pytest.mark.case("I46", "I50", "I53")
 @pytest.mark.parametrize(
-    "answer, target, part",
+    "answer, part",
     named(
         [
-            ("exact", "[0, 0, 100, 100]", "[0, 0, 100, 100]", 1.0),
-            ("points", "(0,0),(100,100)", "[0, 0, 100, 100]", 1.0),
-            ("floats (VLM-R1 0)", "[0.0, 0.0, 100.0, 50.0]", "[0, 0, 100, 100]", 0.5),
-            (
-                "fenced, with a label",
-                '```json\n[{"bbox_2d":[0,0,100,100],"label":"x"}]\n```',
-                rows(A),
-                1.0,
-            ),
-            ("below half counts as it is", "[0, 0, 100, 30]", rows(A), 0.3),
-            ("one pixel of overlap (VLM-R1 0)", "[99, 99, 199, 199]", rows(A), 1 / 19999),
-            ("disjoint (LISA more than 0)", "[900, 900, 950, 950]", rows(A), 0.0),
-            ("inverted (LISA 17.0)", "(900,900),(100,100)", "(100,100),(900,900)", 0.0),
-            ("two boxes (LISA mis-pairs)", "(0,0),(100,100),(0,0),(100,100)", rows(A), 0.0),
-            ("the right one first", rows(A, FAR), rows(A), 0.0),
-            ("a malformed one beside it", "[[0, 0, 100, 100], [1]]", rows(A), 0.0),
-            ("text before it (VLM-R1 1.0)", "it is [0, 0, 100, 100]", rows(A), 0.0),
-            ("I50 no area", "[5, 5, 5, 5]", rows(A), 0.0),
-            ("I53 the whole image", "[0, 0, 1000, 1000]", rows(A), 0.01),
-            ("No Objects", "No Objects", rows(A), 0.0),
-            ("I46 1e999", "[0, 0, 1e999, 100]", rows(A), 0.0),
+            ("exact", "[0, 0, 100, 100]", 1.0),
+            ("points", "(0,0),(100,100)", 1.0),
+            ("floats (VLM-R1 0)", "[0.0, 0.0, 100.0, 50.0]", 0.5),
+            ("fenced, with a label", f"```json\n{rows(A, label='x')}\n```", 1.0),
+            ("below half counts as it is", "[0, 0, 100, 30]", 0.3),
+            ("one pixel of overlap (VLM-R1 0)", "[99, 99, 199, 199]", 1 / 19999),
+            ("disjoint (LISA more than 0)", "[900, 900, 950, 950]", 0.0),
+            ("inverted (LISA 17.0)", "(100,100),(0,0)", 0.0),
+            ("two boxes (LISA mis-pairs)", "(0,0),(100,100),(0,0),(100,100)", 0.0),
+            ("the right one first", rows(A, FAR), 0.0),
+            ("a malformed one beside it", "[[0, 0, 100, 100], [1]]", 0.0),
+            ("text before it (VLM-R1 1.0)", "it is [0, 0, 100, 100]", 0.0),
+            ("I50 no area", "[5, 5, 5, 5]", 0.0),
+            ("I53 the whole image", "[0, 0, 1000, 1000]", 0.01),
+            ("No Objects", "No Objects", 0.0),
+            ("I46 1e999", "[0, 0, 1e999, 100]", 0.0),
         ]
     ),
 )
-def test_grounding_pays_the_plain_iou_of_exactly_one_box(answer, target, part):
+def test_grounding_pays_the_plain_iou_of_exactly_one_box(answer, part):
     for dense in (0.0, 0.5, 1.0):
-        reward = grounding_reward(wrap(answer), target, dense=dense)
+        reward = grounding_reward(wrap(answer), rows(A), dense=dense)
         assert reward.parts == {"iou": pytest.approx(part), "format": 1.0}
         assert reward.total == pytest.approx(part + 0.5)
 
 
-# ------------------------------------------------------------------------- calls and sequences
+# ---- calls and sequences -------------------------------------------------------------------------
 
 CHANGES = "change_colour(f1, red), remove(f3)"
 
 
 @pytest.mark.parametrize(
-    "answer, sparse, graded",
+    "answer, sparse, credit",
     named(
         [
             ("exact", CHANGES, 1.0, 1.0),
             ("other order", "remove(f3), change_colour(f1, red)", 1.0, 1.0),
-            (
-                "a space after the bracket (R-RFT 0)",
-                "change_colour( f1 , red ) remove( f3 )",
-                1.0,
-                1.0,
-            ),
+            ("spaces inside (R-RFT 0)", "change_colour( f1 , red ) remove( f3 )", 1.0, 1.0),
             ("another value", "change_colour(f1, blue), remove(f3)", 0.0, 0.75),
             ("another object", "change_colour(f2, red), remove(f3)", 0.0, 0.75),
             ("function alone", "change_colour(f2, blue), remove(f3)", 0.0, 0.625),
@@ -999,15 +737,10 @@ CHANGES = "change_colour(f1, red), remove(f3)"
         ]
     ),
 )
-def test_calls_are_paid_as_worked_out_by_hand(answer, sparse, graded):
+def test_calls_are_paid_as_worked_out_by_hand(answer, sparse, credit):
     assert correct(calls_reward, answer, CHANGES) == sparse
-    assert correct(calls_reward, answer, CHANGES, dense=1.0) == pytest.approx(graded)
-    assert calls_accuracy(parse_answer(wrap(answer)), CHANGES) == pytest.approx(graded)
-
-
-def test_calls_are_paired_as_it_earns_most():
-    """The first call is near both true ones, the second near the first of them only."""
-    assert correct(calls_reward, "f(a, y), f(c, x)", "f(a, x), f(b, y)", dense=1.0) == 0.5
+    assert correct(calls_reward, answer, CHANGES, dense=1.0) == pytest.approx(credit)
+    assert calls_accuracy(parse_answer(wrap(answer)), CHANGES) == pytest.approx(credit)
 
 
 def test_the_order_of_calls_counts_only_if_asked_for():
@@ -1026,48 +759,38 @@ CALLS = st.lists(
 
 def call_credit(a: tuple, b: tuple) -> float:
     """R-RFT's table, written out."""
-    if a == b:
-        return 1.0
-    if a[0] == b[0]:
-        return 0.5 if a[1] == b[1] or a[2] == b[2] else 0.25
-    return 0.0
+    if a[0] != b[0]:
+        return 0.0
+    return (0.25, 0.5, 1.0)[(a[1] == b[1]) + (a[2] == b[2])]
 
 
 @pytest.mark.case("O18")
-@ANY_PACE
+@NO_DEADLINE
 @given(CALLS, CALLS.filter(bool))
-def test_o18_the_graded_score_of_calls_is_the_best_assignment(found, true):
-    credits = np.array([[call_credit(a, b) for b in true] for a in found]).reshape(-1, len(true))
-    best = best_assignment(credits) / max(len(found), len(true))
-    found, true = (
-        ", ".join(f"{name}({a}, {b})" for name, a, b in calls) for calls in (found, true)
+def test_o18_the_partial_credit_of_calls_is_the_best_assignment(calls, true):
+    credits = np.array([[call_credit(a, b) for b in true] for a in calls]).reshape(-1, len(true))
+    best = best_assignment(credits) / max(len(calls), len(true))
+    answer, target = (
+        ", ".join(f"{name}({a}, {b})" for name, a, b in pairs) for pairs in (calls, true)
     )
-    assert correct(calls_reward, found, true, dense=1.0) == pytest.approx(best, abs=1e-12)
-    exact = sorted(found.split(", ")) == sorted(true.split(", "))
-    assert (best == 1.0) == (correct(calls_reward, found, true) == 1.0)
-    assert not exact or best == 1.0 or sorted(found) == sorted(true)
+    assert correct(calls_reward, answer, target, dense=1.0) == pytest.approx(best, abs=1e-12)
+    is_exact = sorted(calls) == sorted(true)
+    assert is_exact == (best == 1.0) == (correct(calls_reward, answer, target) == 1.0)
 
 
 @pytest.mark.parametrize(
-    "answer, sparse, graded",
+    "answer, sparse, credit",
     [("B, A, C, D", 1, 1), ("BACD", 1, 1), ("B > A > D > C", 0, 0.5), ("A B D C", 0, 0)]
     + [("B, A, C", 0, 0), ("B, A, C, D, E", 0, 0), ("B, A, C, E", 0, 0), ("B, B, C, D", 0, 0)]
     + [("first B, then A, C, D", 0, 0), ("", 0, 0), ("B, C, A, D", 0, 0.5)],
 )
-def test_a_sequence_is_right_as_a_whole_or_graded_by_position(answer, sparse, graded):
+def test_a_sequence_is_right_as_a_whole_or_graded_by_position(answer, sparse, credit):
     assert correct(sequence_reward, answer, "B, A, C, D") == sparse
-    assert correct(sequence_reward, answer, "B, A, C, D", dense=1.0) == graded
-    assert correct(sequence_reward, answer, "B, A, C, D", dense=0.5) == max(sparse, graded / 2)
+    assert correct(sequence_reward, answer, "B, A, C, D", dense=1.0) == credit
+    assert correct(sequence_reward, answer, "B, A, C, D", dense=0.5) == max(sparse, credit / 2)
 
 
-@ANY_PACE
-@given(st.permutations("ABCDE"), st.permutations("ABCDE"))
-def test_a_sequence_earns_its_fixed_points(found, true):
-    part = correct(sequence_reward, " ".join(found), ", ".join(true), dense=1.0)
-    assert part == sum(map(str.__eq__, found, true)) / 5
-
-
-# --------------------------------------------------------------------- what all rewards promise
+# ---- what all rewards promise --------------------------------------------------------------------
 
 # reward -> (target, an answer that is wrong but in the grammar)
 KINDS = {
@@ -1080,10 +803,9 @@ KINDS = {
     calls_reward: (CHANGES, "change_colour(f2, red), remove(f1)"),
     sequence_reward: ("B, A, C", "B, C, A"),
 }
-WEIGHTS = dict.fromkeys(KINDS, ANSWER_WEIGHTS) | {
-    classification_reward: ANSWER_WEIGHTS,
-    detection_reward: DETECTION_WEIGHTS,
-    grounding_reward: GROUNDING_WEIGHTS,
+PARTS = dict.fromkeys(KINDS, ("correct", "format")) | {
+    detection_reward: ("iou", "confidence", "format"),
+    grounding_reward: ("iou", "format"),
 }
 every_reward = pytest.mark.parametrize("reward", KINDS, ids=lambda reward: reward.__name__)
 
@@ -1091,13 +813,12 @@ every_reward = pytest.mark.parametrize("reward", KINDS, ids=lambda reward: rewar
 @every_reward
 def test_the_exact_answer_earns_every_part_in_every_mode(reward):
     target, wrong = KINDS[reward]
-    assert WEIGHTS[reward]["format"] == 0.5
     texts = {"think": wrap(target), "direct": f"<answer>{target}</answer>"}
     texts["steps"] = STEPS.replace("cat", target)
     for mode, dense in itertools.product(FORMATS, (0.0, 0.3, 1.0)):
         best = reward(texts[mode], target, mode, dense=dense)
-        assert best.parts == dict.fromkeys(WEIGHTS[reward], 1.0)
-        assert best.total == sum(WEIGHTS[reward].values())
+        assert best.parts == dict.fromkeys(PARTS[reward], 1.0)
+        assert best.total == len(PARTS[reward]) - 0.5  # the format has half of the weight
         worse = reward(texts[mode].replace(target, wrong), target, mode, dense=dense)
         assert worse.total < best.total and worse.parts["format"] == 1.0
 
@@ -1106,52 +827,54 @@ def test_the_exact_answer_earns_every_part_in_every_mode(reward):
 @every_reward
 def test_thoughts_and_text_around_the_block_earn_nothing(reward):
     target, wrong = KINDS[reward]
-    silent = reward("<answer>-</answer>", target, dense=1.0).total
-    assert silent == 0.0
     for text in (
         *("", target, f"<think>{target}</think>", f"<think><answer>{target}</answer></think>"),
         *(f"{target}<answer>-</answer>{target}", f"<answer>{target}", f"<think><answer>{target}"),
-        *(f"<answer>{target}</answer><answer>{target}</answer>", f"<answer>{target}"),
+        *(f"<answer>{target}</answer><answer>{target}</answer>", "<answer>-</answer>"),
         *(f"<{t}><answer>{target}</answer></{t}>" for t in THOUGHTS),
     ):
         assert reward(text, target, "direct", dense=1.0).total == 0.0, text
     around = reward(f"so: <answer>{target}</answer>.", target)
-    assert around.parts == dict.fromkeys(WEIGHTS[reward], 1.0) | {"format": 0.0}
+    assert around.parts == dict.fromkeys(PARTS[reward], 1.0) | {"format": 0.0}
     assert reward(f"so: <answer>{wrong}</answer>.", target).total < around.total
 
 
 @every_reward
-def test_parts_are_weighed_and_weights_must_fit(reward):
-    target, _ = KINDS[reward]
-    names = [*WEIGHTS[reward]]
+def test_parts_are_weighted_and_weights_must_fit(reward):
+    target, names = KINDS[reward][0], PARTS[reward]
     weights = {name: 2.0**k for k, name in enumerate(names)}
-    assert reward(wrap(target), target, weights=weights).total == 2 ** len(names) - 1
+    best = reward(wrap(target), target, weights=weights | {"other": -1.0})
+    assert best == Reward(2 ** len(names) - 1, dict.fromkeys(names, 1.0))
     assert reward("", target, weights=weights).total == 0.0
+    missing = {name: 1.0 for name in names[1:]}
+    huge = dict.fromkeys(names, 1e308)  # finite each, infinite together
+    for wrong in ({}, missing, huge, *(weights | {"format": w} for w in (-1, math.nan, math.inf))):
+        for text in ("", wrap(target)):
+            with pytest.raises(ValueError, match="weights"):
+                reward(text, target, weights=wrong)
     with pytest.raises(TypeError):
-        WEIGHTS[reward]["format"] = 2.0
-    for wrong in ({}, weights | {"other": 1.0}, weights | {"format": -1.0}):
-        with pytest.raises(ValueError, match="weights"):
-            reward(wrap(target), target, weights=wrong)
+        WEIGHTS["format"] = 2.0
 
 
+@pytest.mark.case("I27")
 @every_reward
 def test_our_own_mistakes_raise_whatever_the_text(reward):
     target, _ = KINDS[reward]
-    for text in ("", wrap(target)):
+    for text in ("", "cat", wrap(target)):
         with pytest.raises(ValueError, match="mode"):
             reward(text, target, "cot")
         for dense in (-0.1, 1.1, math.nan, math.inf):
             with pytest.raises(ValueError, match="dense"):
                 reward(text, target, dense=dense)
-        for bad in ("", " ", "..."):
+        for bad in ("", "  \n", "_", "...", '"*"', "x" * (MAX_NAME_CHARS + 1)):
             with pytest.raises(ValueError, match="target"):
                 reward(text, bad)
 
 
 @pytest.mark.case("O18")
 @every_reward
-@ANY_PACE
-@given(ANY_TEXT | MARKS | MARKS.map(wrap), st.sampled_from([*FORMATS]), st.floats(0.0, 1.0))
+@NO_DEADLINE
+@given(ANY_TEXT | MARKS | MARKS.map(wrap), st.sampled_from([*FORMATS]), DENSE)
 def test_any_text_earns_the_same_twice_in_range_and_no_more_than_the_exact_answer(
     reward, text, mode, dense
 ):
@@ -1159,115 +882,103 @@ def test_any_text_earns_the_same_twice_in_range_and_no_more_than_the_exact_answe
     earned = reward(text, target, mode, dense=dense)
     assert earned == reward(text, target, mode, dense=dense)
     assert all(0.0 <= part <= 1.0 for part in earned.parts.values())
-    assert 0.0 <= earned.total <= sum(WEIGHTS[reward].values())
+    assert 0.0 <= earned.total <= len(PARTS[reward]) - 0.5
     assert reward(text, target, mode).total <= earned.total
 
 
-# ---------------------------------------------------------------------------------- loose metrics
+# ---- loose metrics -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text, target, loose",
-    [
-        ("<think>5</think><answer>4</answer>", "5", 1.0),  # R1-V pays
-        ("<answer>4</answer> 5", "5", 1.0),
-        ("3 or 4 or 5", "5", 1.0),
-        ("it is 5.", "5", 1.0),
-        ("1,000 of them", "1000", 1.0),
-        ("x=-5", "-5", 1.0),
-        ("3-5", "5", 1.0),
-        ("15", "5", 0.0),
-        ("5.5", "5", 0.0),
-        ("five", "5", 0.0),
-        ("", "5", 0.0),
-        ("9" * 5000, "5", 0.0),
-    ],
-)
-def test_the_loose_number_is_anywhere(text, target, loose):
-    assert loose_number_correct(text, target) == loose
+def peers_loose_rule(text: str, target: str) -> float:
+    """The published rule written with its regular expression: the oracle for our linear copy."""
+    block = re.search(r"<answer>(.*?)</answer>", text)
+    answer = block.group(1) if block else text
+    answer, target = (s.strip().replace(" ", "").replace("_", "").lower() for s in (answer, target))
+    return float(target in answer or answer in target)
 
 
-@pytest.mark.parametrize(
-    "text, target, loose",
-    [
-        ("<answer>I know it is yes</answer>", "no", 1.0),  # VLM-R1 pays
-        ("no doubt: yes", "no", 1.0),
-        ("<think>no</think><answer>Yes</answer>", "yes", 1.0),
-        ("<answer>yes</answer><answer>no</answer>", "no", 0.0),
-        ("<answer>maybe</answer> yes", "yes", 0.0),
-        ("<answer>unknown</answer>", "unknown", 1.0),
-        ("<answer>no</answer>", "unknown", 1.0),
-        ("", "yes", 0.0),
-    ],
-)
-def test_the_loose_yes_or_no_is_the_first_one_inside_any_word(text, target, loose):
-    assert loose_yes_no(text, target) == loose
+@NO_DEADLINE
+@given(TAGGED)
+def test_the_loose_name_is_the_published_rule(text):
+    assert loose_name_correct(text, "Cat") == peers_loose_rule(text, "Cat")
 
 
-def test_a_loose_target_must_say_something():
-    with pytest.raises(ValueError, match="neither yes nor no"):
-        loose_yes_no("yes", "maybe")
+LOOSE = [
+    # Any number of the whole text.
+    (loose_number_correct, "<think>5</think><answer>4</answer>", "5", 1.0),  # R1-V pays
+    (loose_number_correct, "<answer>4</answer> 5", "5", 1.0),
+    (loose_number_correct, "3 or 4 or 5", "5", 1.0),
+    (loose_number_correct, "1,000 of them", "1000", 1.0),
+    (loose_number_correct, "x=-5", "-5", 1.0),
+    (loose_number_correct, "3-5", "5", 1.0),
+    (loose_number_correct, "15, 5.5, five", "5", 0.0),
+    (loose_number_correct, "9" * 5000, "5", 0.0),
+    # The first yes or no, inside any word.
+    (loose_yes_no, "<answer>I know it is yes</answer>", "no", 1.0),  # VLM-R1 pays
+    (loose_yes_no, "no doubt: yes", "no", 1.0),
+    (loose_yes_no, "<think>no</think><answer>Yes</answer>", "yes", 1.0),
+    (loose_yes_no, "<answer>yes</answer><answer>no</answer>", "no", 0.0),
+    (loose_yes_no, "<answer>maybe</answer> yes", "yes", 0.0),
+    (loose_yes_no, "<answer>no</answer>", "unknown", 1.0),
+    (loose_yes_no, "", "yes", 0.0),
+    # The first box of integers in the first answer.
+    (first_box_iou, "<answer>it is [0, 0, 100, 50], or [0, 0, 100, 100]</answer>", rows(A), 0.5),
+    (first_box_iou, "<answer>[0, 0, 100, 100]</answer><answer>no</answer>", rows(A), 1.0),
+    (first_box_iou, "<answer>no</answer><answer>[0, 0, 100, 100]</answer>", rows(A), 0.0),
+    (first_box_iou, "[0, 0, 100, 100]", rows(A), 0.0),
+    (first_box_iou, "<answer>[0.0, 0, 100, 100]</answer>", rows(A), 0.0),
+    (first_box_iou, "<answer>[100, 100, 0, 0]</answer>", rows(A), 0.0),
+    (first_box_iou, "<answer>[00, 0, 100, 100]</answer>", rows(A), 0.0),
+    (first_box_iou, "<answer>[0, 0, 100, 100", rows(A), 0.0),
+    (first_box_iou, "<answer>" + "[" * 3000 + "0, 0, 100, 100]</answer>", rows(A), 1.0),
+]
+
+
+@pytest.mark.parametrize("metric, text, target, value", LOOSE)
+def test_the_loose_metrics_pay_what_their_sources_pay(metric, text, target, value):
+    assert metric(text, target) == value
     with pytest.raises(ValueError, match="target"):
-        loose_number_correct("3", "three")
+        metric(text, "maybe")
 
 
-@pytest.mark.parametrize(
-    "text, loose",
-    [
-        ("<answer>it is [0, 0, 100, 50], or [0, 0, 100, 100]</answer>", 0.5),
-        ("<answer>[0, 0, 100, 100]</answer><answer>no</answer>", 1.0),
-        ("<answer>no</answer><answer>[0, 0, 100, 100]</answer>", 0.0),
-        ("[0, 0, 100, 100]", 0.0),
-        ("<answer>[0.0, 0, 100, 100]</answer>", 0.0),
-        ("<answer>[100, 100, 0, 0]</answer>", 0.0),
-        ("<answer>[00, 0, 100, 100]</answer>", 0.0),
-        ("<answer>[0, 0, 100, 100", 0.0),
-        ("<answer>" + "[" * 3000 + "0, 0, 100, 100]</answer>", 1.0),
-    ],
+# ---- time ----------------------------------------------------------------------------------------
+
+N = MAX_COMPLETION_CHARS - 20
+HOSTILE_TEXTS = (
+    {
+        "opened thoughts": "<think>" * (N // 7),
+        "opened answers": "<answer>" * (N // 8),
+        "closed answers": "</answer>" * (N // 9),
+        "empty answers": "<answer></answer>" * (N // 17),
+        "empty thoughts": "<think></think>" * (N // 15) + "<answer>cat</answer>",
+        "crossed thoughts": "<summary></caption>" * (N // 19),
+        "opened answers by lines": "<answer>\n" * (N // 9),
+        "half tags": "<answer" * (N // 7),
+        "angle brackets": "<" * N,
+        "newlines": "\n" * N,
+        "zero-width thoughts": "<think>" + "\u200b" * (N - 50) + "</think><answer>cat</answer>",
+        "accents": "<answer>a" + ACCENTS * (N // 2 - 20) + "</answer>",
+        "ligatures": "<answer>"
+        + "\ufdfa" * (N - 50)
+        + "</answer>",  # NFKC makes 18 characters of it
+        "words": "a b " * (N // 4),
+        "numbers": "1 " * (N // 2),
+    }
+    | {
+        f"answer: {name}": f"<answer>{answer[: N - 20]}</answer>"
+        for name, answer in HOSTILE.items()
+    }
 )
-def test_the_loose_box_is_the_first_of_integers_in_the_first_answer(text, loose):
-    assert first_box_iou(text, "[0, 0, 100, 100]") == loose
-
-
-# ------------------------------------------------------------------------------------------ time
+LOOSE_TARGETS = {loose_name_correct: "cat"} | {metric: target for metric, _, target, _ in LOOSE}
 
 
 @pytest.mark.case("I57")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda n: "<think>" * (n // 7),
-        lambda n: "<answer>" * (n // 8),
-        lambda n: "</answer>" * (n // 9),
-        lambda n: "<answer></answer>" * (n // 17),
-        lambda n: "<think></think>" * (n // 15) + "<answer>cat</answer>",
-        lambda n: "<summary></caption>" * (n // 19),
-        lambda n: "<answer>\n" * (n // 9),
-        lambda n: "<answer" * (n // 7),
-        lambda n: "<" * n,
-        lambda n: "\n" * n,
-        lambda n: "<think>" + "\u200b" * (n - 50) + "</think><answer>cat</answer>",
-        lambda n: "<answer>a" + "\u0316\u0301" * (n // 2 - 20) + "</answer>",  # NFKC is quadratic
-        lambda n: "<answer>" + "\ufdfa" * (n - 50) + "</answer>",  # NFKC makes 18 characters of it
-        lambda n: "a b " * (n // 4),
-        lambda n: "1 " * (n // 2),
-        *[
-            lambda n, answer=answer: f"<answer>{answer[: n - 20]}</answer>"
-            for answer in HOSTILE.values()
-        ],
-    ],
-)
-def test_a_hostile_text_of_100_kb_takes_under_50_ms(make):
-    text = make(MAX_COMPLETION_CHARS - 20)
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
+def test_a_hostile_text_of_100_kb_takes_under_50_ms(text):
     assert 0.9 * MAX_COMPLETION_CHARS < len(text) <= MAX_COMPLETION_CHARS
     for reward, (target, _) in KINDS.items():
         assert takes_under(0.050, lambda r=reward, t=target: r(text, t, dense=1.0)), reward
-    for metric, target in {
-        loose_name_correct: "cat",
-        loose_number_correct: "7",
-        loose_yes_no: "yes",
-        first_box_iou: "[0, 0, 9, 9]",
-    }.items():
+    for metric, target in LOOSE_TARGETS.items():
         assert takes_under(0.050, lambda m=metric, t=target: m(text, t)), metric
     assert takes_under(0.050, lambda: repetition_penalty(text))
 
@@ -1282,22 +993,16 @@ def test_i52_ten_thousand_boxes_take_under_50_ms_and_earn_almost_nothing():
 
 
 @every_reward
-def test_ten_thousand_completions_are_scored_in_two_seconds(reward):
+def test_two_thousand_completions_are_scored_in_half_a_second(reward):
     target, wrong = KINDS[reward]
-    texts = [wrap(f"{' ' * (k % 7)}{(target, wrong)[k % 2]}") for k in range(10_000)]
-    texts = [text.replace("a low roof", "a low roof " * 20) for text in texts]
-
-    def score_all():
-        for text in texts:
-            reward(text, target, dense=1.0)
-
-    assert takes_under(2.0, score_all)
+    texts = [wrap(target), wrap(wrong).replace("a low roof", "a low roof " * 20)] * 1000
+    assert takes_under(0.5, lambda: [reward(text, target, dense=1.0) for text in texts])
 
 
 @pytest.mark.case("I58")
-def test_rewards_import_answers_and_the_standard_library_only_and_evaluate_nothing():
-    modules, calls = imports_and_calls(rewards)
-    assert modules == {
-        *("answers", "collections", "dataclasses", "functools", "math", "re", "types", "typing")
-    }
-    assert not calls & {"eval", "exec", "compile", "__import__", "open"}
+def test_answers_and_rewards_import_the_standard_library_only():
+    for module in (answers, rewards):
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert names <= {"answers", *sys.stdlib_module_names}
