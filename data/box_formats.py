@@ -1,7 +1,7 @@
-"""Box formats: the coordinates in which a model writes boxes, and the way from one to another.
+"""Box formats: the coordinates in which a model writes boxes, and the conversion between them.
 
-A box is (x1, y1, x2, y2) from the top left corner. The same box has three spellings in the field,
-and mixing them up is its classic trap (VLM-R1 trained for months on unscaled targets):
+A box is (x1, y1, x2, y2) from the top left corner. Three formats are in use, and mixing them up is
+the classic mistake (VLM-R1 trained for months on unscaled targets):
 
 | format        | unit                                            | used by                     |
 |---------------|-------------------------------------------------|-----------------------------|
@@ -12,9 +12,8 @@ and mixing them up is its classic trap (VLM-R1 trained for months on unscaled ta
 
 Boxes of data sets are read as "abs" (`pixel_box`), whatever convention their file has, and
 converted once, into the format of the model. "Original" is the upright image, as
-`model.image.load_image` returns it: where it applies an EXIF orientation, the file on disk has
-width and height swapped. Sizes are (width, height) throughout; the resized one is
-`model.image.smart_resize(height, width, ...)[::-1]`, as that function has the height first.
+`model.image.load_image` returns it: an EXIF orientation is applied. Sizes are (width, height)
+throughout; the resized one is `model.image.smart_resize(height, width, ...)[::-1]`.
 
 Sources: Qwen2-VL (arXiv:2409.12191), Qwen2.5-VL (arXiv:2502.13923), VLM-R1 (om-ai-lab/VLM-R1).
 """
@@ -45,48 +44,29 @@ def default_box_format(model_type: str) -> BoxFormat:
         InputError: the model type is unknown, so that only the user can tell.
     """
     if model_type not in DEFAULT_BOX_FORMATS:
-        known = ", ".join(f"{name}: {format}" for name, format in DEFAULT_BOX_FORMATS.items())
+        defaults = ", ".join(f"{name}: {format}" for name, format in DEFAULT_BOX_FORMATS.items())
         raise InputError(
-            f"--coords: no default for model_type {model_type!r} ({known}); "
+            f"--coords: no default for model_type {model_type!r} ({defaults}); "
             "name one of norm1000, abs, abs_resized"
         )
     return DEFAULT_BOX_FORMATS[model_type]
 
 
 def canvas_size(format: BoxFormat, image_size: Size, resized: Size) -> Size:
-    """Return (width, height) of the canvas: where the bottom right corner of the image lies.
-
-    Args:
-        image_size: (width, height) of the upright original. resized: of what the model sees.
-
-    Raises:
-        ValueError: unknown format, or a size below one pixel.
-    """
-    sizes: dict[str, Size] = {"norm1000": (1000, 1000), "abs": image_size, "abs_resized": resized}
-    if format not in sizes:
-        raise ValueError(f"format={format!r} is not one of {', '.join(sizes)}")
-    if min(*image_size, *resized) < 1:
-        raise ValueError(f"sizes must be at least 1x1, got {image_size} and {resized}")
-    return sizes[format]
+    """Return (width, height) of the canvas: where the bottom right corner of the image lies."""
+    return {"norm1000": (1000, 1000), "abs": image_size, "abs_resized": resized}[format]
 
 
 def convert_box(
     box: Box, source: BoxFormat, target: BoxFormat, image_size: Size, resized: Size
 ) -> Box:
-    """Return the same region of the image in another format, unrounded.
+    """Return the same region of the image in another format, unrounded: one scale per axis.
 
-    Every format spans the whole image, so this is one scale per axis, and there and back again is
-    the identity up to float rounding.
+    Args:
+        image_size: (width, height) of the upright original. resized: of what the model sees.
     """
-    width, height = canvas_size(source, image_size, resized)
-    new_width, new_height = canvas_size(target, image_size, resized)
-    x1, y1, x2, y2 = box
-    return (
-        x1 * new_width / width,
-        y1 * new_height / height,
-        x2 * new_width / width,
-        y2 * new_height / height,
-    )
+    old, new = (canvas_size(format, image_size, resized) for format in (source, target))
+    return tuple(v * n / o for v, n, o in zip(box, new * 2, old * 2, strict=True))
 
 
 def round_box(box: Box, size: Size) -> tuple[int, int, int, int]:
@@ -133,10 +113,9 @@ def pixel_box(values: Any, size: Size, where: str, shape: Shape) -> Box | None:
 
 
 def warn_if_normalised(boxes: Iterable[tuple[Box, Size]]) -> None:
-    """Print one line if boxes said to be in pixels look like `norm1000`.
+    """Print one line if there are images above 2000 pixels, and none of their boxes leaves 1000.
 
-    That is: there are images with a side above 2000 pixels, and on none of them does any box reach
-    beyond 1000. Such data are possible, but hardly ever meant.
+    Such boxes in pixels are possible, but more likely they are `norm1000`.
     """
     on_large = [box for box, size in boxes if max(size) > 2000]
     if on_large and max(map(max, on_large)) <= 1000:

@@ -1,27 +1,26 @@
 """`Example`, one question with an answer that can be verified, and the prompt formats.
 
-Every source of questions, generated or read from disk, hands over a list of `Example`.
-Next: data/garden/world.py generates them; data/labelled.py and data/rows.py read them.
+Next: data/garden/world.py generates examples; data/rows.py and data/grounding.py read them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 from PIL import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """How a careful answer is reached: the texts that SFT on chains of thought learns.
+    """How a careful answer is reached: the texts that SFT on chains of thought learns."""
 
-    Attributes:
-        thought: from what is seen to the answer.
-        caption, summary: of the four steps: what the picture shows, and what the question wants.
-    """
-
-    thought: str
-    caption: str = ""
-    summary: str = ""
+    thought: str  # from what is seen to the answer
+    caption: str = ""  # of the four steps: what the picture shows
+    summary: str = ""  # of the four steps: what the question wants
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,8 @@ STEPS_TOKENS = 48  # what summary and caption add to a completion
 
 
 def full_question(question: str, mode: str) -> str:
-    """The text shown to the model: the question and how to answer it.
-
-    A data set whose prompts already say how to answer (Visual-RFT's rows) is left as it is.
-    """
-    if "<answer>" in question:
-        return question
-    return f"{question} {INSTRUCTIONS[mode]}"
+    """The prompt: the question and how to answer it, unless it says so itself (Visual-RFT's)."""
+    return question if "<answer>" in question else f"{question} {INSTRUCTIONS[mode]}"
 
 
 def completion_text(answer: str, mode: str, reasoning: Reasoning | None = None) -> str:
@@ -80,3 +74,10 @@ def completion_text(answer: str, mode: str, reasoning: Reasoning | None = None) 
         summary = f"<summary>{reasoning.summary}</summary><caption>{reasoning.caption}</caption>"
         return f"{summary}<reasoning>{reasoning.thought}</reasoning>{blocks}"
     return blocks
+
+
+def shuffle(items: Sequence[T], seed: int, key: int = 0) -> list[T]:
+    """Sort by Philox's raw output, which numpy promises never to change (unlike `permutation`)."""
+    bits = np.random.Philox(key=np.array([seed, key], dtype=np.uint64))
+    order = np.argsort(bits.random_raw(len(items)), kind="stable")
+    return [items[i] for i in order]

@@ -1,19 +1,9 @@
-"""Rows of questions and answers on disk: json, jsonl, parquet and saved arrow sets -> `Record`s.
+"""Rows of questions and answers on disk: json, jsonl, parquet and saved arrow sets -> `Example`s.
 
-    schema, records = load_records("train.jsonl")
+    schema, examples = load_records("train.jsonl")
 
-The public data sets for visual RL agree on what a row holds and on none of the names:
-
-| schema     | images              | question                   | answer                 |
-|------------|---------------------|----------------------------|------------------------|
-| VLM-R1     | `image` (or a list) | `conversations`: human     | `conversations`: gpt   |
-| TRL        | `images`, `image`   | `prompt`: text or messages | `answer`, `solution`   |
-| EasyR1     | `images`            | `problem`                  | `answer`, `solution`   |
-| Reason-RFT | `image` (or a list) | `problem`; also has `id`   | `answer`, `solution`   |
-| Visual-RFT | `image`             | `problem`; so does R1-V    | `solution`, `answer`   |
-
-Where two names are given, the first that is filled wins: Reason-RFT's own loader reads `answer`
-from files that its README describes with `solution`. The first row decides the schema.
+The public data sets for visual RL agree on what a row holds and on none of the names: see SCHEMAS.
+The first row decides the schema. Columns not named there (Reason-RFT's `cot`) are not read.
 
 A row with a fault has one of two outcomes: it is skipped and counted (an empty or unreadable cell:
 one record lost), or it raises `InputError` with file, row and id (a wrong type, a path that leaves
@@ -25,17 +15,18 @@ Next: data/coco.py, for annotations with boxes.
 import io
 import json
 import math
-import os
+import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from reprlib import repr as brief  # of values that may be long or deep
 from typing import Any
 
 from PIL import Image
 
 from answers import parse_answer
+from data.examples import Example
 from data.files import (
     MAX_SKIP,
     SkipLog,
@@ -51,96 +42,19 @@ from model.image import FORMATS, load_image
 from runtime.errors import InputError
 
 ACCEPTED_ROWS = (
-    "a .json or .jsonl file of rows, a .parquet file or a folder of them, a folder written by "
-    "datasets.save_to_disk"
+    "accepted: a .json or .jsonl file of rows, a .parquet file or a folder of them, a folder "
+    "written by datasets.save_to_disk"
 )
-# What a row must have, in the order images, question, answer, further: one of each tuple.
+# The columns of a row: images (one or a list), question, answer, further ones that tell schemas
+# apart. Of two names the first that is filled wins: Reason-RFT's own loader reads `answer` from
+# files that its README describes with `solution`.
 SCHEMAS = {
-    "VLM-R1": (("image",), ("conversations",), ("conversations",)),
-    "TRL": (("images", "image"), ("prompt",), ("answer", "solution")),
+    "VLM-R1": (("image",), ("conversations",), ("conversations",)),  # one human, one gpt turn
+    "TRL": (("images", "image"), ("prompt",), ("answer", "solution")),  # prompt: text or messages
     "EasyR1": (("images",), ("problem",), ("answer", "solution")),
     "Reason-RFT": (("image",), ("problem",), ("answer", "solution"), ("id",)),
-    "Visual-RFT": (("image",), ("problem",), ("solution", "answer")),
+    "Visual-RFT": (("image",), ("problem",), ("solution", "answer")),  # and R1-V
 }
-
-
-@dataclass(frozen=True)
-class Record:
-    """One question about one or more images.
-
-    `question` is the row's own, less leading `<image>` marks; `solution` the right answer without
-    tags. Columns not named here (Reason-RFT's `cot`, for example) are not read.
-    """
-
-    id: str
-    images: tuple[Image.Image | Path, ...]
-    question: str
-    solution: str
-
-
-def is_row_source(path: Path) -> bool:
-    """Whether `read_rows` can read it: by its suffix, or by the tables in the folder."""
-    if path.is_file() and path.suffix.lower() in (".json", ".jsonl"):
-        return True
-    return (path.is_file() or path.is_dir()) and bool(table_files(path))
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (where, row): "set.jsonl:3" counts lines from 1, "set.json:2" and tables rows from 0.
-
-    A .json file is a list of rows, or an object with that list under "data".
-    """
-    if path.suffix.lower() == ".jsonl" and path.is_file():
-        numbered = ((f"{path.name}:{number}", row) for number, row in read_jsonl(path))
-    elif path.suffix.lower() == ".json" and path.is_file():
-        numbered = json_rows(read_json(path), path)
-    else:
-        root = path if path.is_dir() else path.parent
-        names = ((file, file.relative_to(root).as_posix()) for file in table_files(path))
-        numbered = ((f"{n}:{i}", row) for f, n in names for i, row in enumerate(table_rows(f)))
-    for where, row in numbered:
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: is {row!r:.40}, not a row with named columns")
-        yield where, row
-
-
-def json_rows(content: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where, row) of a parsed .json file; see `read_rows`."""
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        found = sorted(content)[:10] if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: needs a list of rows, or one under 'data'; has {found}")
-    yield from ((f"{path.name}:{index}", row) for index, row in enumerate(rows))
-
-
-def load_records(
-    data: str, max_skip: float = MAX_SKIP, data_root: str | Path | None = None
-) -> tuple[str, list[Record]]:
-    """Read the rows that `--data` names; print the schema and how many records were skipped.
-
-    Args:
-        data_root: the folder that image paths are relative to and may not leave; default: the
-            folder of the file.
-
-    Returns:
-        the schema's name (a key of SCHEMAS) and the records, in the order of the rows.
-
-    Raises:
-        InputError: any other source, an empty set, too many skipped records, and what
-            `read_records` raises.
-    """
-    path = local_path(data, f"accepted: {ACCEPTED_ROWS}")
-    if not is_row_source(path):
-        kind = "a folder without tables" if path.is_dir() else "not a regular file"
-        kind = f"a file of type {path.suffix!r}, not opened" if path.is_file() else kind
-        raise InputError(f"--data {data!r} is {kind}; accepted: {ACCEPTED_ROWS}")
-    skips = SkipLog()
-    schema, records = read_records(path, skips, data_root)
-    skips.check(len(records) + skips.counts.total(), max_skip)
-    if not records:
-        raise InputError(f"--data {data!r} has no usable row; add rows")
-    print(f"data: {data!r} read as {columns_of(schema)}: {len(records)} records")
-    return schema, records
 
 
 def columns_of(schema: str) -> str:
@@ -149,83 +63,135 @@ def columns_of(schema: str) -> str:
     return f"{schema} rows ({', '.join(roles)})"
 
 
-def read_records(
-    path: Path, skips: SkipLog, data_root: str | Path | None = None
-) -> tuple[str, list[Record]]:
-    """Read rows of one of SCHEMAS. An id that is missing or taken is made from file and row.
+def is_row_source(path: Path) -> bool:
+    """Whether `read_rows` can read it: by its suffix, or by the tables in the folder."""
+    is_json = path.is_file() and path.suffix.lower() in (".json", ".jsonl")
+    return is_json or bool(table_files(path))
 
-    Every image is decoded once, so that a broken one is met now and not hours into training; those
-    that come as bytes in a table are kept undecoded. Rows without image, question or solution, and
-    those with an unreadable image, are skipped and counted in `skips`.
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (where, row): "set.jsonl:3" counts lines from 1, "set.json:2" and tables rows from 0.
+
+    A .json file is a list of rows, or an object with that list under "data".
+    """
+    if path.suffix.lower() == ".jsonl" and path.is_file():
+        rows = ((f"{path.name}:{number}", row) for number, row in read_jsonl(path))
+    elif path.suffix.lower() == ".json" and path.is_file():
+        content = read_json(path)
+        listed = content.get("data") if isinstance(content, dict) else content
+        if not isinstance(listed, list):
+            keys = sorted(content)[:10] if isinstance(content, dict) else type(content).__name__
+            raise InputError(f"{path}: needs a list of rows, or one under 'data'; has {keys}")
+        rows = ((f"{path.name}:{index}", row) for index, row in enumerate(listed))
+    else:
+        root = path if path.is_dir() else path.parent
+        names = ((file, file.relative_to(root).as_posix()) for file in table_files(path))
+        rows = ((f"{n}:{i}", row) for f, n in names for i, row in enumerate(table_rows(f)))
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: is {brief(row)}, not a row with named columns")
+        yield where, row
+
+
+def load_records(
+    data: str, max_skip: float = MAX_SKIP, data_root: str | Path | None = None
+) -> tuple[str, list[Example]]:
+    """Read the rows that `--data` names; print the schema and how many records were skipped.
+
+    Args:
+        data_root: what image paths are relative to and may not leave; default: the file's folder.
+
+    Returns:
+        a key of SCHEMAS, and the examples in the order of the rows: questions without leading
+        `<image>` marks, targets without tags.
 
     Raises:
-        InputError: an unreadable file, columns of no schema, values of a wrong type, more `<image>`
-            marks than images, an image path that is missing, a URL or outside the folder.
+        InputError: no usable row, too many skipped, and what `read_records` raises.
     """
+    skips = SkipLog()
+    schema, examples = read_records(data, skips, data_root)
+    skips.check(len(examples) + skips.counts.total(), max_skip)
+    if not examples:
+        raise InputError(f"--data {data!r} has no usable row; add rows")
+    print(f"data: {data!r} read as {columns_of(schema)}: {len(examples)} records")
+    return schema, examples
+
+
+def read_records(
+    data: str, skips: SkipLog, data_root: str | Path | None = None, accepted: str = ACCEPTED_ROWS
+) -> tuple[str, list[Example]]:
+    """Read rows of one of SCHEMAS. An id that is missing or taken is made from file and row.
+
+    Every image is decoded once; those that come as bytes in a table are kept undecoded. Rows
+    without image, question or solution, and those with an unreadable image, are skipped.
+
+    Raises:
+        InputError: no rows or an unreadable file, columns of no schema, values of a wrong type,
+            more `<image>` marks than images, an image that is missing, a URL or outside the folder.
+    """
+    path = local_path(data, accepted)
+    if not is_row_source(path):
+        kind = "a folder without tables" if path.is_dir() else "not a regular file"
+        kind = f"a file of type {path.suffix!r}, not opened" if path.is_file() else kind
+        raise InputError(f"--data {data!r} is {kind}; {accepted}")
     root = Path(data_root) if data_root is not None else path if path.is_dir() else path.parent
-    schema, records, seen = "", [], set()
+    schema, examples, ids = "", [], set()
     for where, row in read_rows(path):
-        row_id = row.get("id")
-        has_id = type(row_id) in (int, str) and 0 < len(str(row_id)) <= 200
-        has_id = has_id and str(row_id).isprintable()
-        place = f"{where} (id {row_id!r})" if has_id else where
+        row_id = str(row["id"]) if type(row.get("id")) in (int, str) else ""
+        has_id = 0 < len(row_id) <= 200 and row_id.isprintable()
+        place = f"{where} (id {row['id']!r})" if has_id else where
         schema = schema or _match_schema(row, place)
-        if record := _record(row, SCHEMAS[schema], place, root, skips):
-            unique = str(row_id) if has_id else where
-            unique = f"{unique}#{where}" if unique in seen else unique
-            while unique in seen:  # only if another row's id looks like this one's replacement
+        if example := _example(row, schema, place, root, skips):
+            unique = row_id if has_id else where
+            unique = f"{unique}#{where}" if unique in ids else unique
+            while unique in ids:  # only if another row's id looks like this one's replacement
                 unique += "#"
-            seen.add(unique)
-            records.append(replace(record, id=unique))
+            ids.add(unique)
+            examples.append(replace(example, id=unique))
     if not schema:
         raise InputError(f"{path}: has no row; add rows")
-    check_files((r.id, path) for r in records for path in r.images if isinstance(path, Path))
-    return schema, _decodable(records, skips)
+    check_files((e.id, path) for e in examples for path in e.images if isinstance(path, Path))
+    examples = skips.readable(examples, lambda e: [load_image(_open(i)).size for i in e.images])
+    return schema, [replace(e, images=tuple(map(_open, e.images))) for e in examples]
 
 
 def _match_schema(row: dict, where: str) -> str:
     for schema, roles in SCHEMAS.items():
         if all(any(name in row for name in names) for names in roles):
             return schema
-    known = "; ".join(columns_of(schema) for schema in SCHEMAS)
-    raise InputError(f"{where}: columns {list(row)[:20]} match none of: {known}")
+    schemas = "; ".join(map(columns_of, SCHEMAS))
+    raise InputError(f"{where}: columns {list(row)[:20]} match none of: {schemas}")
 
 
-def _record(row: dict, roles: tuple, where: str, root: Path, skips: SkipLog) -> Record | None:
-    """Return the row as a record without a unique id, or None with the reason counted."""
+def _example(row: dict, schema: str, where: str, root: Path, skips: SkipLog) -> Example | None:
+    """Return the row as an example, its id and images not final; None: skipped and counted."""
+    roles = SCHEMAS[schema]
     if missing := [names for names in roles if not any(name in row for name in names)]:
         raise InputError(f"{where}: needs column {missing[0][0]!r}, has {list(row)[:20]}")
     used = [next((n for n in names if row.get(n) not in (None, "")), names[0]) for names in roles]
     cell, question, answer = (row.get(name) for name in used[:3])
-    if used[1] == "conversations":
+    if schema == "VLM-R1":
         question, answer = _two_turns(question, where)
-    pictures = _pictures(cell, used[0], root, where)
-    question = _without_marks(_prompt_text(question, used[1], where), len(pictures), where)
-    solution = solution_text(answer, where)
-    for what, value in ("image", pictures), ("problem", question.strip()), ("solution", solution):
+    images = _images(cell, used[0], root, where)
+    question = _without_marks(_prompt_text(question, used[1], where), len(images), where)
+    target = solution_text(answer, where)
+    if re.search("[\ud800-\udfff]", question + target):  # JSON can spell half a character
+        raise InputError(f"{where}: question or answer has half a surrogate pair; repair it")
+    for role, value in ("image", images), ("problem", question.strip()), ("solution", target):
         if not value:
-            untagged = what == "solution" and isinstance(answer, str) and answer.strip()
-            skips.add("solution without one <answer>" if untagged else f"empty {what}", where)
+            untagged = role == "solution" and isinstance(answer, str) and answer.strip()
+            skips.add("solution without one <answer>" if untagged else f"empty {role}", where)
             return None
-    return Record(where, pictures, question, solution)
+    return Example(where, images, question, target, "abs" if schema == "VLM-R1" else "norm1000")
 
 
 def _wrong_type(where: str, column: str, value: Any) -> InputError:
-    return InputError(f"{where}: column {column!r} holds {value!r:.40}; see data/rows.py")
+    return InputError(f"{where}: column {column!r} holds {brief(value)}; see data/rows.py")
 
 
-def _checked_text(text: str, where: str) -> str:
-    """Return the text, refusing what cannot be encoded: JSON can spell half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: {text!r:.60} has half a surrogate pair; repair it") from error
-    return text
-
-
-def _pictures(cell: Any, column: str, root: Path, where: str) -> tuple[Path | bytes, ...]:
+def _images(cell: Any, column: str, root: Path, where: str) -> tuple[Path | bytes, ...]:
     """Return paths or encoded bytes; () if any is empty. A cell holds one image or a list."""
-    pictures = []
+    images = []
     for item in cell if isinstance(cell, list) else [cell]:
         if isinstance(item, dict):  # as the datasets library stores an image
             item = item.get("bytes") or item.get("path")
@@ -233,27 +199,26 @@ def _pictures(cell: Any, column: str, root: Path, where: str) -> tuple[Path | by
             raise _wrong_type(where, column, cell)
         if not item:
             return ()
-        is_path = isinstance(item, str)
-        pictures.append(inside(root, _checked_text(item, where), where) if is_path else item)
-    return tuple(pictures)
+        images.append(inside(root, item, where) if isinstance(item, str) else item)
+    return tuple(images)
 
 
 def _prompt_text(value: Any, column: str, where: str) -> str:
     """Return a prompt as text: a string, or messages with one user turn (system ones are ours)."""
-    if value is None or isinstance(value, str):
-        return _checked_text(value or "", where)
+    if isinstance(value, str | None):
+        return value or ""
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise _wrong_type(where, column, value)
     turns = [turn for turn in value if turn.get("role") != "system"]
     if len(turns) != 1 or turns[0].get("role") != "user":
         raise InputError(f"{where}: {column!r} needs one user message, has {len(turns)} messages")
-    parts = turns[0].get("content")
-    if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
-        texts = ["<image>" if p.get("type") == "image" else p.get("text") or "" for p in parts]
-        parts = "".join(map(str, texts))
-    if not isinstance(parts, str):
+    content = turns[0].get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        texts = ["<image>" if p.get("type") == "image" else p.get("text") or "" for p in content]
+        content = "".join(map(str, texts))
+    if not isinstance(content, str):
         raise _wrong_type(where, column, value)
-    return _checked_text(parts, where)
+    return content
 
 
 def _two_turns(turns: Any, where: str) -> tuple[Any, Any]:
@@ -266,8 +231,7 @@ def _two_turns(turns: Any, where: str) -> tuple[Any, Any]:
 
 def _without_marks(question: str, n_images: int, where: str) -> str:
     """Drop leading `<image>` marks, for images come first anyway; later ones stay plain text."""
-    if question.count("<image>") > max(n_images, 1):
-        marks = question.count("<image>")
+    if (marks := question.count("<image>")) > max(n_images, 1):
         raise InputError(f"{where}: {marks} <image> marks for {n_images} images; add or drop some")
     while question.lstrip().startswith("<image>"):
         question = question.lstrip().removeprefix("<image>").lstrip()
@@ -287,51 +251,28 @@ def solution_text(value: Any, where: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        tagged = "<answer>" in value or "</answer>" in value
-        return _checked_text((parse_answer(value) or "") if tagged else value.strip(), where)
+        has_tags = "<answer>" in value or "</answer>" in value
+        return (parse_answer(value) or "") if has_tags else value.strip()
     if type(value) is int or type(value) is float and math.isfinite(value):
         return format(Decimal(repr(value)), "f").removesuffix(".0")
-    if isinstance(value, list) and all(_is_number(v) or isinstance(v, list | dict) for v in value):
-        if len(value) == 4 and all(map(_is_number, value)) and min(value) < 0:
+    # type(): True is an int but no number
+    if isinstance(value, list) and all(type(v) in (int, float, list, dict) for v in value):
+        if len(value) == 4 and all(type(v) in (int, float) for v in value) and min(value) < 0:
             raise InputError(f"{where}: the box {value} has a negative coordinate; repair it")
         try:
             return json.dumps(value, allow_nan=False)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{where}: solution {value!r:.60} ({error}); repair it") from error
-    raise InputError(f"{where}: solution {value!r:.60} is no text, number or box; write it as text")
+        except (ValueError, TypeError, RecursionError) as error:
+            what = f"solution {brief(value)} ({error}); repair it"
+            raise InputError(f"{where}: {what}") from error
+    what = f"solution {brief(value)} is no text, number or box; write it as text"
+    raise InputError(f"{where}: {what}")
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)  # type(): True is an int but no number
-
-
-def _decodable(records: list[Record], skips: SkipLog) -> list[Record]:
-    """Decode every image once and drop the records for which that fails."""
-
-    def opened(record: Record) -> Record | InputError:
-        try:
-            return replace(record, images=tuple(map(_open_picture, record.images)))
-        except InputError as error:
-            return error
-
-    readable = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for record, result in zip(records, pool.map(opened, records), strict=True):
-            if isinstance(result, InputError):
-                skips.add("unreadable", f"{record.id!r}: {result}")
-            else:
-                readable.append(result)
-    return readable
-
-
-def _open_picture(picture: Path | bytes) -> Path | Image.Image:
-    """Return the path, or an image over the bytes that is decoded only when it is needed."""
-    if isinstance(picture, Path):
-        load_image(picture)
-        return picture
+def _open(image: Path | bytes) -> Path | Image.Image:
+    """Return a path as it is, or an image over the bytes that is decoded when it is needed."""
+    if isinstance(image, Path):
+        return image
     try:
-        trial, kept = (Image.open(io.BytesIO(picture), formats=FORMATS) for _ in range(2))
+        return Image.open(io.BytesIO(image), formats=FORMATS)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes
         raise InputError(f"cannot be decoded ({error})") from error
-    load_image(trial)
-    return kept

@@ -9,6 +9,7 @@ metric   iou: mean IoU, 0 for an answer that is not one box (gIoU in LISA's term
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
 
+from dataclasses import replace
 from functools import partial
 
 from config import TaskConfig
@@ -53,8 +54,8 @@ def splits_of(cfg: TaskConfig) -> Splits:
     if cfg.data_coords not in ("auto", "abs"):
         raise InputError(f"--data_coords {cfg.data_coords}: these boxes are pixels (abs)")
     examples = [
-        Example(g.id, (g.path,), GROUND_PROMPT.format(phrase=g.phrase), str(list(g.box)), "abs")
-        for g in load_grounding(cfg.data, cfg.data_root, cfg.max_skip)
+        replace(example, question=GROUND_PROMPT.format(phrase=example.question))
+        for example in load_grounding(cfg.data, cfg.data_root, cfg.max_skip)
     ]
     return split_examples(examples, cfg)
 

@@ -98,14 +98,14 @@ def record_splits(cfg: TaskConfig, is_target: Callable[[str], bool]) -> Splits:
     its end, training rows from its start, so fewer training rows are a subset of more. Rows whose
     solution is not in the task's answer grammar are skipped and counted.
     """
-    schema, records = load_records(cfg.data, cfg.max_skip, cfg.data_root)
+    _, records = load_records(cfg.data, cfg.max_skip, cfg.data_root)
     skips, examples = SkipLog(), []
-    box_format = "abs" if schema == "VLM-R1" else "norm1000"
-    for r in records:
-        if is_target(r.solution):
-            examples.append(Example(r.id, r.images, r.question, r.solution, box_format))
+    for example in records:
+        if is_target(example.target):
+            examples.append(example)
         else:
-            skips.add("solution is no answer of this task", f"{r.id}: {r.solution[:40]!r}")
+            reason = "solution is no answer of this task"
+            skips.add(reason, f"{example.id}: {example.target[:40]!r}")
     skips.check(len(records), cfg.max_skip)
     return split_examples(examples, cfg)
 

@@ -1,9 +1,9 @@
-"""What data/coco.py guarantees about annotated boxes.
+"""What data/coco.py and data/grounding.py guarantee about annotated boxes.
 
 Every layout (COCO, LVIS, REC rows of VLM-R1, RefCOCO, ReasonSeg) gives boxes in pixels of the
 upright image; a box that cannot be meant is refused with its id and a hint; few-shot sets are
 exact, repeatable and nested; a negative is known not to show the category. Ids like "i30" are the
-cases of the list of bad inputs. Run: python -m pytest tests/data/test_coco.py
+cases of the list of bad inputs. Run: pytest tests/data/test_coco.py
 """
 
 import json
@@ -48,17 +48,13 @@ CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "stop sign"}]
 IMAGES = [image(i) for i in range(1, 7)]
 
 
-def coco(folder: Path, annotations: list, images=None, categories=None, **options):
-    data = {
-        "images": IMAGES if images is None else images,
-        "annotations": annotations,
-        "categories": CATEGORIES if categories is None else categories,
-    }
+def coco(folder: Path, annotations: list, images=IMAGES, categories=CATEGORIES) -> list[CocoImage]:
+    data = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(data))
-    return load_coco(folder / "instances.json", folder, **options)
+    return load_coco(folder / "instances.json", folder)
 
 
-def ids(images: list[CocoImage]) -> list[str]:
+def ids(images: list) -> list[str]:
     return [image.id for image in images]
 
 
@@ -79,37 +75,32 @@ def test_instances_become_corner_boxes_by_category(folder, capsys):
 
 
 @pytest.mark.case("I30")
-def test_i30_annotations_of_unknown_images_and_categories_are_skipped(folder, capsys):
-    annotations = [box(1, 1), box(2, 99), box(3, 2, 99), box(4, 1)]
-    assert [image.boxes for image in coco(folder, annotations)[:2]] == [
-        {"cat": [(10, 10, 30, 30)] * 2},
-        {},
-    ]
-    printed = capsys.readouterr().out
-    assert "2 of 4 records skipped" in printed
-    assert "unknown image: instances.json: annotation 2" in printed
-    assert "unknown category: instances.json: annotation 3" in printed
-    with pytest.raises(InputError, match="3 of 5 records skipped"):
-        coco(folder, [*annotations, box(5, None)])
+def test_i30_annotations_without_image_category_or_area_are_skipped(folder, capsys):
+    annotations = [box(1, 1), box(2, 99), box(3, 1), box(4, 1)]
+    for wrong, reason in (
+        (box(7, 2, 99), "unknown category"),
+        (box(7, 2, bbox=(5, 5, 0, 9)), "box without area"),
+    ):
+        images = coco(folder, [*annotations, wrong])
+        assert [image.boxes for image in images[:2]] == [{"cat": [(10, 10, 30, 30)] * 3}, {}]
+        printed = capsys.readouterr().out
+        assert "2 of 5 records skipped" in printed
+        assert "unknown image: instances.json: annotation 2" in printed
+        assert f"{reason}: instances.json: annotation 7" in printed
+    with pytest.raises(InputError, match="3 of 6 records skipped"):
+        coco(folder, [*annotations, wrong, box(8, None)])
 
 
 @pytest.mark.case("I30")
 def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys):
     crowds = [box(i, i, iscrowd=1) for i in range(1, 6)]  # more than the limit on skipped records
     images = coco(folder, [*crowds, box(6, 1), box(7, 6), box(8, 5, 2)])
-    assert "5 crowd regions in 5 images are no boxes" in capsys.readouterr().out
+    assert "5 crowd regions are no boxes" in capsys.readouterr().out
     assert images[0].boxes == {"cat": [(10, 10, 30, 30)]} and images[0].unsure == {"cat"}
     assert ids(few_shot_categories(images, ["cat"], 1, seed=0)["cat"]) == ["6"]
     with pytest.raises(InputError, match="2 images per category needed, but 'cat' has 1"):
         few_shot_categories(images, ["cat"], 2, seed=0)
     assert not any(lacks(image, "cat") for image in images if image.unsure)
-
-
-@pytest.mark.case("I30")
-def test_i30_boxes_without_area_are_skipped(folder, capsys):
-    images = coco(folder, [box(1, 1), box(2, 1, bbox=(5, 5, 0, 9))])
-    assert len(images[0].boxes["cat"]) == 1
-    assert "box without area: instances.json: annotation 2" in capsys.readouterr().out
 
 
 @pytest.mark.case("I25", "I29")
@@ -118,19 +109,13 @@ def test_i30_boxes_without_area_are_skipped(folder, capsys):
     [
         pytest.param((60, 20, 90, 45), "leaves.*is it x1, y1, x2, y2", id="i29-xyxy-as-xywh"),
         pytest.param((-5, 0, 9, 9), "is negative", id="i25-negative"),
-        pytest.param((0, 0, "9", 9), "not four pixel", id="i25-text"),
+        pytest.param((1, 1, float("nan"), 1), "not four pixel", id="i25-nan"),
         pytest.param(None, "not four pixel", id="no-box"),
     ],
 )
 def test_boxes_that_cannot_be_meant_are_refused_by_annotation(folder, bbox, message):
     with pytest.raises(InputError, match=f"instances.json: annotation 77: box.*{message}"):
         coco(folder, [box(1, 1), box(77, 1, bbox=bbox)])
-
-
-@pytest.mark.case("I25")
-def test_i25_nan_in_the_file_is_refused_by_place_and_id(folder):
-    with pytest.raises(InputError, match=r"\(id 77\)\['bbox'\]\[2\] is not a finite number"):
-        coco(folder, [box(1, 1), box(77, 1, bbox=(1, 1, float("nan"), 1))])
 
 
 @pytest.mark.case("I26")
@@ -150,42 +135,37 @@ def test_i26_other_json_files_are_refused_with_what_they_hold(folder, content, m
         load_coco(folder / "a.json", folder)
 
 
-@pytest.mark.case("I15")
+@pytest.mark.case("I15", "I20")
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"annotations": []}, "no image has a box"),
         ({"images": [image(1), image(1)]}, "two images have the id 1"),
         ({"images": [image(1, width=0)]}, "image 1: needs integers width and height"),
         ({"images": [image(1, height="50")]}, "image 1: needs integers width and height"),
         ({"images": [image(1, file_name=None)]}, "image 1: needs a file_name"),
         ({"images": [image(1, file_name="../1.jpg")]}, "leads out of"),
         ({"images": [image(1, file_name="gone.jpg")]}, "1 images missing"),
-        ({"categories": [{"id": 1}]}, "category 1: None is no name"),
+        ({"categories": [{"id": 1}]}, "None cannot be a class name"),
         (
             {"categories": [{"id": 1, "name": "Cat"}, {"id": 2, "name": "cat"}]},
-            "category 2: 'cat' is the same answer as 'Cat'",
+            "'Cat' and 'cat' are the same answer",
         ),
     ],
 )
 def test_images_and_categories_that_are_not_usable_are_refused(folder, changes, message):
     with pytest.raises(InputError, match=message):
-        coco(folder, [box(1, 1)], **changes)
-
-
-@pytest.mark.case("I20")
-def test_i20_a_file_without_boxes_is_refused(folder):
-    with pytest.raises(InputError, match="no image has a box"):
-        coco(folder, [])
+        coco(folder, **{"annotations": [box(1, 1)]} | changes)
 
 
 @pytest.mark.case("I28")
 def test_i28_pixel_boxes_that_look_normalised_are_doubted(folder, capsys):
-    save_picture(folder / "large.jpg", size=(2400, 1600))
-    large = image(9, file_name="large.jpg", width=2400, height=1600)
-    coco(folder, [box(1, 9, bbox=(0, 0, 900, 1000))], images=[large])
-    assert "are they thousandths of the image" in capsys.readouterr().out
-    coco(folder, [box(1, 9, bbox=(0, 0, 1900, 1000))], images=[large])
-    assert "normalised" not in capsys.readouterr().out
+    save_picture(folder / "1.jpg", size=(2400, 1600))
+    for x2, warns in ((900, True), (1900, False)):
+        coco(folder, [box(1, 1, bbox=(0, 0, x2, 1000))], [image(1, width=2400, height=1600)])
+        assert ("are they thousandths" in capsys.readouterr().out) == warns
+        ground(folder, [REC | {"solution": [1, 2, x2, 1000]}])
+        assert ("are they thousandths" in capsys.readouterr().out) == warns
 
 
 def test_lvis_negatives_are_only_the_images_that_say_so(folder):
@@ -193,13 +173,12 @@ def test_lvis_negatives_are_only_the_images_that_say_so(folder):
         save_picture(folder / "train2017" / f"{i}.jpg")
     url = "http://images.cocodataset.org/train2017/{}.jpg"
     lvis = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    changes = ({}, {}, {"neg_category_ids": [1]}, {"not_exhaustive_category_ids": [1]})
     images = [
-        image(i, file_name=None, coco_url=url.format(i)) | lvis | more
-        for i, more in enumerate(
-            ({}, {}, {"neg_category_ids": [1]}, {"not_exhaustive_category_ids": [1]}), start=1
-        )
+        image(i, file_name=None, coco_url=url.format(i)) | lvis | change
+        for i, change in enumerate(changes, start=1)
     ]
-    loaded = coco(folder, [box(1, 1), box(2, 4)], images=images)
+    loaded = coco(folder, [box(1, 1), box(2, 4)], images)
     assert loaded[0].path == folder / "train2017" / "1.jpg"
     assert ids([image for image in loaded if lacks(image, "cat")]) == ["3"]
     assert ids(few_shot_categories(loaded, ["cat"], 1, seed=0)["cat"]) == ["1"]
@@ -213,48 +192,36 @@ def many(tmp_path) -> list[CocoImage]:
     """Forty images: cats in the even ones, stop signs in every third."""
     save_picture(tmp_path / "x.jpg")
     b = [(0.0, 0.0, 9.0, 9.0)]
-    return [
-        CocoImage(
-            str(i),
-            tmp_path / "x.jpg",
-            SIZE,
-            ({"cat": b} if i % 2 == 0 else {}) | ({"stop sign": b} if i % 3 == 0 else {}),
-        )
+    boxes = [
+        ({"cat": b} if i % 2 == 0 else {}) | ({"stop sign": b} if i % 3 == 0 else {})
         for i in range(40)
     ]
+    return [CocoImage(str(i), tmp_path / "x.jpg", SIZE, named) for i, named in enumerate(boxes)]
 
 
 def test_few_shots_are_exact_repeatable_and_nested(many):
     four = few_shot_categories(many, ["cat", "stop sign"], 4, seed=1)
-    assert [len(chosen) for chosen in four.values()] == [4, 4]
-    assert all(name in image.boxes for name, chosen in four.items() for image in chosen)
+    assert ids(four["cat"]) == ["26", "18", "4", "24"]
+    assert ids(four["stop sign"]) == ["0", "39", "27", "12"]
     assert ids(few_shot_categories(many, ["cat"], 2, seed=1)["cat"]) == ids(four["cat"])[:2]
-    assert ids(few_shot_categories(many, ["stop sign", "cat"], 9, seed=1)["cat"])[:4] == ids(
-        four["cat"]
-    )
+    nine = few_shot_categories(many, ["stop sign", "cat"], 9, seed=1)
+    assert ids(nine["cat"])[:4] == ids(four["cat"])
     firsts = {few_shot_categories(many, ["cat"], 1, seed)["cat"][0].id for seed in range(40)}
     assert len(firsts) > 10
 
 
 @pytest.mark.case("I22")
-def test_i22_categories_with_too_few_images_are_listed(many):
-    with pytest.raises(InputError, match=r"15 images .* 'stop sign' has 14 \(1 categories\)"):
-        few_shot_categories(many, ["cat", "stop sign"], 15, seed=0)
-
-
 @pytest.mark.parametrize(
-    "arguments, message",
+    "names, shots, message",
     [
-        ((["stopsign"], 1, 0), "category 'stopsign': no box has it; did you mean 'stop sign'"),
-        ((["zebra"], 1, 0), "category 'zebra': no box has it; see"),
-        ((["cat"], 0, 0), "--shots 0: must be at least 1"),
-        ((["cat"], 1, -1), "--split_seed -1"),
-        ((["cat"], 1, 2**64), "--split_seed"),
+        (["cat", "stop sign"], 15, r"15 images .* 'stop sign' has 14 \(1 categories\)"),
+        (["stopsign"], 1, "category 'stopsign': no box has it; did you mean 'stop sign'"),
+        (["zebra"], 1, "category 'zebra': no box has it; see"),
     ],
 )
-def test_arguments_out_of_range_are_refused(many, arguments, message):
+def test_i22_categories_that_are_rare_or_unknown_are_refused(many, names, shots, message):
     with pytest.raises(InputError, match=message):
-        few_shot_categories(many, *arguments)
+        few_shot_categories(many, names, shots, seed=0)
 
 
 def test_an_image_lacks_what_it_neither_shows_nor_leaves_open():
@@ -264,22 +231,24 @@ def test_an_image_lacks_what_it_neither_shows_nor_leaves_open():
     assert [lacks(image, name) for name in ("cat", "bus")] == [False, True]
 
 
-def test_broken_and_resized_pictures_are_passed_over_and_counted(folder, capsys):
+def test_broken_and_resized_pictures_are_skipped_and_counted(folder, capsys):
     (folder / "1.jpg").write_bytes(b"")
     save_picture(folder / "2.jpg", size=(50, 100))
     images = coco(folder, [box(i, i) for i in range(1, 7)])
     capsys.readouterr()
-    chosen = few_shot_categories(images, ["cat"], 4, seed=0)["cat"]
-    assert sorted(ids(chosen)) == ["3", "4", "5", "6"]
+    usable = few_shot_categories(images, ["cat"], 4, seed=0)["cat"]
+    assert sorted(ids(usable)) == ["3", "4", "5", "6"]
     printed = capsys.readouterr().out
     assert "1.jpg': is empty" in printed and "annotated (100, 50), upright picture (50" in printed
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_sizes_are_those_of_the_upright_picture(folder, orientation):
+def test_boxes_refer_to_the_upright_picture(folder, orientation):
     save_picture(folder / "1.jpg", orientation)
-    images = coco(folder, [box(1, 1)], images=[image(1)])
+    images = coco(folder, [box(1, 1)], [image(1)])
     assert ids(few_shot_categories(images, ["cat"], 1, seed=0)["cat"]) == ["1"]
+    (example,) = ground(folder, [REC | {"solution": [50, 0, 100, 50]}])
+    assert (example.target, example.canvas) == ("[50.0, 0.0, 100.0, 50.0]", SIZE)
 
 
 # --------------------------------------------------------------------------------------- grounding
@@ -299,8 +268,9 @@ def test_vlm_r1_rows_are_read_as_corner_boxes(folder, name, capsys):
     rows = [REC | {"solution": [1, 2, 30.5, 50.4]}, REC | {"solution": [0, 0, 9, 9]}]
     del rows[1]["normal_caption"]
     first, second = ground(folder, rows, name)
-    assert (first.phrase, first.box, first.size) == ("dog", (1, 2, 30.5, 50), SIZE)
-    assert second.phrase == "Find the dog." and first.path == folder / "1.jpg"
+    assert (first.question, first.target) == ("dog", "[1.0, 2.0, 30.5, 50.0]")
+    assert (first.images, first.canvas) == ((folder / "1.jpg",), SIZE)
+    assert first.box_format == "abs" and second.question == "Find the dog."
     assert first.id != second.id
     assert "read as VLM-R1 REC rows: 2 phrases" in capsys.readouterr().out
 
@@ -315,10 +285,10 @@ def ref_coco(**changes) -> dict:
 
 
 def test_ref_coco_gives_one_phrase_per_sentence(folder, capsys):
-    found = ground(folder, ref_coco(), "refs.json")
-    assert [item.phrase for item in found] == ["left dog", "brown one"]
-    assert {item.box for item in found} == {(10, 10, 30, 40)}
-    assert len({item.id for item in found}) == 2
+    examples = ground(folder, ref_coco(), "refs.json")
+    assert [e.question for e in examples] == ["left dog", "brown one"]
+    assert {e.target for e in examples} == {"[10.0, 10.0, 30.0, 40.0]"}
+    assert len(set(ids(examples))) == 2
     assert "read as RefCOCO: 2 phrases" in capsys.readouterr().out
 
 
@@ -335,38 +305,32 @@ def test_reason_seg_gives_the_extent_of_the_first_target_polygon(folder, capsys)
     first = target((10, 20), (40, 5), (30, 60.5))
     ignored = target((0, 0), (99, 49), label="ignore")
     reason_seg(folder, "1", [ignored, first, target((0, 0), (9, 9))], ["to eat", "a fruit"])
-    found = load_grounding(str(folder))
-    assert [(item.id, item.phrase) for item in found] == [("1/0", "to eat"), ("1/1", "a fruit")]
-    assert {item.box for item in found} == {(10, 5, 40, 50)}  # cut at the edge of the picture
-    assert "read as ReasonSeg: 2 phrases" in capsys.readouterr().out
+    reason_seg(folder, "2", [target((0, 0), (9, 9), label="flag")])
+    examples = load_grounding(str(folder))
+    assert [(e.id, e.question) for e in examples] == [("1/0", "to eat"), ("1/1", "a fruit")]
+    # Cut at the edge of the picture.
+    assert {e.target for e in examples} == {"[10.0, 5.0, 40.0, 50.0]"}
+    printed = capsys.readouterr().out
+    assert "read as ReasonSeg: 2 phrases" in printed and "no target: 2/0" in printed
 
 
 def test_reason_seg_files_in_an_old_encoding_are_read(folder):
     reason_seg(folder, "1", [target((0, 0), (9, 9))], ["the café’s sign"])
     text = (folder / "1.json").read_text().encode().decode("unicode_escape")
     (folder / "1.json").write_bytes(text.encode("cp1252"))
-    assert load_grounding(str(folder))[0].phrase == "the café’s sign"
+    assert load_grounding(str(folder))[0].question == "the café’s sign"
 
 
-def test_reason_seg_without_a_target_is_skipped(folder, capsys):
-    reason_seg(folder, "1", [target((0, 0), (9, 9))])
-    reason_seg(folder, "2", [target((0, 0), (9, 9), label="flag")])
-    assert len(load_grounding(str(folder))) == 1
-    assert "no target: 2/0" in capsys.readouterr().out
+NAN = float("nan")
 
 
-@pytest.mark.parametrize("points", [[], [[1]], [[1, "a"]], "ab", [[1, 2, 3]], [[True, 1]]])
+@pytest.mark.parametrize(
+    "points", [[], None, [[1]], [[1, "a"]], "ab", [[1, 2, 3]], [[1, 1], [NAN, 2], [3, 3]]]
+)
 def test_targets_of_no_points_are_refused_by_file(folder, points):
     reason_seg(folder, "1", [{"label": "target", "points": points}])
     with pytest.raises(InputError, match=r"1.json: a target's points"):
         load_grounding(str(folder))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_grounded_boxes_live_in_the_upright_picture(folder, orientation):
-    save_picture(folder / "1.jpg", orientation)
-    (item,) = ground(folder, [REC | {"solution": [50, 0, 100, 50]}])
-    assert item.size == SIZE and item.box == (50, 0, 100, 50)
 
 
 @pytest.mark.case("I25", "I29")
@@ -384,22 +348,26 @@ def test_grounded_boxes_that_cannot_be_meant_are_refused_by_row(folder, solution
         ground(folder, [REC | {"solution": [1, 2, 3, 4]}, REC | {"solution": solution}])
 
 
+GOOD = REC | {"solution": [1, 2, 3, 4]}
+
+
 @pytest.mark.case("I26", "I34")
 @pytest.mark.parametrize(
     "name, content, message",
     [
         ("a.json", [{"image": "1.jpg", "solution": [1, 2, 3, 4]}], r"has columns \['image', 'sol"),
         ("a.json", [{"image": "1.jpg", "problem": "dog"}], r"has columns \['image', 'problem'\]"),
-        ("a.json", [3], "has columns"),
-        ("a.json", [REC | {"image": ["1.jpg"], "solution": [1, 2, 3, 4]}], "must be text"),
+        ("a.json", [3], "is 3, not a row"),
+        ("a.json", [GOOD | {"image": ["1.jpg"]}], "must be text"),
+        ("a.json", [GOOD | {"normal_caption": ["dog"]}], "must be text"),
         ("a.json", {"a": 1}, "needs a list of rows"),
         ("a.json", [], "no phrase with a box"),
         ("a.json", ref_coco(refs=3), "needs a list 'refs'"),
         ("a.json", ref_coco(refs=[{"ann_id": 6, "sentences": []}]), "ref 0: its ann_id"),
         ("a.json", ref_coco(images=[]), "ref 0: its ann_id, image"),
         ("refs(unc).p", [], "is never opened; accepted"),
-        ("a.json", [REC | {"image": "../x.jpg", "solution": [1, 2, 3, 4]}], "leads out of"),
-        ("a.json", [REC | {"image": "gone.jpg", "solution": [1, 2, 3, 4]}], "1 images missing"),
+        ("a.json", [GOOD | {"image": "../x.jpg"}], "leads out of"),
+        ("a.json", [GOOD | {"image": "gone.jpg"}], "1 images missing"),
     ],
 )
 def test_i26_other_layouts_are_refused_with_what_is_accepted(folder, name, content, message):
@@ -415,7 +383,6 @@ def test_i26_other_layouts_are_refused_with_what_is_accepted(folder, name, conte
         ("a.json", ref_coco(categories=[]), (False, True)),
         ("a.json", [REC], (False, True)),
         ("a.json", [{"image": "x", "problem": "?", "solution": [1, 2, 3, 4]}], (False, False)),
-        ("a.json", [{"image": "x", "problem": "?", "solution": "(1,2),(3,4)"}], (False, False)),
         ("a.json", {"data": [REC]}, (False, True)),
         ("a.json", [], (False, False)),
         ("a.jsonl", [REC], (False, True)),
@@ -432,6 +399,8 @@ def test_layouts_are_told_apart_by_what_the_file_holds(tmp_path, name, content, 
 
 def test_folders_and_missing_files_are_told_apart(folder):
     assert not is_grounding(str(folder)) and not is_coco(str(folder))
+    with pytest.raises(InputError, match="has no .json; accepted"):
+        load_grounding(str(folder))
     reason_seg(folder, "1", [target((0, 0), (9, 9))])
     assert is_grounding(str(folder)) and not is_coco(str(folder))
     assert not is_grounding("digits") and not is_coco("gone.json")
@@ -439,28 +408,15 @@ def test_folders_and_missing_files_are_told_apart(folder):
     assert not is_coco(str(folder / "empty.json"))
 
 
-def test_a_folder_without_json_is_refused(folder):
-    with pytest.raises(InputError, match="has no .json; accepted"):
-        load_grounding(str(folder))
-
-
 def test_rows_without_phrase_area_or_readable_picture_are_skipped_and_counted(folder, capsys):
-    good = REC | {"solution": [1, 2, 3, 4]}
     (folder / "2.jpg").write_bytes(b"<html>")
-    bad = [
-        REC | {"solution": [5, 5, 5, 9]},
-        good | {"normal_caption": " ", "problem": ""},
-        good | {"image": "2.jpg"},
-    ]
-    for row, reason in zip(bad, ("box without area", "empty phrase", "unreadable"), strict=True):
-        assert len(ground(folder, [good, row, good])) == 2
+    bad = {
+        "box without area": GOOD | {"solution": [5, 5, 5, 9]},
+        "empty phrase": GOOD | {"normal_caption": " ", "problem": ""},
+        "unreadable": GOOD | {"image": "2.jpg"},
+    }
+    for reason, row in bad.items():
+        assert len(ground(folder, [GOOD, row, GOOD])) == 2
         assert f"1 of 3 records skipped; {reason}: rec.json:1" in capsys.readouterr().out
     with pytest.raises(InputError, match="3 of 4 records skipped"):
-        ground(folder, [good, *bad])
-
-
-@pytest.mark.case("I28")
-def test_i28_grounded_boxes_that_look_normalised_are_doubted(folder, capsys):
-    save_picture(folder / "1.jpg", size=(2400, 1600))
-    ground(folder, [REC | {"solution": [1, 2, 900, 1000]}])
-    assert "are they thousandths" in capsys.readouterr().out
+        ground(folder, [GOOD, *bad.values()])
