@@ -265,12 +265,17 @@ def test_a_packed_dialogue_has_the_log_probabilities_of_separate_ones(batch, tin
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_a_hundredth_of_the_peak():
+def test_a_stage_warms_up_ends_at_a_hundredth_of_the_peak_and_takes_fresh_gradients():
     rates = [learning_rate(step, 300, peak=1e-3) for step in range(300)]
     assert rates[0] == pytest.approx(2e-5) and max(rates) == rates[49] == pytest.approx(1e-3)
     assert rates[50:] == sorted(rates[50:], reverse=True)
     assert 1e-5 <= rates[-1] < 1.01e-5 + 1e-6
-    assert learning_rate(4, 5, peak=1e-3) == pytest.approx(1e-4)  # a run shorter than the warm-up
+    parameter, rows = torch.nn.Parameter(torch.ones(3)), []
+    for step, metrics in pretrain.stage("see", 4, 1e-3, [parameter], rows.append):
+        (parameter**2).sum().backward()
+        assert torch.equal(parameter.grad, 2 * parameter.detach()), "those of this step alone"
+        metrics["loss"] = step
+    assert rows[-1]["loss"] == 1.5, "the mean over the steps since the last row"
 
 
 # ---- the run -------------------------------------------------------------------------------------

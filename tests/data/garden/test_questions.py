@@ -372,10 +372,9 @@ def test_growth_is_ordered_and_continued_in_its_stages():
     for stage, follows in zip(growth[:-1], growth[1:], strict=True):
         question = puzzles.ask_next(random.Random(0), [stage])
         assert (question.answer, question.hasty, question.seen) == (follows, stage, stage)
-    rng = random.Random(11)
-    drawn = {tuple(puzzles.sample_stages(rng, "order", 4)) for _ in range(600)}
-    assert drawn == set(permutations(STAGES))
-    assert {s for _ in range(60) for s in puzzles.sample_stages(rng, "next")} == set(STAGES[:-1])
+    rng, draw = random.Random(11), puzzles.sample_stages
+    assert {tuple(draw(rng, "order", 4)) for _ in range(600)} == set(permutations(STAGES))
+    assert {s for _ in range(60) for s in draw(rng, "next")} == set(STAGES[:-1])
 
 
 # ---- all kinds -----------------------------------------------------------------------------------

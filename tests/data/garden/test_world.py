@@ -233,9 +233,7 @@ def test_changes_and_causes_repaint_their_flower_alone():
 
 
 def test_the_three_causes_look_different_on_every_flower_even_at_the_edge():
-    """At least 30 pixels of each pair differ by a step that is seen through noise and grain.
-
-    None of them looks like wilting alone, which is what a cause of another name draws."""
+    """By 30 pixels or more, each seen through noise and grain; none looks like wilting alone."""
     causes = (*world.CAUSES, "no cause")
     for index, (_, scene) in enumerate(scenes(7, seed=10)):
         for place in range(len(scene)):
@@ -257,9 +255,8 @@ def alike(picture, rgb, tolerance=40):
 def test_the_four_stages_show_different_things(colour, monkeypatch):
     """Bud and bloom show the petals' colour, a bloom more of it and its centre, seeds a brown head,
     a sprout nothing but little green."""
-    monkeypatch.setattr(
-        drawing, "background", lambda kind, seed, size: Image.new("RGB", (size, size), GREY)
-    )
+    plain = Image.new("RGB", (64, 64), GREY)
+    monkeypatch.setattr(drawing, "background", lambda *_: plain.copy())
     centres = [name for name in CENTRES if name != colour]
     for seed in range(4):
         flower = Flower(5, "round", colour, centres[seed % len(centres)])
