@@ -1,8 +1,9 @@
 """How the garden looks: flowers, portraits and scenes as pictures, each a function of its seed.
 
 Method: petals are polygons in unit coordinates, rotated and mapped into a box, painted at four
-times the size and reduced (anti-aliasing), then laid over a background of a gradient and two kinds
-of noise. Colours, light, position, scale and rotation vary with the seed; the attributes never do.
+times the size and reduced (anti-aliasing), then pasted on a background of a gradient and two kinds
+of noise. Position, scale, rotation, tilt, colours, light and background vary with the seed; the
+attributes never do.
 Next: data/garden/questions.py, what can be asked about these pictures.
 """
 
@@ -10,15 +11,14 @@ import math
 import random
 from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.garden.world import PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
+from data.garden.world import NO_CAUSES, PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
 
 RGB = tuple[int, int, int]
-NOTHING_AILS: Mapping[int, str] = MappingProxyType({})
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 SUPERSAMPLE = 4  # flowers are painted this many times larger, then reduced
 PETAL_RGB: dict[str, RGB] = {
     "red": (208, 28, 34),
@@ -47,7 +47,7 @@ BACKGROUND_RGB: dict[str, tuple[RGB, RGB]] = {  # colour at the top, colour at t
 def _petal_outline(shape: str, petals: int) -> np.ndarray:
     """One petal along the x axis, base at 0 and tip at 1, as a polygon (K, 2), float64.
 
-    The half width is what the shape wants, or less where neighbours would hide each other: at
+    The half width is that of the shape, or less where neighbours would hide each other: at
     distance t from the centre, `petals` petals have t * sin(pi / petals) each.
     """
     room = math.sin(math.pi / petals)
@@ -85,56 +85,49 @@ def _jitter(rgb: RGB, rng: random.Random, light: float) -> RGB:
     return tuple(max(0, min(255, round(c * light + rng.uniform(-9, 9)))) for c in rgb)
 
 
+def _rotated(outline: np.ndarray, angle: np.ndarray | float) -> np.ndarray:
+    """A polygon (K, 2) turned about the origin: (K, 2), or (n, K, 2) for angles (n, 1)."""
+    x, y = outline.T
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([x * cos - y * sin, x * sin + y * cos], -1)
+
+
 def paint_flower(
-    image: Image.Image,
-    flower: Flower,
-    box: tuple[float, float, float, float],
-    rng: random.Random,
-    stem: bool = False,
-    wilted: bool = False,
+    image: Image.Image, flower: Flower, box: Box, rng: random.Random, stem=False, wilted=False
 ) -> None:
     """Paint the petals so that they touch all four sides of `box` (pixels of `image`), in place."""
     draw = ImageDraw.Draw(image)
     turn = rng.uniform(0, 2 * math.pi)
     light = rng.uniform(0.93, 1.04)
-    petal_rgb = _jitter(PETAL_RGB[flower.colour], rng, light)
+    rgb = _jitter(PETAL_RGB[flower.colour], rng, light)
     if wilted:  # browner and duller, yet still of its colour
-        petal_rgb = tuple(
-            round(0.7 * c + 0.3 * b) for c, b in zip(petal_rgb, WILT_RGB, strict=True)
-        )
+        rgb = tuple(round(0.7 * c + 0.3 * b) for c, b in zip(rgb, WILT_RGB, strict=True))
     centre_rgb = _jitter(CENTRE_RGB[flower.centre], rng, light)
-    outline = _petal_outline(flower.shape, flower.petals)  # (K, 2)
     angles = turn + 2 * np.pi * np.arange(flower.petals) / flower.petals
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    petals = np.stack(
-        [outline[:, 0] * cos - outline[:, 1] * sin, outline[:, 0] * sin + outline[:, 1] * cos], -1
-    )  # (petals, K, 2)
+    outline = _petal_outline(flower.shape, flower.petals)
+    petals = _rotated(outline, angles[:, None])  # (petals, K, 2)
     low, high = petals.min((0, 1)), petals.max((0, 1))
-    scale = (np.array([box[2] - box[0], box[3] - box[1]]) - 1) / (
-        high - low
-    )  # last pixel is inside
-    origin = np.array(box[:2]) - low * scale
+    box_sides = np.array([box[2] - box[0], box[3] - box[1]])
+    scale = (box_sides - 1) / (high - low)  # -1: the last pixel is inside
+    x, y = origin = np.array(box[:2]) - low * scale
     radius = float(min(scale))
-    petals = petals * scale + origin
-    x, y = origin
     if stem:
         _paint_stem(draw, x, y, radius, image.size, rng)
     edge = max(2, round(radius * 0.035))
-    for petal in petals:
+    for petal in petals * scale + origin:
         points = petal.ravel().tolist()
-        draw.polygon(points, fill=petal_rgb, outline=_shade(petal_rgb, 0.62), width=edge)
+        draw.polygon(points, fill=rgb, outline=_shade(rgb, 0.62), width=edge)
         if flower.shape != "thin":  # a lighter blade and a darker vein make the petal a petal
             middle = petal.mean(0)
             blade = (middle + (petal - middle) * 0.55).ravel().tolist()
-            draw.polygon(blade, fill=_shade(petal_rgb, 1.16))
+            draw.polygon(blade, fill=_shade(rgb, 1.16))
             if flower.shape == "heart":
                 continue  # a vein down to the notch would split the petal in two
             vein = (*(origin + (middle - origin) * 0.5), *(origin + (middle - origin) * 1.2))
-            draw.line(vein, fill=_shade(petal_rgb, 0.8), width=max(1, edge // 2))
+            draw.line(vein, fill=_shade(rgb, 0.8), width=max(1, edge // 2))
     r = radius * 0.21
-    draw.ellipse(
-        (x - r, y - r, x + r, y + r), fill=centre_rgb, outline=_shade(centre_rgb, 0.6), width=edge
-    )
+    disc = (x - r, y - r, x + r, y + r)
+    draw.ellipse(disc, fill=centre_rgb, outline=_shade(centre_rgb, 0.6), width=edge)
 
 
 def _paint_stem(draw, x, y, radius, image_size, rng) -> None:
@@ -142,15 +135,15 @@ def _paint_stem(draw, x, y, radius, image_size, rng) -> None:
     green = _jitter((64, 112, 44), rng, 1.0)
     foot = x + rng.uniform(-0.5, 0.5) * radius
     t = np.linspace(0, 1, 9)
-    stem_x = x + (foot - x) * t**2
-    stem_y = y + (image_size[1] - y) * t
-    draw.line(np.stack([stem_x, stem_y], 1).ravel().tolist(), fill=green, width=round(radius * 0.1))
+    points = np.stack([x + (foot - x) * t**2, y + (image_size[1] - y) * t], 1)  # (9, 2)
+    draw.line(points.ravel().tolist(), fill=green, width=round(radius * 0.1))
     angle = rng.choice((-0.4, -2.7))  # up to the right or to the left
-    along, across = _petal_outline("pointed", 8).T * 0.8 * radius
-    leaf_x = stem_x[7] + along * math.cos(angle) - across * math.sin(angle)
-    leaf_y = stem_y[7] + along * math.sin(angle) + across * math.cos(angle)
-    leaf = np.stack([leaf_x, leaf_y], 1).ravel().tolist()
-    draw.polygon(leaf, fill=_shade(green, 1.12), outline=_shade(green, 0.7), width=2)
+    _paint_leaf(draw, points[7], angle, 0.8 * radius, green, _shade(green, 1.12), edge=2)
+
+
+def _paint_leaf(draw, foot, angle, length, green, fill, edge) -> None:
+    leaf = foot + _rotated(_petal_outline("pointed", 8) * length, angle)  # (K, 2)
+    draw.polygon(leaf.ravel().tolist(), fill=fill, outline=_shade(green, 0.7), width=edge)
 
 
 def background(kind: str, seed: int, size: int) -> Image.Image:
@@ -165,12 +158,16 @@ def background(kind: str, seed: int, size: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.Image:
-    """A portrait of one flower, RGB, `size` x `size`; its width is 70 to 95 % of the frame.
+def _on_background(layer: Image.Image, kind: str, seed: int, size: int) -> Image.Image:
+    """The painted layer, reduced to `size` x `size`, on a background."""
+    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
+    picture = background(kind, seed, size)
+    picture.paste(layer, (0, 0), layer)
+    return picture
 
-    Position, scale, rotation, tilt, colours, light and background vary with `seed`; the four
-    attributes never do.
-    """
+
+def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.Image:
+    """A portrait of one flower, RGB, `size` x `size`; its width is 70 to 95 % of the picture."""
     rng = random.Random(seed)
     big = size * SUPERSAMPLE
     width = big * rng.uniform(0.70, 0.95)
@@ -178,17 +175,14 @@ def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.I
     x0, y0 = rng.uniform(0, big - width), rng.uniform(0, big - height)
     layer = Image.new("RGBA", (big, big))
     paint_flower(layer, flower, (x0, y0, x0 + width, y0 + height), rng, stem=True)
-    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
-    picture = background(rng.choice(tuple(BACKGROUND_RGB)), seed, size)
-    picture.paste(layer, (0, 0), layer)
-    return picture
+    return _on_background(layer, rng.choice(tuple(BACKGROUND_RGB)), seed, size)
 
 
 def outdoors(picture: Image.Image, seed: int) -> Image.Image:
     """The same picture as a cheap camera takes it in the field: blur, light, haze and grain.
 
-    The base model was pretrained on clean pictures; the classification task uses these, so that its
-    eye is good but not perfect, as with real photographs.
+    The base model was pretrained on clean pictures; the classification task uses these, so that
+    perception is good but not perfect, as with real photographs.
     """
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, 1], dtype=np.uint64)))
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.55)))
@@ -200,77 +194,72 @@ def outdoors(picture: Image.Image, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def draw_scene(
-    scene: Scene, seed: int, size: int = SCENE_SIZE, ailing: Mapping[int, str] = NOTHING_AILS
-) -> Image.Image:
-    """Flowers seen from above, RGB, `size` x `size`.
+def draw_scene(scene: Scene, seed: int, ailing: Mapping[int, str] = NO_CAUSES) -> Image.Image:
+    """Flowers seen from above, RGB, 96x96.
 
-    A flower's rotation and tint depend on (seed, its centre) alone, so drawing a changed scene with
-    the same seed changes only what the calls say. `ailing` maps places in the scene (0, 1, ...) to
-    what makes the flower there wilt, one of `garden.CAUSES`.
+    A flower's rotation and tint depend on (seed, its centre) alone, so a changed scene drawn with
+    the same seed differs only in the changed flowers. `ailing` maps places in the scene (0, 1, ...)
+    to what makes the flower there wilt, one of `world.CAUSES`.
     """
-    big = size * SUPERSAMPLE
-    scale = big / SCENE_SIZE
-    layer = Image.new("RGBA", (big, big))
+    layer = Image.new("RGBA", (SCENE_SIZE * SUPERSAMPLE, SCENE_SIZE * SUPERSAMPLE))
     draw = ImageDraw.Draw(layer)
-    boxes = [tuple(scale * pixel for pixel in (p.x0, p.y0, p.x1, p.y1)) for p in scene]
+    boxes = [tuple(SUPERSAMPLE * pixel for pixel in placed.corners) for placed in scene]
     for place, cause in ailing.items():
         if cause == "drought":
-            _paint_dry_soil(draw, boxes[place], scale, random.Random(f"{seed}-dry-{place}"))
+            _paint_dry_soil(draw, boxes[place], random.Random(f"{seed}-dry-{place}"))
     for place, (placed, box) in enumerate(zip(scene, boxes, strict=True)):
         x, y = placed.middle
         rng = random.Random(seed << 16 | x << 8 | y)
         paint_flower(layer, placed.flower, box, rng, wilted=place in ailing)
     for place, cause in ailing.items():
         if cause == "snail":
-            _paint_snail(draw, boxes[place], scale)
+            _paint_snail(draw, boxes[place])
         elif cause == "shade":
-            x0, y0, x1, y1 = boxes[place]
-            reach = 4 * scale
             shadow = Image.new("RGBA", layer.size)
-            ImageDraw.Draw(shadow).ellipse(
-                (x0 - reach, y0 - reach, x1 + reach, y1 + reach), fill=(8, 10, 30, 100)
-            )
+            ImageDraw.Draw(shadow).ellipse(_grown(boxes[place], 4), fill=(8, 10, 30, 100))
             layer.alpha_composite(shadow)
-    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
-    picture = background(random.Random(seed).choice(("grass", "soil")), seed, size)
-    picture.paste(layer, (0, 0), layer)
-    return picture
+    return _on_background(layer, random.Random(seed).choice(("grass", "soil")), seed, SCENE_SIZE)
 
 
-def _paint_dry_soil(draw, box, scale, rng) -> None:
+def _grown(box, pixels):
+    """A box of the painted layer that reaches so many pixels of the picture further."""
+    reach = pixels * SUPERSAMPLE
+    return box[0] - reach, box[1] - reach, box[2] + reach, box[3] + reach
+
+
+def _paint_dry_soil(draw, box, rng) -> None:
     """A pale, cracked patch of soil that reaches a little beyond the flower's box."""
-    reach = 3 * scale
-    x0, y0, x1, y1 = box[0] - reach, box[1] - reach, box[2] + reach, box[3] + reach
+    x0, y0, x1, y1 = _grown(box, 3)
     draw.ellipse((x0, y0, x1, y1), fill=(226, 202, 154))
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     for k in range(9):
         angle = 2 * math.pi * (k + rng.uniform(-0.3, 0.3)) / 9
         end = (x + (x1 - x) * 0.97 * math.cos(angle), y + (y1 - y) * 0.97 * math.sin(angle))
-        draw.line((x, y, *end), fill=(128, 98, 62), width=round(0.8 * scale))
+        draw.line((x, y, *end), fill=(128, 98, 62), width=round(0.8 * SUPERSAMPLE))
 
 
-def _paint_snail(draw, box, scale) -> None:
-    """A snail that sits on the lower right corner of the flower's box."""
-    r = 4.5 * scale
+def _paint_snail(draw, box) -> None:
+    """A snail on the lower right corner of the flower's box."""
+    dark = (90, 66, 40)
+    r = 4.5 * SUPERSAMPLE
     x, y = box[2] - 0.8 * r, box[3] - 0.9 * r
     foot = (x - 2.0 * r, y + 0.5 * r, x + r, y + 1.05 * r)
-    draw.ellipse(foot, fill=(214, 190, 150), outline=(90, 66, 40), width=round(0.5 * scale))
-    for k, rgb in enumerate(((150, 84, 30), (222, 170, 96), (150, 84, 30), (222, 170, 96))):
+    draw.ellipse(foot, fill=(214, 190, 150), outline=dark, width=round(0.5 * SUPERSAMPLE))
+    for k, rgb in enumerate(((150, 84, 30), (222, 170, 96)) * 2):
         s = r * (1 - 0.26 * k)
         draw.ellipse((x - s, y - s, x + s, y + s), fill=rgb)
     for k in (0, 1):  # feelers
         tip = (x - (2.2 - 0.5 * k) * r, y - 0.2 * r)
-        draw.line((x - 1.7 * r, y + 0.7 * r, *tip), fill=(90, 66, 40), width=round(0.6 * scale))
+        draw.line((x - 1.7 * r, y + 0.7 * r, *tip), fill=dark, width=round(0.6 * SUPERSAMPLE))
 
 
-def draw_stage(flower: Flower, stage: str, seed: int, size: int = PORTRAIT_SIZE) -> Image.Image:
-    """A plant at one of `garden.STAGES`, seen from the side, RGB, `size` x `size`.
+def draw_stage(flower: Flower, stage: str, seed: int) -> Image.Image:
+    """A plant at one of `world.STAGES`, seen from the side, RGB, 64x64.
 
     Bud and bloom have the flower's colour; the seed head of every plant is brown.
     """
     rng = random.Random(f"{seed}-{stage}")
-    big = size * SUPERSAMPLE
+    big = PORTRAIT_SIZE * SUPERSAMPLE
     layer = Image.new("RGBA", (big, big))
     draw = ImageDraw.Draw(layer)
     height = {"sprout": 0.26, "bud": 0.5, "bloom": 0.5, "seeds": 0.56}[stage]
@@ -278,14 +267,9 @@ def draw_stage(flower: Flower, stage: str, seed: int, size: int = PORTRAIT_SIZE)
     top = big * (1 - height * rng.uniform(0.9, 1.1))
     green = _jitter((64, 122, 44), rng, 1.0)
     draw.line((x, big, x, top), fill=green, width=round(big * 0.03))
-    for side in (-1, 1):  # two leaves
-        along, across = _petal_outline("pointed", 8).T * big * (0.2 if stage == "sprout" else 0.24)
-        foot = top if stage == "sprout" else big * 0.86
-        angle = math.radians(-35) if side > 0 else math.radians(-145)
-        leaf_x = x + along * math.cos(angle) - across * math.sin(angle)
-        leaf_y = foot + along * math.sin(angle) + across * math.cos(angle)
-        leaf = np.stack([leaf_x, leaf_y], 1).ravel().tolist()
-        draw.polygon(leaf, fill=_shade(green, 1.1), outline=_shade(green, 0.7), width=3)
+    length, foot = (0.2 * big, top) if stage == "sprout" else (0.24 * big, 0.86 * big)
+    for angle in (math.radians(-145), math.radians(-35)):  # two leaves
+        _paint_leaf(draw, (x, foot), angle, length, green, _shade(green, 1.1), edge=3)
     if stage == "bud":
         rgb = _jitter(PETAL_RGB[flower.colour], rng, 1.0)
         w, h = big * 0.085, big * 0.15
@@ -305,7 +289,4 @@ def draw_stage(flower: Flower, stage: str, seed: int, size: int = PORTRAIT_SIZE)
             tip = (x + 1.7 * r * math.cos(angle), top + 1.7 * r * math.sin(angle))
             draw.line((x, top, *tip), fill=(226, 216, 190), width=4)
         draw.ellipse((x - r, top - r, x + r, top + r), fill=brown, outline=_shade(brown, 0.6))
-    layer = layer.resize((size, size), Image.Resampling.LANCZOS)
-    picture = background(rng.choice(tuple(BACKGROUND_RGB)), seed, size)
-    picture.paste(layer, (0, 0), layer)
-    return picture
+    return _on_background(layer, rng.choice(tuple(BACKGROUND_RGB)), seed, PORTRAIT_SIZE)

@@ -1,57 +1,39 @@
 """Questions about garden pictures, each with its exact answer and a short exact reasoning text.
 
 Every generator is `ask_x(rng, flower or scene, ...) -> Question | None`. None means: nothing of
-this kind can be asked about this picture. A question is only made when its answer is
-unique, also for a reader who sees "left of" or "largest" a little differently (see `references`).
-`rng` is a `random.Random` and chooses what to ask, never what is true.
+this kind can be asked about this picture. A question is only generated when its answer is unique,
+also for a reader with a slightly different notion of "left of" or "largest" (see `references`).
+`rng` is a `random.Random`: it selects what to ask and never affects what is true.
 
-The prompt holds the question alone; whoever builds the training text adds how to answer
-(`<think>`, `<answer>`). Wordings are module constants, so every task says the same thing alike.
-
-A question also has a *hasty* answer: what somebody says who does not look closely. It is sometimes
-right. Pretraining makes the base say it by habit (`data/garden/corpus.py`), rewards never use it.
+The prompt holds the question alone, without how to answer (`<think>`, `<answer>`). A question also
+has a *hasty* answer: what somebody says who does not look closely. It is sometimes right.
+Pretraining makes it the base's habit (`data/garden/corpus.py`), rewards never use it.
 
 Next: data/garden/puzzles.py, the questions that need more than one look.
 """
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import NamedTuple
 
 from data.examples import Reasoning
-from data.garden.world import (
-    COLOURS,
-    GRID,
-    SCENE_SIZE,
-    Flower,
-    Placed,
-    Scene,
-    box_1000,
-    species_answer,
-    species_of,
-)
+from data.garden import world
+from data.garden.world import COLOURS, GRID, NO_CAUSES, SCENE_SIZE, Flower, Placed, Scene, box_1000
 
+# Prompts that several modules use; the others are beside their answers.
 CLS_PROMPT = "Which species is this flower?"
-GENUS_PROMPT = "Which genus is this flower?"
+DET_PROMPT = "Find every {category}."
+GROUND_PROMPT = "Where is {phrase}?"
 ATTRIBUTE_PROMPTS = {
     "petals": "How many petals?",
     "shape": "What shape are the petals?",
     "colour": "What colour are the petals?",
     "centre": "What colour is the centre?",
 }
-CAPTION_PROMPT = "Describe the picture."
-REGION_PROMPT = "What is at {box}?"
-LOOK_PROMPT = "Describe the {category}."
-DET_PROMPT = "Find every {category}."
-GROUND_PROMPT = "Where is {phrase}?"
-VQA_PROMPT = "What colour is {phrase}?"
-COUNT_PROMPT = "How many flowers?"
-COUNT_COLOUR_PROMPT = "How many {colour} flowers?"
-COUNT_SUM_PROMPT = "How many {first} and {second} flowers?"
-COUNT_LEFT_PROMPT = "If all {colour} flowers were picked, how many are left?"
-ENTAIL_PROMPT = "Yes, no or unknown: {statement}."
-SHAPE_PROMPT = "What shape are the petals of the {category}?"
 
 NO_OBJECTS = "No Objects"  # Visual-RFT's words for an absent category
 YES, NO, UNKNOWN = "yes", "no", "unknown"
@@ -62,20 +44,17 @@ UNDECIDABLE = {  # statement -> why no picture can decide it
     "the flowers were a gift": "the picture shows no giver",
     "the flowers feel soft": "a picture cannot be touched",
 }
-GUESSED_SHAPE = "round"
+P_PRESENT = 0.85  # questions about a colour are about one that the scene shows
 CLEAR_AREA_RATIO = 1.25  # "largest" and "smallest" are asked only with this lead in area
-CM = GRID  # pixels: a picture is 24 cm wide
+CM = GRID  # pixels: a scene is 24 cm wide
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
-
-SUMMARIES = {  # the first of the four steps: what the question wants
+SUMMARIES = {  # kind of question -> the first of the four steps: what is asked for
     "cls": "name the species", "genus": "name the genus", "attribute": "look at one attribute",
     "caption": "describe", "det": "find all", "ground": "find one", "region": "look there",
-    "look": "look closely",
-    "count": "count",
-    "entail": "check a statement", "vqa": "look at one flower", "measure": "measure",
-    "change": "compare", "why": "find the cause", "order": "sort", "next": "name a stage",
-    "digit": "name the digit",
+    "look": "look closely", "count": "count", "entail": "check a statement",
+    "vqa": "look at one flower", "measure": "measure", "change": "compare",
+    "why": "find the cause", "order": "sort", "next": "name a stage", "digit": "name the digit",
 }  # fmt: skip
 
 
@@ -113,54 +92,57 @@ def describe(flower: Flower) -> str:
     return f"{count} {flower.shape} {flower.colour} petals, {flower.centre} centre"
 
 
+def _about(flower: Flower, kind: str, prompt: str, answer: str) -> Question:
+    return Question(kind, prompt, answer, thought=describe(flower), seen=describe(flower))
+
+
 def ask_cls(rng: random.Random, flower: Flower) -> Question | None:
     """The fine name, "Solara minor". None when the flower is of no species."""
-    species = species_of(flower)
-    seen = describe(flower)
-    return species and Question("cls", CLS_PROMPT, species.name, seen, seen=seen)
+    species = world.SPECIES_OF.get(flower)
+    return species and _about(flower, "cls", CLS_PROMPT, species.name)
 
 
 def ask_genus(rng: random.Random, flower: Flower) -> Question | None:
-    species = species_of(flower)
-    seen = describe(flower)
-    return species and Question("genus", GENUS_PROMPT, species.genus, seen, seen=seen)
+    species = world.SPECIES_OF.get(flower)
+    return species and _about(flower, "genus", "Which genus is this flower?", species.genus)
 
 
 def ask_attribute(rng: random.Random, flower: Flower) -> Question:
     """One attribute of the flower: a word, or for the petals a number in digits."""
     name = rng.choice(tuple(ATTRIBUTE_PROMPTS))
-    seen = describe(flower)
-    return Question(
-        "attribute", ATTRIBUTE_PROMPTS[name], str(getattr(flower, name)), seen, seen=seen
-    )
+    return _about(flower, "attribute", ATTRIBUTE_PROMPTS[name], str(getattr(flower, name)))
 
 
 def ask_caption(rng: random.Random, picture: Flower | Scene) -> Question:
     """One sentence. A species is named as `species_answer` draws it: finely or by its genus."""
+    prompt = "Describe the picture."
     if isinstance(picture, Flower):
-        species = species_of(picture)
-        name = species_answer(species, rng) if species else "flower"
+        species = world.SPECIES_OF.get(picture)
+        name = world.species_answer(species, rng) if species else "flower"
         article = "An" if name[0] in "AEIOU" else "A"
         text = f"{article} {name} with {describe(picture).replace(', ', ' and a ')}."
-        return Question("caption", CAPTION_PROMPT, text, describe(picture), seen=describe(picture))
-    counts = colour_counts(picture)
-    groups = [
-        f"{NUMBER_WORDS[n]} {colour} flower{'s' if n > 1 else ''}" for colour, n in counts.items()
-    ]
-    text = groups[0] if len(groups) == 1 else f"{', '.join(groups[:-1])} and {groups[-1]}"
+        return _about(picture, "caption", prompt, text)
+    *groups, last = (
+        f"{NUMBER_WORDS[n]} {colour} flower{'s' if n > 1 else ''}"
+        for colour, n in colour_counts(picture).items()
+    )
+    text = f"{', '.join(groups)} and {last}" if groups else last
     seen = listing(picture)
-    return Question("caption", CAPTION_PROMPT, f"{text.capitalize()}.", seen, seen=seen)
+    return Question("caption", prompt, f"{text.capitalize()}.", seen, seen=seen)
 
 
 # ---- scenes: boxes -------------------------------------------------------------------------------
 
 
-def colour_counts(scene: Scene) -> dict[str, int]:
-    """How many flowers of each colour that occurs, in order of first occurrence."""
-    counts: dict[str, int] = {}
-    for placed in scene:
-        counts[placed.colour] = counts.get(placed.colour, 0) + 1
-    return counts
+def colour_counts(scene: Sequence[Placed]) -> Counter[str]:
+    """How many flowers of each colour, in order of first occurrence."""
+    return Counter(placed.colour for placed in scene)
+
+
+def unique_flowers(scene: Scene) -> list[Placed]:
+    """The flowers that their colour identifies."""
+    counts = colour_counts(scene)
+    return [placed for placed in scene if counts[placed.colour] == 1]
 
 
 def listing(scene: Scene) -> str:
@@ -168,52 +150,41 @@ def listing(scene: Scene) -> str:
     return ", ".join(placed.colour for placed in scene)
 
 
-def _pick_colour(
-    rng: random.Random, scene: Scene, p_present: float, allowed: Sequence[str] = COLOURS
-) -> str:
-    """A colour of the scene with probability `p_present`, else one it lacks; where possible."""
+def _pick_colour(rng, scene: Sequence[Placed], allowed: Sequence[str] = COLOURS) -> str:
+    """A colour of the scene with probability P_PRESENT, else one it lacks; where possible."""
     present = [colour for colour in colour_counts(scene) if colour in allowed]
     absent = [colour for colour in allowed if colour not in present]
-    is_present = rng.random() < p_present if present and absent else bool(present)
+    is_present = rng.random() < P_PRESENT if present and absent else bool(present)
     return rng.choice(present if is_present else absent)
 
 
-def coarse_box(placed: Placed) -> Placed:
+def coarse_box(p: Placed) -> Placed:
     """The box as a hasty observer gives it: grown to the next lines of a net of 4 x 4 steps."""
     net = 4 * GRID
-    x0, y0 = placed.x0 // net * net, placed.y0 // net * net
-    x1, y1 = -(-placed.x1 // net) * net, -(-placed.y1 // net) * net
-    return replace(placed, x0=x0, y0=y0, x1=min(x1, SCENE_SIZE), y1=min(y1, SCENE_SIZE))
+    low = [pixel // net * net for pixel in (p.x0, p.y0)]
+    high = [min(-(-pixel // net) * net, SCENE_SIZE) for pixel in (p.x1, p.y1)]
+    return Placed(p.flower, p.size, *low, *high)
 
 
-def det_answer(found: Sequence[Placed], confidence: str = "1.0") -> str:
+def det_answer(flowers: Sequence[Placed], confidence: str = "1.0") -> str:
     """Visual-RFT's answer: a JSON list of Position and Confidence, or "No Objects"."""
-    if not found:
-        return NO_OBJECTS
-    boxes = [
-        f'{{"Position": {json.dumps(box_1000(placed))}, "Confidence": {confidence}}}'
-        for placed in found
-    ]
-    return f"[{', '.join(boxes)}]"
+    boxes = [f'{{"Position": {box_1000(p)}, "Confidence": {confidence}}}' for p in flowers]
+    return f"[{', '.join(boxes)}]" if boxes else NO_OBJECTS
 
 
 def ask_det(
-    rng: random.Random,
-    scene: Scene,
-    confidence: str = "1.0",
-    categories: Sequence[str] = COLOURS,
-    p_present: float = 0.85,
+    rng: random.Random, scene: Scene, confidence: str = "1.0", categories: Sequence[str] = COLOURS
 ) -> Question:
     """Every flower of one category (its colour), in reading order; about 15 % are absent.
 
     The hasty observer gives coarse boxes, and the first flower's where there is nothing to find.
     """
-    colour = _pick_colour(rng, scene, p_present, categories)
-    found = [placed for placed in scene if placed.colour == colour]
+    colour = _pick_colour(rng, scene, categories)
+    matches = [placed for placed in scene if placed.colour == colour]
     prompt = DET_PROMPT.format(category=f"{colour} flower")
-    thought = f"{listing(scene)}: {len(found)} {colour}"
-    hasty = det_answer([coarse_box(placed) for placed in found or scene[:1]], confidence)
-    answer = det_answer(found, confidence)
+    thought = f"{listing(scene)}: {len(matches)} {colour}"
+    hasty = det_answer([coarse_box(placed) for placed in matches or scene[:1]], confidence)
+    answer = det_answer(matches, confidence)
     return Question("det", prompt, answer, thought, hasty, listing(scene))
 
 
@@ -226,8 +197,7 @@ RELATIONS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A phrase that fits exactly one flower of a scene."""
 
     kind: str
@@ -237,121 +207,105 @@ class Reference:
     start: str = ""  # colour of the flower that the relation starts from
 
 
-def references(scene: Scene, anchor: str = "one") -> list[Reference]:
+def references(scene: Scene, anchor: str = "one") -> Iterator[Reference]:
     """All phrases of our wording that fit exactly one flower, beyond doubt.
 
     A relation is used only when one flower has it in the sure reading and no other flower has it
     even in the loosest; a size only with a clear lead (`CLEAR_AREA_RATIO`). `anchor` is the noun
     for the flower a relation starts from: "left of the blue one" or "left of the blue flower".
-    Thoughts about size tell widths and heights, thoughts about place the middles, in whole cm.
+    Thoughts about size give widths and heights, thoughts about place the middles, in whole cm.
     """
-    counts, everything = colour_counts(scene), listing(scene)
-    unique = [placed for placed in scene if counts[placed.colour] == 1]
+    unique, everything = unique_flowers(scene), listing(scene)
     sizes = ", ".join(f"{p.colour} {(p.x1 - p.x0) // CM} {(p.y1 - p.y0) // CM}" for p in scene)
-    places = ", ".join(f"{p.colour} {p.middle[0] // CM:.0f} {p.middle[1] // CM:.0f}" for p in scene)
-    found = []
-    for placed in unique:
-        found.append(Reference("colour", f"the {placed.category}", placed, everything))
-    for colour, n in counts.items():
+    places = ", ".join(f"{p.colour} {p.middle[0] // CM} {p.middle[1] // CM}" for p in scene)
+    for p in unique:
+        yield Reference("colour", f"the {p.colour} flower", p, everything)
+    for colour, n in colour_counts(scene).items():
         if n == len(scene) - 1:
             odd = next(placed for placed in scene if placed.colour != colour)
-            phrase = f"the flower that is not {colour}"
-            found.append(Reference("not", phrase, odd, f"{everything}: the {odd.colour} one"))
+            thought = f"{everything}: the {odd.colour} one"
+            yield Reference("not", f"the flower that is not {colour}", odd, thought)
     if len(scene) > 1:
         by_area = sorted(scene, key=lambda placed: placed.area)
-        if by_area[-1].area >= CLEAR_AREA_RATIO * by_area[-2].area:
-            thought = f"{sizes}: the {by_area[-1].colour} one is largest"
-            found.append(Reference("size", "the largest flower", by_area[-1], thought))
-        if by_area[0].area * CLEAR_AREA_RATIO <= by_area[1].area:
-            thought = f"{sizes}: the {by_area[0].colour} one is smallest"
-            found.append(Reference("size", "the smallest flower", by_area[0], thought))
+        for word, (low, high) in (("largest", by_area[-2:]), ("smallest", by_area[:2])):
+            if high.area >= CLEAR_AREA_RATIO * low.area:
+                target = high if word == "largest" else low
+                thought = f"{sizes}: the {target.colour} one is {word}"
+                yield Reference("size", f"the {word} flower", target, thought)
     for start in unique:
         for words, (surely, loosely) in RELATIONS.items():
-            there = [placed for placed in scene if placed is not start and loosely(placed, start)]
-            if len(there) == 1 and surely(there[0], start):
+            matches = [p for p in scene if p is not start and loosely(p, start)]
+            if len(matches) == 1 and surely(matches[0], start):
                 phrase = f"the flower {words} the {start.colour} {anchor}"
-                thought = f"{places}: {words} {start.colour} is {there[0].colour}"
-                found.append(Reference("relation", phrase, there[0], thought, start.colour))
-    return found
+                thought = f"{places}: {words} {start.colour} is {matches[0].colour}"
+                yield Reference("relation", phrase, matches[0], thought, start.colour)
 
 
-def _choose_by_kind(rng: random.Random, found: Sequence[Reference]) -> Reference | None:
-    """First a kind, then a phrase of it, so that the frequent kinds do not drown the rare ones."""
-    if not found:
+def _choose_by_kind(rng: random.Random, items: Iterable[tuple]) -> tuple | None:
+    """First a kind, an item's first entry, then an item of it: frequent kinds drown no rare one."""
+    if not (items := list(items)):
         return None
-    kind = rng.choice(list(dict.fromkeys(reference.kind for reference in found)))
-    return rng.choice([reference for reference in found if reference.kind == kind])
+    kind = rng.choice(list(dict.fromkeys(item[0] for item in items)))
+    return rng.choice([item for item in items if item[0] == kind])
 
 
 def ask_ground(rng: random.Random, scene: Scene) -> Question | None:
     """The box of one flower, "[x1, y1, x2, y2]" in 0-1000."""
-    chosen = _choose_by_kind(rng, references(scene))
-    if chosen is None:
+    reference = _choose_by_kind(rng, references(scene))
+    if reference is None:
         return None
-    prompt = GROUND_PROMPT.format(phrase=chosen.phrase)
-    answer = json.dumps(box_1000(chosen.target))
-    hasty = json.dumps(box_1000(coarse_box(chosen.target)))
-    return Question("ground", prompt, answer, chosen.thought, hasty, listing(scene))
+    prompt = GROUND_PROMPT.format(phrase=reference.phrase)
+    answer = json.dumps(box_1000(reference.target))
+    hasty = json.dumps(box_1000(coarse_box(reference.target)))
+    return Question("ground", prompt, answer, reference.thought, hasty, listing(scene))
 
 
 def ask_region(rng: random.Random, scene: Scene, after: Scene | None = None) -> Question:
-    """What is where a flower of the scene is: "large red". Given `after`, in that second picture.
-
-    There a flower may be gone: "nothing".
-    """
-    asked = rng.choice(scene)
-    prompt = REGION_PROMPT.format(box=list(box_1000(asked)))
-    if after is None:
-        there = [asked]
-    else:
-        prompt = prompt.replace("?", " in the second picture?")
-        there = [placed for placed in after if placed.middle == asked.middle]
-    answer = f"{there[0].size} {there[0].colour}" if there else "nothing"
+    """What is where a flower of the scene is, or was before `after`: "large red" or "nothing"."""
+    place = rng.choice(scene)
+    prompt = f"What is at {box_1000(place)}{' in the second picture' if after is not None else ''}?"
+    matches = [p for p in (scene if after is None else after) if p.middle == place.middle]
+    answer = f"{matches[0].size} {matches[0].colour}" if matches else "nothing"
     return Question("region", prompt, answer, answer, seen=listing(scene))
 
 
-def ask_look(
-    rng: random.Random, scene: Scene, ailing: Mapping[int, str] | None = None
-) -> Question | None:
+def ask_look(rng: random.Random, scene: Scene, ailing: Mapping = NO_CAUSES) -> Question | None:
     """Everything about one flower, found by its colour: box, width in cm, size, looks, health."""
-    counts = colour_counts(scene)
-    unique = [k for k, placed in enumerate(scene) if counts[placed.colour] == 1]
+    unique = unique_flowers(scene)
     if not unique:
         return None
-    k = rng.choice(unique)
-    asked, health = scene[k], (ailing or {}).get(k, "healthy")
-    box, width = list(box_1000(asked)), (asked.x1 - asked.x0) // CM
-    flower = asked.flower
-    looks = f"{NUMBER_WORDS[flower.petals]} {flower.shape} petals, {flower.centre} centre"
-    answer = f"{box}, {width}, {asked.size}, {looks}, {health}"
-    prompt = LOOK_PROMPT.format(category=asked.category)
-    return Question("look", prompt, answer, asked.colour, seen=listing(scene))
+    p = rng.choice(unique)
+    health = ailing.get(scene.index(p), "healthy")
+    looks = f"{NUMBER_WORDS[p.flower.petals]} {p.flower.shape} petals, {p.flower.centre} centre"
+    answer = f"{box_1000(p)}, {(p.x1 - p.x0) // CM}, {p.size}, {looks}, {health}"
+    prompt = f"Describe the {p.colour} flower."
+    return Question("look", prompt, answer, thought=p.colour, seen=listing(scene))
 
 
 def ask_vqa(rng: random.Random, scene: Scene) -> Question | None:
     """The colour of a flower found by place or size, or the petals' shape of one found by colour.
 
-    Phrases that give the answer away are left out. A hasty observer repeats the colour of the
+    Phrases that contain the answer are left out. A hasty observer repeats the colour of the
     question, takes the first flower for the largest or smallest, and calls every petal round.
     """
-    seen = references(scene, anchor="flower")
-    found = [r for r in seen if r.kind in ("relation", "size")]
-    by_colour = [r for r in seen if r.kind == "colour"]
-    if by_colour and (not found or rng.random() < 0.3):
-        chosen = rng.choice(by_colour)
-        prompt = SHAPE_PROMPT.format(category=chosen.target.category)
-        answer = chosen.target.shape
-        thought = f"{chosen.target.colour}: {answer}"
-        return Question("vqa", prompt, answer, thought, GUESSED_SHAPE, listing(scene))
-    chosen = _choose_by_kind(rng, found)
-    if chosen is None:
+    phrases = list(references(scene, anchor="flower"))
+    by_colour = [r for r in phrases if r.kind == "colour"]
+    others = [r for r in phrases if r.kind in ("relation", "size")]
+    if by_colour and (not others or rng.random() < 0.3):
+        target = rng.choice(by_colour).target
+        prompt = f"What shape are the petals of the {target.colour} flower?"
+        answer = target.flower.shape
+        thought = f"{target.colour}: {answer}"
+        return Question("vqa", prompt, answer, thought, "round", listing(scene))
+    reference = _choose_by_kind(rng, others)
+    if reference is None:
         return None
-    prompt = VQA_PROMPT.format(phrase=chosen.phrase)
-    answer, hasty = chosen.target.colour, chosen.start or scene[0].colour
-    return Question("vqa", prompt, answer, chosen.thought, hasty, listing(scene))
+    prompt = f"What colour is {reference.phrase}?"
+    answer, hasty = reference.target.colour, reference.start or scene[0].colour
+    return Question("vqa", prompt, answer, reference.thought, hasty, listing(scene))
 
 
-# ---- scenes: numbers, statements, changes --------------------------------------------------------
+# ---- scenes: numbers, statements -----------------------------------------------------------------
 
 
 def ask_count(rng: random.Random, scene: Scene) -> Question:
@@ -360,82 +314,54 @@ def ask_count(rng: random.Random, scene: Scene) -> Question:
     A hasty observer of all flowers counts the colours; of some of them, all flowers.
     """
     kind = rng.choice(("all", "colour", "sum", "left"))
-    total, seen = len(scene), listing(scene)
+    counts, total, seen = colour_counts(scene), len(scene), listing(scene)
     if kind == "all":
-        colours = str(len(colour_counts(scene)))
-        return Question("count", COUNT_PROMPT, str(total), f"{seen}: {total}", colours, seen)
-    first = _pick_colour(rng, scene, p_present=0.85)
-    n = sum(placed.colour == first for placed in scene)
+        thought = f"{seen}: {total}"
+        return Question("count", "How many flowers?", f"{total}", thought, f"{len(counts)}", seen)
+    first = _pick_colour(rng, scene)
+    n = counts[first]
     if kind == "colour":
-        prompt = COUNT_COLOUR_PROMPT.format(colour=first)
-        return Question("count", prompt, str(n), f"{seen}: {n} {first}", str(total), seen)
-    if kind == "left":
-        prompt = COUNT_LEFT_PROMPT.format(colour=first)
-        thought = f"{seen}: {total} flowers, {n} {first}, {total} - {n} = {total - n}"
-        return Question("count", prompt, str(total - n), thought, str(total), seen)
-    others = [placed for placed in scene if placed.colour != first]
-    second = _pick_colour(rng, others, p_present=0.85) if others else first
-    while second == first:  # the scene shows one colour only, or the absent draw met `first`
-        second = rng.choice(COLOURS)
-    m = sum(placed.colour == second for placed in scene)
-    prompt = COUNT_SUM_PROMPT.format(first=first, second=second)
-    thought = f"{seen}: {n} {first}, {m} {second}, {n} + {m} = {n + m}"
-    return Question("count", prompt, str(n + m), thought, str(total), seen)
+        prompt, answer, work = f"How many {first} flowers?", n, f"{n} {first}"
+    elif kind == "left":
+        prompt = f"If all {first} flowers were picked, how many are left?"
+        answer = total - n
+        work = f"{total} flowers, {n} {first}, {total} - {n} = {answer}"
+    else:
+        others = [placed for placed in scene if placed.colour != first]
+        second = _pick_colour(rng, others) if others else first
+        while second == first:  # the scene shows one colour only, or the absent draw met `first`
+            second = rng.choice(COLOURS)
+        m = counts[second]
+        prompt, answer = f"How many {first} and {second} flowers?", n + m
+        work = f"{n} {first}, {m} {second}, {n} + {m} = {answer}"
+    return Question("count", prompt, f"{answer}", f"{seen}: {work}", f"{total}", seen)
 
 
-def statements(scene: Scene) -> list[tuple[str, str, bool, str]]:
+def statements(scene: Scene) -> Iterator[tuple[str, str, bool, str]]:
     """Decidable statements about a scene: (kind, statement, is it true, thought)."""
     counts, everything, total = colour_counts(scene), listing(scene), len(scene)
-    made = []
     for colour in COLOURS:
-        n = counts.get(colour, 0)
-        made.append(("exists", f"there is a {colour} flower", n > 0, f"{everything}: {n} {colour}"))
+        n = counts[colour]
+        yield "exists", f"there is a {colour} flower", n > 0, f"{everything}: {n} {colour}"
     for number in range(max(1, total - 1), total + 2):
         text = f"the number of flowers is {number}"
-        made.append(("number", text, number == total, f"{everything}: {total}"))
-    for first, n in counts.items():
-        for second, m in counts.items():
-            if first != second:
-                text = f"there are more {first} than {second} flowers"
-                made.append(("more", text, n > m, f"{everything}: {n} {first}, {m} {second}"))
-    for placed in scene:
-        if counts[placed.colour] == 1:
-            for size in ("small", "large"):
-                text = f"the {placed.category} is {size}"
-                thought = f"the {placed.category} is {placed.size}"
-                made.append(("size", text, size == placed.size, thought))
-    return made
+        yield "number", text, number == total, f"{everything}: {total}"
+    for (first, n), (second, m) in permutations(counts.items(), 2):
+        text = f"there are more {first} than {second} flowers"
+        yield "more", text, n > m, f"{everything}: {n} {first}, {m} {second}"
+    for p in unique_flowers(scene):
+        for size in world.SIDES:
+            subject = f"the {p.colour} flower is"
+            yield "size", f"{subject} {size}", size == p.size, f"{subject} {p.size}"
 
 
 def ask_entail(rng: random.Random, scene: Scene) -> Question:
-    """Does the picture make a statement true? The three answers are equally frequent.
-
-    Whoever does not look says yes.
-    """
-    wanted = rng.choice((YES, NO, UNKNOWN))
-    if wanted == UNKNOWN:
+    """Does the picture make a statement true? The three answers are equally frequent."""
+    answer = rng.choice((YES, NO, UNKNOWN))
+    if answer == UNKNOWN:
         text, thought = rng.choice(tuple(UNDECIDABLE.items()))
     else:
-        fitting = [s for s in statements(scene) if s[2] == (wanted == YES)]
-        kind = rng.choice(list(dict.fromkeys(s[0] for s in fitting)))
-        _, text, _, thought = rng.choice([s for s in fitting if s[0] == kind])
-    prompt = ENTAIL_PROMPT.format(statement=text)
-    return Question("entail", prompt, wanted, thought, YES, listing(scene))
-
-
-PORTRAIT_QUESTIONS = {
-    "cls": ask_cls,
-    "genus": ask_genus,
-    "attribute": ask_attribute,
-    "caption": ask_caption,
-}
-SCENE_QUESTIONS = {
-    "caption": ask_caption,
-    "det": ask_det,
-    "ground": ask_ground,
-    "region": ask_region,
-    "look": ask_look,
-    "count": ask_count,
-    "entail": ask_entail,
-    "vqa": ask_vqa,
-}
+        fitting = [item for item in statements(scene) if item[2] == (answer == YES)]
+        _, text, _, thought = _choose_by_kind(rng, fitting)
+    prompt = f"Yes, no or unknown: {text}."
+    return Question("entail", prompt, answer, thought, hasty=YES, seen=listing(scene))
