@@ -186,7 +186,7 @@ def text(name: str, content: str):
 
 
 IMAGES, GENERATION = "preprocessor_config.json", "generation_config.json"
-TEMPLATE, MESSAGE = "chat_template.jinja", "{{ messages[0]['content'] }}"
+TEMPLATE = "chat_template.jinja"
 ONLY_TEXT = "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
 DAMAGED = {
     "no tokenizer": (drop("tokenizer.json"), "tokenizer.json"),
@@ -210,7 +210,7 @@ DAMAGED = {
     "template divides by zero": (text(TEMPLATE, "{{ 1/0 }}"), "template cannot be rendered"),
     "template raises": (text(TEMPLATE, "{{ raise_exception('no') }}"), "cannot be rendered (Temp"),
     "template without the question": (text(TEMPLATE, "no text at all"), "exactly once"),
-    "template with two questions": (text(TEMPLATE, MESSAGE * 2), "exactly once"),
+    "template with two questions": (text(TEMPLATE, ONLY_TEXT * 2), "exactly once"),
     "template without slots": (text(TEMPLATE, ONLY_TEXT), "rose-7: 0 image slots for 1 images"),
 }
 

@@ -215,6 +215,8 @@ def test_empty_completions_and_images_that_do_not_fit_are_refused(tiny):
     for grids in ([(1, 8, 12)], [(1, 8, 6)], [], [(1, 8, 8)] * 2):  # the slot is that of (1, 8, 8)
         with pytest.raises(ValueError, match="image"):
             rope_positions(prompts[0].ids, grids, processor.cfg)
+    with pytest.raises(ValueError, match="does not fit its slot"):
+        rope_positions(prompts[2].ids, prompts[2].grids[::-1], processor.cfg)
     prompts[0].features = torch.zeros(3, 32)
     with pytest.raises(ValueError, match="image slots"):
         completion_logps(model, make_pack(prompts[:1], completions[:1]))

@@ -176,7 +176,10 @@ def test_planned_slots_cut_shards_at_the_limit_and_count_every_byte(skeleton, tm
     save_model(m, tmp_path / "cut", skeleton, plan_slots(m, torch.bfloat16, 50_000))
     index = json.loads((tmp_path / "cut" / INDEX).read_text())
     files = sorted(set(index["weight_map"].values()))
-    assert len(files) > 2 and files[-1] == f"model-{len(files):05d}-of-{len(files):05d}.safetensors"
+    assert (
+        2 < len(files) < 6
+        and files[-1] == f"model-{len(files):05d}-of-{len(files):05d}.safetensors"
+    )
     assert index["metadata"]["total_size"] == sum(2 * p.numel() for p in m.parameters())
     for file in files:
         assert sum(2 * t.numel() for t in load_file(tmp_path / "cut" / file).values()) <= 50_000
@@ -277,13 +280,13 @@ DAMAGED = {
 DAMAGED_SHARDS = {
     "missing shard": (lambda d: (d / SECOND).unlink(), SECOND),
     "truncated header": (cut(SECOND, 40), SECOND),
-    "a key in two shards": (edit(THIRD, {EMBED: torch.zeros(3)}), EMBED),
+    "a key in two shards": (edit(THIRD, {EMBED: torch.zeros(3)}), f"{EMBED} is in"),
     "index is no JSON": (cut(INDEX, 1), INDEX),
     "index is a list": (lambda d: (d / INDEX).write_text("[1]"), INDEX),
     "index without map": (edit(INDEX, {"weight_map": None}), INDEX),
     "map is a list": (edit(INDEX, {"weight_map": ["a"]}), INDEX),
     "a file is a list": (edit(INDEX, {NORM: ["a"]}, "weight_map"), INDEX),
-    "map leaves the directory": (edit(INDEX, {NORM: "../x"}, "weight_map"), "../x"),
+    "map leaves the directory": (edit(INDEX, {NORM: "../x"}, "weight_map"), "'../x' is not"),
     "index without a key": (edit(INDEX, {NORM: None}, "weight_map"), NORM),
     "index with another key": (edit(INDEX, {"invented": SECOND}, "weight_map"), "'invented'"),
 }
@@ -321,8 +324,8 @@ DAMAGED_CONFIGS = {
     "no rope": (edit_config(rope_scaling=None), "mrope_section"),
     "infinite": (edit_config(vocab_size=float("inf")), "wrong type"),
     "negative": (edit_config(num_hidden_layers=-1), "num_hidden_layers is -1"),
-    "5 heads": (edit_config(num_attention_heads=5), "num_attention_heads"),
-    "3 key heads": (edit_config(num_key_value_heads=3), "num_key_value_heads"),
+    "5 heads": (edit_config(num_attention_heads=5), "num_attention_heads must divide"),
+    "3 key heads": (edit_config(num_key_value_heads=3), "num_key_value_heads must divide"),
     "another width": (edit_config(intermediate_size=64), "model.layers.0.mlp"),
     "another depth": (edit_config(num_hidden_layers=3), "layers.2"),
 }
