@@ -8,7 +8,7 @@ Forward, for one group r_1 .. r_G (no backward: advantages are constants of the 
     A_i  = r_i - mean                                      scale_rewards = "none"
 
 "group" is GRPO (DeepSeekMath, arXiv:2402.03300, outcome supervision); "none" is Dr. GRPO
-(arXiv:2503.20783), which drops the division because it favours questions with little spread.
+(arXiv:2503.20783), which drops the division because it favours questions of low deviation.
 The advantages of a zero-std group are exact zeros: otherwise the rounding error of its mean,
 divided by eps, would become a gradient.
 

@@ -149,7 +149,7 @@ def _odds_kernel(
 
 # --- Odds of one vocabulary chunk, in Triton and in torch ----------------------------------------
 # A chunk is (hidden (C, D), weight (V, D), targets (C,), suppressed (V,) or None, temperature);
-# V counts its own columns and targets are relative to its first one, so they may lie outside.
+# V counts its own columns and targets are relative to its first one, so they may be outside.
 def _odds_triton(chunk, shift, reduce, store):
     """(3, n_tiles, C) fp32 sums where `reduce`, (C, V) odds in hidden's dtype where `store`."""
     hidden, weight, targets, suppressed, temperature = chunk

@@ -43,7 +43,7 @@ def load_image(source: Path | str | Image.Image, max_image_pixels: int = 50_000_
     Boxes refer to the returned image: EXIF orientation is applied, so width and height may be
     swapped against the stored file; invalid EXIF bytes leave it unrotated. Transparency becomes
     white, 16-bit gray is scaled to 8 bits, an animation gives its first frame (an opened PIL image
-    the frame it stands on). A PIL image passes the same checks as a file and is not modified.
+    its current one). A PIL image passes the same checks as a file and is not modified.
 
     Raises:
         InputError: the file is missing, damaged, cut off, too narrow, of an unsupported format or
@@ -154,7 +154,7 @@ def _check_aspect_ratio(height: int, width: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a checkpoint wants its pictures; names as in preprocessor_config.json."""
+    """The image preprocessing of a checkpoint; names as in preprocessor_config.json."""
 
     patch_size: int  # p, side of a patch in pixels
     temporal_patch_size: int  # t, frames per patch; a still picture is repeated t times

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import full_attention
 from model.config import VisionConfig
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, (T, 1, E) fp32 each
+Rotary = tuple[Tensor, Tensor]  # cos and sin, (T, 1, E) each
 
 
 def rotary_table(angle: Tensor) -> Rotary:

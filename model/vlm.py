@@ -42,7 +42,7 @@ class Prompt:
     positions: Tensor  # (3, P) int64
     pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
     grids: list[Grid]
-    features: Tensor | None = None  # (Q, D): the tower's output, kept while the tower is frozen
+    features: Tensor | None = None  # (Q, D): the tower's output, stored while the tower is frozen
 
     @property
     def next_position(self) -> int:

@@ -51,7 +51,7 @@ def published_name(key: str) -> str:
 
 
 def published_tensors(model: VLM) -> dict[str, Tensor]:
-    """Published name -> the parameter, or the rows of it, that the name stands for."""
+    """Published name -> its parameter, or its rows of a parameter, without gradient."""
     text = model.cfg.text
     heads = (text.num_attention_heads, text.num_key_value_heads, text.num_key_value_heads)
     tensors = {}
