@@ -1,6 +1,6 @@
 """The three operations that have a Triton kernel, each beside its torch reference.
 
-* `linear_logprob`: log-probability and entropy of the chosen tokens straight from hidden states.
+* `linear_logprob`: log-probability and entropy of given tokens straight from hidden states.
 * `group_advantages`: rewards compared inside each group.
 * `shared_prefix_attention`: one new token per row against [shared prefix | own suffix].
 
@@ -49,18 +49,7 @@ def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:
     return impl
 
 
-# Below the definitions above because the modules import them from this package.
-from kernels.advantage import group_advantages, group_advantages_ref  # noqa: E402
-from kernels.decode import shared_prefix_attention, shared_prefix_attention_ref  # noqa: E402
-from kernels.logprob import linear_logprob, linear_logprob_ref  # noqa: E402
-
-__all__ = [
-    "Impl",
-    "choose_impl",
-    "group_advantages",
-    "group_advantages_ref",
-    "linear_logprob",
-    "linear_logprob_ref",
-    "shared_prefix_attention",
-    "shared_prefix_attention_ref",
-]
+# The public functions. Last, because their modules import the definitions above.
+from kernels.advantage import group_advantages, group_advantages_ref  # noqa: E402, F401
+from kernels.decode import shared_prefix_attention, shared_prefix_attention_ref  # noqa: E402, F401
+from kernels.logprob import linear_logprob, linear_logprob_ref  # noqa: E402, F401

@@ -8,9 +8,9 @@ Forward, for one group r_1 .. r_G (no backward: advantages are constants of the 
     A_i  = r_i - mean                                      scale_rewards = "none"
 
 "group" is GRPO (DeepSeekMath, arXiv:2402.03300, outcome supervision); "none" is Dr. GRPO
-(arXiv:2503.20783), which drops the division because it favours questions with little spread.
-A group whose rewards are all equal teaches nothing, and its advantages are exact zeros: otherwise
-the rounding error of its mean, divided by eps, would become a gradient.
+(arXiv:2503.20783), which drops the division because it favours questions of low deviation.
+The advantages of a zero-std group are exact zeros: otherwise the rounding error of its mean,
+divided by eps, would become a gradient.
 
 Cost: both forms are bound by launches, not by memory. The reference is about ten small kernels that
 move about 60 bytes per reward; the fused kernel reads 4 and writes 4 in one launch. This is the
@@ -39,8 +39,8 @@ def group_advantages_ref(
     advantages = rewards - rewards.mean(dim=1, keepdim=True)  # (N, G)
     if scale_rewards == "group":
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + eps)  # (N, G)
-    is_flat = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)  # (N, 1) bool
-    return advantages.masked_fill(is_flat, 0.0)  # (N, G)
+    zero_std = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)  # (N, 1)
+    return advantages.masked_fill(zero_std, 0.0)  # (N, G)
 
 
 # --- Kernel --------------------------------------------------------------------------------------
@@ -76,22 +76,6 @@ def _group_advantages_kernel(
     tl.store(advantages_ptr + group * G + member, advantages, mask=exists)
 
 
-def _group_advantages_triton(rewards: Tensor, divide_by_std: bool, eps: float) -> Tensor:
-    N, G = rewards.shape
-    advantages = torch.empty((N, G), dtype=rewards.dtype, device=rewards.device)  # (N, G)
-    _group_advantages_kernel[(N,)](
-        rewards,
-        advantages,
-        *rewards.stride(),
-        G,
-        eps,
-        BLOCK_G=triton.next_power_of_2(G),
-        DIVIDE_BY_STD=divide_by_std,
-        num_warps=NUM_WARPS,
-    )
-    return advantages
-
-
 # --- Public function -----------------------------------------------------------------------------
 @torch.no_grad()
 def group_advantages(
@@ -100,7 +84,7 @@ def group_advantages(
     eps: float = 1e-4,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Compare every reward with the mean (and the spread) of its group.
+    """Compare every reward with the mean (and the standard deviation) of its group.
 
     A_i = (r_i - mean) / (std + eps), std Bessel-corrected; the module docstring has the sources.
 
@@ -116,12 +100,12 @@ def group_advantages(
         exactly zero where all rewards of the group are equal.
 
     Raises:
-        ValueError: wrong shape or dtype, G < 2 (a group of one has no spread), G > 4096 for Triton,
+        ValueError: wrong shape or dtype, G < 2 (one reward has no deviation), G > 4096 for Triton,
             or a reward that is NaN or infinite (checked on the device: one synchronisation).
     """
     if rewards.dim() != 2:
         raise ValueError(f"rewards must have shape (N, G), got {tuple(rewards.shape)}")
-    G = rewards.shape[1]
+    N, G = rewards.shape
     if G < 2:
         raise ValueError(f"a group needs at least G=2 completions to be compared, got G={G}")
     if scale_rewards not in ("group", "none"):
@@ -129,18 +113,21 @@ def group_advantages(
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be finite and >= 0, got {eps}")
     impl = choose_impl(impl, rewards)
-    if rewards.dtype not in (torch.float32, torch.float64):
+    if rewards.dtype != torch.float32 and (impl == "triton" or rewards.dtype != torch.float64):
         raise ValueError(f"rewards must be float32 (or float64 in torch), got {rewards.dtype}")
-    if impl == "triton" and rewards.dtype != torch.float32:
-        raise ValueError(f"the triton kernel takes float32 rewards, got {rewards.dtype}")
     if impl == "triton" and G > MAX_GROUP_SIZE:
         raise ValueError(f"the triton kernel takes groups of at most {MAX_GROUP_SIZE}, got G={G}")
-    if rewards.shape[0] == 0:
+    if N == 0:
         return torch.empty_like(rewards)  # (0, G): a grid cannot be empty
     is_finite = torch.isfinite(rewards)  # (N, G) bool
     if not is_finite.all():
         n, i = (~is_finite).nonzero()[0].tolist()
         raise ValueError(f"rewards must be finite, got {rewards[n, i].item()} at [{n}, {i}]")
-    if impl == "triton":
-        return _group_advantages_triton(rewards, scale_rewards == "group", eps)
-    return group_advantages_ref(rewards, scale_rewards, eps)
+    if impl == "torch":
+        return group_advantages_ref(rewards, scale_rewards, eps)
+    advantages = torch.empty((N, G), dtype=rewards.dtype, device=rewards.device)  # (N, G)
+    _group_advantages_kernel[(N,)](
+        rewards, advantages, *rewards.stride(), G, eps, BLOCK_G=triton.next_power_of_2(G),
+        DIVIDE_BY_STD=scale_rewards == "group", num_warps=NUM_WARPS,
+    )  # fmt: skip
+    return advantages

@@ -1,13 +1,12 @@
 """Attention of one new token per row against [shared prefix | own suffix], no prefix copied.
 
 In decoding, B = N * G rows advance together. The G rows of a group share the keys and values of
-their prompt, row g adds its own, and each row has one new query per head:
+their prompt, row g adds its suffix, and each row has one new query per head:
 
     out_bh = softmax(scale * q_bh [prefix_n | suffix_b]^T) [prefix_n | suffix_b]     b = n * G + g
 
-A group is kept as *one* sequence of keys: its prompt, then what all rows said in step 0, then in
-step 1, and so on. So a step appends G keys in one piece, a row's own suffix is every G-th key, and
-a group leaves or moves as a whole:
+A group is *one* sequence of keys: its prompt, then the tokens of all rows in step 0, in step 1, and
+so on. So a step appends G keys in one piece, and the suffix of a row is every G-th key:
 
     key       0 .. P-1     P .. P+G-1           P+G .. P+2G-1        ..
               prompt       step 0, rows 0..G-1  step 1, rows 0..G-1
@@ -19,11 +18,11 @@ l = sum exp(s - m) and a weighted sum of values; parts merge exactly (online sof
 arXiv:1805.02867; splitting the keys of decoding, "flash-decoding", Dao et al. 2023; a shared prefix
 as a part of its own, Hydragen, arXiv:2402.05099).
 
-The kernels: one program per (group, key head, part of the prefix, tile of queries) leaves the three
-results of its part; one program per (row, key head) goes over the suffix and merges all parts.
-Scores and sums are fp32 whatever the dtype of the cache, as in training. The torch path lets every
-query of a group look at all its keys and masks the other rows' suffixes: G times the products on
-the suffix, but one operation instead of twenty, whose number is what binds a small model on a CPU.
+The kernels: one program per (group, key head, part of the prefix, tile of queries) stores the three
+results of its part; one program per (row, key head) adds the suffix and merges all parts. Scores
+and sums are fp32 whatever the dtype of the cache, as in training. The torch path multiplies every
+query of a group with all its keys and masks the other rows' suffixes: G times the products on the
+suffix, but one operation instead of twenty, and their number is what binds a small model on a CPU.
 
 Letters: N groups, G rows a group, B rows, P prompt tokens (padded), S suffix tokens so far (of at
 most S_max), L = P + S_max * G keys, H query heads, K key heads, E head width. Next:
@@ -60,10 +59,10 @@ def shared_prefix_attention_ref(
     rows = []
     for b in range(B):
         n, g = divmod(b, G)
-        own = [*range(int(prefix_lengths[n])), *range(prefix_size + g, prefix_size + S * G, G)]
+        keys = [*range(int(prefix_lengths[n])), *range(prefix_size + g, prefix_size + S * G, G)]
         queries = q[b].view(K, H // K, E).to(dtype)  # (K, R, E)
-        scores = queries @ k[n, :, own].to(dtype).transpose(1, 2) / math.sqrt(E)  # (K, R, P_n + S)
-        rows.append((scores.softmax(-1) @ v[n, :, own].to(dtype)).view(H, E))
+        scores = queries @ k[n, :, keys].to(dtype).transpose(1, 2) / math.sqrt(E)  # (K, R, P_n + S)
+        rows.append((scores.softmax(-1) @ v[n, :, keys].to(dtype)).view(H, E))
     return torch.stack(rows).to(q.dtype)  # (B, H, E)
 
 
@@ -71,7 +70,7 @@ def shared_prefix_attention_ref(
 def visible_keys(
     prefix_lengths: Tensor, prefix_size: int, G: int, R: int, L: int, dtype: torch.dtype
 ) -> Tensor:
-    """0 where a query of a group may look and -inf elsewhere: (N, 1, G * R, L)."""
+    """Mask of the torch path, (N, 1, G * R, L): 0 at the prefix and the row's suffix, else -inf."""
     key = torch.arange(L, device=prefix_lengths.device)
     row = torch.arange(G, device=key.device).repeat_interleave(R)[:, None]  # (G * R, 1)
     in_prefix = key < prefix_lengths[:, None, None]  # (N, 1, L)
@@ -195,7 +194,7 @@ def _suffix_kernel(
     e = tl.arange(0, E)
     address = row.to(tl.int64) * stride_q + ((head * R + member) * E)[:, None] + e[None, :]
     q = tl.load(q_ptr + address, mask=exists[:, None], other=0.0)
-    # Row g of its group owns the keys prefix_size + g, prefix_size + g + G, ...
+    # The suffix of row g of its group is at the keys prefix_size + g, prefix_size + g + G, ...
     first_key = ((row // G) * K + head).to(tl.int64) * L + prefix_size + row % G
     maximum, total, values = _attend(
         q, k_ptr + first_key * E, v_ptr + first_key * E, G * E, 0, tl.load(length_ptr), scale, E,
@@ -208,9 +207,8 @@ def _suffix_kernel(
         first = part * queries
         other = tl.load(sums_ptr + first + query, mask=exists, other=0.0)
         other_total = tl.load(sums_ptr + parts * queries + first + query, mask=exists, other=0.0)
-        other_values = tl.load(
-            values_ptr + first * E + out_address, mask=exists[:, None], other=0.0
-        )
+        values_at = values_ptr + first * E + out_address
+        other_values = tl.load(values_at, mask=exists[:, None], other=0.0)
         higher = tl.maximum(maximum, other)
         shrink, factor = tl.exp(maximum - higher), tl.exp(other - higher)
         total = total * shrink + other_total * factor
@@ -243,8 +241,8 @@ def _triton(q, k, v, prefix_lengths, prefix_size, suffix_length):
 
 
 def prefix_parts(P: int, programs: int, block: int) -> tuple[int, int]:
-    """Keys per part of a prefix, a multiple of `block`, and how many parts, so that `programs` for
-    each part fill the GPU."""
+    """Keys per part of a prefix (a multiple of `block`), and how many parts of `programs` each fill
+    the GPU."""
     blocks = -(-P // block)
     parts = max(1, min(blocks, PROGRAMS // max(1, programs)))
     blocks_per_part = -(-blocks // parts)
@@ -289,10 +287,9 @@ def shared_prefix_attention(
         raise ValueError(f"k and v must be (N, K, L, {E}), got {tuple(k.shape)}, {tuple(v.shape)}")
     if B % N or H % K:
         raise ValueError(f"{B} rows in {N} groups, {H} heads on {K} key heads: must divide")
-    if prefix_lengths.shape != (N,) or suffix_length.shape != ():
-        raise ValueError(f"prefix_lengths must have shape ({N},) and suffix_length shape ()")
-    if not prefix_lengths.dtype == suffix_length.dtype == torch.int32:
-        raise ValueError("prefix_lengths and suffix_length must be int32")
+    is_int32 = prefix_lengths.dtype == suffix_length.dtype == torch.int32
+    if prefix_lengths.shape != (N,) or suffix_length.shape != () or not is_int32:
+        raise ValueError(f"prefix_lengths must be ({N},) and suffix_length (), both int32")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if impl == "torch":

@@ -1,9 +1,9 @@
-"""Log-probability of the chosen tokens straight from hidden states, logits never stored whole.
+"""Log-probability of given tokens straight from hidden states, logits never stored whole.
 
 The head of a language model is one large product. With C scored tokens, width D, vocabulary V:
 
     z_cj   = hidden_c . weight_j / temperature        (suppressed columns are left out)
-    logp_c = z_c,y(c) - log sum_j exp z_cj            y(c) is the chosen token
+    logp_c = z_c,y(c) - log sum_j exp z_cj            y(c) is the target
     H_c    = -sum_j p_cj log p_cj                     entropy in nats, p = softmax(z)
 
 and, with g_c = dLoss/dlogp_c (the entropy is a metric and carries no gradient):
@@ -12,29 +12,27 @@ and, with g_c = dLoss/dlogp_c (the entropy is a metric and carries no gradient):
     dLoss/dweight_j = sum_c (g_c / temperature) (1[j = y(c)] - p_cj) hidden_c
 
 For 8192 tokens and Qwen2-VL's 151936 words the logits alone are 2.5 GB in bf16 and 5 GB in fp32,
-and a plain chain of torch operations keeps several such arrays: about 24 bytes moved per logit and
-12 held. What is computed instead are *odds*, relative to the chosen token's own logit s_c, which is
-one row product per token:
+and a plain chain of torch operations holds 12 bytes per logit. What is computed instead are *odds*,
+relative to the target's own logit s_c, which is one row product per token:
 
     O_cj = exp(z_cj - s_c), with 0 in the target column      R_c = sum_j O_cj
     logp_c = -log(1 + R_c)         H_c = log(1 + R_c) - sum_j O_cj (z_cj - s_c) / (1 + R_c)
 
 No maximum has to be known first, so tiles of columns are simply added up; and R apart from the
-target's 1 keeps the digits of 1 - p_y = R / (1 + R) when p_y is nearly 1, where policies that have
-converged live. Where some other logit is more than MAX_ABOVE higher, as it may be for a token that
-was not sampled from this model, large numbers would cancel: then everything is computed once more
-relative to the row's maximum m, which the tiles report too (O, R and the target's "1" are then in
-units of exp(m - s_c)). With O', which has -R_c in the target column, the gradients are two plain
-products, left to the matrix library:
+target's 1 keeps the digits of 1 - p_y = R / (1 + R) when p_y is nearly 1, as in a converged policy.
+Where some other logit is more than MAX_ABOVE higher, as it may be for a token that was not sampled
+from this model, large numbers would cancel: then everything is computed once more relative to the
+row's maximum m, which the tiles report too (O, R and the target's "1" are then in units of
+exp(m - s_c)). With O', which has -R_c in the target column, the gradients are two plain products,
+left to the matrix library:
 
     dhidden = r * (O' weight),   dweight = O'^T (r * hidden),   r_c = -g_c / (temperature (1 + R_c))
 
 O' does not depend on g. So where the odds of all columns fit into `CHUNK_BYTES`, forward stores
-them on the way (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06
-nats), and backward needs nothing else. Where they do not fit, forward stores no logit at all, and
-backward walks over chunks of the vocabulary, computing their odds once more: every row of dweight
-is written once, and no fp32 copy of it exists. The kernel leaves three numbers per token and tile
-of 128 columns, 12 bytes for 128 logits.
+them (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06 nats), and
+backward needs nothing else. Where they do not fit, forward stores three numbers per token and tile
+of 128 columns, 12 bytes for 128 logits, and backward walks over chunks of the vocabulary and
+computes their odds once more: every row of dweight is written once, and no fp32 copy of it exists.
 
 Cost in units of C*D*V multiply-adds: 3 for plain torch, 3 here with stored odds, 4 without. Traffic
 of logit size: about 24 bytes per logit for plain torch, 6 here in bf16.
@@ -90,50 +88,6 @@ def linear_logprob_ref(
 
 # --- Triton kernels ------------------------------------------------------------------------------
 @jit
-def _logits_tile(
-    hidden_ptr,
-    weight_ptr,
-    suppressed_ptr,
-    row,
-    col,
-    C,
-    V,
-    D,
-    stride_hc,
-    stride_hd,
-    stride_wv,
-    stride_wd,
-    inverse_temperature,
-    SUPPRESSED_LOGIT: constexpr,
-    BLOCK_C: constexpr,
-    BLOCK_V: constexpr,
-    BLOCK_D: constexpr,
-):
-    """(BLOCK_C, BLOCK_V) fp32 logits; columns suppressed or past V get SUPPRESSED_LOGIT."""
-    # 64-bit offsets: V * D passes 2**31 from a 7B model's head on.
-    hidden_row = hidden_ptr + row.to(tl.int64)[:, None] * stride_hc
-    weight_row = weight_ptr + col.to(tl.int64)[None, :] * stride_wv
-    logits = tl.zeros((BLOCK_C, BLOCK_V), dtype=tl.float32)
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        h = tl.load(
-            hidden_row + d[None, :] * stride_hd,
-            mask=(row < C)[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
-        w = tl.load(
-            weight_row + d[:, None] * stride_wd,
-            mask=(col < V)[None, :] & (d < D)[:, None],
-            other=0.0,
-        )
-        logits = tl.dot(h, w, logits, input_precision="ieee")
-    is_allowed = col < V
-    if suppressed_ptr is not None:
-        is_allowed = is_allowed & (tl.load(suppressed_ptr + col, mask=col < V, other=1) == 0)
-    return tl.where(is_allowed[None, :], logits * inverse_temperature, SUPPRESSED_LOGIT)
-
-
-@jit
 def _odds_kernel(
     hidden_ptr,
     weight_ptr,
@@ -160,30 +114,42 @@ def _odds_kernel(
     row = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     tile = tl.program_id(1)
     col = tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    logits = _logits_tile(
-        hidden_ptr, weight_ptr, suppressed_ptr, row, col, C, V, D,
-        stride_hc, stride_hd, stride_wv, stride_wd, inverse_temperature,
-        SUPPRESSED_LOGIT, BLOCK_C, BLOCK_V, BLOCK_D,
-    )  # fmt: skip
-    target = tl.load(targets_ptr + row, mask=row < C, other=-1)
-    below = logits - tl.load(shift_ptr + row, mask=row < C, other=0.0)[:, None]
+    has_row, has_col = row < C, col < V
+    # 64-bit offsets: V * D passes 2**31 from a 7B model's head on.
+    hidden_row = hidden_ptr + row.to(tl.int64)[:, None] * stride_hc
+    weight_row = weight_ptr + col.to(tl.int64)[None, :] * stride_wv
+    logits = tl.zeros((BLOCK_C, BLOCK_V), dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        h_mask = has_row[:, None] & (d < D)[None, :]
+        w_mask = has_col[None, :] & (d < D)[:, None]
+        h = tl.load(hidden_row + d[None, :] * stride_hd, mask=h_mask, other=0.0)
+        w = tl.load(weight_row + d[:, None] * stride_wd, mask=w_mask, other=0.0)
+        logits = tl.dot(h, w, logits, input_precision="ieee")
+    is_allowed = has_col
+    if suppressed_ptr is not None:
+        is_allowed = is_allowed & (tl.load(suppressed_ptr + col, mask=has_col, other=1) == 0)
+    logits = tl.where(is_allowed[None, :], logits * inverse_temperature, SUPPRESSED_LOGIT)
+
+    target = tl.load(targets_ptr + row, mask=has_row, other=-1)
+    below = logits - tl.load(shift_ptr + row, mask=has_row, other=0.0)[:, None]
     odds = tl.where(col[None, :] == target[:, None], 0.0, tl.exp(below))
     if sums_ptr is not None:
         # Tiles before rows in memory: neighbouring threads write neighbouring addresses.
         address = sums_ptr + tile.to(tl.int64) * C + row
         plane = tl.num_programs(1).to(tl.int64) * C
-        tl.store(address, tl.max(logits, axis=1), mask=row < C)
-        tl.store(address + plane, tl.sum(odds, axis=1), mask=row < C)
-        tl.store(address + 2 * plane, tl.sum(odds * below, axis=1), mask=row < C)
+        tl.store(address, tl.max(logits, axis=1), mask=has_row)
+        tl.store(address + plane, tl.sum(odds, axis=1), mask=has_row)
+        tl.store(address + 2 * plane, tl.sum(odds * below, axis=1), mask=has_row)
     if odds_ptr is not None:
         address = odds_ptr + row.to(tl.int64)[:, None] * V + col[None, :]
-        mask = (row < C)[:, None] & (col < V)[None, :]
+        mask = has_row[:, None] & has_col[None, :]
         tl.store(address, odds.to(odds_ptr.dtype.element_ty), mask=mask)
 
 
 # --- Odds of one vocabulary chunk, in Triton and in torch ----------------------------------------
 # A chunk is (hidden (C, D), weight (V, D), targets (C,), suppressed (V,) or None, temperature);
-# V counts its own columns and targets are relative to its first one, so they may lie outside.
+# V counts its own columns and targets are relative to its first one, so they may be outside.
 def _odds_triton(chunk, shift, reduce, store):
     """(3, n_tiles, C) fp32 sums where `reduce`, (C, V) odds in hidden's dtype where `store`."""
     hidden, weight, targets, suppressed, temperature = chunk
@@ -226,7 +192,7 @@ def _put_target_(odds, targets, value):
 
 
 def _target_logits(hidden, weight, targets, temperature, suppressed, dtype):
-    """(C,): row products. SUPPRESSED_LOGIT for a suppressed target, NaN for one outside [0, V)."""
+    """Row products (C,): SUPPRESSED_LOGIT for a suppressed target, NaN for one outside [0, V)."""
     inside = targets.clamp(0, weight.shape[0] - 1)  # (C,)
     parts = zip(hidden.split(2048), inside.split(2048), strict=True)  # fp32 copies stay small
     logit = torch.cat([(h.to(dtype) * weight[y].to(dtype)).sum(1) for h, y in parts])  # (C,)
@@ -259,15 +225,14 @@ class _LinearLogprob(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, temperature, suppressed, impl, is_training):
         V, dtype = weight.shape[0], torch.promote_types(hidden.dtype, torch.float32)
         compute = _odds_triton if impl == "triton" else _odds_torch
-        is_whole = _chunk_columns(hidden, dtype, impl) >= V
-        store = is_whole and is_training and any(ctx.needs_input_grad[:2])
-        # Without storing, the kernel needs no chunks.
-        step = V if is_whole or impl == "triton" else _chunk_columns(hidden, dtype, impl)
+        step = _chunk_columns(hidden, dtype, impl)
+        store = step >= V and is_training and any(ctx.needs_input_grad[:2])
+        if impl == "triton":
+            step = V  # without storing, the kernel needs no chunks
 
         def all_sums(shift):
             sums = []
-            for start in range(0, V, step):
-                chunk = _chunk(hidden, weight, targets, suppressed, temperature, start, step)
+            for _, chunk in _chunks(hidden, weight, targets, suppressed, temperature, step):
                 part, odds = compute(chunk, shift, True, store)
                 sums.append(part)
             sums = sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)  # (3, n_tiles, C)
@@ -277,7 +242,7 @@ class _LinearLogprob(torch.autograd.Function):
         shift = target_logit  # (C,)
         sums, odds = all_sums(shift)
         maximum = sums[0].amax(dim=0)  # (C,)
-        if bool((maximum - target_logit > MAX_ABOVE).any()):  # the one question to the device
+        if bool((maximum - target_logit > MAX_ABOVE).any()):  # one synchronisation
             shift = torch.maximum(target_logit, maximum)  # (C,)
             sums, odds = all_sums(shift)
         others, total, logp, entropy = _merge(sums, shift, target_logit)  # (C,) each
@@ -293,7 +258,6 @@ class _LinearLogprob(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_logp, _):
         hidden, weight, targets, suppressed, shift, others, total, stored = ctx.saved_tensors
-        V = weight.shape[0]
         compute = _odds_triton if ctx.impl == "triton" else _odds_torch
         scale = (-grad_logp / (ctx.temperature * total))[:, None]  # (C, 1), r of the formula
         grad_hidden = grad_weight = None
@@ -301,12 +265,11 @@ class _LinearLogprob(torch.autograd.Function):
             grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)  # (C, D)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.empty_like(weight)  # (V, D)
-            # The other factor has the dtype of hidden in Triton and of the sums in torch.
-            factor_dtype = hidden.dtype if ctx.impl == "triton" else total.dtype
-            scaled_hidden = (hidden * scale).to(factor_dtype)  # (C, D)
-        step = V if stored is not None else _chunk_columns(hidden, total.dtype, ctx.impl)
-        for start in range(0, V, step):
-            chunk = _chunk(hidden, weight, targets, suppressed, ctx.temperature, start, step)
+            scaled_hidden = hidden * scale  # (C, D) fp32 (fp64), as the odds of the torch path
+            if ctx.impl == "triton":
+                scaled_hidden = scaled_hidden.to(hidden.dtype)  # (C, D)
+        step = _chunk_columns(hidden, total.dtype, ctx.impl)  # all of them where odds are stored
+        for columns, chunk in _chunks(hidden, weight, targets, suppressed, ctx.temperature, step):
             odds = stored  # (C, step)
             if odds is None:
                 odds = _put_target_(compute(chunk, shift, False, True)[1], chunk[2], -others)
@@ -314,7 +277,7 @@ class _LinearLogprob(torch.autograd.Function):
                 grad_hidden += _product(odds, chunk[1])  # (C, D)
             if grad_weight is not None:
                 # Summed over all tokens inside the product and rounded once.
-                grad_weight[start : start + step] = odds.T @ scaled_hidden  # (step, D)
+                grad_weight[columns] = odds.T @ scaled_hidden  # (step, D)
         if grad_hidden is not None:
             grad_hidden = (grad_hidden * scale).to(hidden.dtype)  # (C, D)
         return grad_hidden, grad_weight, None, None, None, None, None
@@ -334,11 +297,12 @@ def _chunk_columns(hidden, dtype, impl):
     return max(128, CHUNK_BYTES // (size * max(hidden.shape[0], 1)) // 128 * 128)
 
 
-def _chunk(hidden, weight, targets, suppressed, temperature, start, step):
-    """Columns start .. start + step of the head, with targets counted from `start`."""
-    columns = slice(start, start + step)
-    suppressed = None if suppressed is None else suppressed[columns]  # (step,)
-    return hidden, weight[columns], targets - start, suppressed, temperature
+def _chunks(hidden, weight, targets, suppressed, temperature, step):
+    """Yield the head in pieces of `step` columns: (slice of the vocabulary, chunk)."""
+    for start in range(0, weight.shape[0], step):
+        columns = slice(start, start + step)
+        mask = None if suppressed is None else suppressed[columns]  # (step,)
+        yield columns, (hidden, weight[columns], targets - start, mask, temperature)
 
 
 # --- Public function -----------------------------------------------------------------------------
@@ -355,9 +319,9 @@ def linear_logprob(
     Args:
         hidden: (C, D) fp32 or bf16, any strides; C = 0 is allowed. fp64 in torch only.
         weight: (V, D) same dtype and device: the head, which may be the tied embedding.
-        targets: (C,) int64 in [0, V): the tokens that were chosen.
+        targets: (C,) int64 in [0, V).
         temperature: > 0; the sampler's, so that both score the same distribution.
-        suppressed: (V,) bool, True for tokens that can never be chosen: their logit is -inf.
+        suppressed: (V,) bool, True for tokens that cannot be sampled: their logit is -inf.
         impl: "auto", "torch" or "triton"; see `kernels.choose_impl`.
 
     Returns:
@@ -387,21 +351,17 @@ def linear_logprob(
 
 
 def _validate(hidden, weight, targets, temperature, suppressed, impl) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        got = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
-        raise ValueError(f"hidden and weight must have shapes (C, D) and (V, D), got {got}")
     C, V = hidden.shape[0], weight.shape[0]
-    if V == 0:
-        raise ValueError("weight must have at least one row, got V=0")
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or V == 0:
+        got = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
+        raise ValueError(f"hidden and weight must be (C, D) and (V, D) with V > 0, got {got}")
     if targets.shape != (C,) or targets.dtype != torch.int64:
         got = f"{tuple(targets.shape)} {targets.dtype}"
         raise ValueError(f"targets must have shape ({C},) and dtype int64, got {got}")
     if suppressed is not None and (suppressed.shape != (V,) or suppressed.dtype != torch.bool):
         got = f"{tuple(suppressed.shape)} {suppressed.dtype}"
         raise ValueError(f"suppressed must have shape ({V},) and dtype bool, got {got}")
-    tensors = (
-        (hidden, weight, targets) if suppressed is None else (hidden, weight, targets, suppressed)
-    )
+    tensors = [hidden, weight, targets] + ([] if suppressed is None else [suppressed])
     if len({tensor.device for tensor in tensors}) > 1:
         raise ValueError(f"all tensors must share a device, got {[str(t.device) for t in tensors]}")
     dtypes = TILES if impl == "triton" else (*TILES, torch.float64)
@@ -419,4 +379,4 @@ def _validate(hidden, weight, targets, temperature, suppressed, impl) -> None:
             raise ValueError(f"targets must be in [0, {V}), got {lowest} .. {highest}")
         if suppressed is not None and suppressed[targets].any():
             token = targets[suppressed[targets]][0].item()
-            raise ValueError(f"target {token} is suppressed: it cannot have been chosen")
+            raise ValueError(f"target {token} is suppressed: it cannot have been sampled")

@@ -1,4 +1,4 @@
-"""The one place where tokens look at each other.
+"""Attention, the one place where tokens exchange information.
 
 A *packed* sequence holds whole groups end to end: [prefix | c_1 | .. | c_G] [prefix | c_1 | ..] ...
 The prefix is the image and the question, stored once; c_i are the completions sampled for it. The
@@ -18,8 +18,11 @@ S suffix tokens so far, H query heads, K key/value heads, E head width. Next: mo
 """
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +51,15 @@ class PackLayout:
     device: torch.device | str = "cpu"
     _masks: dict = field(default_factory=dict, repr=False)
 
+    def spans(self) -> Iterator[tuple[range, list[range]]]:
+        """Packed tokens of every group: those of its prefix, and those of each completion."""
+        start = 0
+        for P, lengths in zip(self.prefix_lengths, self.completion_lengths, strict=True):
+            bounds = [*accumulate((P, *lengths), initial=start)]
+            prefix, *completions = (range(*ends) for ends in pairwise(bounds))
+            yield prefix, completions
+            start = bounds[-1]
+
     @cached_property
     def rows(self) -> "Rows":
         """The pack as padded batches of rows, built once and used by every layer.
@@ -56,26 +68,17 @@ class PackLayout:
         keys are their group's prefix and themselves. Rows are padded on the right, so a causal mask
         hides a row's own padding from every query that counts.
         """
-        prefixes, owners, starts, lengths = [], [], [], []
-        at = 0
-        for n, (P, own) in enumerate(
-            zip(self.prefix_lengths, self.completion_lengths, strict=True)
-        ):
-            prefixes.append(at)
-            at += P
-            for length in own:
-                owners.append(n)
-                starts.append(at)
-                lengths.append(length)
-                at += length
-        prefix, is_prefix = _right_padded(prefixes, self.prefix_lengths)  # (N, P_max)
+        prefixes, completions, owners = [], [], []
+        for n, (prefix, of_group) in enumerate(self.spans()):
+            prefixes.append(prefix)
+            completions += of_group
+            owners += [n] * len(of_group)
+        prefix, is_prefix = _right_padded(prefixes)  # (N, P_max)
         batches = [(prefix, prefix, _causal(prefix))]
-        packed, kept = [prefix[is_prefix]], [is_prefix]
-        for chosen in similar(lengths):
-            owner = [owners[b] for b in chosen]
-            query, is_query = _right_padded(
-                [starts[b] for b in chosen], [lengths[b] for b in chosen]
-            )  # (rows, C_max)
+        packed, is_real = [prefix[is_prefix]], [is_prefix.flatten()]
+        for batch in similar_lengths([len(span) for span in completions]):
+            owner = [owners[b] for b in batch]
+            query, is_query = _right_padded([completions[b] for b in batch])  # (rows, C_max)
             P_max = max(self.prefix_lengths[n] for n in owner)
             on_prefix = is_prefix[owner, :P_max]  # (rows, P_max)
             keys = torch.cat((prefix[owner, :P_max], query), dim=1)  # (rows, P_max + C_max)
@@ -83,26 +86,21 @@ class PackLayout:
             on_itself = _causal(query).expand(len(owner), -1, -1, -1)  # (rows, 1, C_max, C_max)
             batches.append((query, keys, torch.cat((on_prefix, on_itself), dim=3)))
             packed.append(query[is_query])
-            kept.append(is_query)
-        # Where packed token t stands among the padded rows, batch after batch.
-        kept = torch.cat([is_real.flatten() for is_real in kept]).nonzero().squeeze(1)
-        slots = kept[torch.cat(packed).argsort()]  # (T,)
+            is_real.append(is_query.flatten())
+        # The place of packed token t among the padded rows, batch after batch.
+        slots = torch.cat(is_real).nonzero().squeeze(1)[torch.cat(packed).argsort()]  # (T,)
         batches = [tuple(part.to(self.device) for part in batch) for batch in batches]
         return Rows(batches, slots.to(self.device))
 
     @cached_property
     def sequences(self) -> "Sequences":
         """The pack as sequences without padding: queries [P] [C_1] .., keys [P] [P + C_1] .."""
-        queries, keys, at = [], [], 0
-        for P, own in zip(self.prefix_lengths, self.completion_lengths, strict=True):
-            prefix = torch.arange(at, at + P)
-            queries.append(P)
-            keys.append(prefix)
-            at += P
-            for length in own:
-                queries.append(length)
-                keys.append(torch.cat((prefix, torch.arange(at, at + length))))
-                at += length
+        queries, keys = [], []
+        for prefix, completions in self.spans():
+            queries += [len(prefix), *map(len, completions)]
+            keys.append(torch.arange(prefix.start, prefix.stop))  # (P,)
+            on_itself = [torch.arange(span.start, span.stop) for span in completions]
+            keys += [torch.cat((keys[-1], tokens)) for tokens in on_itself]  # (P + C_i,) each
         ends = [
             F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(self.device, torch.int32)
             for lengths in (queries, [len(key) for key in keys])
@@ -110,8 +108,8 @@ class PackLayout:
         return Sequences(torch.cat(keys).to(self.device), *ends, max(queries), max(map(len, keys)))
 
     def masks(self, R: int, dtype: torch.dtype) -> list[Tensor]:
-        """Per batch of `rows` 0 or -inf, (rows or 1, 1, R * T_max, S): what R query heads of a key
-        head may look at. Built once and used by every layer."""
+        """Per batch of `rows` 0 or -inf, (rows or 1, 1, R * T_max, S): what the R query heads of a
+        key head see. Built once and used by every layer."""
         if (R, dtype) not in self._masks:
             self._masks[R, dtype] = [
                 torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
@@ -125,13 +123,12 @@ class PackLayout:
 @dataclass
 class Rows:
     batches: list[tuple[Tensor, Tensor, Tensor]]
-    """Per batch: packed index of every query (rows, T_max) and of what it may look at (rows, S),
-    0 where padded; allowed (rows or 1, 1, T_max, S) bool. The first batch: the prefixes."""
+    """Per batch: packed index of every query (rows, T_max) and of every key (rows, S), 0 where
+    padded; what a query sees (rows or 1, 1, T_max, S) bool. The first batch: the prefixes."""
     slots: Tensor  # (T,) from packed order to the padded rows
 
 
-@dataclass
-class Sequences:
+class Sequences(NamedTuple):
     keys: Tensor  # packed index of every key of every sequence, end to end
     query_ends: Tensor  # (sequences + 1,) int32, 0 first
     key_ends: Tensor  # (sequences + 1,) int32, 0 first
@@ -139,8 +136,8 @@ class Sequences:
     max_key: int
 
 
-def similar(lengths: list[int]) -> list[list[int]]:
-    """Numbers of the completions, shortest first, cut where a length exceeds twice its batch's
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
+    """Indices of the completions, shortest first, cut where a length exceeds twice its batch's
     shortest: padding costs attention time in proportion to it."""
     batches: list[list[int]] = []
     for b in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -155,21 +152,22 @@ def _causal(query: Tensor) -> Tensor:
     return torch.ones(query.shape[1], query.shape[1], dtype=torch.bool).tril()[None, None]
 
 
-def _right_padded(starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Indices of runs as padded rows, and which of them are real: (rows, longest) each."""
-    offset = torch.arange(max(lengths))
-    is_real = offset < torch.tensor(lengths)[:, None]
-    return (torch.tensor(starts)[:, None] + offset) * is_real, is_real
+def _right_padded(spans: list[range]) -> tuple[Tensor, Tensor]:
+    """Packed tokens as padded rows, and which of them are real: (rows, longest) each."""
+    starts, lengths = torch.tensor([(span.start, len(span)) for span in spans]).T[:, :, None]
+    offset = torch.arange(int(lengths.max()))
+    is_real = offset < lengths
+    return (starts + offset) * is_real, is_real
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(E) + mask) v over dense batches: q (B, H, T, E), k and v (B, H, S, E).
 
-    `mask`: (B or 1, 1, T, S) in the dtype of q; None lets everything see everything.
+    `mask`: (B or 1, 1, T, S) in the dtype of q; None masks nothing.
 
     On a CPU with reduced float32 products (`torch.set_float32_matmul_precision("medium")`) torch's
-    own fused kernel becomes several times slower, while plain matrix products become faster: there
-    the textbook form is used.
+    fused kernel becomes several times slower and plain matrix products faster: there the textbook
+    form is used.
     """
     if q.device.type != "cpu" or torch.get_float32_matmul_precision() == "highest":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -206,11 +204,9 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Ten
     so there are more keys than queries; causal then has to mean that the *last* query sees the last
     key (aligned at the bottom right), as flash kernels do it.
     """
-    own = layout.sequences
-    k, v = k.index_select(0, own.keys), v.index_select(0, own.keys)  # (sum of keys, K, E)
-    return flash_varlen(
-        q.contiguous(), k, v, own.query_ends, own.key_ends, own.max_query, own.max_key
-    )
+    keys, *bounds = layout.sequences
+    k, v = k.index_select(0, keys), v.index_select(0, keys)  # (sum of keys, K, E)
+    return flash_varlen(q.contiguous(), k, v, *bounds)
 
 
 def flash_varlen(
@@ -231,15 +227,15 @@ def flash_varlen(
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """Rows of packed tokens: x (T, heads, E), index (B, S) -> (B, heads, S, E)."""
-    taken = x.flatten(1).index_select(0, index.flatten())  # (B * S, heads * E)
-    return taken.view(*index.shape, *x.shape[1:]).transpose(1, 2)
+    rows = x.flatten(1).index_select(0, index.flatten())  # (B * S, heads * E)
+    return rows.view(*index.shape, *x.shape[1:]).transpose(1, 2)
 
 
 class Span:
-    """`size` neighbouring indices that move on together, as an index of a tensor's dimension.
+    """`size` neighbouring indices of a dimension that advance together.
 
-    On a CPU a slice: that is cheapest. On a GPU a tensor changed in place: a captured CUDA graph
-    reads its present value, and the host is never asked.
+    On a CPU a slice, which is cheapest. On a GPU a tensor changed in place: a captured CUDA graph
+    reads its present value, and the host never waits.
     """
 
     def __init__(self, start: int, size: int, device: torch.device | str = "cpu"):
@@ -260,7 +256,7 @@ class KVCache:
 
     layers: per layer k and v (N, K, P + S_max * G, E). The prefill writes the prompts, padded to
     P, once per group; each step appends one token of each of the G rows. All rows advance together,
-    so one number, kept on the device, says how long the suffixes are.
+    so the length of the suffixes is one number, kept on the device.
     """
 
     def __init__(self, group_size: int, max_suffix: int, device: torch.device | str = "cpu"):
@@ -269,19 +265,16 @@ class KVCache:
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.prefix_lengths: Tensor | None = None  # (N,) int32
         self.prefix_size = 0  # P
-        self.newest: Span | None = None  # where the last step's G tokens are among the keys
+        self.newest: Span | None = None  # the last step's G tokens among the keys
         self.mask: Tensor | None = None  # (N, 1, G * R, keys), see `visible_keys`
 
     def store_prefix(self, k: Tensor, v: Tensor, layout: PackLayout) -> None:
-        """Keep one layer's prefill: k, v (T, K, E) packed."""
+        """Store one layer's prefill: k, v (T, K, E) packed."""
         prefix = layout.rows.batches[0][0]  # (N, P)
-        (N, P), G, device = prefix.shape, self.group_size, k.device
-        layer = tuple(
-            x.new_empty((N, x.shape[1], P + self.max_suffix * G, x.shape[2])) for x in (k, v)
-        )
-        for kept, x in zip(layer, (k, v), strict=True):
-            kept[:, :, :P] = _take(x, prefix)
-        self.layers.append(layer)
+        (N, P), (_, K, E), G, device = prefix.shape, k.shape, self.group_size, k.device
+        keys, values = (x.new_empty((N, K, P + self.max_suffix * G, E)) for x in (k, v))
+        keys[:, :, :P], values[:, :, :P] = _take(k, prefix), _take(v, prefix)
+        self.layers.append((keys, values))
         if self.prefix_lengths is None:
             lengths = torch.tensor(layout.prefix_lengths, dtype=torch.int32)
             self.prefix_lengths, self.prefix_size = lengths.to(device), P
@@ -293,7 +286,7 @@ class KVCache:
         self.newest.advance()
 
     def keep(self, groups: Tensor) -> None:
-        """Let all other groups go: groups (N',) int64."""
+        """Drop all groups but these: (N',) int64."""
         self.layers = [tuple(x.index_select(0, groups) for x in layer) for layer in self.layers]
         self.prefix_lengths, self.mask = self.prefix_lengths[groups], None
 

@@ -1,14 +1,14 @@
 """Sizes of a Qwen2-VL checkpoint, read from its `config.json`.
 
-Two layouts exist in the wild. The files published with Qwen2-VL keep the language model's fields at
-the top level; transformers >= 4.52 nests them in `text_config` and calls `rope_scaling`
-`rope_parameters`. Both are read into the same frozen dataclass, and nothing else in the project
-looks at the JSON again. Next: kernels/advantage.py.
+Two layouts exist. The files published with Qwen2-VL keep the language model's fields at the top
+level; transformers >= 4.52 nests them in `text_config` and calls `rope_scaling` `rope_parameters`.
+Both are read into the same frozen dataclass; no other file reads the JSON. Next:
+kernels/advantage.py.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from runtime.errors import InputError
@@ -55,47 +55,28 @@ class VLMConfig:
     @classmethod
     def from_dict(cls, raw: dict, origin: str = "config.json") -> "VLMConfig":
         """Read a parsed `config.json`; raises InputError naming the missing or wrong field."""
-        found = raw.get("model_type") if isinstance(raw, dict) else None
-        if found != "qwen2_vl":
+        model_type = raw.get("model_type") if isinstance(raw, dict) else None
+        if model_type != "qwen2_vl":
             raise InputError(
-                f"{origin}: model_type is {found!r}, but this project reads 'qwen2_vl' "
+                f"{origin}: model_type is {model_type!r}, but this project reads 'qwen2_vl' "
                 "checkpoints; pass --model a Qwen2-VL directory"
             )
         text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
         try:
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+            theta = rope.get("rope_theta", text.get("rope_theta", 1e6))
+            section = tuple(int(n) for n in rope["mrope_section"])
+            channels = vision.get("in_channels", vision.get("in_chans", 3))
             config = cls(
-                model_type=found,
-                vision=VisionConfig(
-                    depth=int(vision["depth"]),
-                    embed_dim=int(vision["embed_dim"]),
-                    num_heads=int(vision["num_heads"]),
-                    mlp_ratio=float(vision["mlp_ratio"]),
-                    in_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
-                    patch_size=int(vision["patch_size"]),
-                    spatial_merge_size=int(vision["spatial_merge_size"]),
-                    temporal_patch_size=int(vision["temporal_patch_size"]),
-                    hidden_size=int(vision["hidden_size"]),
-                ),
-                text=TextConfig(
-                    vocab_size=int(text["vocab_size"]),
-                    hidden_size=int(text["hidden_size"]),
-                    num_hidden_layers=int(text["num_hidden_layers"]),
-                    num_attention_heads=int(text["num_attention_heads"]),
-                    num_key_value_heads=int(text["num_key_value_heads"]),
-                    intermediate_size=int(text["intermediate_size"]),
-                    rms_norm_eps=float(text["rms_norm_eps"]),
-                    rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-                    mrope_section=tuple(int(n) for n in rope["mrope_section"]),
-                ),
+                model_type=model_type,
+                vision=_typed(VisionConfig, vision | {"in_channels": channels}),
+                text=_typed(TextConfig, text | {"rope_theta": theta, "mrope_section": section}),
                 tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
                 image_token_id=int(raw["image_token_id"]),
             )
         except KeyError as error:
-            raise InputError(
-                f"{origin}: field {error} is missing; is it a Qwen2-VL config?"
-            ) from None
-        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{origin}: {error} is missing; is it a Qwen2-VL config?") from None
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{origin}: a field has the wrong type ({error})") from None
         config._check(origin)
         return config
@@ -107,11 +88,7 @@ class VLMConfig:
             raise InputError(
                 f"--model {directory}: has no config.json; name a checkpoint directory"
             )
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-        return cls.from_dict(raw, origin=str(path))
+        return cls.from_dict(read_json(path), origin=str(path))
 
     def _check(self, origin: str) -> None:
         """Raise InputError unless the sizes fit together."""
@@ -121,22 +98,33 @@ class VLMConfig:
                 raise InputError(f"{origin}: {name} is {value}, must be a positive number")
         if max(text.num_hidden_layers, vision.depth) > 1000:
             raise InputError(f"{origin}: more than 1000 layers")
-        wrong = {
-            "num_attention_heads must divide hidden_size": text.hidden_size
-            % text.num_attention_heads,
-            "num_key_value_heads must divide num_attention_heads": text.num_attention_heads
-            % text.num_key_value_heads,
-            "vision num_heads must divide embed_dim": vision.embed_dim % vision.num_heads,
-            "vision embed_dim / num_heads must be a multiple of 4": vision.embed_dim
-            // vision.num_heads
-            % 4,
-            "mrope_section must have three positive parts": len(text.mrope_section) != 3
-            or min(text.mrope_section) <= 0,
-            "mrope_section must sum to half the head width": sum(text.mrope_section)
-            != text.head_dim // 2,
-            "vision hidden_size must equal the text hidden_size": vision.hidden_size
-            != text.hidden_size,
+        D, H, K = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
+        section, vision_head_dim = text.mrope_section, vision.embed_dim // vision.num_heads
+        rules = {
+            "num_attention_heads must divide hidden_size": D % H == 0,
+            "num_key_value_heads must divide num_attention_heads": H % K == 0,
+            "vision num_heads must divide embed_dim": vision.embed_dim % vision.num_heads == 0,
+            "vision embed_dim / num_heads must be a multiple of 4": vision_head_dim % 4 == 0,
+            "mrope_section must have three positive parts": len(section) == 3 and min(section) > 0,
+            "mrope_section must sum to half the head width": sum(section) == text.head_dim // 2,
+            "vision hidden_size must equal the text hidden_size": vision.hidden_size == D,
         }
-        for rule, is_broken in wrong.items():
-            if is_broken:
+        for rule, is_met in rules.items():
+            if not is_met:
                 raise InputError(f"{origin}: {rule}")
+
+
+def _typed(cls, raw: dict):
+    """Build a dataclass from the JSON fields of the same names, each converted to its type."""
+    return cls(**{field.name: field.type(raw[field.name]) for field in fields(cls)})
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file of a checkpoint; raises InputError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+    return content

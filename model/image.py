@@ -43,7 +43,7 @@ def load_image(source: Path | str | Image.Image, max_image_pixels: int = 50_000_
     Boxes refer to the returned image: EXIF orientation is applied, so width and height may be
     swapped against the stored file; invalid EXIF bytes leave it unrotated. Transparency becomes
     white, 16-bit gray is scaled to 8 bits, an animation gives its first frame (an opened PIL image
-    the frame it stands on). A PIL image passes the same checks as a file and is not modified.
+    its current one). A PIL image passes the same checks as a file and is not modified.
 
     Raises:
         InputError: the file is missing, damaged, cut off, too narrow, of an unsupported format or
@@ -83,7 +83,7 @@ def _open_regular_file(source: Path | str, name: str, max_image_pixels: int) -> 
 
 @contextmanager
 def _decoding(name: str, file: BinaryIO | None = None) -> Iterator[None]:
-    """Turn whatever Pillow raises on damaged bytes into one InputError, the cause kept in it."""
+    """Turn whatever Pillow raises on damaged bytes into one InputError that contains the cause."""
     try:
         yield
     except Exception as error:  # OSError, SyntaxError, struct.error, KeyError, ... by plugin
@@ -116,7 +116,7 @@ def _to_rgb(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image
     _check_aspect_ratio(height, width, name)
     with _decoding(name):
         image.load()
-    orientation = None  # asked for after load(), as PNG may keep its EXIF behind the pixels
+    orientation = None  # read after load(), as PNG may hold its EXIF behind the pixels
     with suppress(Exception):  # garbage in the EXIF bytes: the pixels are sound, left as stored
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     if image.mode.startswith("I;16"):
@@ -154,7 +154,7 @@ def _check_aspect_ratio(height: int, width: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a checkpoint wants its pictures; names as in preprocessor_config.json."""
+    """The image preprocessing of a checkpoint; names as in preprocessor_config.json."""
 
     patch_size: int  # p, side of a patch in pixels
     temporal_patch_size: int  # t, frames per patch; a still picture is repeated t times
@@ -172,8 +172,6 @@ class ImageConfig:
         longest_edge}` (Qwen3-VL); as in transformers the former win, and null means absent.
         InputError: a key is missing, invalid, or asks for something not implemented here.
         """
-        if not isinstance(d, dict):
-            raise InputError(f"{source}: must be a JSON object, got {type(d).__name__}")
         d = {key: value for key, value in d.items() if value is not None}
         size = d["size"] if isinstance(d.get("size"), dict) else {}
         d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d

@@ -1,9 +1,9 @@
 """The language model of Qwen2-VL: a decoder with grouped-query attention and M-RoPE.
 
-Every token carries three positions: time, height and width. For text the three are equal, and
-M-RoPE is ordinary RoPE; an image token has its frame, row and column. Each head's rotary
-frequencies are shared out among the three (`mrope_section`). Positions are arguments of a pure
-function here, so prefill, decoding and training cannot disagree about them.
+Every token has three positions: time, height and width. For text the three are equal, and M-RoPE is
+ordinary RoPE; an image token has its frame, row and column. `mrope_section` divides the rotary
+frequencies of a head among the three. Positions are arguments of a pure function here, so prefill,
+decoding and training cannot disagree about them.
 
 `LanguageModel.forward` serves training on a packed sequence and, with a cache to fill, the prefill;
 `DecodingStep` computes one token more per row.
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
-from model.vision import apply_rotary, rotary_table, through
+from model.vision import Rotary, apply_rotary, rotary_table, through
 
 
-def mrope(positions: Tensor, cfg: TextConfig) -> tuple[Tensor, Tensor]:
+def mrope(positions: Tensor, cfg: TextConfig) -> Rotary:
     """`rotary_table` of the M-RoPE angles, (T, 1, E) fp32 each.
 
     Args:
@@ -34,16 +34,6 @@ def mrope(positions: Tensor, cfg: TextConfig) -> tuple[Tensor, Tensor]:
     return rotary_table(torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1))
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 class SelfAttention(nn.Module):
     def __init__(self, cfg: TextConfig):
         super().__init__()
@@ -53,7 +43,7 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(cfg.hidden_size, rows)  # in the files: q_proj, k_proj, v_proj
         self.o_proj = nn.Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
 
-    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """(T, D) -> queries (T, H, E), keys and values (T, K, E), the first two rotated."""
         H, K = self.heads
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # (T, H + 2K, E)
@@ -61,13 +51,7 @@ class SelfAttention(nn.Module):
         q, k = apply_rotary(qk, *rotary).split((H, K), dim=1)  # (T, H, E), (T, K, E)
         return q, k, v
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        layout: PackLayout,
-        cache: KVCache | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary, layout: PackLayout, cache: KVCache | None) -> Tensor:
         q, k, v = self.project(x, rotary)
         if cache is not None:
             cache.store_prefix(k, v, layout)
@@ -89,9 +73,9 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(self, cfg: TextConfig):
         super().__init__()
-        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.self_attn = SelfAttention(cfg)
-        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.mlp = MLP(cfg)
 
     def forward(self, x: Tensor, rotary, layout, cache) -> Tensor:
@@ -106,14 +90,10 @@ class LanguageModel(nn.Module):
         self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(cfg) for _ in range(cfg.num_hidden_layers))
-        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.norm = nn.RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        layout: PackLayout,
-        cache: KVCache | None = None,
+        self, x: Tensor, rotary: Rotary, layout: PackLayout, cache: KVCache | None = None
     ) -> Tensor:
         """Embedded tokens of a pack -> hidden states.
 
@@ -130,8 +110,8 @@ class LanguageModel(nn.Module):
 class DecodingStep:
     """One new token for every row: the layers of `LanguageModel.forward` written out.
 
-    For a small model on a CPU the calls of fifty modules, and the search for the weights in them,
-    take a sixth of a step. So the weights (not copies) are looked up once per rollout.
+    For a small model on a CPU calling fifty modules, and looking up their weights, takes a sixth of
+    a step. So the weights (not copies) are looked up once per rollout.
     """
 
     def __init__(self, model: LanguageModel, cache: KVCache):
@@ -151,7 +131,7 @@ class DecodingStep:
             for layer in model.layers
         ]
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Embedded tokens (B, D) and `mrope` of their positions -> (B, D), after the last norm."""
         cfg, (cos, sin) = self.cfg, (table.to(x.dtype) for table in rotary)
         H, K = cfg.num_attention_heads, cfg.num_key_value_heads

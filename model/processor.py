@@ -1,15 +1,14 @@
 """Questions and images -> `Prompt`, token ids -> text: everything that depends on the tokenizer.
 
 Tokenizer and chat template come from the checkpoint directory, through transformers' tokenizer
-class; the images go through `model/image.py`. What a user wrote is data: it is encoded with special
-tokens switched off, so a question that contains `<|im_end|>` or `<|image_pad|>` stays plain text
-and cannot end its own turn or add an image slot.
+class; the images go through `model/image.py`. A question is encoded with special tokens switched
+off: `<|im_end|>` or `<|image_pad|>` in it stays plain text and cannot end its turn or add an image
+slot.
 
 The sampler and the trainer share `suppressed_tokens`: vision tokens, chat control tokens and the
 untrained padding rows of the embedding have probability zero in both. Next: model/weights.py.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from model.config import VLMConfig
+from model.config import VLMConfig, read_json
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
 from runtime.errors import InputError
 
-# Stands for the user's words while the chat template is rendered. A private-use character: it
-# cannot come out of any template by itself.
+# Placeholder of the question while the chat template is rendered: a private-use character, which
+# no template contains.
 USER_TEXT = "\ue000"
 IMAGE_PAD = "<|image_pad|>"
 
@@ -39,26 +38,26 @@ class Processor:
             raise InputError(f"--model {directory}: no such directory")
         self.cfg = VLMConfig.from_directory(directory)
         path = directory / "preprocessor_config.json"
-        self.image_cfg = ImageConfig.from_dict(_read_json(path), str(path))
-        for name, of_model in (
-            ("patch_size", self.cfg.vision.patch_size),
-            ("temporal_patch_size", self.cfg.vision.temporal_patch_size),
-            ("merge_size", self.cfg.vision.spatial_merge_size),
+        self.image_cfg = ImageConfig.from_dict(read_json(path), str(path))
+        vision = self.cfg.vision
+        for name, size, size_of_model in (
+            ("patch_size", self.image_cfg.patch_size, vision.patch_size),
+            ("merge_size", self.image_cfg.merge_size, vision.spatial_merge_size),
+            ("temporal_patch_size", self.image_cfg.temporal_patch_size, vision.temporal_patch_size),
         ):
-            if getattr(self.image_cfg, name) != of_model:
+            if size != size_of_model:
                 raise InputError(
-                    f"{path}: {name} is {getattr(self.image_cfg, name)}, but {of_model} in "
-                    "config.json; the files belong to different models"
+                    f"{path}: {name} is {size}, but {size_of_model} in config.json; the files "
+                    "belong to different models"
                 )
         if max_pixels is not None:
             if max_pixels < self.image_cfg.min_pixels:
                 smallest = self.image_cfg.min_pixels
                 raise InputError(f"--max_pixels {max_pixels}: below the checkpoint's {smallest}")
             self.image_cfg = replace(self.image_cfg, max_pixels=max_pixels)
-        if not (directory / "tokenizer.json").is_file():
-            raise InputError(
-                f"{directory / 'tokenizer.json'}: missing; is this a complete checkpoint?"
-            )
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path}: missing; is this a complete checkpoint?")
         self.directory = directory
         try:
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(
@@ -71,7 +70,7 @@ class Processor:
             ) from error
         legacy = directory / "chat_template.json"  # read by transformers' processors only
         if self.tokenizer.chat_template is None and legacy.is_file():
-            self.tokenizer.chat_template = _read_json(legacy).get("chat_template")
+            self.tokenizer.chat_template = read_json(legacy).get("chat_template")
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
         vocabulary = self.cfg.text.vocab_size
@@ -83,29 +82,24 @@ class Processor:
         if self.tokenizer.convert_tokens_to_ids(IMAGE_PAD) != self.cfg.image_token_id:
             raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
         self.end_ids = self._end_ids(directory)
-        self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
-        self.suppressed_tokens[len(self.tokenizer) :] = True
-        self.suppressed_tokens[
-            [i for i in self.tokenizer.all_special_ids if i not in self.end_ids]
-        ] = True
         special = [i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special]
-        self.suppressed_tokens[[i for i in special if i not in self.end_ids]] = True
+        special = {*special, *self.tokenizer.all_special_ids} - {*self.end_ids}
+        self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
+        self.suppressed_tokens[[*special, *range(len(self.tokenizer), vocabulary)]] = True
 
     def _end_ids(self, directory: Path) -> list[int]:
         """Tokens that end a completion: the tokenizer's and the generation config's."""
         path = directory / "generation_config.json"
-        listed = _read_json(path).get("eos_token_id") if path.is_file() else None
-        listed = [] if listed is None else listed
-        listed = listed if isinstance(listed, list) else [listed]
-        if self.tokenizer.eos_token_id is not None:
-            listed = [*listed, self.tokenizer.eos_token_id]
-        for id in listed:
+        ids = read_json(path).get("eos_token_id") if path.is_file() else None
+        ids = ids if isinstance(ids, list) else [ids]
+        ids = [id for id in (*ids, self.tokenizer.eos_token_id) if id is not None]
+        for id in ids:
             is_token = type(id) is int and 0 <= id < self.cfg.text.vocab_size
             if not is_token or id == self.cfg.image_token_id:
                 raise InputError(f"{path}: eos_token_id {id!r} is not a token that can end a text")
-        if not listed:
+        if not ids:
             raise InputError(f"{directory}: no eos_token_id in tokenizer or generation_config.json")
-        return sorted(set(listed))
+        return sorted(set(ids))
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; special tokens inside it are ordinary characters."""
@@ -120,9 +114,8 @@ class Processor:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def template(self, num_images: int) -> tuple[list[int], list[int]]:
-        """Token ids of one user turn before and after the user's words, one slot per image."""
-        content = [*({"type": "image"} for _ in range(num_images))]
-        content.append({"type": "text", "text": USER_TEXT})
+        """Token ids of one user turn before and after the question, one slot per image."""
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": USER_TEXT}]
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -132,9 +125,7 @@ class Processor:
                 f"{self.directory}: the chat template cannot be rendered ({_in_one_line(error)})"
             ) from error
         if rendered.count(USER_TEXT) != 1:
-            raise InputError(
-                f"{self.directory}: the chat template does not give the user's text exactly once"
-            )
+            raise InputError(f"{self.directory}: the chat template must give the text exactly once")
         before, after = rendered.split(USER_TEXT)
         encode = self.tokenizer.encode
         return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
@@ -146,9 +137,8 @@ class Processor:
         slots = (ids == self.cfg.image_token_id).nonzero().squeeze(1)  # (images,)
         if len(slots) != len(grids):
             raise InputError(f"prompt {id}: {len(slots)} image slots for {len(grids)} images")
-        repeats = torch.ones_like(ids)
-        for slot, grid in zip(slots, grids, strict=True):
-            repeats[slot] = num_image_tokens(grid, self.image_cfg.merge_size)
+        repeats, merge = torch.ones_like(ids), self.image_cfg.merge_size
+        repeats[slots] = torch.tensor([num_image_tokens(g, merge) for g in grids], dtype=torch.long)
         ids = ids.repeat_interleave(repeats)  # (P,)
         return Prompt(
             id=id,
@@ -184,13 +174,3 @@ class Processor:
 
 def _in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
-    return content

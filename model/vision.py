@@ -4,12 +4,14 @@ A patch is one row of numbers (channels x time x height x width), so the patch e
 Linear: the checkpoint stores it as a 3-D convolution whose stride equals its kernel, the same
 thing. The patches attend to all patches of their own image, with rotary positions in two dimensions
 (half of each head turns with the row, half with the column). At the end each square of
-`spatial_merge_size`^2 neighbouring patches is merged into one image token. `model/image.py`
-delivers the patches in an order in which these squares are consecutive.
+`spatial_merge_size`^2 neighbouring patches is merged into one image token; `model/image.py` orders
+the patches so that these squares are consecutive.
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1. Letters: M patches, Q image tokens, D width, E head
 width. Next: model/language.py.
 """
+
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import full_attention
 from model.config import VisionConfig
 
+Rotary = tuple[Tensor, Tensor]  # cos and sin, (T, 1, E) each
 
-def rotary_table(angle: Tensor) -> tuple[Tensor, Tensor]:
+
+def rotary_table(angle: Tensor) -> Rotary:
     """cos and sin of angles (T, E/2) as `apply_rotary` takes them: (T, 1, E) fp32 each."""
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
@@ -35,16 +39,12 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def patch_positions(grid: tuple[int, int, int], merge: int) -> Tensor:
     """Row and column of every patch in merge-block order: (M, 2) for one image."""
     t, h, w = grid
-    rows = torch.arange(h)[:, None].expand(h, w)  # (h, w)
-    columns = torch.arange(w)[None, :].expand(h, w)  # (h, w)
-    blocks = [
-        x.reshape(h // merge, merge, w // merge, merge).transpose(1, 2).flatten()
-        for x in (rows, columns)
-    ]
-    return torch.stack(blocks, dim=-1).repeat(t, 1)  # (M, 2)
+    places = torch.cartesian_prod(torch.arange(h), torch.arange(w))  # (h * w, 2)
+    blocks = places.view(h // merge, merge, w // merge, merge, 2).transpose(1, 2)
+    return blocks.reshape(h * w, 2).repeat(t, 1)  # (M, 2)
 
 
-def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) -> tuple:
+def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) -> Rotary:
     """`rotary_table` of the two-dimensional rotary angles."""
     quarter = cfg.embed_dim // cfg.num_heads // 4  # frequencies per axis
     frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)  # (E/4,)
@@ -53,8 +53,8 @@ def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) 
 
 
 def through(layers: nn.ModuleList, x: Tensor, *context, recompute: bool) -> Tensor:
-    """One layer after the other. With `recompute` backward keeps a layer's input alone and computes
-    what happened inside once more (activation checkpointing, arXiv:1604.06174)."""
+    """One layer after the other. With `recompute` only a layer's input is stored, and backward
+    computes its activations once more (activation checkpointing, arXiv:1604.06174)."""
     for layer in layers:
         if recompute and torch.is_grad_enabled():
             x = checkpoint(layer, x, *context, use_reentrant=False)
@@ -67,12 +67,8 @@ class PatchEmbed(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
         # Only the container of the weight: shape (D, channels, time, height, width), no bias.
-        self.proj = nn.Conv3d(
-            cfg.in_channels,
-            cfg.embed_dim,
-            kernel_size=(cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size),
-            bias=False,
-        )
+        patch = (cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size)
+        self.proj = nn.Conv3d(cfg.in_channels, cfg.embed_dim, patch, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         weight = self.proj.weight.flatten(1)  # (D, patch numbers)
@@ -91,14 +87,11 @@ class VisionAttention(nn.Module):
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=1)
         # The angles are fp32; in bf16 the product would lose the low bits of far positions.
         q, k = apply_rotary(qk.float(), cos, sin).to(v.dtype).chunk(2, dim=1)  # (M, H, E) each
-        out, start = [], 0
-        for count, length in frames:  # runs of frames of equal length go through one dense call
-            run = [
-                y[start : start + count * length].view(count, length, *y.shape[1:]).transpose(1, 2)
-                for y in (q, k, v)
-            ]  # (count, H, length, E) each
-            out.append(full_attention(*run).transpose(1, 2).reshape(count * length, -1))
-            start += count * length
+        lengths, out = [count * size for count, size in frames], []
+        # Consecutive frames of equal size go through one dense call: (count, H, size, E) each.
+        for (count, size), *run in zip(frames, *(x.split(lengths) for x in (q, k, v)), strict=True):
+            dense = [x.view(count, size, *x.shape[1:]).transpose(1, 2) for x in run]
+            out.append(full_attention(*dense).transpose(1, 2).reshape(count * size, -1))
         return self.proj(torch.cat(out))  # (M, D)
 
 
@@ -161,12 +154,8 @@ class VisionTower(nn.Module):
         """
         if sum(t * h * w for t, h, w in grids) != len(pixels):
             raise ValueError(f"grids {grids} do not describe {len(pixels)} patches")
-        frames: list[tuple[int, int]] = []  # (number of consecutive equal frames, patches in one)
-        for t, h, w in grids:
-            if frames and frames[-1][1] == h * w:
-                frames[-1] = (frames[-1][0] + t, h * w)
-            else:
-                frames.append((t, h * w))
+        sizes = [h * w for t, h, w in grids for _ in range(t)]  # patches of every frame
+        frames = [(len([*run]), size) for size, run in groupby(sizes)]  # (consecutive frames, size)
         cos, sin = vision_rotary(grids, self.cfg, pixels.device)
         x = self.patch_embed(pixels)  # (M, D)
         x = through(self.blocks, x, cos, sin, frames, recompute=self.gradient_checkpointing)

@@ -1,7 +1,7 @@
 """The vision-language model: pixels and tokens in, log-probabilities of completions out.
 
-    VLM                 image tokens are computed by the tower and take the places of the
-                        `<|image_pad|>` tokens among the embedded words
+    VLM                 the tower computes image tokens, which replace the embedded
+                        `<|image_pad|>` tokens
     Prompt              one question with its images, ready for the model
     Pack                whole groups [prefix | c_1 | .. | c_G] end to end, every prefix once
     completion_logps    one log-probability per completion token: the only place of the next-token
@@ -42,7 +42,7 @@ class Prompt:
     positions: Tensor  # (3, P) int64
     pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
     grids: list[Grid]
-    features: Tensor | None = None  # (Q, D): the tower's output, kept while the tower is frozen
+    features: Tensor | None = None  # (Q, D): the tower's output, stored while the tower is frozen
 
     @property
     def next_position(self) -> int:
@@ -53,38 +53,32 @@ class Prompt:
 def rope_positions(ids: Tensor, grids: list[Grid], cfg: VLMConfig) -> Tensor:
     """M-RoPE positions of a prompt: (P,) ids -> (3, P).
 
-    Text counts up on all three axes together. An image's tokens carry (frame, row, column) from
-    where the text stood, and the text goes on after the largest of them.
-    Source: Qwen2-VL, arXiv:2409.12191, figure 3.
+    Text counts up on all three axes together. An image's tokens count (frame, row, column) from the
+    position after the text, and the text after it continues from the largest of them.
+    Source: Qwen2-VL, arXiv:2409.12191, figure 3. ValueError: an image does not fit its slot.
     """
     merge = cfg.vision.spatial_merge_size
+    image_tokens = (ids == cfg.image_token_id).nonzero().squeeze(1)  # (Q,)
     parts, at, position = [], 0, 0
-    is_image = ids == cfg.image_token_id
-    remaining = list(grids)
-    while at < len(ids):
-        if not is_image[at]:
-            ends = is_image[at:].nonzero()
-            length = int(ends[0]) if len(ends) else len(ids) - at
-            parts.append((torch.arange(length) + position).expand(3, length))
-            at, position = at + length, position + length
-            continue
-        if not remaining:
-            raise ValueError("more runs of image tokens than images")
-        t, h, w = remaining.pop(0)
-        h, w = h // merge, w // merge
-        axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
-        parts.append(torch.stack([axis.flatten() for axis in axes]) + position)  # (3, t*h*w)
-        if not bool(is_image[at : at + t * h * w].all()) or at + t * h * w > len(ids):
-            raise ValueError(f"an image of {t * h * w} tokens does not fit its slot at token {at}")
-        at, position = at + t * h * w, position + max(h, w)
-    if remaining:
-        raise ValueError(f"{len(remaining)} images have no slot among the tokens")
+    for t, h, w in grids:
+        h, w, size = h // merge, w // merge, t * h * w // merge**2
+        slot, image_tokens = image_tokens[:size], image_tokens[size:]
+        if len(slot) < size or int(slot[-1] - slot[0]) >= size:
+            raise ValueError(f"an image of {size} tokens does not fit its slot after token {at}")
+        text = int(slot[0]) - at  # tokens before the image
+        parts.append((torch.arange(text) + position).expand(3, -1))
+        places = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w))
+        parts.append(places.T + position + text)  # (3, size)
+        at, position = at + text + size, position + text + max(h, w)
+    if len(image_tokens) > 0:
+        raise ValueError("more image tokens than the images have")
+    parts.append((torch.arange(len(ids) - at) + position).expand(3, -1))
     return torch.cat(parts, dim=1)
 
 
 class VLM(nn.Module):
-    """Module names equal the keys of the published checkpoints (visual.*, model.*, lm_head), but
-    for `qkv_proj`, which they store as three: see `model/weights.py`."""
+    """Module names equal the keys of the published checkpoints (visual.*, model.*, lm_head), except
+    `qkv_proj`, which they store as three: see `model/weights.py`."""
 
     def __init__(self, cfg: VLMConfig):
         super().__init__()
@@ -107,16 +101,16 @@ class VLM(nn.Module):
 
     def image_features(self, prompts: list[Prompt]) -> Tensor | None:
         """Run the tower once over the images of all prompts: (Q, D), or None without images."""
-        if prompts and all(p.features is not None or p.pixels is None for p in prompts):
-            kept = [p.features for p in prompts if p.features is not None]
-            return torch.cat(kept) if kept else None
-        pixels = [p.pixels for p in prompts if p.pixels is not None]
-        if not pixels:
+        prompts = [prompt for prompt in prompts if prompt.pixels is not None]
+        if not prompts:
             return None
-        return self.visual(torch.cat(pixels).to(self.device), [g for p in prompts for g in p.grids])
+        if all(prompt.features is not None for prompt in prompts):
+            return torch.cat([prompt.features for prompt in prompts])
+        pixels = torch.cat([prompt.pixels for prompt in prompts]).to(self.device)  # (M, numbers)
+        return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
     def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
-        """Words from the embedding, image slots from the tower: (T,) -> (T, D)."""
+        """Text from the embedding, image slots from the tower: (T,) -> (T, D)."""
         x = F.embedding(ids, self.model.embed_tokens.weight)  # (T, D)
         if features is None:
             return x
@@ -169,38 +163,26 @@ def make_pack(
         prompts: N prompts. completions: per prompt its completions, (C_i,) int64 each, C_i >= 1.
     Notes: The completion tokens of the pack are ordered prompt by prompt, completion by completion.
     """
+    lengths = [[len(tokens) for tokens in group] for group in completions]
+    layout = PackLayout([len(prompt.ids) for prompt in prompts], lengths, device)
     ids, positions, predictors, targets = [], [], [], []
-    start = 0
-    for prompt, group in zip(prompts, completions, strict=True):
-        P = len(prompt.ids)
+    for prompt, group, (prefix, spans) in zip(prompts, completions, layout.spans(), strict=True):
         ids.append(prompt.ids)
         positions.append(prompt.positions)
-        at, first = start + P, prompt.next_position
-        for tokens in group:
-            length = len(tokens)
-            if length == 0:
+        first = prompt.next_position
+        for tokens, span in zip(group, spans, strict=True):
+            if len(tokens) == 0:
                 raise ValueError(f"prompt {prompt.id}: a completion has no token")
             ids.append(tokens)
-            positions.append((torch.arange(length) + first).expand(3, length))
+            positions.append((torch.arange(len(tokens)) + first).expand(3, -1))
             # The next-token shift. The last token of the prefix predicts the first of every
             # completion; after that each token predicts its follower.
-            own = torch.arange(at - 1, at + length - 1)  # (C_i,)
-            own[0] = start + P - 1
-            predictors.append(own)
+            predictor = torch.arange(span.start - 1, span.stop - 1)  # (C_i,)
+            predictor[0] = prefix.stop - 1
+            predictors.append(predictor)
             targets.append(tokens)
-            at += length
-        start = at
-    layout = PackLayout(
-        [len(p.ids) for p in prompts], [[len(t) for t in group] for group in completions], device
-    )
-    return Pack(
-        prompts,
-        layout,
-        torch.cat(ids).to(device),
-        torch.cat(positions, dim=1).to(device),
-        torch.cat(predictors).to(device),
-        torch.cat(targets).to(device),
-    )
+    parts = (ids, positions, predictors, targets)
+    return Pack(prompts, layout, *(torch.hstack(part).to(device) for part in parts))
 
 
 def completion_logps(

@@ -1,13 +1,13 @@
-"""Checkpoints of the ecosystem, in and out: safetensors files, single or sharded, nothing else.
+"""Load and save Hugging Face checkpoints: safetensors files, single or sharded, nothing else.
 
-Two names exist for every tensor. The published Qwen2-VL files say `model.layers.0...`, `visual...`;
-transformers >= 4.52 holds (and some tools save) `model.language_model.layers.0...`,
-`model.visual...`. Both are read. Where the files say q_proj, k_proj and v_proj there is one matrix
-here, of whose rows they are parts: one product instead of three. Saving writes **exactly the files
-of the source directory**: the same key set, shapes and dtypes in the same shards, and every
-companion file (tokenizer, chat template, preprocessor, generation config) byte for byte, so that
-whatever loaded the source loads the result. Loading is strict: a missing, unexpected or misshapen
-tensor is an error that names it. No pickle is ever read. Next: model/config.py.
+Two names exist for every tensor. The published Qwen2-VL files have `model.layers.0...`,
+`visual...`; transformers >= 4.52 has `model.language_model.layers.0...`, `model.visual...`. Both
+are read. The files hold q_proj, k_proj and v_proj; here one matrix has the rows of all three: one
+product instead of three. Saving writes **exactly the files of the source directory**: the same key
+set, shapes and dtypes in the same shards, and every companion file (tokenizer, chat template,
+preprocessor, generation config) byte for byte, so that whatever loaded the source loads the result.
+Loading is strict: a missing, unexpected or misshapen tensor is an error that names it. No pickle is
+ever read. Next: model/config.py.
 """
 
 import json
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import VLMConfig
+from model.config import VLMConfig, read_json
 from model.vlm import VLM
 from runtime.errors import InputError
 
@@ -32,7 +32,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """One tensor of a checkpoint directory: where it lies and in which form."""
+    """One tensor of a checkpoint directory: its file and its form."""
 
     file: str
     dtype: torch.dtype
@@ -51,7 +51,7 @@ def published_name(key: str) -> str:
 
 
 def published_tensors(model: VLM) -> dict[str, Tensor]:
-    """Published name -> the parameter, or the rows of it, that the name stands for."""
+    """Published name -> its parameter, or its rows of a parameter, without gradient."""
     text = model.cfg.text
     heads = (text.num_attention_heads, text.num_key_value_heads, text.num_key_value_heads)
     tensors = {}
@@ -76,45 +76,42 @@ def read_slots(directory: Path) -> Slots:
         raise InputError(f"--model {directory}: no such directory")
     index, weight_map = directory / INDEX, None
     if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-            odd = [file for file in files if Path(file).name != file]  # saving writes these names
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index}: not a safetensors index ({error!r})") from None
-        if odd:
-            raise InputError(f"{index}: {odd[0]!r} is not the name of a file beside it")
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: not a safetensors index, which has a weight_map")
+        for file in weight_map.values():
+            if not isinstance(file, str) or Path(file).name != file:  # saving writes these names
+                raise InputError(f"{index}: {file!r} is not the name of a file beside it")
+        files = sorted(set(weight_map.values()))
     elif (directory / SINGLE).is_file():
         files = [SINGLE]
     else:
-        found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
         raise InputError(
-            f"--model {directory}: neither {SINGLE} nor {INDEX} here (found: {found}); "
+            f"--model {directory}: neither {SINGLE} nor {INDEX} here (found: {names}); "
             "convert .bin checkpoints to safetensors first"
         )
     slots: Slots = {}
     for file in files:
-        if not (directory / file).is_file():
-            raise InputError(f"{directory / file}: this shard of the checkpoint is missing")
+        path = directory / file
+        if not path.is_file():
+            raise InputError(f"{path}: this shard of the checkpoint is missing")
         try:
-            with safe_open(directory / file, "pt") as tensors:
+            with safe_open(path, "pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 (a safe_open is not iterable)
-                    piece = tensors.get_slice(key)
-                    if piece.get_dtype() not in DTYPES:
-                        dtype = piece.get_dtype()
-                        raise InputError(
-                            f"{directory / file}: {key} has dtype {dtype}, not one of {[*DTYPES]}"
-                        )
+                    header = tensors.get_slice(key)
+                    dtype, shape = header.get_dtype(), tuple(header.get_shape())
+                    if dtype not in DTYPES:
+                        raise InputError(f"{path}: {key} is {dtype}, not one of {[*DTYPES]}")
                     if key in slots:
                         raise InputError(f"{directory}: {key} is in {slots[key].file} and {file}")
-                    dtype = DTYPES[piece.get_dtype()]
-                    slots[key] = TensorSlot(file, dtype, tuple(piece.get_shape()))
+                    slots[key] = TensorSlot(file, DTYPES[dtype], shape)
         except SafetensorError as error:
-            raise InputError(f"{directory / file}: damaged safetensors file ({error})") from None
-    found = {key: slot.file for key, slot in slots.items()}
-    if weight_map is not None and weight_map != found:
-        odd = sorted(key for key, _ in weight_map.items() ^ found.items())
-        raise InputError(f"{index}: disagrees with its shards about {odd[0]!r}")
+            raise InputError(f"{path}: damaged safetensors file ({error})") from None
+    file_of = {key: slot.file for key, slot in slots.items()}
+    if weight_map is not None and weight_map != file_of:
+        keys = sorted(key for key, _ in weight_map.items() ^ file_of.items())
+        raise InputError(f"{index}: disagrees with its shards about {keys[0]!r}")
     return slots
 
 
@@ -124,14 +121,14 @@ def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
     names = {published_name(key): key for key in slots}
     if len(names) != len(slots):
         raise InputError(f"{directory}: both key layouts at once for the same tensor")
-    expected, found = set(tensors), set(names)
+    in_model, in_files = set(tensors), set(names)
     if model.cfg.tie_word_embeddings:
-        found -= {"lm_head.weight"}  # some files repeat the tied tensor
-    for word, keys in (("missing", expected - found), ("unexpected", found - expected)):
+        in_files -= {"lm_head.weight"}  # some files repeat the tied tensor
+    for word, keys in (("missing", in_model - in_files), ("unexpected", in_files - in_model)):
         if keys:
             raise InputError(
                 f"{directory}: {len(keys)} {word} tensors, first {sorted(keys)[0]!r} "
-                f"(model has {len(expected)}, files have {len(found)}); does config.json fit?"
+                f"(model has {len(in_model)}, files have {len(in_files)}); does config.json fit?"
             )
     for name, key in names.items():
         tensor = tensors[name] if name in tensors else model.head_weight
@@ -156,34 +153,29 @@ def load_model(
         model = VLM(VLMConfig.from_directory(directory)).to(dtype)
     check_slots(slots, model, directory)
     model.to_empty(device=device)
-    places = published_tensors(model)
+    parameters = published_tensors(model)
     for file in sorted({slot.file for slot in slots.values()}):
         with safe_open(directory / file, "pt") as tensors:
             for key in sorted(k for k, slot in slots.items() if slot.file == file):
                 name = published_name(key)
-                if name in places:  # all but a repeated tied head
-                    places[name].copy_(tensors.get_tensor(key))
+                if name in parameters:  # all but a repeated tied head
+                    parameters[name].copy_(tensors.get_tensor(key))
     return model
 
 
 def plan_slots(model: VLM, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9) -> Slots:
     """The file layout of a checkpoint that has no source yet (pretraining from scratch)."""
-    size = torch.finfo(dtype).bits // 8
-    shards, used = [[]], 0
-    for name, tensor in published_tensors(model).items():
-        if shards[-1] and used + tensor.numel() * size > max_shard_bytes:
-            shards.append([])
-            used = 0
-        shards[-1].append((name, tuple(tensor.shape)))
-        used += tensor.numel() * size
-    count = len(shards)
-    return {
-        name: TensorSlot(
-            SINGLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors", dtype, shape
-        )
-        for i, shard in enumerate(shards, start=1)
-        for name, shape in shard
-    }
+    tensors, shard_of, count, used = published_tensors(model), {}, 1, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * dtype.itemsize
+        if used > 0 and used + size > max_shard_bytes:
+            count, used = count + 1, 0
+        shard_of[name], used = count, used + size
+    slots = {}
+    for name, tensor in tensors.items():
+        file = f"model-{shard_of[name]:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
+        slots[name] = TensorSlot(file, dtype, tuple(tensor.shape))
+    return slots
 
 
 def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | None = None) -> None:
@@ -198,9 +190,7 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
     """
     directory, companions = Path(directory), Path(companions)
     if not companions.is_dir():
-        raise InputError(
-            f"{companions}: the source directory is gone; its files are needed to save"
-        )
+        raise InputError(f"{companions}: the source directory is gone; saving needs its files")
     if directory.exists() and not (directory / "config.json").is_file():
         raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
     slots = read_slots(companions) if slots is None else slots
@@ -231,7 +221,8 @@ def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) ->
     for source in companions.iterdir():
         if source.is_file() and source.suffix != ".safetensors" and source.name != INDEX:
             shutil.copyfile(source, directory / source.name)
-    for file in sorted({slot.file for slot in slots.values()}):
+    weight_map, total_size = {key: slots[key].file for key in sorted(slots)}, 0
+    for file in sorted(set(weight_map.values())):
         tensors: dict[str, Tensor] = {}
         for key, slot in slots.items():
             if slot.file == file:
@@ -243,13 +234,7 @@ def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) ->
                 tensors[key] = value.to("cpu", slot.dtype, copy=copy)
         save_file(tensors, directory / file, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / file)  # not for the owner alone
-    if {slot.file for slot in slots.values()} != {SINGLE}:
-        sizes = [
-            torch.Size(s.shape).numel() * torch.finfo(s.dtype).bits // 8 for s in slots.values()
-        ]
-        index = {
-            "metadata": {"total_size": sum(sizes)},
-            "weight_map": {key: slots[key].file for key in sorted(slots)},
-        }
-        text = json.dumps(index, indent=2) + "\n"
-        (directory / INDEX).write_text(text, encoding="utf-8")
+        total_size += sum(tensor.nbytes for tensor in tensors.values())
+    if set(weight_map.values()) != {SINGLE}:
+        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -43,8 +43,8 @@ BUGS = (
     Bug(
         "next-token shift off by one",
         "model/vlm.py",
-        "own = torch.arange(at - 1, at + length - 1)  # (C_i,)",
-        "own = torch.arange(at, at + length)  # (C_i,)",
+        "predictor = torch.arange(span.start - 1, span.stop - 1)  # (C_i,)",
+        "predictor = torch.arange(span.start, span.stop)  # (C_i,)",
         "tests/model/test_shared_prefix.py",
     ),
     Bug(
@@ -134,8 +134,8 @@ BUGS = (
     Bug(
         "positions of a completion begin at the prompt's length",
         "model/vlm.py",
-        "at, first = start + P, prompt.next_position",
-        "at, first = start + P, P",
+        "first = prompt.next_position",
+        "first = len(prompt.ids)",
         "tests/model/test_shared_prefix.py tests/test_sample.py",
     ),
     Bug(

@@ -17,7 +17,7 @@ from model.language import DecodingStep, mrope
 from model.vlm import Prompt, rope_positions
 from model.weights import load_model, published_name, published_tensors
 
-IMAGE, VIDEO, START, END = 5, 6, 3, 4
+PADDING, START, END, IMAGE, VIDEO = 2, 3, 4, 5, 6
 CONFIGS = {
     "tied, 4 heads on 2": dict(tied=True, heads=4, kv=2, depth=2),
     "untied, 4 heads on 1": dict(tied=False, heads=4, kv=1, depth=1),
@@ -32,42 +32,24 @@ def pair(request, tmp_path_factory):
     sizes = CONFIGS[request.param]
     torch.manual_seed(0)
     D = 16 * sizes["heads"]
-    reference = Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(
-            text_config=dict(
-                hidden_size=D,
-                num_hidden_layers=2,
-                num_attention_heads=sizes["heads"],
-                num_key_value_heads=sizes["kv"],
-                intermediate_size=72,
-                vocab_size=151,
-                rms_norm_eps=1e-6,
-                bos_token_id=0,
-                eos_token_id=1,
-                initializer_range=0.2,  # large weights: differences between tokens are visible
-                rope_parameters=dict(
-                    rope_type="default", type="mrope", mrope_section=[2, 3, 3], rope_theta=1e4
-                ),
-            ),
-            vision_config=dict(
-                depth=sizes["depth"],
-                embed_dim=32,
-                hidden_size=D,
-                num_heads=2,
-                mlp_ratio=2,
-                patch_size=4,
-                spatial_merge_size=2,
-                temporal_patch_size=2,
-                initializer_range=0.2,
-            ),
-            image_token_id=IMAGE,
-            video_token_id=VIDEO,
-            vision_start_token_id=START,
-            vision_end_token_id=END,
-            tie_word_embeddings=sizes["tied"],
-        )
-    ).eval()
-    with torch.no_grad():  # transformers starts biases at zero and norms at one: hide nothing
+    rope = dict(rope_type="default", type="mrope", mrope_section=[2, 3, 3], rope_theta=1e4)
+    # Large weights: differences between tokens are visible.
+    text = dict(hidden_size=D, intermediate_size=72, vocab_size=151, initializer_range=0.2)
+    text |= dict(num_hidden_layers=2, num_attention_heads=sizes["heads"], rms_norm_eps=1e-6)
+    text |= dict(num_key_value_heads=sizes["kv"], bos_token_id=0, eos_token_id=1)
+    vision = dict(depth=sizes["depth"], embed_dim=32, hidden_size=D, num_heads=2, mlp_ratio=2)
+    vision |= dict(patch_size=4, spatial_merge_size=2, temporal_patch_size=2, initializer_range=0.2)
+    config = Qwen2VLConfig(
+        text_config=text | {"rope_parameters": rope},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=sizes["tied"],
+    )
+    reference = Qwen2VLForConditionalGeneration(config).eval()
+    with torch.no_grad():  # transformers starts biases at zero and norms at one
         for parameter in reference.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -92,12 +74,13 @@ def pixels_for(grids, seed: int = 1) -> torch.Tensor | None:
     return torch.randn(patches, 3 * 2 * 4 * 4, generator=generator) if patches else None
 
 
-def reference_forward(reference, ids, mask, pixels, grids):
-    vision = {}
+def inputs_of(reference, ids, pixels, grids) -> dict[str, torch.Tensor]:
+    """Inputs of transformers' forward and generate for rows of ids (N, P)."""
+    inputs = dict(input_ids=ids, attention_mask=(ids != PADDING).long())
+    inputs["mm_token_type_ids"] = (ids == reference.config.image_token_id).int()
     if grids:
-        vision = dict(pixel_values=pixels, image_grid_thw=torch.tensor(grids))
-    types = (ids == IMAGE).int()
-    return reference(input_ids=ids, attention_mask=mask, mm_token_type_ids=types, **vision).logits
+        inputs |= dict(pixel_values=pixels, image_grid_thw=torch.tensor(grids))
+    return inputs
 
 
 def our_forward(model, rows, grids_per_row, pixels):
@@ -105,17 +88,22 @@ def our_forward(model, rows, grids_per_row, pixels):
     ids = torch.cat(rows)
     positions = [rope_positions(r, g, model.cfg) for r, g in zip(rows, grids_per_row, strict=True)]
     grids = [g for row in grids_per_row for g in row]
-    asked = Prompt("", ids, torch.cat(positions, 1), pixels, grids)  # as one: images in their order
+    prompt = Prompt("", ids, torch.cat(positions, 1), pixels, grids)  # one: images in their order
     layout = PackLayout([len(r) for r in rows], [[] for _ in rows])
-    return model.logits(model(ids, asked.positions, layout, [asked]))
+    return model.logits(model(ids, prompt.positions, layout, [prompt]))
 
 
 @pytest.mark.case("O7")
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
-def test_logits_and_every_parameter_gradient_equal_transformers(pair, grids):
+def test_positions_logits_and_every_parameter_gradient_equal_transformers(pair, grids):
     reference, model = pair
     ids, pixels = question(grids, 9, seed=0), pixels_for(grids)
-    theirs = reference_forward(reference, ids[None], torch.ones_like(ids)[None], pixels, grids)[0]
+    inputs = inputs_of(reference, ids[None], pixels, grids)
+    positions, _ = reference.model.get_rope_index(
+        **{key: value for key, value in inputs.items() if key != "pixel_values"}
+    )
+    assert torch.equal(rope_positions(ids, grids, model.cfg), positions[:, 0])
+    theirs = reference(**inputs).logits[0]
     ours = our_forward(model, [ids], [grids], pixels)
     assert theirs.std() > 0.3
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max().clamp(min=1)
@@ -127,14 +115,10 @@ def test_a_packed_batch_equals_transformers_padded_batch(pair):
     reference, model = pair
     grids = [GRIDS["two images"], GRIDS["no image"], GRIDS["one image"]]
     rows = [question(g, 8 + 3 * i, seed=i) for i, g in enumerate(grids)]
-    pixels = pixels_for([g for row in grids for g in row])
-    longest = max(len(r) for r in rows)
-    ids = torch.full((3, longest), 2)
-    mask = torch.zeros(3, longest, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
     flat = [g for row in grids for g in row]
-    theirs = reference_forward(reference, ids, mask, pixels, flat)[mask.bool()]  # (T, V)
+    pixels = pixels_for(flat)
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+    theirs = reference(**inputs_of(reference, ids, pixels, flat)).logits[ids != PADDING]  # (T, V)
     ours = our_forward(model, rows, grids, pixels)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max().clamp(min=1)
     assert compare_gradients(reference, theirs, model, ours) > 40
@@ -148,7 +132,7 @@ def compare_gradients(reference, theirs, model, ours) -> int:
     (theirs * weights).sum().backward()
     (ours * weights).sum().backward()
     gradients = {published_name(n): p.grad for n, p in reference.named_parameters()}
-    twin = copy.deepcopy(model)  # its weights become our gradients, to be named as in the files
+    twin = copy.deepcopy(model)  # with our gradients as weights, to be named as in the files
     for weight, parameter in zip(twin.parameters(), model.parameters(), strict=True):
         weight.data = torch.zeros_like(weight) if parameter.grad is None else parameter.grad
     compared = 0
@@ -162,34 +146,16 @@ def compare_gradients(reference, theirs, model, ours) -> int:
     return compared
 
 
-@pytest.mark.case("O7")
-@pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
-def test_rope_positions_equal_get_rope_index(pair, grids):
-    reference, model = pair
-    ids = question(grids, 9, seed=3)
-    theirs, _ = reference.model.get_rope_index(
-        ids[None],
-        (ids == IMAGE).int()[None],
-        image_grid_thw=torch.tensor(grids) if grids else None,
-        attention_mask=torch.ones_like(ids)[None],
-    )
-    assert torch.equal(rope_positions(ids, grids, model.cfg), theirs[:, 0])
-
-
 @pytest.mark.case("O9")
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=list(GRIDS))
 def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, grids):
     reference, model = pair
     ids, pixels = question(grids, 9, seed=4), pixels_for(grids)
-    vision = dict(pixel_values=pixels, image_grid_thw=torch.tensor(grids)) if grids else {}
     theirs = reference.generate(
-        input_ids=ids[None],
-        attention_mask=torch.ones_like(ids)[None],
-        mm_token_type_ids=(ids == IMAGE).int()[None],
+        **inputs_of(reference, ids[None], pixels, grids),
         max_new_tokens=20,
         min_new_tokens=20,
         do_sample=False,
-        **vision,
     )[0, len(ids) :]
     positions = rope_positions(ids, grids, model.cfg)
     cache = KVCache(group_size=1, max_suffix=20)
@@ -199,7 +165,7 @@ def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, g
         step, ours = DecodingStep(model.model, cache), []
         for t in range(20):
             logits = model.logits(hidden)
-            logits[:, 1] = float("-inf")  # min_new_tokens forbids the end token
+            logits[:, 1] = float("-inf")  # min_new_tokens suppresses the end token
             ours.append(int(logits.argmax()))
             position = torch.full((3, 1), int(positions.max()) + 1 + t)
             words = model.embed(torch.tensor(ours[-1:]), None)

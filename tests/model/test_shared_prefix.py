@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
+from torch.distributions import Categorical
 
 from config import BASE_MODEL
 from model import attention, language
 from model.attention import PackLayout
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack
+from model.vlm import completion_logps, make_pack, rope_positions
 from model.weights import load_model
-from tasks import load_task
-from train_grpo import GRPOConfig
 
 
 @pytest.fixture(scope="module")
@@ -59,58 +59,62 @@ def separate_logps(model, prompt, completion, temperature, suppressed):
 
 
 def gradients(model):
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return grads
 
 
-@pytest.mark.case("O10")
+def assert_close(gradients, expected, tolerance):
+    assert gradients.keys() == expected.keys() and len(expected) > 40
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().clamp(min=1e-3)
+        assert (gradient - expected[name]).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.case("O8", "O10")
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_logps_and_gradients_equal_the_repeated_computation(tiny, temperature, precision):
     model, processor = tiny
     prompts, completions = some_groups(processor)
     weights = torch.randn(sum(len(c) for group in completions for c in group))
-    torch.set_float32_matmul_precision(precision)  # the plain form of attention under "medium"
+    torch.set_float32_matmul_precision(precision)  # the textbook form of attention under "medium"
     try:
-        repeated = torch.cat(
-            [
-                separate_logps(model, p, c, temperature, processor.suppressed_tokens)
-                for p, group in zip(prompts, completions, strict=True)
-                for c in group
-            ]
-        )
+        repeated = [
+            separate_logps(model, prompt, ids, temperature, processor.suppressed_tokens)
+            for prompt, group in zip(prompts, completions, strict=True)
+            for ids in group
+        ]
+        repeated = torch.cat(repeated)  # (C,)
         (repeated * weights).sum().backward()
         expected = gradients(model)
-        packed, _ = completion_logps(
-            model, make_pack(prompts, completions), temperature, processor.suppressed_tokens
-        )
+        pack = make_pack(prompts, completions)
+        packed, entropy = completion_logps(model, pack, temperature, processor.suppressed_tokens)
         (packed * weights).sum().backward()
-        found = gradients(model)
+        layout = PackLayout([len(prompts[0].ids)], [[]])
+        hidden = model(prompts[0].ids, prompts[0].positions, layout, prompts[:1])  # (P, D)
+        logits = model.logits(hidden[-1]) / temperature  # (V,), of the first completion token
     finally:
         torch.set_float32_matmul_precision("highest")
     # bf16 products of "medium" depend on how the rows are grouped; float32 sums hardly do
     tolerance = 1e-5 if precision == "highest" else 0.1
+    logits = logits.masked_fill(processor.suppressed_tokens, float("-inf"))
+    assert (entropy[0] - Categorical(logits=logits).entropy()).abs() < tolerance
     assert (packed - repeated).abs().max() < tolerance
-    assert found.keys() == expected.keys() and len(found) > 40
-    for name, gradient in found.items():
-        scale = expected[name].abs().max()
-        assert (gradient - expected[name]).abs().max() <= tolerance * scale, name
+    assert_close(gradients(model), expected, tolerance)
 
 
 def bottom_right_attention(q, k, v, query_ends, key_ends, max_q, max_k):
     """What a flash kernel computes, sequence by sequence: the last query sees the last key."""
     out, R = [], q.shape[1] // k.shape[1]
     for n in range(len(query_ends) - 1):
-        a, b = query_ends[n : n + 2], key_ends[n : n + 2]
-        own_q, own_k, own_v = q[a[0] : a[1]], k[b[0] : b[1]], v[b[0] : b[1]]
-        assert 0 < len(own_q) <= max_q and len(own_q) <= len(own_k) <= max_k
-        own_k, own_v = (x.repeat_interleave(R, dim=1) for x in (own_k, own_v))
-        scores = torch.einsum("qhe,khe->hqk", own_q, own_k) / q.shape[-1] ** 0.5
-        hidden = torch.ones(scores.shape[1:]).triu(len(own_k) - len(own_q) + 1).bool()
-        out.append(
-            torch.einsum("hqk,khe->qhe", scores.masked_fill(hidden, -torch.inf).softmax(-1), own_v)
-        )
+        queries, keys = slice(*query_ends[n : n + 2]), slice(*key_ends[n : n + 2])
+        query, key, value = q[queries], *(x[keys].repeat_interleave(R, dim=1) for x in (k, v))
+        assert 0 < len(query) <= max_q and len(query) <= len(key) <= max_k
+        scores = torch.einsum("qhe,khe->hqk", query, key) / q.shape[-1] ** 0.5
+        hidden = torch.ones(scores.shape[1:]).triu(len(key) - len(query) + 1).bool()
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out.append(torch.einsum("hqk,khe->qhe", weights, value))
     return torch.cat(out)
 
 
@@ -128,12 +132,10 @@ def test_sequences_without_padding_equal_padded_rows(tiny, monkeypatch):
     logp, _ = completion_logps(model, pack)
     torch.testing.assert_close(logp, padded, rtol=1e-5, atol=1e-5)
     (logp * weights).sum().backward()
-    for name, gradient in gradients(model).items():
-        difference = (gradient - expected[name]).abs().max()
-        assert difference < 1e-5 * expected[name].abs().max().clamp(min=1e-3), name
+    assert_close(gradients(model), expected, 1e-5)
 
 
-def test_the_flash_kernel_is_asked_for_causal_attention(monkeypatch):
+def test_the_flash_kernel_computes_causal_attention(monkeypatch):
     from torch.nn.attention import varlen
 
     def stand_in(q, k, v, *bounds, window_size=(-1, -1), enable_gqa=False):
@@ -150,131 +152,101 @@ def test_the_flash_kernel_is_asked_for_causal_attention(monkeypatch):
 
 
 @pytest.mark.case("O13")
-def test_recomputing_layers_keeps_less_and_changes_no_gradient(tiny):
+def test_recomputing_layers_stores_less_and_changes_no_gradient(tiny):
     model, processor = tiny
     pack = make_pack(*some_groups(processor))
 
     def update(recompute):
-        kept = {}
+        stored = {}
 
-        def keep(tensor):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        def store(tensor):
+            stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        for part in (model.model, model.visual):
-            part.gradient_checkpointing = recompute
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model.gradient_checkpointing = model.visual.gradient_checkpointing = recompute
+        with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
             logp, _ = completion_logps(model, pack)
         logp.sum().backward()
-        return sum(kept.values()), gradients(model)
+        model.model.gradient_checkpointing = model.visual.gradient_checkpointing = False
+        return sum(stored.values()), gradients(model)
 
-    everything, expected = update(False)
-    less, found = update(True)
-    update(False)
+    (everything, expected), (less, recomputed) = update(False), update(True)
     assert less < everything / 2
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.case("O8")
-def test_entropy_is_that_of_the_sampling_distribution(tiny):
-    model, processor = tiny
-    prompts, completions = some_groups(processor)
-    _, entropy = completion_logps(
-        model, make_pack(prompts, completions), 1.3, processor.suppressed_tokens
-    )
-    with torch.no_grad():
-        P = len(prompts[0].ids)
-        layout = PackLayout([P], [[]])
-        hidden = model(prompts[0].ids, prompts[0].positions, layout, prompts[:1])
-        logits = model.logits(hidden[-1]) / 1.3
-        p = logits.masked_fill(processor.suppressed_tokens, float("-inf")).softmax(-1)
-    expected = -(p * p.clamp(min=1e-30).log()).sum()
-    assert torch.allclose(entropy[0], expected, atol=1e-5)
+    assert_close(recomputed, expected, 0.0)
 
 
 @pytest.mark.case("O11")
-def test_swapping_one_image_changes_only_its_own_group(tiny):
+def test_an_image_is_seen_by_its_group_alone_and_a_token_by_its_completion_alone(tiny):
     model, processor = tiny
     prompts, completions = some_groups(processor)
+    lengths = [len(ids) for group in completions for ids in group]
+    group_2 = slice(sum(lengths[:8]), None)  # four completions per group
+    completion_1 = slice(lengths[0], sum(lengths[:2]))
     with torch.no_grad():
         before, _ = completion_logps(model, make_pack(prompts, completions))
         other = replace(prompts[2], pixels=prompts[2].pixels.flip(0))
         after, _ = completion_logps(model, make_pack([*prompts[:2], other], completions))
-    untouched = sum(len(c) for group in completions[:2] for c in group)
-    assert torch.equal(before[:untouched], after[:untouched])
-    assert ((before - after)[untouched:].abs() > 1e-4).all()
-
-
-@pytest.mark.case("O11")
-def test_a_completion_does_not_see_its_neighbours(tiny):
-    model, processor = tiny
-    prompts, completions = some_groups(processor)
-    with torch.no_grad():
-        before, _ = completion_logps(model, make_pack(prompts, completions))
+        assert torch.equal(before[: group_2.start], after[: group_2.start])
+        assert ((before - after)[group_2].abs() > 1e-4).all()
         completions[0][1] = (completions[0][1] + 1) % 200 + 20
         after, _ = completion_logps(model, make_pack(prompts, completions))
-    lengths = [len(c) for group in completions for c in group]
-    same = torch.ones(sum(lengths), dtype=torch.bool)
-    same[lengths[0] : lengths[0] + lengths[1]] = False
-    assert torch.equal(before[same], after[same])
-    assert not torch.equal(before[~same], after[~same])
+    assert not torch.equal(before[completion_1], after[completion_1])
+    after[completion_1] = before[completion_1]
+    assert torch.equal(before, after)
 
 
-def test_kept_features_give_the_same_logps_and_leave_the_tower_without_gradient(tiny):
+def test_stored_features_give_the_same_logps_and_the_tower_no_gradient(tiny):
     model, processor = tiny
     prompts, completions = some_groups(processor)
     expected, _ = completion_logps(model, make_pack(prompts, completions))
     for prompt in prompts:
         with torch.no_grad():
             prompt.features = model.image_features([prompt])
-    kept, _ = completion_logps(model, make_pack(prompts, completions))
-    assert torch.allclose(kept, expected, atol=1e-5)
-    kept.sum().backward()
+    logp, _ = completion_logps(model, make_pack(prompts, completions))
+    assert torch.allclose(logp, expected, atol=1e-5)
+    logp.sum().backward()
     assert not any(name.startswith("visual.") for name in gradients(model))
 
 
 @pytest.mark.case("O1")
-def test_a_completion_without_tokens_is_refused(tiny):
-    _, processor = tiny
+def test_empty_completions_and_images_that_do_not_fit_are_refused(tiny):
+    model, processor = tiny
     prompts, completions = some_groups(processor)
+    for grids in ([(1, 8, 12)], [(1, 8, 6)], [], [(1, 8, 8)] * 2):  # the slot is that of (1, 8, 8)
+        with pytest.raises(ValueError, match="image"):
+            rope_positions(prompts[0].ids, grids, processor.cfg)
+    with pytest.raises(ValueError, match="does not fit its slot"):
+        rope_positions(prompts[2].ids, prompts[2].grids[::-1], processor.cfg)
+    prompts[0].features = torch.zeros(3, 32)
+    with pytest.raises(ValueError, match="image slots"):
+        completion_logps(model, make_pack(prompts[:1], completions[:1]))
     completions[1][2] = completions[1][2][:0]
     with pytest.raises(ValueError, match="p1: a completion has no token"):
         make_pack(prompts, completions)
 
 
-def test_mismatched_slots_and_features_are_refused(tiny):
-    model, processor = tiny
-    prompts, completions = some_groups(processor)
-    prompts[0].features = torch.zeros(3, 32)
-    with pytest.raises(ValueError, match="image slots"):
-        completion_logps(model, make_pack(prompts[:1], completions[:1]))
-
-
 @pytest.mark.case("O20")
 @pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_threads_do_not_change_a_bit_from_one_time_to_the_next(precision):
-    """Large enough for torch to cut its operations into threads; more of them than there are
-    cores, so that they come in different orders."""
+def test_threads_give_the_same_bits_every_time(precision):
+    """Large enough for torch to cut its operations into threads, and more threads than cores, so
+    that they end in different orders."""
     model, processor = load_model(BASE_MODEL), Processor(BASE_MODEL)
-    task = load_task(GRPOConfig(task="count", train_size=2), processor)
-    prompts = [processor.prompt(e.id, e.images, e.question) for e in task.train]
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 20, (2, 8), generator=generator).tolist()
-    completions = [[torch.arange(n) + 20 for n in of_group] for of_group in lengths]
-    weights = torch.randn(sum(map(sum, lengths)), generator=generator)
-    pack = make_pack(prompts, completions)
-    before = torch.get_num_threads()
+    image = Image.effect_mandelbrot((112, 112), (-2, -1, 1, 1), 50).convert("RGB")
+    prompts = [processor.prompt(id, [image], "How many flowers are there?") for id in "ab"]
+    lengths = torch.randint(5, 20, (2, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    pack = make_pack(prompts, [[torch.arange(n) + 20 for n in of_group] for of_group in lengths])
+    weights = torch.linspace(-1, 1, sum(map(sum, lengths)))
+    threads = torch.get_num_threads()
     torch.set_num_threads(4)
     torch.set_float32_matmul_precision(precision)
     try:
-        found = []
-        for _ in range(8):
+        runs = []
+        for _ in range(4):
             (completion_logps(model, pack)[0] * weights).sum().backward()
-            found.append(gradients(model))
+            runs.append(gradients(model))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
-    assert any(name.startswith("visual") for name in found[0])
-    for again in found[1:]:
-        assert all(torch.equal(again[name], found[0][name]) for name in again)
+    assert any(name.startswith("visual") for name in runs[0])
+    for run in runs[1:]:
+        assert all(torch.equal(run[name], runs[0][name]) for name in run)
