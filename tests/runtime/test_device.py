@@ -1,4 +1,4 @@
-"""The device that `--device` names; tests/robustness/test_inputs_cli.py has those that cannot be."""
+"""The device that `--device` names; those that cannot be are in test_inputs_cli.py."""
 
 import pytest
 import torch
