@@ -22,16 +22,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--output", type=Path, help="default: report.html or compare.html there")
     args = parser.parse_args(argv)
-    runs = [read_run(directory) for directory in args.runs]
-    name = "report.html" if len(runs) == 1 else "compare.html"
+    name = "report.html" if len(args.runs) == 1 else "compare.html"
     output = args.output or args.runs[0] / name
     if output.exists() and output.suffix != ".html":
         raise InputError(f"--output {output}: exists and is no page; name a .html file")
+    runs = [read_run(directory) for directory in args.runs]
     try:
         text = page(runs)
     except Exception as error:  # files from outside: anything may be wrong with them
-        places = ", ".join(dict.fromkeys(str(run.directory) for run in runs))
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        places = ", ".join(dict.fromkeys(map(str, args.runs)))
         raise InputError(f"{places}: metrics, gallery or run.json is damaged ({what})") from error
     try:
         write_atomically(output, text)

@@ -20,10 +20,10 @@ def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tenso
     Returns: (C, P) fp32 on the CPU: the mean over layers and heads of the attention weights. A row
         sums to at most 1; the rest looks at the completion itself.
     """
-    pack, P = make_pack([prompt], [[completion]], model.device), len(prompt.ids)
+    pack = make_pack([prompt], [[completion]], model.device)
+    P, T = len(prompt.ids), len(pack.ids)
     x = model.embed(pack.ids, model.image_features([prompt]))  # (T, D)
     rotary = tuple(table.to(x.dtype) for table in mrope(pack.positions, model.cfg.text))
-    T = len(pack.ids)
     later = torch.ones(T - P, T, dtype=torch.bool, device=x.device).triu(P + 1)  # (C, T)
     total = torch.zeros(T - P, P, device=x.device)
     for layer in model.model.layers:
@@ -47,10 +47,9 @@ def answer_heat(model: VLM, prompt: Prompt, completion: Tensor, answer: list[boo
         return []
     merge = model.cfg.vision.spatial_merge_size
     t, h, w = prompt.grids[0]
-    slots = (prompt.ids == model.cfg.image_token_id).nonzero().squeeze(1)  # (Q,)
-    slots = slots[: t * h * w // merge**2]
-    weights = attention_to_prompt(model, prompt, completion)[:, slots]  # (C, Q of the first image)
-    chosen = torch.tensor(answer) if any(answer) else torch.ones(len(completion), dtype=torch.bool)
-    heat = weights[chosen].mean(0).view(t, h // merge, w // merge).sum(0)  # (rows, columns)
+    slots = (prompt.ids == model.cfg.image_token_id).nonzero().squeeze(1)  # (Q,) of all images
+    weights = attention_to_prompt(model, prompt, completion)[:, slots[: t * h * w // merge**2]]
+    is_used = torch.tensor(answer) | (not any(answer))  # (C,)
+    heat = weights[is_used].mean(0).view(t, h // merge, w // merge).sum(0)  # (rows, columns)
     heat = heat / heat.max().clamp_min(1e-12)
     return [[round(float(value), 2) for value in row] for row in heat]

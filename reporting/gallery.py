@@ -2,10 +2,10 @@
 
 At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to images/:
 
-- `held_out`: a few fixed held-out questions, answered with the same random numbers every time, so
-  that whatever changes between two snapshots is the model;
+- `held_out`: a few fixed held-out questions, sampled with the same random numbers every time, so
+  that only the model differs between two snapshots;
 - of the training step: the `best` and the `worst` of the groups with an advantage, one `zero_std`
-  group whose rewards are all equal, and a `no_answer` group, where answers could not be parsed.
+  group whose rewards are all equal, and a `no_answer` group, whose answers could not be parsed.
 
 Held-out completions are scored by the task's own sparse reward at its default weights, whatever
 training pays. Next: reporting/attention_map.py, reporting/page/render.py.
@@ -13,6 +13,7 @@ training pays. Next: reporting/attention_map.py, reporting/page/render.py.
 
 import hashlib
 import io
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -33,11 +34,10 @@ from sample import Rollout, generate_group
 from tasks.task import Task, finite_reward
 
 THUMBNAIL = 256  # pixels of the longer side
-HEAT_MAPS = 1  # completions per question that get one
 
 
 def token_texts(processor: Processor, ids: list[int]) -> list[str]:
-    """The text of each token. A character made of several tokens stands with the last of them."""
+    """The text of each token. A character made of several tokens belongs to the last of them."""
     texts, pending = [], []
     for id in ids:
         pending.append(id)
@@ -52,26 +52,21 @@ def token_texts(processor: Processor, ids: list[int]) -> list[str]:
 
 def in_answer(texts: list[str]) -> list[bool]:
     """Per token: whether it lies in the answer block, whose tags do not count."""
-    whole, at, inside = "".join(texts), 0, []
-    answer = parse_answer(whole)
-    start = len(whole) if answer is None else whole.index("<answer>") + len("<answer>")
-    end = len(whole) if answer is None else whole.index("</answer>")
-    for text in texts:
-        inside.append(at < end and at + len(text) > start)
-        at += len(text)
-    return inside
+    text = "".join(texts)
+    if parse_answer(text) is None:
+        return [False] * len(texts)
+    start, end = text.index("<answer>") + len("<answer>"), text.index("</answer>")
+    places = accumulate(map(len, texts), initial=0)
+    return [at < end and at + len(t) > start for at, t in zip(places, texts, strict=False)]
 
 
-def box_shares(answer: str | None, canvas: tuple[float, float]) -> list[list[float]] | None:
-    """The boxes of an answer as shares of the image's width and height, or None if it has none."""
-    parsed = parse_boxes(answer, canvas)
+def relative_boxes(answer: str | None, canvas: tuple[float, float]) -> list[list[float]] | None:
+    """The boxes of an answer in shares of the image's width and height, None if it has none."""
+    parsed, (width, height) = parse_boxes(answer, canvas), canvas
     if parsed is None:
         return None
-    width, height = canvas
-    return [
-        [round(v, 4) for v in (b.x1 / width, b.y1 / height, b.x2 / width, b.y2 / height)]
-        for b in parsed[0]
-    ]
+    corners = [(b.x1 / width, b.y1 / height, b.x2 / width, b.y2 / height) for b in parsed[0]]
+    return [[round(value, 4) for value in box] for box in corners]
 
 
 def groups_to_show(rollout: Rollout) -> dict[str, int]:
@@ -96,14 +91,13 @@ def groups_to_show(rollout: Rollout) -> dict[str, int]:
 
 def fixed_questions(examples: list[Example], wanted: int) -> list[Example]:
     """Evenly spread over the examples, each moved on to the next target that is not there yet."""
-    n, places, targets = len(examples), [], set()
-    count = min(wanted, n)
+    n, count, places, targets = len(examples), min(wanted, len(examples)), [], set()
     for i in range(count):
         candidates = [(i * n // count + k) % n for k in range(n)]
         free = [place for place in candidates if place not in places]
-        fresh = (place for place in free if examples[place].target not in targets)
-        places.append(next(fresh, free[0]))
-        targets.add(examples[places[-1]].target)
+        place = next((p for p in free if examples[p].target not in targets), free[0])
+        places.append(place)
+        targets.add(examples[place].target)
     return [examples[place] for place in places]
 
 
@@ -118,77 +112,70 @@ class Gallery:
         self.fixed = fixed_questions(task.splits["held_out"], cfg.report_prompts)
 
     def held_out(self, step: int, model: VLM) -> None:
-        """Answer the fixed questions with the model as it is after `step` steps."""
+        """Sample the fixed questions with the model as it is after `step` steps."""
         if not self.log.is_written:
             return
-        rows = []
-        batch_size = max(1, self.cfg.prompts_per_step // distributed.world_size())  # as in training
+        rows, cfg, G = [], self.cfg, self.num_generations
+        batch_size = max(1, cfg.prompts_per_step // distributed.world_size())  # as in training
         for start in range(0, len(self.fixed), batch_size):
-            rows += self._answered(step, model, self.fixed[start : start + batch_size])
+            examples = self.fixed[start : start + batch_size]
+            prompts = [self.processor.prompt(e.id, e.images, e.question) for e in examples]
+            sampling = (G, cfg.max_completion_length, self.temperature, cfg.seed)
+            rollout = generate_group(model, self.processor, prompts, *sampling)
+            self._score(examples, rollout)
+            for n, example in enumerate(examples):
+                row = self._row(step, "held_out", example, rollout, n)
+                if cfg.report_attention:
+                    first = row["completions"][0]
+                    answer = in_answer(first["tokens"])
+                    first["heat"] = answer_heat(model, prompts[n], rollout.ids[n * G], answer)
+                rows.append(row)
         self.log.append("gallery.jsonl", rows)
 
     def training(self, step: int, examples: list[Example], rollout: Rollout) -> None:
         """Keep the groups of a step that are worth a look, with the rewards that were paid."""
-        if not self.log.is_written:
-            return
-        rows = [
-            self._row(step, view, examples[n], rollout, n)
-            for view, n in groups_to_show(rollout).items()
-        ]
-        self.log.append("gallery.jsonl", rows)
+        if self.log.is_written:
+            views = groups_to_show(rollout).items()
+            rows = [self._row(step, view, examples[n], rollout, n) for view, n in views]
+            self.log.append("gallery.jsonl", rows)
 
-    def _answered(self, step: int, model: VLM, examples: list[Example]) -> list[dict]:
-        G, length = self.num_generations, self.cfg.max_completion_length
-        prompts = [self.processor.prompt(e.id, e.images, e.question) for e in examples]
-        rollout = generate_group(
-            model, self.processor, prompts, G, length, self.temperature, self.cfg.seed
-        )
-        rewards = [
-            finite_reward(self.task, text, examples[b // G], WEIGHTS, 0.0)
-            for b, text in enumerate(rollout.texts)
-        ]
+    def _score(self, examples: list[Example], rollout: Rollout) -> None:
+        """Fill in rewards, parts and advantages by the task's own sparse reward."""
+        of_rows = [example for example in examples for _ in range(self.num_generations)]
+        pairs = zip(rollout.texts, of_rows, strict=True)
+        rewards = [finite_reward(self.task, text, e, WEIGHTS, 0.0) for text, e in pairs]
         totals = torch.tensor([reward.total for reward in rewards], dtype=torch.float32)
-        rollout.rewards = totals.view(-1, G)  # (N, G)
+        rollout.rewards = totals.view(len(examples), -1)  # (N, G)
         rollout.parts = [reward.parts for reward in rewards]
-        rollout.advantages = group_advantages(rollout.rewards)
-        rows = []
-        for n, example in enumerate(examples):
-            row = self._row(step, "held_out", example, rollout, n)
-            if self.cfg.report_attention:
-                for g, completion in enumerate(row["completions"][:HEAT_MAPS]):
-                    ids = rollout.ids[n * G + g]
-                    inside = in_answer(completion["tokens"])
-                    completion["heat"] = answer_heat(model, prompts[n], ids, inside)
-            rows.append(row)
-        return rows
+        rollout.advantages = group_advantages(rollout.rewards)  # (N, G)
 
     def _row(self, step: int, view: str, example: Example, rollout: Rollout, n: int) -> dict:
+        """Group n of a scored rollout, for gallery.jsonl."""
         G, canvas = rollout.rewards.shape[1], example.canvas
-        true = parse_boxes(example.target, canvas)
-        has_boxes = true is not None and true[1] == 0
+        target = parse_boxes(example.target, canvas)
+        has_boxes = target is not None and target[1] == 0
         completions = []
-        for g in range(G):
-            b = n * G + g
+        for b in range(n * G, (n + 1) * G):
             answer = parse_answer(rollout.texts[b])
-            completion = {
-                "tokens": token_texts(self.processor, rollout.ids[b].tolist()),
-                "probabilities": [round(p, 3) for p in rollout.logps[b].exp().tolist()],
-                "reward": rollout.rewards[n, g].item(),
-                "parts": {name: round(value, 4) for name, value in rollout.parts[b].items()},
-                "advantage": round(rollout.advantages[n, g].item(), 3),
-                "finish": rollout.finish[b],
-                "has_answer": answer is not None,
-            }
-            if has_boxes:
-                completion["boxes"] = box_shares(answer, canvas)
-            completions.append(completion)
+            completions.append(
+                {
+                    "tokens": token_texts(self.processor, rollout.ids[b].tolist()),
+                    "probabilities": [round(p, 3) for p in rollout.logps[b].exp().tolist()],
+                    "reward": rollout.rewards[n, b % G].item(),
+                    "parts": {name: round(value, 4) for name, value in rollout.parts[b].items()},
+                    "advantage": round(rollout.advantages[n, b % G].item(), 3),
+                    "finish": rollout.finish[b],
+                    "has_answer": answer is not None,
+                    "boxes": relative_boxes(answer, canvas) if has_boxes else None,
+                }
+            )
         return {
             "step": step,
             "view": view,
             "id": example.id,
             "question": example.question,
             "target": example.target,
-            "boxes": box_shares(example.target, canvas) if has_boxes else None,
+            "boxes": relative_boxes(example.target, canvas) if has_boxes else None,
             "images": [self._thumbnail(image) for image in example.images],
             "completions": completions,
         }

@@ -7,15 +7,15 @@ import torch
 
 from answers import parse_answer
 from data.examples import Example
+from reporting.verdict import RIGHT
 from sample import Rollout
-
-RIGHT = ("correct", "iou")  # parts of a task's reward that say how right an answer is, in [0, 1]
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means, spreads and shares over the completions of a scored rollout, for metrics.jsonl."""
-    lengths = torch.tensor([len(ids) for ids in rollout.ids], dtype=torch.float32)
-    rewards, n_completions = rollout.rewards, len(rollout.texts)
+    rewards = rollout.rewards  # (N, G)
+    lengths = torch.tensor([len(ids) for ids in rollout.ids], dtype=torch.float32)  # (B,)
+    no_answer = sum(parse_answer(text) is None for text in rollout.texts)
     is_zero_std = (rewards == rewards[:, :1]).all(1)  # (N,)
     metrics = {
         "reward": rewards.mean().item(),
@@ -25,9 +25,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),
         "completions/max_length": lengths.max().item(),
-        "completions/clipped_ratio": rollout.finish.count("length") / n_completions,
-        "completions/no_answer_ratio": sum(parse_answer(text) is None for text in rollout.texts)
-        / n_completions,
+        "completions/clipped_ratio": rollout.finish.count("length") / len(lengths),
+        "completions/no_answer_ratio": no_answer / len(lengths),
         "completion_tokens": lengths.sum().item(),
     }
     for name in rollout.parts[0]:

@@ -59,7 +59,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
         "headline": task.headline,
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": _device_name(model.device),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "data": {
             name: {"examples": len(examples), "sha256": data_hash(examples)}
             for name, examples in ({"train": task.train} | task.splits).items()
@@ -69,24 +69,19 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
 
 
 def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty"]
+    command, place = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,9 +5,11 @@ Metrics have TRL's names, so that curves can be compared. Next: reporting/galler
 
 import json
 import os
+import re
 import resource
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -45,13 +47,11 @@ class RunLog:
         name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
         directory = str(cfg.output_dir or Path("runs") / name)
         self.directory = Path(distributed.all_gather(directory)[0])  # clocks differ
-        self.is_written = distributed.rank() == 0
-        self.lock = lock
+        self.lock, self.has_failed, self.is_written = lock, False, distributed.rank() == 0
         if self.is_written:
             self._open(cfg, about, is_new=resumed_at is None)
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = defaultdict(float)  # by phase, of the row to come
         self.lap_start = time.perf_counter()
-        self.has_failed = False
         tracker = cfg.report_to if self.is_written else "none"
         self.tracker = Tracker(tracker, self.directory, config.to_dict(cfg))
         self.bar = tqdm(
@@ -68,34 +68,28 @@ class RunLog:
                 check_output_dir(self.directory)
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self.lock = lock_directory(self.directory)
-                text = json.dumps(about, indent=2) + "\n"
-                write_atomically(self.directory / "run.json", text)
+                write_atomically(self.directory / "run.json", json.dumps(about, indent=2) + "\n")
             config.save(cfg, self.directory / "config.json")
         except OSError as error:
-            raise InputError(
-                f"--output_dir {self.directory}: cannot be written ({error})"
-            ) from None
-
-    # ---- time ------------------------------------------------------------------------------------
+            where = f"--output_dir {self.directory}"
+            raise InputError(f"{where}: cannot be written ({error})") from None
 
     def start_step(self) -> None:
-        """The first lap of a step begins."""
+        """Start the first lap of a step."""
         self.lap_start = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """The time since the last lap was spent on a phase of the step."""
+        """Count the time since the last lap for a phase of the step."""
         now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.lap_start
+        self.seconds[phase] += now - self.lap_start
         self.lap_start = now
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """The time inside was spent on a phase between steps."""
+        """Count the time inside for a phase between steps."""
         start = time.perf_counter()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    # ---- rows ------------------------------------------------------------------------------------
+        self.seconds[phase] += time.perf_counter() - start
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -128,24 +122,17 @@ class RunLog:
         if "completion_tokens" in row:
             row["tokens_per_second"] = row["completion_tokens"] / self.seconds["rollout"]
         row["step_time"] = sum(s for name, s in self.seconds.items() if name not in BETWEEN_STEPS)
-        row |= self._take_seconds()
         row["memory_gb"] = round(peak_memory_gb(), 3)
         self._show(row)
-        return self._write(row)
+        return self.evaluation(row)
 
     def evaluation(self, row: dict) -> dict:
-        """Write the row of an evaluation; returns it."""
-        return self._write(row | self._take_seconds())
-
-    def _write(self, row: dict) -> dict:
+        """Write a row with the seconds of the phases since the last one; returns it."""
+        row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
+        self.seconds.clear()
         self.append("metrics.jsonl", [row])
         self.tracker.log(row)
         return row
-
-    def _take_seconds(self) -> dict[str, float]:
-        seconds = {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
-        self.seconds = {}
-        return seconds
 
     def close(self) -> None:
         self.bar.close()
@@ -154,17 +141,15 @@ class RunLog:
             self.lock.close()
 
     def _show(self, row: dict) -> None:
+        """Advance the progress bar; without a terminal print every tenth step instead."""
+        numbers = {name: f"{row[name]:.3f}" for name in ("loss", "grad_norm") if name in row}
         if "reward" in row:
-            shown = {"reward": f"{row['reward']:.2f}"}
-            for name, value in row.items():
-                if name.startswith("rewards/") and name.endswith("/mean"):
-                    shown[name.split("/")[1]] = f"{value:.2f}"
-            shown["length"] = f"{row['completions/mean_length']:.0f}"
-            shown["tok/s"] = f"{row['tokens_per_second']:.0f}"
-        else:
-            shown = {name: f"{row[name]:.3f}" for name in ("loss", "grad_norm") if name in row}
-        self.bar.set_postfix(shown, refresh=False)
+            means = [name for name in row if re.fullmatch("rewards/.*/mean", name)]
+            numbers = {"reward": f"{row['reward']:.2f}"}
+            numbers |= {name.split("/")[1]: f"{row[name]:.2f}" for name in means}
+            numbers["length"] = f"{row['completions/mean_length']:.0f}"
+            numbers["tok/s"] = f"{row['tokens_per_second']:.0f}"
+        self.bar.set_postfix(numbers, refresh=False)
         self.bar.update()
-        is_shown = row["step"] % 10 == 0 or row["step"] in (1, self.bar.total)
-        if self.bar.disable and is_shown:  # no terminal: plain lines instead
-            print(f"step {row['step']}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+        if self.bar.disable and (row["step"] % 10 == 0 or row["step"] in (1, self.bar.total)):
+            print(f"step {row['step']}: " + ", ".join(f"{k} {v}" for k, v in numbers.items()))

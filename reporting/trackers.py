@@ -1,18 +1,18 @@
 """The metrics of a run once more, for a tracker that the user has: `--report_to NAME`.
 
 metrics.jsonl is the record; a tracker is a mirror of it. So nothing here may end a run or ask a
-question: without the library, a login or a network there is one warning, and training goes on.
+question: without the library, a login or a network there is one warning, and training continues.
 """
 
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-Log = Callable[[dict[str, float], int], None]  # numbers, step
 
-
-def tensorboard(directory: Path, settings: dict) -> tuple[Log, Callable[[], None]]:
+def tensorboard(directory: Path, settings: dict):
     from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
 
     writer = SummaryWriter(str(directory / "tensorboard"))
@@ -23,66 +23,61 @@ def tensorboard(directory: Path, settings: dict) -> tuple[Log, Callable[[], None
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    return log, writer.close
+    return SimpleNamespace(log=log, finish=writer.close)
 
 
-def wandb(directory: Path, settings: dict) -> tuple[Log, Callable[[], None]]:
+def wandb(directory: Path, settings: dict):
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
     mode = os.environ.get("WANDB_MODE", "online")
     if mode not in ("offline", "disabled") and not _is_logged_in(wandb):
         mode = "offline"
-        print(f"--report_to wandb: no login or no network; kept in {directory / 'wandb'}")
-    run = wandb.init(
-        project="nanovrft", name=directory.name, dir=str(directory), config=settings, mode=mode
-    )
-    return lambda numbers, step: run.log(numbers, step=step), run.finish
+        print(f"--report_to wandb: no login or no network; offline, in {directory / 'wandb'}")
+    place = {"project": "nanovrft", "name": directory.name, "dir": str(directory)}
+    return wandb.init(**place, config=settings, mode=mode)
 
 
 def _is_logged_in(wandb) -> bool:
     try:
         return wandb.login(prompt=False)
-    except TypeError:  # a version that would ask: `Tracker` says so
+    except TypeError:  # a version that would ask: `Tracker` reports it
         raise
-    except Exception:  # a key that is wrong, or no network to try it
+    except Exception:  # a wrong key, or no network to try it
         return False
 
 
-def trackio(directory: Path, settings: dict) -> tuple[Log, Callable[[], None]]:
+def trackio(directory: Path, settings: dict):
     import trackio
 
     trackio.init(project="nanovrft", name=directory.name, config=settings, embed=False)
-    return lambda numbers, step: trackio.log(numbers, step=step), trackio.finish
+    return trackio
 
 
-TRACKERS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
+# --report_to -> what opens it; the result has log(numbers, step=N) and finish().
+OPEN = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
 
 
 class Tracker:
-    """`log` and `close`, which never raise: after the first fault it is silent."""
+    """`log` and `close`, which never raise: after the first fault nothing is logged any more."""
 
     def __init__(self, name: str, directory: Path, settings: dict):
-        self.name, self._log, self._close = name, None, None
-        if name != "none":
-            self._try(lambda: self._open(directory, settings))
+        self.name = name
+        self.target = None if name == "none" else self._try(OPEN[name], directory, settings)
 
     def log(self, row: dict[str, float]) -> None:
-        if self._log is not None:
-            numbers = {k: v for k, v in row.items() if k != "step"}
-            self._try(lambda: self._log(numbers, row["step"]))
+        if self.target is not None:
+            numbers = {name: value for name, value in row.items() if name != "step"}
+            self._try(self.target.log, numbers, step=row["step"])
 
     def close(self) -> None:
-        if self._close is not None:
-            self._try(self._close)
+        if self.target is not None:
+            self._try(self.target.finish)
 
-    def _open(self, directory: Path, settings: dict) -> None:
-        self._log, self._close = TRACKERS[self.name](directory, settings)
-
-    def _try(self, act: Callable[[], None]) -> None:
+    def _try(self, act: Callable, *arguments, **more) -> Any:
         try:
-            act()
-        except (Exception, SystemExit) as error:  # code from outside, and a network: anything
-            self._log = self._close = None
-            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(f"--report_to {self.name}: {what}; training goes on without it", file=sys.stderr)
+            return act(*arguments, **more)
+        except (Exception, SystemExit) as error:  # foreign code and a network: anything
+            self.target = None
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            print(f"--report_to {self.name}: {why}; training continues without it", file=sys.stderr)

@@ -1,17 +1,18 @@
 """The geometry of the curves: metrics in, points for the page's inline SVG out.
 
 One panel has one axis and a few metrics. With several runs a colour is a run and a dash a metric;
-with a single run a colour is a metric. Noisy curves are smoothed; up to three of a panel also
-stand there faintly as logged.
+with a single run a colour is a metric. Noisy curves are smoothed; where a panel has three at most,
+the logged values are drawn faintly too.
 """
 
 import math
-from dataclasses import dataclass
+import re
+from itertools import accumulate
 
 WIDTH, HEIGHT = 320, 130
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 18  # margins
 MAX_CURVES = 12  # of a run in one panel
-MAX_POINTS = 400  # per curve: more cannot be seen, and the page stays small
+MAX_POINTS = 400  # of a curve, over all runs: more cannot be seen, and the page stays small
 SMOOTHING = 0.1  # weight of the newest value in the running mean
 PLAIN = ("memory_gb", "seconds/eval", "eval/")  # not noisy: drawn as logged
 # Where noise would look dramatic if the axis did not begin at zero.
@@ -19,167 +20,98 @@ FROM_ZERO = ("memory_gb", "seconds/", "tokens_per_second", "sampling/")
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774", "#b8860b", "#d44c47")
 DASHES = ("", "5 3", "2 2", "8 2 2 2")
 
-# Title -> metrics; a name that ends in "/" stands for all metrics that begin with it.
-PANELS: dict[str, tuple[str, ...]] = {
-    "Reward": ("reward",),
-    "Parts of the reward": ("rewards/",),
-    "Held out": ("eval/HEADLINE", "eval/loose", "eval/ood_HEADLINE"),
-    "Loss": ("loss",),
-    "Completion length, tokens": (
-        "completions/mean_length",
-        "completions/min_length",
-        "completions/max_length",
-    ),
-    "Shares": (
-        "frac_reward_zero_std",
-        "completions/clipped_ratio",
-        "completions/no_answer_ratio",
-    ),
-    "Entropy, nats per token": ("entropy",),
-    "KL to the start, nats per token": ("kl",),
-    "Clipped tokens": ("clip_ratio/low_mean", "clip_ratio/high_mean"),
-    "Gradient norm": ("grad_norm",),
-    "Sampler against trainer, nats": ("sampling/sampling_logp_difference/mean",),
-    "Tokens per second": ("tokens_per_second",),
-    "Seconds per phase of a step": (
-        "seconds/prompts",
-        "seconds/rollout",
-        "seconds/reward",
-        "seconds/update",
-    ),
-    "Seconds per evaluation": ("seconds/eval",),
-    "Memory at most, GB": ("memory_gb",),
+# Title -> metrics with their labels. A metric is a regular expression; its group is the label.
+PANELS: dict[str, dict[str, str]] = {
+    "Reward": {"reward": "reward"},
+    "Parts of the reward": {"rewards/(.*)/mean": ""},
+    "Held out": {
+        "eval/HEADLINE": "HEADLINE",
+        "eval/loose": "loose",
+        "eval/ood_HEADLINE": "HEADLINE, out of distribution",
+    },
+    "Loss": {"loss": "loss"},
+    "Completion length, tokens": {"completions/(.*)_length": ""},
+    "Shares": {
+        "frac_reward_zero_std": "zero-std groups",
+        "completions/clipped_ratio": "truncated completions",
+        "completions/no_answer_ratio": "unparsable answers",
+    },
+    "Entropy, nats per token": {"entropy": "entropy"},
+    "KL to the start, nats per token": {"kl": "kl"},
+    "Clipped tokens, by bound": {"clip_ratio/(.*)_mean": ""},
+    "Gradient norm": {"grad_norm": "norm before clipping"},
+    "Sampler against trainer, nats": {"sampling/sampling_logp_difference/mean": "mean difference"},
+    "Tokens per second": {"tokens_per_second": "tokens per second"},
+    "Seconds per phase of a step": {"seconds/(prompts|rollout|reward|update)": ""},
+    "Seconds per evaluation": {"seconds/eval": "seconds"},
+    "Peak memory, GB": {"memory_gb": "GB"},
 }
-
-# What the legends say where the metric's own name would be a riddle.
-NAMES: dict[str, str] = {
-    "frac_reward_zero_std": "groups without spread",
-    "completions/clipped_ratio": "answers cut off",
-    "completions/no_answer_ratio": "answers that cannot be read",
-    "completions/min_length": "shortest",
-    "completions/mean_length": "mean",
-    "completions/max_length": "longest",
-    "clip_ratio/low_mean": "at the lower bound",
-    "clip_ratio/high_mean": "at the upper bound",
-    "sampling/sampling_logp_difference/mean": "mean difference",
-    "grad_norm": "norm before clipping",
-    "seconds/eval": "seconds",
-    "memory_gb": "GB",
-}
-
-
-@dataclass(frozen=True)
-class Curve:
-    label: str
-    colour: str
-    dash: str
-    raw: str  # SVG points "x,y x,y"; empty where the smooth curve says it all
-    smooth: str
-    last: str  # the last value, in words
-
-
-@dataclass(frozen=True)
-class Panel:
-    title: str
-    curves: list[Curve]
-    low: str  # labels of the axes
-    high: str
-    first_step: int
-    last_step: int
 
 
 def short(value: float) -> str:
-    """Three digits that a reader can compare: 0.973, 12.3, 11.2k, 1.2e-06."""
-    value = float(f"{value:.3g}")  # rounded first: 999.7 is 1k
+    """A number for a label: 0.973, 12.3, 11,234, 1.2e-06."""
     size = abs(value)
-    if value == 0 or 0.001 <= size < 1000:
-        return f"{value:.3g}"
-    if 1000 <= size < 1e6:
-        return f"{value / 1000:.3g}k"
-    return f"{value:.1e}"
+    if 999.5 <= size < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if 0.001 <= size < 1e6 or size == 0 else f"{value:.1e}"
 
 
-def panels(runs: list[tuple[str, str, list[dict]]]) -> list[Panel]:
+def panels(runs: list[tuple[str, str, list[dict]]]) -> list[dict]:
     """All panels that have something to show. runs: (label, headline metric, rows)."""
-    made = []
-    for title, wanted in PANELS.items():
-        series = []
-        for r, (label, headline, rows) in enumerate(runs):
-            for m, metric in enumerate(_metrics(rows, wanted, headline)):
-                points = [(row["step"], row[metric]) for row in rows if _is_number(row, metric)]
-                if points:
-                    shown = _label(metric)
-                    full = shown if len(runs) == 1 else f"{label}: {shown}"
-                    series.append((r, m, full, points, metric))
-        if series:
-            made.append(_panel(title, series, len(runs) > 1))
-    return made
-
-
-def _metrics(rows: list[dict], wanted: tuple[str, ...], headline: str) -> list[str]:
-    logged = dict.fromkeys(name for row in rows for name in row)
     found = []
-    for name in wanted:
-        name = name.replace("HEADLINE", headline)
-        if name.endswith("/"):
-            found += [n for n in logged if n.startswith(name) and not n.endswith("/std")]
-        elif name in logged:
-            found.append(name)
-    return list(dict.fromkeys(found))[:MAX_CURVES]
+    for title, metrics in PANELS.items():
+        curves = []
+        for r, (run, headline, rows) in enumerate(runs):
+            for m, (metric, label) in enumerate(_logged(rows, metrics, headline)):
+                drawable = (row for row in rows if abs(row.get(metric, math.inf)) < 1e300)
+                points = [(row["step"], row[metric]) for row in drawable]
+                label, colour, dash = (label, m, 0) if len(runs) == 1 else (f"{run}: {label}", r, m)
+                colour, dash = COLOURS[colour % len(COLOURS)], DASHES[dash % len(DASHES)]
+                curve = {"metric": metric, "label": label, "colour": colour, "dash": dash}
+                curves += [curve | {"points": points}] if points else []
+        if curves:
+            found.append(_panel(title, curves, len(runs)))
+    return found
 
 
-def _is_number(row: dict, metric: str) -> bool:
-    value = row.get(metric)
-    return isinstance(value, int | float) and abs(value) < 1e300
+def _logged(rows: list[dict], metrics: dict[str, str], headline: str) -> list[tuple[str, str]]:
+    """(metric, label) of a panel's metrics that were logged."""
+    names, found = dict.fromkeys(name for row in rows for name in row), []
+    for metric, label in metrics.items():
+        pattern = metric.replace("HEADLINE", re.escape(headline))
+        label = label.replace("HEADLINE", headline)
+        matches = filter(None, (re.fullmatch(pattern, name) for name in names))
+        found += [(match[0], (match.groups() or [label])[0][:60]) for match in matches]
+    return found[:MAX_CURVES]
 
 
-def _label(metric: str) -> str:
-    if metric in NAMES:
-        return NAMES[metric]
-    if metric.startswith("eval/ood_"):
-        return f"{_label(metric.removeprefix('eval/ood_'))}, out of distribution"
-    name = metric.removesuffix("/mean").removesuffix("_mean").split("/")[-1]
-    return name.replace("_", " ")[:60]
-
-
-def _panel(title: str, series: list, by_run: bool) -> Panel:
-    """series: (number of the run, number of the metric, label, points, metric) of each curve."""
-    steps = [x for *_, points, _ in series for x, _ in points]
-    values = [y for *_, points, _ in series for _, y in points]
-    low, high = min(values), max(values)
-    has_zero = any(metric.startswith(FROM_ZERO) for *_, metric in series)
+def _panel(title: str, curves: list[dict], n_runs: int) -> dict:
+    """A panel for the template: its axes, and `curves` with "raw" and "smooth" as SVG points."""
+    steps, values = zip(*(point for curve in curves for point in curve["points"]), strict=True)
+    first, last, low, high = min(steps), max(steps), min(values), max(values)
+    has_zero = any(curve["metric"].startswith(FROM_ZERO) for curve in curves)
     if low >= 0 and (has_zero or low < 0.5 * high):  # what comes near zero is seen best from zero
         low = 0.0
     if high - low < 1e-12:  # a flat line
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
-    span = (min(steps), max(max(steps), min(steps) + 1), low, high)
-    curves = []
-    for r, m, label, points, metric in series:
-        is_noisy = not metric.startswith(PLAIN)
-        colour, dash = (r, DASHES[m % len(DASHES)]) if by_run else (m, "")
-        smooth = _smoothed(points) if is_noisy and len(points) > 20 else points
-        raw = _svg(points, span) if smooth is not points and len(series) <= 3 else ""
-        colour = COLOURS[colour % len(COLOURS)]
-        curves.append(Curve(label, colour, dash, raw, _svg(smooth, span), short(points[-1][1])))
-    return Panel(title, curves, short(low), short(high), int(span[0]), int(max(steps)))
+    x_scale = (WIDTH - LEFT - RIGHT) / max(1, last - first)
+    y_scale = (HEIGHT - TOP - BOTTOM) / (high - low)
 
+    def svg(points: list[tuple[float, float]]) -> str:
+        """Points of a polyline, thinned out evenly; the last one is always there."""
+        every = math.ceil(len(points) * n_runs / MAX_POINTS)
+        thinned = points[::-1][::every][::-1]
+        pairs = [(LEFT + x_scale * (x - first), TOP + y_scale * (high - y)) for x, y in thinned]
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
 
-def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    mean, smooth = points[0][1], []
-    for step, value in points:
-        mean += SMOOTHING * (value - mean)
-        smooth.append((step, mean))
-    return smooth
-
-
-def _svg(points: list[tuple[float, float]], span: tuple[float, float, float, float]) -> str:
-    """Points of an SVG polyline, thinned out evenly; the last one is always there."""
-    first, last, low, high = span
-    every = math.ceil(len(points) / MAX_POINTS)
-    kept = points[::-1][::every][::-1]
-    inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    return " ".join(
-        f"{LEFT + inner_width * (x - first) / (last - first):.1f},"
-        f"{TOP + inner_height * (1 - (y - low) / (high - low)):.1f}"
-        for x, y in kept
-    )
+    for curve in curves:
+        points = curve.pop("points")
+        curve |= {"last": short(points[-1][1]), "raw": ""}
+        if len(points) > 20 and not curve["metric"].startswith(PLAIN):
+            curve["raw"] = svg(points) if len(curves) <= 3 else ""
+            steps, values = zip(*points, strict=True)
+            means = accumulate(values, lambda mean, value: mean + SMOOTHING * (value - mean))
+            points = list(zip(steps, means, strict=True))
+        curve["smooth"] = svg(points)
+    panel = {"title": title, "curves": curves, "low": short(low), "high": short(high)}
+    return panel | {"first_step": int(first), "last_step": int(last)}

@@ -1,115 +1,90 @@
 """The page report.html: data of one or several runs in, HTML out.
 
-It is read from the directories of the runs alone. Everything a model or a data set said is escaped,
-and a content security policy forbids scripts. At most `MAX_BYTES`: if need be, snapshots between
-the first and the last are left out. Next: reporting/page/page.html.
+It is read from the directories of the runs alone. All text of a model or a data set is escaped, and
+a content security policy forbids scripts. The page has at most `MAX_BYTES`: rollouts are left out
+where there are too many (reporting/page/rollouts.py:LIMITS). Next: reporting/page/page.html.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from reporting.page import curves
-from reporting.page.rollouts import Pictures, questions_shown, views_shown, what_fits
-from reporting.page.saved_run import Run, read_run, shortened
+from reporting.page.rollouts import LIMITS, Limits, held_out_groups, snapshots, training_groups
+from reporting.page.saved_run import Run, read_run
 from runtime.errors import visible
 from runtime.run_directory import write_atomically
+from tasks import reads
 
 MAX_BYTES = 5_000_000
-GLOSSARY = {
-    "strict": "the whole answer is right",
-    "loose": "right by a lenient rule of published code, which is never paid",
-    "out of distribution": "harder or new questions, which no step trained on",
-    "nats": "logarithms of probabilities; 1 nat is a factor of 2.7",
-}
-FILLED_IN = ("coords", "max_completion_length", "output_dir")  # by the run itself
-
-
-def _settings(runs: list[Run]) -> list[tuple[str, list[str], bool]]:
-    """(name, value in each run, is it worth a look): all of one run, the differing ones of more."""
-    rows = []
-    for name in dict.fromkeys(name for run in runs for name in run.settings):
-        values = [str(run.settings.get(name, "-")) for run in runs]
-        if len(runs) > 1 and (len(set(values)) == 1 or name == "output_dir"):
-            continue
-        is_set = len(runs) == 1 and name in runs[0].changed_flags and name not in FILLED_IN
-        rows.append((name, [shortened(value) for value in values], is_set))
-    return rows
-
-
-def _glossary(runs: list[Run], drawn: list[curves.Panel]) -> list[tuple[str, str]]:
-    """(word, meaning) of the words that stand in the verdicts, the lights or the curves."""
-    said = [panel.title for panel in drawn] + [c.label for panel in drawn for c in panel.curves]
-    for run in runs:
-        said += [run.verdict, *(light.name for light in run.lights)]
-    return [(word, meaning) for word, meaning in GLOSSARY.items() if word in " ".join(said)]
+MAX_CHARS = 2000  # of a question, a target, a setting, ...
 
 
 def page(runs: list[Run]) -> str:
     """The whole page as text, at most MAX_BYTES in UTF-8."""
     names = [run.label for run in runs]
-    for number, run in enumerate(runs):
-        run.colour = curves.COLOURS[number % len(curves.COLOURS)]
+    for number, run in enumerate(runs, start=1):
         if names.count(run.label) > 1:
-            run.label = f"{number + 1}: {run.directory.resolve().parent.name}/{run.label}"
-    drawn = curves.panels([(run.label, run.headline, run.rows) for run in runs])
-    budget = MAX_BYTES
-    while True:
-        text = _render(runs, drawn, budget // len(runs))
-        excess = len(text.encode("utf-8")) - MAX_BYTES
-        if excess <= 0 or budget <= 0:
-            return text
-        budget = min(budget - excess, budget // 2)  # the sizes are estimates
+            run.label = f"{number}: {run.directory.resolve().parent.name}/{run.label}"
+    if len(runs) > 1:  # side by side: only how each of them ended
+        runs = [replace(run, gallery=snapshots(run, "held_out", 1)) for run in runs]
+    panels = curves.panels([(run.label, run.headline, run.rows) for run in runs])
+    for limits in LIMITS:
+        text = _render(runs, panels, limits)
+        if len(text.encode("utf-8")) <= MAX_BYTES:
+            break
+    return text
 
 
-def _render(runs: list[Run], drawn: list[curves.Panel], budget: int) -> str:
-    """The page with at most about `budget` bytes of rollouts of each run."""
-    pictures, is_single = Pictures(), len(runs) == 1
-    shown = [what_fits(run, budget, only_last=not is_single) for run in runs]
-    questions = questions_shown(runs, pictures, shown)
-    views = views_shown(runs[0], pictures, shown[0]) if is_single else []
-    groups = questions + [group for *_, own in views for group in own]
-    completions = [c for group in groups for _, own in group.columns + group.between for c in own]
+def _render(runs: list[Run], panels: list[dict], limits: Limits) -> str:
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_text
     )
+    questions, views = held_out_groups(runs, limits), training_groups(runs[0], limits)
+    groups = questions + [group for *_, of_view in views for group in of_view]
+    pictures = {picture.key: picture for group in groups for picture in group["pictures"]}
     return environment.get_template("page.html").render(
-        title=shortened(" and ".join(run.label for run in runs)),
-        window_title=shortened(" and ".join(run.brief for run in runs)),
         runs=runs,
-        glossary=_glossary(runs, drawn),
-        panels=drawn,
+        panels=panels,
+        axes=curves,
         questions=questions,
         views=views,
+        limits=limits,
+        reads=reads,
         settings=_settings(runs),
-        pictures=list(pictures.by_key.values()),
-        has_boxes=any(group.boxes is not None for group in groups),
-        has_heat=any(completion["heat"] for completion in completions),
-        left_out=" ".join(own.left_out for own in shown if own.left_out),
-        width=curves.WIDTH,
-        height=curves.HEIGHT,
-        left=curves.LEFT,
-        right=curves.RIGHT,
-        top=curves.TOP,
-        bottom=curves.BOTTOM,
+        pictures=[picture for picture in pictures.values() if picture.uri],
     )
 
 
-def write_report(directory: Path) -> Path:
-    """Write `directory`/report.html; whoever reads it meanwhile sees the old or the new page."""
-    path = Path(directory) / "report.html"
-    write_atomically(path, page([read_run(directory)]))
-    return path
+def _text(value: object) -> object:
+    """What the template prints of a value: not too long, and no character that cannot be seen."""
+    if type(value) in (Markup, int, float):
+        return value
+    text = str(value)
+    return visible(text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]} …")
+
+
+def _settings(runs: list[Run]) -> list[tuple[str, list[str], bool]]:
+    """(name, value in each run, is it bold): all of one run, the differing ones of several."""
+    rows, about = [], runs[0].about
+    changed = set(about.get("changed_flags", [])) - {"coords", "output_dir"}  # every run sets these
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        values = [str(run.settings.get(name, "-")) for run in runs]
+        if len(runs) > 1 and (len(set(values)) == 1 or name == "output_dir"):
+            continue
+        rows.append((name, values, len(runs) == 1 and name in changed))
+    return rows
 
 
 def try_report(directory: Path) -> Path | None:
-    """`write_report` for a run that must not end because of it: None, and one line, on failure."""
+    """Write `directory`/report.html; on failure print one line and return None."""
     try:
-        return write_report(directory)
+        write_atomically(directory / "report.html", page([read_run(directory)]))
+        return directory / "report.html"
     except Exception as error:  # whatever it is: the run is worth more than its page
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         print(f"report: not written ({what})", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""--report_to mirrors the metrics, and whatever goes wrong there, the run goes on."""
+"""--report_to mirrors the metrics, and whatever goes wrong there, the run continues."""
 
 import os
 import sys
 import types
+from itertools import product
 
 import pytest
 
@@ -13,9 +14,9 @@ from reporting.trackers import Tracker
 class Recorder(types.ModuleType):
     """Stands in for wandb and trackio, which have the same interface."""
 
-    def __init__(self, name: str, fails_at: str = ""):
+    def __init__(self, name: str, fails_at: str = "", has_login: bool | None = False):
         super().__init__(name)
-        self.calls, self.fails_at, self.has_login = [], fails_at, False
+        self.calls, self.fails_at, self.has_login = [], fails_at, has_login
 
     def _call(self, what: str, *arguments):
         self.calls.append((what, *arguments))
@@ -39,29 +40,30 @@ class Recorder(types.ModuleType):
         self._call("finish")
 
 
-@pytest.fixture(params=["wandb", "trackio"])
-def name(request, monkeypatch):
+@pytest.fixture(autouse=True)
+def no_wandb_settings(monkeypatch):
     for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):
         monkeypatch.delenv(variable, raising=False)
-    return request.param
 
 
-def short_run(tiny_dir, out, name):
-    words = f"--model {tiny_dir} --output_dir {out} --max_steps 2 --report_to {name}"
+@pytest.mark.case("F21")
+@pytest.mark.parametrize("fails_at", ["", "log"])
+def test_a_run_logs_its_rows_to_the_tracker_and_outlives_it(
+    tiny_dir, tmp_path, monkeypatch, fails_at
+):
+    recorder = Recorder("trackio", fails_at)
+    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    words = f"--model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 2 --report_to trackio"
     words += " --prompts_per_step 2 --held_out_per_class 1 --max_completion_length 6"
-    return train_grpo.main(words.split())
-
-
-def test_the_same_numbers_go_to_the_tracker(tiny_dir, tmp_path, monkeypatch, name):
-    recorder = Recorder(name)
-    monkeypatch.setitem(sys.modules, name, recorder)
-    short_run(tiny_dir, tmp_path / "run", name)
-    kinds = [call[0] for call in recorder.calls]
-    assert kinds == ["init", "log", "log", "log", "finish"]
-    settings, logs = recorder.calls[0][1], recorder.calls[1:4]
+    train_grpo.main(words.split())
+    assert (tmp_path / "run" / "step_2" / "hf" / "model.safetensors").is_file()
+    (_, settings), *logs = recorder.calls
     assert settings["config"]["num_generations"] == 8 and settings["name"] == "run"
-    assert [step for _, _, step in logs] == [0, 1, 2]
-    assert "eval/strict" in logs[0][1] and {"reward", "grad_norm"} <= logs[1][1].keys()
+    if not fails_at:
+        assert logs.pop() == ("finish",)
+        assert [step for _, _, step in logs] == [0, 1, 2, 2]  # evaluations have their own rows
+        assert "eval/strict" in logs[0][1] and "eval/strict" in logs[3][1]
+        assert {"reward", "grad_norm"} <= logs[1][1].keys()
 
 
 @pytest.mark.case("I75")
@@ -71,53 +73,40 @@ def test_the_same_numbers_go_to_the_tracker(tiny_dir, tmp_path, monkeypatch, nam
 def test_wandb_without_a_login_or_network_stays_offline_and_never_asks(
     tmp_path, monkeypatch, capsys, has_login, mode
 ):
-    recorder = Recorder("wandb")
-    recorder.has_login = has_login
+    recorder = Recorder("wandb", has_login=has_login)
     monkeypatch.setitem(sys.modules, "wandb", recorder)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_SILENT", raising=False)
     Tracker("wandb", tmp_path, {})
-    said = capsys.readouterr().out
-    assert ("no login or no network" in said) == (mode == "offline")
+    assert ("no login or no network" in capsys.readouterr().out) == (mode == "offline")
     assert recorder.calls[0][1]["mode"] == mode and os.environ["WANDB_SILENT"] == "true"
-
-
-@pytest.mark.case("I75")
-def test_a_wandb_that_would_ask_is_not_used(tmp_path, monkeypatch, capsys):
-    """Versions whose login has no `prompt` would wait for somebody to type."""
-    recorder = Recorder("wandb")
-    recorder.login = lambda: pytest.fail("asked")
-    monkeypatch.setitem(sys.modules, "wandb", recorder)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    # A version whose login has no `prompt` would wait for somebody to type.
+    recorder.login, recorder.calls = lambda: pytest.fail("asked"), []
     Tracker("wandb", tmp_path, {})
-    assert "training goes on without it" in capsys.readouterr().err and not recorder.calls
+    assert "training continues without it" in capsys.readouterr().err and not recorder.calls
 
 
 @pytest.mark.case("I75", "F21")
-@pytest.mark.parametrize("fails_at", ["init", "log", "finish"])
-def test_a_fault_of_the_tracker_is_one_line_and_the_run_goes_on(
-    tiny_dir, tmp_path, monkeypatch, capsys, name, fails_at
+@pytest.mark.parametrize(
+    "name, fails_at",
+    [
+        *product(("wandb", "trackio"), ("import", "init", "log", "finish")),
+        ("torch.utils.tensorboard", "import"),
+    ],
+)
+def test_a_fault_of_the_tracker_is_one_line_and_then_it_is_left_alone(
+    tmp_path, monkeypatch, capsys, name, fails_at
 ):
     recorder = Recorder(name, fails_at)
-    monkeypatch.setitem(sys.modules, name, recorder)
-    short_run(tiny_dir, tmp_path / "run", name)
-    err = [line for line in capsys.readouterr().err.splitlines() if "--report_to" in line]
-    assert err == [
-        f"--report_to {name}: ConnectionError: no network at all; training goes on without it"
-    ]
-    assert [call[0] for call in recorder.calls].count(fails_at) == 1  # then it is left alone
-    assert (tmp_path / "run" / "step_2" / "hf" / "model.safetensors").is_file()
-
-
-@pytest.mark.case("I75", "F21")
-@pytest.mark.parametrize("missing", ["tensorboard", "wandb", "trackio"])
-def test_a_tracker_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys, missing):
-    monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    tracker = Tracker(missing, tmp_path, {})
-    tracker.log({"step": 1, "reward": 1.0})
+    monkeypatch.setitem(sys.modules, name, None if fails_at == "import" else recorder)
+    tracker = Tracker(name.split(".")[-1], tmp_path, {})
+    for step in (1, 2):
+        tracker.log({"step": step, "reward": 1.0})
     tracker.close()
-    assert capsys.readouterr().err.count("training goes on without it") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    why = "ModuleNotFoundError" if fails_at == "import" else "ConnectionError: no network at all;"
+    assert line.startswith(f"--report_to {tracker.name}: {why}")
+    assert line.endswith("; training continues without it")
+    calls = ["import", "init", "log", "log", "finish"]
+    assert [call[0] for call in recorder.calls] == calls[1 : calls.index(fails_at) + 1]
 
 
 def test_tensorboard_reads_the_metrics_back(tmp_path):

@@ -1,0 +1,66 @@
+"""Metrics become curves inside their axes: small, drawable, with readable labels."""
+
+import numpy as np
+import pytest
+
+from reporting.page import curves
+
+
+def points(text: str) -> list[tuple[float, float]]:
+    return [tuple(map(float, pair.split(","))) for pair in text.split()]
+
+
+def panels(*runs: list[dict], headline: str = "strict") -> dict[str, dict]:
+    drawn = curves.panels([("ab"[r], headline, rows) for r, rows in enumerate(runs)])
+    return {panel["title"].split(",")[0]: panel for panel in drawn}
+
+
+def test_a_curve_runs_from_the_first_step_to_the_last_inside_its_axes():
+    panel = panels([{"step": s, "reward": s / 5} for s in range(1, 11)])["Reward"]
+    drawn = points(panel["curves"][0]["smooth"])
+    assert (panel["low"], panel["high"], panel["curves"][0]["last"]) == ("0", "2", "2")
+    assert drawn[0][0] == curves.LEFT and drawn[-1] == (curves.WIDTH - curves.RIGHT, curves.TOP)
+    assert drawn[0][1] == pytest.approx(curves.TOP + 0.9 * 104)  # 0.1 of the way up
+
+
+def test_long_and_broken_curves_stay_small_and_drawable():
+    rows = [{"step": s, "reward": s % 7, "kl": 0.0, "eval/strict": s // 30} for s in range(5000)]
+    rows[17]["reward"], rows[18]["reward"] = float("nan"), float("inf")
+    drawn = panels(rows)
+    titles = ("Reward", "KL to the start", "Held out")
+    reward, kl, evaluation = (drawn[title]["curves"][0] for title in titles)
+    assert len(points(reward["raw"])) <= curves.MAX_POINTS
+    assert points(reward["raw"])[-1][0] == curves.WIDTH - curves.RIGHT
+    assert reward["last"] == "1"  # as logged, although the curve is smoothed
+    smooth, raw = ([y for _, y in points(reward[kind])] for kind in ("smooth", "raw"))
+    assert np.std(smooth) < 0.5 * np.std(raw)
+    assert points(evaluation["smooth"])[-1][1] == curves.TOP and not evaluation["raw"]  # as it is
+    assert all(np.isfinite(points(kl["smooth"])).ravel())
+
+
+def test_two_runs_share_an_axis_and_differ_in_colour():
+    a = [{"step": s, "reward": 1.0} for s in range(3)]
+    b = [{"step": s, "reward": 3.0, "kl": 1.0} for s in range(6)]
+    reward, kl = panels(a, b).values()
+    assert [curve["label"] for curve in reward["curves"]] == ["a: reward", "b: reward"]
+    assert len({curve["colour"] for curve in reward["curves"]}) == 2 and reward["last_step"] == 5
+    assert kl["curves"][0]["colour"] == reward["curves"][1]["colour"]
+
+
+def test_time_memory_and_speed_are_drawn_from_zero():
+    names = ("entropy", "tokens_per_second", "seconds/eval", "memory_gb")
+    rows = [{"step": s} | dict.fromkeys(names, 1.0 + 0.01 * s) for s in range(9)]
+    assert [panel["low"] for panel in panels(rows).values()] == ["1", "0", "0", "0"]
+
+
+def test_legend_labels_are_readable():
+    names = ["frac_reward_zero_std", "grad_norm", "eval/mAP", "eval/ood_mAP", "rewards/iou/mean"]
+    names += ["rewards/iou/std", "completions/min_length", "seconds/rollout", "seconds/report"]
+    drawn = panels([{"step": 1} | dict.fromkeys(names, 0.5)], headline="mAP")
+    assert [curve["label"] for panel in drawn.values() for curve in panel["curves"]] == [
+        *("iou", "mAP", "mAP, out of distribution", "min"),
+        *("zero-std groups", "norm before clipping", "rollout"),
+    ]
+    numbers = (999.7, 999_700, 1.2e9, 0, 0.97312, -0.0001)
+    texts = ["1,000", "999,700", "1.2e+09", "0", "0.973", "-1.0e-04"]
+    assert [curves.short(number) for number in numbers] == texts
