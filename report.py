@@ -13,7 +13,7 @@ import config
 from reporting.page.render import page
 from reporting.page.saved_run import read_run
 from runtime import console
-from runtime.errors import InputError
+from runtime.errors import InputError, one_line
 from runtime.run_directory import write_atomically
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         text = page(runs)
     except Exception as error:  # files from outside: anything may be wrong with them
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        what = one_line(error)
         places = ", ".join(dict.fromkeys(map(str, args.runs)))
         raise InputError(f"{places}: metrics, gallery or run.json is damaged ({what})") from error
     try:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import VLMConfig, read_json
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
-from runtime.errors import InputError
+from runtime.errors import InputError, one_line
 
 # Placeholder of the question while the chat template is rendered: a private-use character, which
 # no template contains.
@@ -66,7 +66,7 @@ class Processor:
         except Exception as error:  # the library raises almost anything on damaged files
             raise InputError(
                 f"{directory}: the tokenizer files cannot be read "
-                f"({_in_one_line(error)}); copy them again from the source"
+                f"({one_line(error)}); copy them again from the source"
             ) from error
         legacy = directory / "chat_template.json"  # read by transformers' processors only
         if self.tokenizer.chat_template is None and legacy.is_file():
@@ -122,7 +122,7 @@ class Processor:
             )
         except Exception as error:  # a template is a program of the checkpoint's author
             raise InputError(
-                f"{self.directory}: the chat template cannot be rendered ({_in_one_line(error)})"
+                f"{self.directory}: the chat template cannot be rendered ({one_line(error)})"
             ) from error
         if rendered.count(USER_TEXT) != 1:
             raise InputError(f"{self.directory}: the chat template must give the text exactly once")
@@ -170,7 +170,3 @@ class Processor:
                 f"--max_prompt_length is {max_prompt_length}; raise it, or lower --max_pixels"
             )
         return prompt
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

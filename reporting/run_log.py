@@ -124,9 +124,9 @@ class RunLog:
         row["step_time"] = sum(s for name, s in self.seconds.items() if name not in BETWEEN_STEPS)
         row["memory_gb"] = round(peak_memory_gb(), 3)
         self._show(row)
-        return self.evaluation(row)
+        return self.write(row)
 
-    def evaluation(self, row: dict) -> dict:
+    def write(self, row: dict) -> dict:
         """Write a row with the seconds of the phases since the last one; returns it."""
         row |= {f"seconds/{phase}": round(s, 4) for phase, s in self.seconds.items()}
         self.seconds.clear()

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from runtime.errors import one_line
+
 
 def tensorboard(directory: Path, settings: dict):
     from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
@@ -79,5 +81,5 @@ class Tracker:
             return act(*arguments, **more)
         except (Exception, SystemExit) as error:  # foreign code and a network: anything
             self.target = None
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            why = one_line(error)
             print(f"--report_to {self.name}: {why}; training continues without it", file=sys.stderr)

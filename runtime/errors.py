@@ -19,6 +19,11 @@ class InputError(ValueError):
     """Bad input from outside. The message names the file or flag, what is wrong, and the fix."""
 
 
+def one_line(error: BaseException) -> str:
+    """An exception of other code as one short line, for a message of ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def visible(text: str) -> str:
     """Spell out every character of the text that would vanish or turn the writing direction."""
     return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)

@@ -25,7 +25,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from data.examples import Example
 from runtime import distributed
-from runtime.errors import InputError
+from runtime.errors import InputError, one_line
 
 UserFunction = Callable[[list[str], Example], Sequence[float | None]]
 START_SECONDS = 120  # for the import of the user's file and whatever it imports
@@ -43,7 +43,7 @@ def load_user_reward(spec: str) -> UserFunction:
     try:
         module_spec.loader.exec_module(module)
     except BaseException as error:  # whatever the user's file does when it is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error)
         raise InputError(f"--reward {path}: importing it fails ({reason})") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -190,7 +190,7 @@ class TrainingRun:
                 self.model, self.processor, self.task, self.cfg, with_interval
             )
             self.gallery.held_out(step, self.model)
-        self.rows.append(self.log.evaluation({"step": step} | metrics))
+        self.rows.append(self.log.write({"step": step} | metrics))
         self.sizes = log_sizes(self.log.directory)
         if step < self.cfg.max_steps and self.log.is_written:  # `close` writes the last one
             with self.log.timed("report"):

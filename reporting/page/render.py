@@ -15,7 +15,7 @@ from markupsafe import Markup
 from reporting.page import curves
 from reporting.page.rollouts import LIMITS, Limits, held_out_groups, snapshots, training_groups
 from reporting.page.saved_run import Run, read_run
-from runtime.errors import visible
+from runtime.errors import one_line, visible
 from runtime.run_directory import write_atomically
 from tasks import reads
 
@@ -86,6 +86,5 @@ def try_report(directory: Path) -> Path | None:
         write_atomically(directory / "report.html", page([read_run(directory)]))
         return directory / "report.html"
     except Exception as error:  # whatever it is: the run is worth more than its page
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        print(f"report: not written ({what})", file=sys.stderr)
+        print(f"report: not written ({one_line(error)})", file=sys.stderr)
         return None

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import config
+import report
 import sample
 import train_grpo
 from data.examples import Example
@@ -22,7 +23,6 @@ from kernels import group_advantages
 from model.processor import Processor
 from model.weights import load_model
 from reporting.metrics import completion_records, rollout_metrics
-from reporting.page.render import write_report
 from reporting.run_log import RunLog
 from rewards import FORMATS, classification_reward
 from runtime import console
@@ -166,7 +166,8 @@ def page(tmp_path) -> str:
     row = {"view": "held_out", "step": 0, "id": MARKUP[1], "question": MARKUP[0], "images": []}
     row |= {"target": MARKUP[3], "boxes": None, "completions": [completion]}
     (tmp_path / "gallery.jsonl").write_text(json.dumps(row) + "\n")
-    return write_report(tmp_path).read_text(encoding="utf-8")
+    report.main([str(tmp_path)])
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.case("I61")
