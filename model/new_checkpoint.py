@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from config import BASE_MODEL
 from model.config import VLMConfig
 from model.vlm import VLM
 
+TEMPLATE = Path(__file__).parents[1] / "assets" / "garden-vlm"  # chat template and configuration
 CONTROL_TOKENS = (
     "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
     "<|image_pad|> <|video_pad|>"
@@ -51,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer.from_str(tokenizer.to_str())
 
 
-def write_scratch_directory(
+def write_new_checkpoint(
     directory: Path, texts: Iterable[str], vocab_size: int, max_side: int, **sizes: int
 ) -> None:
     """Write tokenizer, configs and chat template; the weights come from `init_model`.
@@ -68,9 +68,9 @@ def write_scratch_directory(
     tokenizer = train_tokenizer(texts, vocab_size)
     tokenizer.save(str(directory / "tokenizer.json"))
     for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
-        shutil.copyfile(BASE_MODEL / name, directory / name)
+        shutil.copyfile(TEMPLATE / name, directory / name)
     names = ("config.json", "preprocessor_config.json")
-    model, preprocessor = (json.loads((BASE_MODEL / name).read_text("utf-8")) for name in names)
+    model, preprocessor = (json.loads((TEMPLATE / name).read_text("utf-8")) for name in names)
     patch_size, width = sizes.pop("patch_size"), sizes["hidden_size"]
     language = {name: n for name, n in sizes.items() if not name.startswith("vision_")}
     vision = {name.removeprefix("vision_"): n for name, n in sizes.items() if name not in language}

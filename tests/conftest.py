@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from model.config import VLMConfig  # noqa: E402
-from model.new_checkpoint import init_model, write_scratch_directory  # noqa: E402
+from model.new_checkpoint import init_model, write_new_checkpoint  # noqa: E402
 from model.weights import plan_slots, save_model  # noqa: E402
 
 TINY = dict(
@@ -44,7 +44,7 @@ def tiny_dir(tmp_path_factory) -> Path:
         "Which species is this flower?",
         "<think>red petals</think><answer>Solara minor</answer>",
     ]
-    write_scratch_directory(skeleton, texts * 4, 300, max_side=64, **TINY)
+    write_new_checkpoint(skeleton, texts * 4, 300, max_side=64, **TINY)
     model = init_model(VLMConfig.from_directory(skeleton), seed=0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -35,7 +35,7 @@ import config
 from config import flag, require, require_counts
 from data.garden.corpus import IGNORED, TARGETS, Picture, digit_pictures, draw_picture, sample_texts
 from model.image import patchify
-from model.new_checkpoint import init_model, write_scratch_directory
+from model.new_checkpoint import init_model, write_new_checkpoint
 from model.processor import Processor
 from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
 from model.weights import plan_slots, save_model
@@ -252,7 +252,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     pools = draw_pools(cfg.seed, cfg.pool_scale)
     skeleton = output_dir.with_name(output_dir.name + ".skeleton")
     texts = sample_texts(pools, count=2000, seed=cfg.seed)
-    write_scratch_directory(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
+    write_new_checkpoint(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
     processor = Processor(skeleton)
     model = init_model(processor.cfg, cfg.seed)
     heads = PerceptionHeads(processor.cfg.text.hidden_size)

@@ -20,7 +20,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 import model.weights
 from model.config import VLMConfig
-from model.new_checkpoint import init_model, write_scratch_directory
+from model.new_checkpoint import init_model, write_new_checkpoint
 from model.vlm import VLM
 from model.weights import load_model, plan_slots, published_tensors, save_model
 from runtime.errors import InputError
@@ -44,7 +44,7 @@ SOURCES = [  # layout, sharded, head, dtype: every pair of values occurs
 def skeleton(tmp_path_factory) -> Path:
     """Everything but weights, plus files that this project never reads."""
     directory = tmp_path_factory.mktemp("weights") / "skeleton"
-    write_scratch_directory(directory, ["Which species is it?"] * 4, 290, max_side=64, **TINY)
+    write_new_checkpoint(directory, ["Which species is it?"] * 4, 290, max_side=64, **TINY)
     (directory / "vocab.json").write_text('{"a":0,\r\n "b":1}')
     (directory / "README.md").write_bytes(b"\xff\x00 not even UTF-8\n")
     return directory
