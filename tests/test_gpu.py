@@ -8,7 +8,7 @@ import torch
 
 import sample
 import train_grpo
-from benchmarks.speed.prompts import garden_prompts
+from benchmarks.speed.workload import garden_prompts
 from config import BASE_MODEL
 from kernels import group_advantages
 from model import attention, language
