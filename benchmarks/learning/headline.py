@@ -110,7 +110,7 @@ def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
         metrics = greedy_metrics(model_dir, mode, flags)
     others = []
     for other in (name for name in OTHERS if name != task):
-        words = ["--task", other, "--held_out_size", str(args.others_size)]
+        words = ["--task", other, "--held_out_size", str(args.others_size), "--train_size", "1"]
         others.append(greedy_metrics(model_dir, mode, words, ("held_out",))["strict"])
     cell = {"task": task, "shots": shots, "method": method, "seed": seed, "steps": steps}
     cell |= {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}

@@ -44,10 +44,14 @@ def train(
                 first_step = time.time() - start
     if process.returncode != 0:
         raise SystemExit(f"{shlex.join(command)} failed: {''.join(output[-20:])}")
-    seconds, run = round(time.time() - start, 1), read_run(out)
-    rows = evaluations(run)
-    base, final = metrics_of(rows[0]), metrics_of(rows[-1])
-    return Outcome(run, base, final, seconds, round(first_step, 1))
+    return outcome(out, round(time.time() - start, 1), round(first_step, 1))
+
+
+def outcome(out: Path, seconds: float, first_step_seconds: float) -> Outcome:
+    """Read what a finished run left."""
+    run = read_run(out)
+    base, final = (metrics_of(evaluations(run)[k]) for k in (0, -1))
+    return Outcome(run, base, final, seconds, first_step_seconds)
 
 
 def metrics_of(row: dict) -> dict[str, float]:

@@ -40,13 +40,14 @@ from model.processor import Processor
 from model.weights import read_slots
 from rewards import WEIGHTS
 from runtime.errors import InputError
-from tasks import TASKS, load_task
+from tasks import TASKS, load_task, reads
 from tasks.task import Task
 from train_grpo import GRPOConfig
 from train_sft import SFTConfig
 from training.checkpoint import why_unusable
 
 LIMIT = 1.0  # seconds of one case
+SIZES = ("train_size", "held_out_size", "held_out_per_class")  # of the tasks
 SETTINGS = settings(deadline=None, database=None, phases=[Phase.generate])
 SETTINGS = settings(SETTINGS, suppress_health_check=list(HealthCheck))
 WORDS = (
@@ -73,7 +74,7 @@ def examples() -> list[tuple[Task, Example, float]]:
     """Every task with some of its examples, and what the right answer earns."""
     processor, triples = Processor(BASE_MODEL), []
     for name in TASKS:
-        sizes = {"held_out_per_class": 1} if name == "cls" else {"held_out_size": 1}
+        sizes = {flag: 3 for flag in SIZES if reads(name, flag)}
         task = load_task(GRPOConfig(task=name, **sizes), processor)
         for example in task.train[:3]:
             right = completion_text(example.target, "think", example.reasoning)

@@ -5,7 +5,7 @@ the same examples in every process, and the shuffled-label control is wrong for 
 data sets come in through the same door. Run: pytest tests/tasks/test_cls.py
 """
 
-import io
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from PIL import Image
 
 from answers import normalise_name
 from config import TaskConfig
-from data.examples import INSTRUCTIONS, Example, full_question
+from data.examples import INSTRUCTIONS, Example
 from data.garden.world import OOD_SPECIES, RL_SPECIES
 from data.labelled import DIGIT_NAMES, read_digits
 from model.image import load_image
@@ -31,6 +31,7 @@ ROOT = Path(cls.__file__).parents[1]
 RIGHT = "<think>six petals</think><answer>Solara minor</answer>"
 PART = "<think>yellow</think><answer>Solara</answer>"
 PLAIN = "<answer>Solara minor</answer>"
+SCORES = ("strict", "loose", "format")
 TARGET = Example("x", (), "?", "Solara minor")
 
 
@@ -70,17 +71,14 @@ def test_the_splits_share_neither_ids_nor_pixels_and_ood_has_species_of_its_own(
     assert len(examples) == len({e.id for e in examples}) == len({pixels(e) for e in examples})
 
 
-def test_fewer_shots_are_a_subset_of_more_and_evaluated_on_the_same_images(garden):
+def test_fewer_shots_are_a_subset_of_more_and_another_seed_shows_other_pictures(garden):
     one, two = load(shots=1, held_out=3), load(shots=2)
     all_pixels = {e.id: pixels(e) for e in garden.train}
     assert set(ids(one.train)) < set(ids(two.train)) < set(all_pixels)
     assert all(all_pixels[e.id] == pixels(e) for e in two.train)
     assert all(ids(part) == ids(garden.splits[split]) for split, part in one.splits.items())
-
-
-def test_another_split_seed_shows_other_pictures_of_the_same_species(garden):
-    other = load(split_seed=7)
-    assert not {pixels(e) for e in other.train} & {pixels(e) for e in garden.train}
+    other = load(split_seed=7)  # other pictures of the same species
+    assert not {pixels(e) for e in other.train} & set(all_pixels.values())
     assert {e.target for e in other.train} == {e.target for e in garden.train}
 
 
@@ -104,11 +102,6 @@ def test_every_question_ends_in_the_instruction_of_its_mode(mode, question):
     assert {e.question for e in everything(task)} == {expected}
 
 
-def test_a_question_that_says_how_to_answer_is_left_alone():
-    question = "Name the dog. Thoughts in <think> </think>, the name in <answer> </answer>"
-    assert full_question(question, "think") == full_question(question, "direct") == question
-
-
 def test_weights_density_and_mode_reach_the_reward():
     weights = {"correct": 2.0, "format": 0.25}
     think, direct = load(), load(prompt_mode="direct")
@@ -124,20 +117,17 @@ def test_weights_density_and_mode_reach_the_reward():
         assert (reward.total, reward.parts) == (total, pytest.approx(parts))
 
 
-@pytest.mark.parametrize(
-    "mode, text, strict, loose, format",
-    [
-        ("think", RIGHT, 1.0, 1.0, 1.0),
-        ("think", PLAIN, 1.0, 1.0, 0.0),  # the mode decides the format and not the answer
-        ("direct", RIGHT, 1.0, 1.0, 0.0),
-        ("direct", PLAIN, 1.0, 1.0, 1.0),
-        ("think", PART, 0.0, 1.0, 1.0),  # the loose metric takes a part of the name
-        ("think", RIGHT.replace("Solara", "Corella"), 0.0, 0.0, 1.0),
-    ],
-)
-def test_scores_are_strict_loose_and_format(mode, text, strict, loose, format):
-    scores = {"strict": strict, "loose": loose, "format": format}
-    assert load(prompt_mode=mode).scores(text, TARGET) == scores
+def test_scores_are_strict_loose_and_format():
+    think, direct = load(), load(prompt_mode="direct")
+    for task, text, expected in (
+        (think, RIGHT, (1.0, 1.0, 1.0)),
+        (think, PLAIN, (1.0, 1.0, 0.0)),  # the mode decides the format and not the answer
+        (direct, RIGHT, (1.0, 1.0, 0.0)),
+        (direct, PLAIN, (1.0, 1.0, 1.0)),
+        (think, PART, (0.0, 1.0, 1.0)),  # the loose metric takes a part of the name
+        (think, RIGHT.replace("Solara", "Corella"), (0.0, 0.0, 1.0)),
+    ):
+        assert task.scores(text, TARGET) == dict(zip(SCORES, expected, strict=True))
 
 
 # ---- shuffled labels -----------------------------------------------------------------------------
@@ -192,18 +182,13 @@ def test_digits_come_from_the_rl_half_and_shots_are_not_held_out():
     assert {e.question for e in examples} == {f"Which digit is this? {INSTRUCTIONS['think']}"}
 
 
-def class_folders(root: Path, **counts: int) -> Path:
-    for k, (label, count) in enumerate(counts.items()):
-        (root / label).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (12, 10), (40 * k, 25 * i, 90)).save(root / label / f"{i}.png")
-    return root
-
-
 def test_a_folder_of_class_folders_becomes_a_task(tmp_path, capsys):
-    root = class_folders(tmp_path, Dog_rose=3, iris=5)
-    (root / "iris" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    task = load(root, held_out=2, prompt_mode="direct")
+    for k, (label, count) in enumerate({"Dog_rose": 3, "iris": 5}.items()):
+        (tmp_path / label).mkdir()
+        for i in range(count):
+            Image.new("RGB", (12, 10), (40 * k, 25 * i, 90)).save(tmp_path / label / f"{i}.png")
+    (tmp_path / "iris" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    task = load(tmp_path, held_out=2, prompt_mode="direct")
     assert Counter(e.target for e in task.train) == {"Dog_rose": 1, "iris": 1}
     assert Counter(e.target for e in task.splits["held_out"]) == {"Dog_rose": 2, "iris": 2}
     assert len(set(ids(everything(task)))) == 6 and "iris/0.png" in capsys.readouterr().out
@@ -212,42 +197,20 @@ def test_a_folder_of_class_folders_becomes_a_task(tmp_path, capsys):
     assert [task.reward(text, e, WEIGHTS, 0.0).total for e in task.train] == [1.5, 0.5]
 
 
-def test_a_visual_rft_table_becomes_a_task_with_its_own_question(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+def test_rows_of_visual_rft_become_a_task_with_their_own_question(tmp_path):
     rows = []
     for number, label in enumerate(("Beagle", "beagle", "Sphynx", "Sphynx", "Sphynx")):
-        buffer = io.BytesIO()
-        Image.new("RGB", (12, 10), (50 * number, 9, 9)).save(buffer, "PNG")
-        rows.append(
-            {
-                "image": {"bytes": buffer.getvalue(), "path": None},
-                "problem": "<image>Which pet? Answer in <answer> </answer>.",
-                "solution": f"<answer>{label}</answer>",
-            }
-        )
-    path = tmp_path / "pets.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        Image.new("RGB", (12, 10), (50 * number, 9, 9)).save(tmp_path / f"{number}.png")
+        problem = "<image>Which pet? Answer in <answer> </answer>."
+        row = {"image": f"{number}.png", "problem": problem}
+        rows.append(json.dumps(row | {"solution": f"<answer>{label}</answer>"}))
+    path = tmp_path / "pets.jsonl"
+    path.write_text("\n".join(rows))
     task = load(path, held_out=5)
     assert sorted(normalise_name(e.target) for e in task.train) == ["beagle", "sphynx"]
     assert len(task.splits["held_out"]) == 3
     assert {e.question for e in task.train} == {"Which pet? Answer in <answer> </answer>."}
     (question,) = {e.question for e in load(path, question="Which breed?").train}
     assert question == f"Which breed? {INSTRUCTIONS['think']}"
-
-
-@pytest.mark.parametrize(
-    "data, shots, words",
-    [
-        ("set", 2, ["--shots 2", "'rose' has 2"]),
-        ("no/such/folder", 1, ["--data 'no/such/folder'"]),
-        ("https://example.org/set", 1, ["--data 'https://example.org/set'"]),
-    ],
-)
-def test_data_that_cannot_be_used_is_refused_in_one_line(tmp_path, monkeypatch, data, shots, words):
-    class_folders(tmp_path / "set", iris=9, rose=2)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as error:
-        load(data, shots=shots)
-    message = str(error.value)
-    assert all(word in message for word in words) and "\n" not in message
+    with pytest.raises(InputError, match="--shots 2 .*'beagle' has 2"):
+        load(path, shots=2)

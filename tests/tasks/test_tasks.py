@@ -21,7 +21,7 @@ import tasks
 import train_grpo
 from answers import parse_boxes, parse_calls, parse_sequence
 from config import BASE_MODEL, TaskConfig
-from data.examples import INSTRUCTIONS, Example
+from data.examples import INSTRUCTIONS, Example, Reasoning, completion_text
 from data.garden.questions import DET_PROMPT
 from model.image import ImageConfig, load_image
 from model.processor import Processor
@@ -48,12 +48,7 @@ def garden() -> dict[str, Task]:
 
 
 def completion(answer: str, mode: str = "think") -> str:
-    thoughts = {
-        "think": "<think>so</think>",
-        "steps": "<summary>a</summary><caption>b</caption><reasoning>c</reasoning>",
-        "direct": "",
-    }
-    return f"{thoughts[mode]}<answer>{answer}</answer>"
+    return completion_text(answer, mode, Reasoning("so", "a", "b"))
 
 
 def best_total(name: str) -> float:
@@ -91,6 +86,8 @@ def test_a_new_task_is_one_file_and_one_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.setitem(TASKS, "again", importlib.import_module("tasks.again"))  # as NAMES does
     assert list(TASKS) == [*tasks.NAMES, "again"]
+    flags = {flag for task in TASKS.values() for flag in task.FLAGS}
+    assert flags <= train_grpo.GRPOConfig.__dataclass_fields__.keys()
     with pytest.raises(SystemExit):
         train_grpo.main(["--help"])
     assert "order,again}" in "".join(capsys.readouterr().out.split())
@@ -102,11 +99,6 @@ def test_a_new_task_is_one_file_and_one_name(tmp_path, monkeypatch, capsys):
     for word in ("--shots=3", "--dense=1", "--coords=abs"):
         with pytest.raises(InputError, match="--task again does not use it; leave it out"):
             train_grpo.main(["--task", "again", word])
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_flags_of_a_task_are_flags_of_training(name):
-    assert set(TASKS[name].FLAGS) <= set(train_grpo.GRPOConfig.__dataclass_fields__)
 
 
 # ---- splits --------------------------------------------------------------------------------------
@@ -124,29 +116,20 @@ def test_splits_are_disjoint_and_functions_of_the_settings(garden, name):
     assert not {pixels(e) for e in everything(other)} & all_pixels
 
 
-def test_fewer_training_questions_are_a_subset_and_evaluated_on_the_same_ones(garden):
+def test_training_sets_are_nested_and_as_large_as_asked_for(garden):
     for name in ("count", "ground"):
         few = load(name, train_size=5)
         assert [e.id for e in few.train] == [e.id for e in garden[name].train[:5]]
         assert data_hash(few.splits["held_out"]) == data_hash(garden[name].splits["held_out"])
-
-
-def test_detection_has_its_shots_of_every_category_and_some_negatives(garden):
     questions = [e.question for e in garden["det"].train]
     present = [e.question for e in garden["det"].train if e.target != "No Objects"]
     assert len(set(questions)) == 7 and all(present.count(q) == 2 for q in set(questions))
     assert len(questions) - len(present) == 2  # 15 % of 14
 
 
-def test_open_vocabulary_detection_never_trains_on_what_ood_asks_for(garden):
-    def colours(examples):
-        return {e.question.split()[2] for e in examples}
-
-    task = garden["ovd"]
-    assert colours(task.train) == set(BASE_COLOURS)
-    assert colours(task.splits["held_out"]) <= set(BASE_COLOURS)
-    assert colours(task.splits["ood"]) <= set(NEW_COLOURS)
-    assert not set(BASE_COLOURS) & set(NEW_COLOURS)
+def third_words(examples: list[Example]) -> set[str]:
+    """Of "Find every red flower." the category."""
+    return {e.question.split()[2].rstrip(".") for e in examples}
 
 
 def test_ood_is_harder_in_the_stated_way(garden):
@@ -158,6 +141,11 @@ def test_ood_is_harder_in_the_stated_way(garden):
         for split in ("held_out", "ood")
     }
     assert max(totals["held_out"]) <= 4 < 5 <= min(totals["ood"])
+    task = garden["ovd"]
+    assert third_words(task.train) == set(BASE_COLOURS)
+    assert third_words(task.splits["held_out"]) <= set(BASE_COLOURS)
+    assert third_words(task.splits["ood"]) <= set(NEW_COLOURS)
+    assert not set(BASE_COLOURS) & set(NEW_COLOURS)
     moved = 0
     for k in range(40):  # another view moves every flower that stays by the same step
         drawing = change.draw(random.Random(k), k, True)
@@ -213,54 +201,41 @@ def test_targets_are_in_the_grammar_and_fit_the_tasks_length(garden, name):
 # ---- metrics of a split --------------------------------------------------------------------------
 
 
-def boxes(*numbers: list[int], confidence: float = 1.0) -> str:
-    return completion(json.dumps([{"Position": b, "Confidence": confidence} for b in numbers]))
-
-
 TRUTH = [
     Example("a", (), "Find every cat.", '[{"Position": [0, 0, 100, 100], "Confidence": 1.0}]'),
-    Example("b", (), "Find every cat.", '[{"Position": [500, 0, 900, 100], "Confidence": 1.0}]'),
-    Example("c", (), "Find every dog.", '[{"Position": [0, 0, 500, 500], "Confidence": 1.0}]'),
-    Example("d", (), "Find every dog.", "No Objects"),
+    Example("b", (), "Find every dog.", '[{"Position": [0, 0, 500, 500], "Confidence": 1.0}]'),
+    Example("c", (), "Find every dog.", "No Objects"),
 ]
 PERFECT = [completion(example.target) for example in TRUTH]
 
 
 def test_average_precision_of_hand_worked_cases():
     assert average_precision(TRUTH, PERFECT) == pytest.approx({"mAP": 1.0, "AP50": 1.0})
-    nothing = average_precision(TRUTH, [completion("No Objects")] * 4)
-    assert nothing == average_precision(TRUTH, ["", "?", "<answer>", "[]"])
+    nothing = average_precision(TRUTH, [completion("No Objects")] * 3)
+    assert nothing == average_precision(TRUTH, ["", "<answer>", "[]"])
     assert nothing == {"mAP": 0.0, "AP50": 0.0}
-    # the dog's box overlaps by 0.8: right at 0.50, 0.55, ..., 0.80 (7 of 10); the cats are perfect
-    metrics = average_precision(TRUTH, [*PERFECT[:2], boxes([0, 0, 400, 500]), PERFECT[3]])
-    assert metrics == pytest.approx({"mAP": (1.0 + 0.7) / 2, "AP50": 1.0}, abs=1e-6)
-    # a false box costs precision unless it is less confident
-    for confidence, precision in ((0.2, 1.0), (1.0, 0.5)):
-        false = boxes([600, 600, 900, 900], confidence=confidence)
-        metrics = average_precision(TRUTH[2:], [boxes([0, 0, 500, 500], confidence=0.5), false])
-        assert metrics["AP50"] == pytest.approx(precision)
-    # a category without a true box does not count
-    absent = Example("e", (), "Find every bee.", "No Objects")
-    metrics = average_precision([*TRUTH, absent], [*PERFECT, boxes([0, 0, 9, 9])])
+    # A category without a true box does not count. Others: the oracle below.
+    absent = Example("d", (), "Find every bee.", "No Objects")
+    metrics = average_precision([*TRUTH, absent], [*PERFECT, completion("[[0, 0, 9, 9]]")])
     assert metrics == pytest.approx({"mAP": 1.0, "AP50": 1.0})
-
-
-def random_box(rng) -> list[int]:
-    x1, y1 = rng.randint(0, 700), rng.randint(0, 700)
-    return [x1, y1, x1 + rng.randint(50, 300), y1 + rng.randint(50, 300)]
 
 
 @pytest.mark.case("O18")
 def test_average_precision_equals_pycocotools_on_files(tmp_path):
     # the same boxes, written as COCO files and evaluated by the library on its own
     rng, names = random.Random(0), ["cat", "dog", "bee"]
+
+    def random_box() -> list[int]:
+        x1, y1 = rng.randint(0, 700), rng.randint(0, 700)
+        return [x1, y1, x1 + rng.randint(50, 300), y1 + rng.randint(50, 300)]
+
     examples, texts, truths, detections = [], [], [], []
     for image in range(1, 41):
         category = rng.choice(names)
-        true = [random_box(rng) for _ in range(rng.randint(0, 3))]
+        true = [random_box() for _ in range(rng.randint(0, 3))]
         near = [[min(1000, v + rng.randint(0, 20)) for v in b] for b in true]
         near = [b for b in near if b[0] < b[2] and b[1] < b[3] and rng.random() < 0.8]
-        guesses = [(b, rng.randint(1, 100) / 100) for b in (*near, random_box(rng))]
+        guesses = [(b, rng.randint(1, 100) / 100) for b in (*near, random_box())]
         target = json.dumps([{"Position": b, "Confidence": 1.0} for b in true])
         examples.append(Example(str(image), (), f"Find every {category}.", target))
         items = [{"Position": b, "Confidence": c} for b, c in guesses]
@@ -287,12 +262,10 @@ def test_average_precision_equals_pycocotools_on_files(tmp_path):
 
 
 def test_cumulative_iou_is_all_intersections_over_all_unions():
-    examples = [
-        Example("a", (), "Where?", "[0, 0, 100, 100]"),
-        Example("b", (), "Where?", "[0, 0, 100, 300]"),
-    ]
+    targets = ("[0, 0, 100, 100]", "[0, 0, 100, 300]")
+    examples = [Example(target, (), "Where?", target) for target in targets]
     for answers, expected in (
-        ([e.target for e in examples], 1.0),
+        (targets, 1.0),
         (["[0, 0, 100, 50]", "[0, 0, 100, 300]"], (5000 + 30000) / 40000),
         (["nowhere", "[[0, 0, 100, 300], [0, 0, 9, 9]]"], 0.0),  # no box, or two
     ):
@@ -414,40 +387,32 @@ def test_i36_all_questions_about_a_picture_are_on_one_side_even_of_a_copy(tmp_pa
     assert len(task.splits["held_out"]) == 8
 
 
-def test_rows_about_a_single_picture_cannot_be_split(tmp_path):
+def test_questions_that_cannot_be_split_or_replaced_are_refused(tmp_path):
     path = write_rows(tmp_path, one_row("How many?", "3"), 1)
     path.write_text(path.read_text() + "\n" + path.read_text())
     with pytest.raises(InputError, match="2 usable rows about 1 pictures"):
         load("count", path)
-
-
-def test_one_question_for_all_is_refused_where_questions_differ():
     with pytest.raises(InputError, match="--question: the data asks"):
         load("count", question="How many?")
 
 
-@pytest.mark.parametrize("data_coords", ["auto", "abs", "norm1000"])
-def test_the_format_of_the_datas_boxes_can_be_named(tmp_path, data_coords):
-    path = write_rows(tmp_path, one_row("Where?", "<answer>[8, 6, 32, 24]</answer>"))
-    task = load("ground", path, data_coords=data_coords)
-    expected = "[125, 125, 500, 500]" if data_coords == "abs" else "[8, 6, 32, 24]"
-    assert {e.target for e in task.train} == {expected}
-
-
-@pytest.mark.parametrize(
-    "name, box, data_coords",
-    [
-        ("ground", "[70, 6, 90, 24]", "abs"),
-        ("ground", "[9, 9, 2000, 99]", "auto"),
-        ("det", "[[1200, 100, 1300, 200]]", "auto"),
-    ],
-)
-def test_a_box_outside_of_its_image_names_the_example_and_the_flag(
-    tmp_path, name, box, data_coords
-):
-    path = write_rows(tmp_path, one_row("Where?", f"<answer>{box}</answer>"))
-    with pytest.raises(InputError, match=r"rows.jsonl:1.* outside of its image .*--data_coords"):
-        load(name, path, data_coords=data_coords)
+def test_data_coords_names_the_format_of_the_datas_boxes(tmp_path):
+    for name, coords, box, target in (
+        ("ground", "auto", "[8, 6, 32, 24]", "[8, 6, 32, 24]"),
+        ("ground", "norm1000", "[8, 6, 32, 24]", "[8, 6, 32, 24]"),
+        ("ground", "abs", "[8, 6, 32, 24]", "[125, 125, 500, 500]"),
+        ("ground", "abs", "[70, 6, 90, 24]", None),  # outside of the image
+        ("ground", "auto", "[9, 9, 2000, 99]", None),
+        ("det", "auto", "[[1200, 100, 1300, 200]]", None),
+    ):
+        path = write_rows(tmp_path, one_row("Where?", f"<answer>{box}</answer>"))
+        if target is not None:
+            assert {e.target for e in load(name, path, data_coords=coords).train} == {target}
+            continue
+        with pytest.raises(
+            InputError, match=r"rows.jsonl:1.* outside of its image .*--data_coords"
+        ):
+            load(name, path, data_coords=coords)
 
 
 def test_labels_of_boxes_are_kept_item_by_item(tmp_path):
@@ -458,14 +423,17 @@ def test_labels_of_boxes_are_kept_item_by_item(tmp_path):
 
 
 def coco_file(folder, categories=("cat", "dog", "horse")):
+    """Twelve images, a third for each category, and a yak on the first."""
     images, annotations = [], []
     for k in range(12):
         Image.new("RGB", (200, 100), (20 * k, 99, 10)).save(folder / f"{k}.jpg")
         images.append({"id": k, "file_name": f"{k}.jpg", "width": 200, "height": 100})
         box = {"bbox": [10 + k, 20, 50, 40], "area": 2000, "iscrowd": 0}
-        place = {"id": k + 1, "image_id": k, "category_id": 1 + k % len(categories)}
-        annotations.append(place | box)
-    names = [{"id": k, "name": name} for k, name in enumerate(categories, 1)]
+        annotations.append(box | {"id": k, "image_id": k, "category_id": k % len(categories)})
+    annotations.append(annotations[0] | {"id": 12, "category_id": 9})
+    names = [{"id": k, "name": name} for k, name in enumerate(categories)] + [
+        {"id": 9, "name": "yak"}
+    ]
     path = folder / "instances.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
     return path
@@ -475,7 +443,7 @@ def image_ids(examples: list[Example]) -> list[str]:
     return list(dict.fromkeys(e.id.split("-")[0] for e in examples))
 
 
-def test_coco_annotations_become_few_shot_detection(tmp_path):
+def test_coco_annotations_become_few_shot_detection(tmp_path, capsys):
     path = coco_file(tmp_path)
     task = load("det", path, held_out_size=8)
     questions = Counter(e.question.split(" Think")[0] for e in task.train)
@@ -491,31 +459,17 @@ def test_coco_annotations_become_few_shot_detection(tmp_path):
         for shots in (1, 2)
     )
     assert set(two) < set(one) and [i for i in one if i in two] == two
+    assert "1 categories have too few images and are left out: ['yak']" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--shots 9: no category has more images"):
+        load("det", path, shots=9)
     with pytest.raises(InputError, match="--data_coords norm1000: COCO's boxes are pixels"):
         load("det", path, data_coords="norm1000")
 
 
-def test_a_rare_category_is_left_out_by_name(tmp_path, capsys):
-    path = coco_file(tmp_path)
-    content = json.loads(path.read_text())
-    content["categories"].append({"id": 9, "name": "yak"})
-    content["annotations"][0]["category_id"] = 9
-    path.write_text(json.dumps(content))
-    task = load("det", path, shots=1)
-    assert "1 categories have too few images and are left out: ['yak']" in capsys.readouterr().out
-    assert not any("yak" in e.question for e in everything(task))
-    with pytest.raises(InputError, match="--shots 9: no category has more images"):
-        load("det", path, shots=9)
-
-
 def test_coco_annotations_are_split_into_base_and_new_categories(tmp_path):
     task = load("ovd", coco_file(tmp_path), shots=1)
-
-    def categories(examples):
-        return {e.question.split()[2].rstrip(".") for e in examples}
-
-    assert categories(task.train) == {"dog", "horse"}
-    assert categories(task.splits["ood"]) == {"cat"}
+    assert third_words(task.train) == {"dog", "horse"}
+    assert third_words(task.splits["ood"]) == {"cat"}
     with pytest.raises(InputError, match="NEW_COCO"):
         load("ovd", coco_file(tmp_path, ("dog", "horse")))
     with pytest.raises(InputError, match="--task ovd needs COCO annotations"):
