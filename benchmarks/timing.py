@@ -120,7 +120,7 @@ def machine() -> str:
 
 
 class Table:
-    """Results as a Markdown table, printed row by row, and kept for the line of JSON."""
+    """Results as a Markdown table, printed row by row; `rows` goes into the line of JSON."""
 
     def __init__(self):
         self.rows: list[dict] = []

@@ -1,4 +1,4 @@
-"""Tasks: what the model is shown and what a right answer is. `TASKS` is the one table of them.
+"""Tasks: what the model sees and what a right answer is. `TASKS` is the one table of them.
 
     cls      name the class of an image              count    a number
     det      boxes of one category                   measure  a length, or a letter
@@ -38,7 +38,7 @@ def load_task(cfg: TaskConfig, processor: Processor) -> Task:
 
 
 def reads(task: str, flag: str) -> bool:
-    """Whether a task reads a flag: all do, unless the flag stands in the FLAGS of other tasks."""
+    """Whether a task reads a flag: all do, unless the flag is in the FLAGS of other tasks."""
     readers = [name for name, module in TASKS.items() if flag in module.FLAGS]
     return not readers or task in readers
 

@@ -59,7 +59,7 @@ def boxes_of(answer: str | None, example: Example) -> list[Box]:
 def model_box_format(cfg: TaskConfig, model_type: str) -> BoxFormat:
     """The format in which the model writes boxes: `--coords`, or that of its family.
 
-    Raises InputError for a family without a known one, so that only the user can tell.
+    Raises InputError for a family without a known one, for which the user has to say it.
     """
     return default_box_format(model_type) if cfg.coords == "auto" else cfg.coords
 
@@ -117,7 +117,7 @@ def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None =
 def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """COCO's mAP (mean over IoU 0.50 to 0.95) and AP50, by pycocotools.
 
-    Every example is one image that was asked about one category, and its question, which names the
+    Every example is a question about one category in one image, and the question, which names the
     category, is COCO's category, together with the label where boxes have one. Categories without
     a true box in the split do not count, as in COCO. An answer outside the grammar has no boxes; a
     box without confidence has confidence 1.

@@ -5,7 +5,7 @@ the first; the answer is a list of calls.
 
     prompt   "What changed? f1 small red, f2 large blue."
     data     pairs of garden scenes; rows with two images and a list of calls as solution
-    reward   every call right, and no other (Reason-RFT's "only full"), + asked-for format; with
+    reward   every call right, and no other (Reason-RFT's "only full"), + format; with
              --dense, partial credit for calls that share the function and the object or the value;
              with --ordered, the order counts as well
     metric   strict: the exact list; "loose": the soft accuracy, with partial credits, that

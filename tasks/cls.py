@@ -2,7 +2,7 @@
 
     prompt   "Which species is this flower?" and how to answer; open-ended, no list of names
     data     the garden world, scikit-learn's digits, a folder of class folders, a Visual-RFT table
-    reward   right name (whole, normalised) + asked-for format
+    reward   right name (whole, normalised) + format
     metric   strict accuracy; Visual-RFT's substring rule is printed beside it as "loose"
 
 The garden's pictures are taken outdoors (`data.garden.drawing.outdoors`), while the base was

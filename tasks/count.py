@@ -3,7 +3,7 @@
 prompt   "How many red flowers?", "How many red and blue flowers?", and the counterfactual
          "If all red flowers were picked, how many are left?" (CLEVR-Math's subtraction)
 data     garden scenes; rows with a number as solution (data/rows.py)
-reward   the right number + asked-for format; with --dense, exp(-|error|) for a wrong one
+reward   the right number + format; with --dense, exp(-|error|) for a wrong one
 metric   strict accuracy; "loose" finds the number anywhere in the text, as R1-V's rule does
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """

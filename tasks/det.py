@@ -5,7 +5,7 @@ data     garden scenes: `--shots` images that show each category, and some that 
          annotations (json with --data_root for the images); rows with a box list as solution,
          Visual-RFT's own among them
 reward   IoU of matched boxes, punishing misses, extras and duplicates (with --dense, boxes that
-         overlap by less than half count too) + confidence + asked-for format
+         overlap by less than half count too) + confidence + format
 metric   mAP and AP50 by pycocotools; strict: every box found at IoU 0.5 and no other
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
@@ -86,10 +86,10 @@ def scores(text: str, example: Example) -> dict[str, float]:
 def few_shots(cfg: TaskConfig, colours: Sequence[str]) -> list[Example]:
     """Scenes to train on: `--shots` that show each colour, and some that lack it."""
     n_absent = max(1, round(ABSENT_SHARE * cfg.shots * len(colours)))
-    wanted = [(colour, True) for _ in range(cfg.shots) for colour in colours]
-    wanted += [(colours[k % len(colours)], False) for k in range(n_absent)]
+    cases = [(colour, True) for _ in range(cfg.shots) for colour in colours]
+    cases += [(colours[k % len(colours)], False) for k in range(n_absent)]
     examples = []
-    for k, (colour, is_present) in enumerate(wanted):
+    for k, (colour, is_present) in enumerate(cases):
         draw = partial(draw_colour, colour, is_present)
         examples += garden_examples("det", draw, cfg.split_seed, range(k, k + 1), "train")
     return examples
@@ -98,7 +98,7 @@ def few_shots(cfg: TaskConfig, colours: Sequence[str]) -> list[Example]:
 def draw_colour(
     colour: str, is_present: bool, rng: random.Random, seed: int, is_ood: bool
 ) -> Drawing | None:
-    """A scene that shows, or does not show, the colour that is asked for."""
+    """A scene that shows, or does not show, the colour of its question."""
     scene = sample_scene(rng, rng.randint(*ID_OBJECTS))
     if any(placed.colour == colour for placed in scene) != is_present:
         return None
@@ -119,8 +119,8 @@ def colour_questions(
 def coco_images(cfg: TaskConfig) -> tuple[list[CocoImage], list[str]]:
     """The annotated images, and the categories with enough of them to train on and one to evaluate.
 
-    The other categories are named. Raises InputError for no category, or boxes said to be others
-    than pixels.
+    The other categories are named. Raises InputError for no category, or a box format that is
+    not pixels.
     """
     if cfg.data_coords not in ("auto", "abs"):
         raise InputError(f"--data_coords {cfg.data_coords}: COCO's boxes are pixels (abs)")
@@ -147,8 +147,8 @@ def coco_splits(
     question asks for a category that its image is known to lack.
     """
     shots = coco.few_shot_categories(images, trained, cfg.shots, cfg.split_seed, cfg.max_skip)
-    train = [coco_example(image, name) for name, shown in shots.items() for image in shown]
-    used = {image.id for shown in shots.values() for image in shown}
+    train = [coco_example(image, name) for name, subset in shots.items() for image in subset]
+    used = {image.id for subset in shots.values() for image in subset}
     order = images.copy()
     random.Random(cfg.split_seed).shuffle(order)
     splits = {}

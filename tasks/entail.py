@@ -3,7 +3,7 @@
 prompt   "Yes, no or unknown: there are more red than blue flowers."
 data     garden scenes, the three answers equally frequent; rows with one of these words as
          solution (data/rows.py)
-reward   the right word as the whole answer + asked-for format
+reward   the right word as the whole answer + format
 metric   strict accuracy; "loose" takes the first yes or no anywhere in the text (VLM-R1's rule)
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """

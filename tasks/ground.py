@@ -3,7 +3,7 @@
 prompt   "Where is the largest flower?", "... the flower left of the blue one?", "... the flower
          that is not red?": relations, superlatives and exclusions
 data     garden scenes; RefCOCO-style or LISA-style json; rows with one box as solution
-reward   plain IoU of the one box + asked-for format
+reward   plain IoU of the one box + format
 metric   iou: mean IoU, 0 for an answer that is not one box (gIoU in LISA's terms); strict:
          acc@0.5; cIoU; "loose" takes the first box of integers in the text (VLM-R1's rule)
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4

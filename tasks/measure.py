@@ -6,7 +6,7 @@ of Reason-RFT (arXiv:2503.20752).
              from the red flower? A blue, B pink", "How wide is ...? A 5, B 7, C 9, D 10"
     data     garden scenes; rows with a number or a letter as solution (data/rows.py)
     reward   a number within --tolerance (relative; only 0 itself is within reach of 0), or the
-             letter; + asked-for format; with --dense, less for numbers up to four times as far off
+             letter; + format; with --dense, less for numbers up to four times as far off
     metric   strict accuracy: the same rule; "loose" finds the number anywhere in the text
     ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """

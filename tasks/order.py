@@ -3,7 +3,7 @@
 prompt   "Order the pictures A, B, C by growth." (three pictures of one plant) and
          "Which stage comes next?" (one picture of a plant that is not yet in seed)
 data     generated plants; rows with an order of letters or numbers as solution
-reward   the whole sequence, or the stage's name, + asked-for format; with --dense, the fraction
+reward   the whole sequence, or the stage's name, + format; with --dense, the fraction
          of positions that are right
 metric   strict accuracy
 ood      four pictures to order instead of three

@@ -3,7 +3,7 @@
 prompt   "What colour is the flower left of the blue flower?", "What shape are the petals of the
          red flower?", "Why does the pink flower wilt?" (a snail, shade or drought, drawn there)
 data     garden scenes; rows with a short text as solution (data/rows.py)
-reward   the normalised text as a whole + asked-for format; with --dense, its token F1
+reward   the normalised text as a whole + format; with --dense, its token F1
 metric   strict accuracy; "loose" accepts a substring in either direction, as Visual-RFT does
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """

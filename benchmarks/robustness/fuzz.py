@@ -47,7 +47,6 @@ from train_sft import SFTConfig
 from training.checkpoint import why_unusable
 
 LIMIT = 1.0  # seconds of one case
-SIZES = ("train_size", "held_out_size", "held_out_per_class")  # of the tasks
 SETTINGS = settings(deadline=None, database=None, phases=[Phase.generate])
 SETTINGS = settings(SETTINGS, suppress_health_check=list(HealthCheck))
 WORDS = (
@@ -74,7 +73,8 @@ def examples() -> list[tuple[Task, Example, float]]:
     """Every task with some of its examples, and what the right answer earns."""
     processor, triples = Processor(BASE_MODEL), []
     for name in TASKS:
-        sizes = {flag: 3 for flag in SIZES if reads(name, flag)}
+        flags = ("train_size", "held_out_size", "held_out_per_class")
+        sizes = {flag: 3 for flag in flags if reads(name, flag)}
         task = load_task(GRPOConfig(task=name, **sizes), processor)
         for example in task.train[:3]:
             right = completion_text(example.target, "think", example.reasoning)
@@ -215,16 +215,16 @@ def file_target(seeds: Callable[[], list[bytes]], name: str, read: Callable) -> 
     return seeds, partial(reading, name, read)
 
 
-def records(path: Path) -> object:
-    return load_records(str(path), 1.0)
-
-
 TARGETS: dict[str, Target] = {
     "completions": (completions, check_completion),
     "rows, jsonl": file_target(
-        lambda: [b"\n".join(as_json(*rows)) for rows in (ROWS, PAIRS)], "set.jsonl", records
+        lambda: [b"\n".join(as_json(*rows)) for rows in (ROWS, PAIRS)],
+        "set.jsonl",
+        lambda p: load_records(str(p), 1.0),
     ),
-    "rows, json": file_target(lambda: as_json(ROWS, PAIRS), "set.json", records),
+    "rows, json": file_target(
+        lambda: as_json(ROWS, PAIRS), "set.json", lambda p: load_records(str(p), 1.0)
+    ),
     "coco": file_target(lambda: as_json(COCO), "coco.json", lambda p: load_coco(p, None, 1.0)),
     "refer": file_target(
         lambda: as_json(COCO | {"refs": [REF]}),

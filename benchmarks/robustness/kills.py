@@ -88,9 +88,8 @@ def differences(straight: Path, resumed: Path) -> list[str]:
     names = ["completions.jsonl", "gallery.jsonl"]
     names += [f"step_{step}/hf/model.safetensors" for step in (4, 5, 6)]
     names += [f"step_{step}/trainer/optimizer.safetensors" for step in (4, 5, 6)]
-    same = {n for n in names if (straight / n).read_bytes() == (resumed / n).read_bytes()}
-    same |= {"metrics.jsonl"} if metrics(straight) == metrics(resumed) else set()
-    return [name for name in (*names, "metrics.jsonl") if name not in same]
+    different = [n for n in names if (straight / n).read_bytes() != (resumed / n).read_bytes()]
+    return different + (["metrics.jsonl"] if metrics(straight) != metrics(resumed) else [])
 
 
 def metrics(directory: Path) -> list[dict]:
@@ -136,8 +135,8 @@ def main() -> None:
             print(f"{kills.total()} kills, {runs} runs, {len(wrong)} wrong", file=sys.stderr)
     print(f"{machine()}; {time.time() - start:.0f} s; seed {args.seed}; {FLAGS}")
     print("\n".join(wrong) or f"{runs} runs, each the same bit for bit as the undisturbed one")
-    report = {"kills": kills.total(), "runs": runs, "wrong": wrong, "started_anew": anew}
-    print(json.dumps(report | {"phases": dict(kills), "ended_before_the_kill": unhurt}))
+    results = {"kills": kills.total(), "runs": runs, "wrong": wrong, "started_anew": anew}
+    print(json.dumps(results | {"phases": dict(kills), "ended_before_the_kill": unhurt}))
     if wrong:
         raise SystemExit(1)
 

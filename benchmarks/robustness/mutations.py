@@ -4,8 +4,7 @@
     python -m benchmarks.robustness.mutations --only shift
 
 The bugs are those that reinforcement fine-tuning code has really had: they train, and learn the
-wrong thing. Prints a table of bug, file and the first test that sees it; exit code 1 if one is not
-seen.
+wrong thing. Prints a table of bug, file and first red test; exit code 1 if a bug is not seen.
 """
 
 import json
@@ -27,7 +26,7 @@ from benchmarks.timing import ROOT, Table, machine
 class Bug:
     name: str
     file: str
-    right: str  # stands in the file exactly once
+    right: str  # occurs in the file exactly once
     wrong: str
     tests: str  # where the first red test is expected
 
@@ -129,7 +128,7 @@ def first_red(bug: Bug, copy: Path) -> str | None:
     path = copy / bug.file
     source = path.read_text(encoding="utf-8")
     if source.count(bug.right) != 1:
-        raise SystemExit(f"{bug.file}: {bug.right!r} stands there {source.count(bug.right)} times")
+        raise SystemExit(f"{bug.file}: {bug.right!r} occurs {source.count(bug.right)} times")
     path.write_text(source.replace(bug.right, bug.wrong), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(

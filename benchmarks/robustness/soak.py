@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             accuracy = train_grpo.train(cfg)["eval/strict"]
         rows.append(held_now())
         line = "{:.1f} MB, {} descriptors, {} threads".format(*rows[-1])
-        seconds = f"{time.time() - start:.0f} s"
-        print(f"run {len(rows)}, {seconds}: {line}, {accuracy:.1%}", file=sys.stderr)
+        print(f"run {len(rows)}: {line}, {accuracy:.1%}", file=sys.stderr, flush=True)
     memory, descriptors, threads = (list(column) for column in zip(*rows[WARM_UP:], strict=True))
     growth, error = slope(memory)
     print(f"{machine()}; {time.time() - start:.0f} s; {len(rows)} runs; {' '.join(flags)}")

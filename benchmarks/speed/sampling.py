@@ -45,8 +45,8 @@ def require_same_greedy_tokens(work: Workload, peer, prompts: list) -> None:
 @torch.inference_mode()
 def compare(work: Workload, peer, N: int, G: int, length: int | None, rounds: int) -> dict:
     prompts, C, short = work.questions(N, length), work.size.C, max(4, work.size.C // 8)
-    keep_features(work.model, kept := work.questions(N, length))  # the tower is not in question
-    copies = [prompt for prompt in kept for _ in range(G)]
+    keep_features(work.model, with_features := work.questions(N, length))  # not timed
+    copies = [prompt for prompt in with_features for _ in range(G)]
     candidates = {
         "ours": partial(work.rollout, prompts, G, C),
         "ours, short": partial(work.rollout, prompts, G, short),

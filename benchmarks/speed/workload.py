@@ -2,8 +2,7 @@
 
 --size bundled   the bundled base and the garden's pictures; the default on a CPU
 --size 2b        random weights at the dimensions of Qwen2-VL-2B; the default on a GPU
---size small     random weights in the form of the bundled base, and little to do: shows that a
-                 script runs, not how fast
+--size small     random weights and small shapes: shows that a script runs, not how fast
 """
 
 import argparse

@@ -13,14 +13,7 @@ from PIL import Image
 
 import train_grpo
 import train_sft
-from benchmarks.learning import (
-    garden_picture,
-    headline,
-    learning_curve,
-    loose_rewards,
-    runs,
-    task_table,
-)
+from benchmarks.learning import headline, learning_curve, loose_rewards, runs, task_table
 from benchmarks.robustness import fuzz, mutations, soak
 from benchmarks.timing import Table, interleaved, ratio
 from data.examples import Example
@@ -143,21 +136,20 @@ def test_the_headline_fills_every_cell_once_and_resumes(in_process, tmp_path, ca
     assert cell["flags"] == flags and round(3 * cell["metrics"]["strict"], 2) in (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize(
-    "rule, text, target, total",
-    [
+def test_loose_rewards_pay_what_their_sources_pay():
+    for rule, text, target, total in (
         (loose_rewards.name, "<think></think><answer>Solara</answer>", "Solara minor", 2.0),
         (loose_rewards.name, "", "Solara minor", 1.0),
         (loose_rewards.number, "<think>3 - 2 = 2</think><answer>2</answer>", "3", 2.0),
         (loose_rewards.number, "<answer>4</answer>", "3", 0.0),
         (loose_rewards.yes_no, "I know it is yes", "no", 1.0),
-    ],
-)
-def test_loose_rewards_pay_what_their_sources_pay(rule, text, target, total):
-    assert rule([text], Example("e", (), "?", target)) == [total]
+    ):
+        assert rule([text], Example("e", (), "?", target)) == [total]
 
 
 def test_the_pictures_of_the_readme_are_those_of_the_garden_and_of_runs(tmp_path, monkeypatch):
+    from benchmarks.learning import garden_picture  # a script: it changes sys.path
+
     (tmp_path / "assets").mkdir()
     monkeypatch.setattr(garden_picture, "ROOT", tmp_path)
     garden_picture.main()

@@ -147,15 +147,11 @@ def test_shuffled_labels_are_a_derangement_of_the_training_classes_and_change_no
         assert data_hash(wrong.splits[name]) == data_hash(examples)
 
 
-def test_shuffled_labels_depend_on_the_seed_alone():
+def test_shuffled_labels_depend_on_the_seed_and_the_classes_alone():
     examples = [Example(str(i), (), "?", f"class {i % 9}") for i in range(18)]
-    orders = {tuple(e.target for e in cls.shuffled(examples, seed)) for seed in range(8)}
-    assert len(orders) == 8
-    assert cls.shuffled(examples, 3) == cls.shuffled(examples, 3)
-    assert cls.shuffled(examples[::-1], 3) == cls.shuffled(examples, 3)[::-1]
-
-
-def test_two_spellings_of_one_class_stay_one_class_when_shuffled():
+    orders = [tuple(e.target for e in cls.shuffled(examples, seed)) for seed in range(8)]
+    assert len(set(orders)) == 8
+    assert tuple(e.target for e in cls.shuffled(examples[::-1], 3))[::-1] == orders[3]
     # "Rose" used to become "rose" now and then: a "wrong" label that is right.
     spellings = ("Rose", "rose", "iris", "Iris ")
     examples = [Example(str(i), (), "?", name) for i, name in enumerate(spellings)]
@@ -177,7 +173,6 @@ def test_digits_come_from_the_rl_half_and_shots_are_not_held_out():
     assert Counter(e.target for e in task.splits["held_out"]) == dict.fromkeys(DIGIT_NAMES, 8)
     examples = everything(task)
     assert set(ids(examples)) <= {item.id for item in read_digits("rl")}
-    assert not set(ids(examples)) & {item.id for item in read_digits("pretrain")}
     assert not {pixels(e) for e in task.train} & {pixels(e) for e in task.splits["held_out"]}
     assert {e.question for e in examples} == {f"Which digit is this? {INSTRUCTIONS['think']}"}
 

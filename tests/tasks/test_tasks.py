@@ -1,7 +1,7 @@
 """What every task guarantees: splits never meet, the exact answer is best, metrics are right.
 
 The nine tasks beside classification, on the generated garden and on small sets of rows and
-annotations as people have them; and a tenth, made here. Run: pytest tests/tasks/test_tasks.py
+annotations as people have them; and a tenth, defined here. Run: pytest tests/tasks/test_tasks.py
 """
 
 import contextlib
@@ -184,6 +184,18 @@ def test_the_exact_answer_is_the_best_one_and_silence_the_worst(name, mode):
     assert differ > len(task.train) / 3  # questions do not all have one answer
 
 
+def test_tolerance_and_order_reach_reward_and_metric(garden):
+    calls = ["change_color(cube_1, red)", "change_size(ball_2, small)"]
+    for name, flags, target, answer, by_default in (
+        ("measure", {"tolerance": 0.1}, "10", "11", 0.0),
+        ("change", {"ordered": True}, ", ".join(calls), ", ".join(calls[::-1]), 1.0),
+    ):
+        text, example = completion(answer), Example("a", (), "?", target)
+        for task, right in ((garden[name], by_default), (load(name, **flags), 1.0 - by_default)):
+            assert task.scores(text, example)["strict"] == right
+            assert task.reward(text, example, WEIGHTS, 0.0).parts["correct"] == right
+
+
 IS_TARGET = {"det": is_box_list, "ovd": is_box_list, "ground": is_one_box, "change": parse_calls}
 
 
@@ -266,7 +278,7 @@ def test_cumulative_iou_is_all_intersections_over_all_unions():
     examples = [Example(target, (), "Where?", target) for target in targets]
     for answers, expected in (
         (targets, 1.0),
-        (["[0, 0, 100, 50]", "[0, 0, 100, 300]"], (5000 + 30000) / 40000),
+        (["[0, 0, 100, 50]", "[0, 0, 200, 300]"], (5000 + 30000) / (10000 + 60000)),
         (["nowhere", "[[0, 0, 100, 300], [0, 0, 9, 9]]"], 0.0),  # no box, or two
     ):
         texts = [completion(answer) for answer in answers]
@@ -388,8 +400,7 @@ def test_i36_all_questions_about_a_picture_are_on_one_side_even_of_a_copy(tmp_pa
 
 
 def test_questions_that_cannot_be_split_or_replaced_are_refused(tmp_path):
-    path = write_rows(tmp_path, one_row("How many?", "3"), 1)
-    path.write_text(path.read_text() + "\n" + path.read_text())
+    path = write_rows(tmp_path, one_row("How many?", "3") | {"image": "1.png"}, 2)
     with pytest.raises(InputError, match="2 usable rows about 1 pictures"):
         load("count", path)
     with pytest.raises(InputError, match="--question: the data asks"):
