@@ -33,7 +33,7 @@ class Bug:
 
 PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wrong text
     ("train_grpo.py", "tests/test_train_grpo.py"): (
-        ("the loss is a mean per micro-batch", "objective).sum(), s", "objective).mean(), s"),
+        ("the loss is a mean per micro-batch", ").sum(), s", ").sum() / weights.sum(), s"),
         ("gradient of the loss with the wrong sign", "return -(weights", "return (weights"),
         ("KL estimator with the wrong sign", "logp_ref - logp\n", "logp - logp_ref\n"),
         ("KL term added instead of subtracted", "objective - cfg.beta", "objective + cfg.beta"),
