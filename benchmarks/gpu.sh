@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tests and benchmarks on one GPU, 9 minutes at most: random weights at the dimensions of
+# Tests and speed benchmarks on one GPU, 9 minutes at most: random weights at the dimensions of
 # Qwen2-VL-2B. Needs torch >= 2.11, triton >= 3.6 and pytest; peers that are installed are measured
-# too. The table goes to $OUT/gpu.md (OUT: benchmarks/logs by default).
+# too. Tables and a JSON line each go to $OUT/gpu.md (OUT: benchmarks/logs by default).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out="${OUT:-benchmarks/logs}"
@@ -10,9 +10,9 @@ out="${OUT:-benchmarks/logs}"
     python -c "import torch, triton; print('torch', torch.__version__, 'triton', triton.__version__)"
     failed=0
     timeout 140 python -m pytest -q tests/test_gpu.py tests/kernels || failed=1
-    for id in gpu_head gpu_decode gpu_update gpu_step; do
-        echo "== $id"
-        timeout 95 python -m "benchmarks.speed.$id" || failed=1
+    for name in head sampling update step; do
+        echo "== $name"
+        timeout 95 python -m "benchmarks.speed.$name" --device cuda || failed=1
     done
     exit $failed
 } 2>&1 | tee "$out/gpu.md"

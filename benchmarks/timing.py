@@ -1,21 +1,21 @@
-"""Fair timing: candidates take turns, and what is reported is a ratio with its spread.
+"""Fair timing: candidates take turns in one process; what is reported is a ratio with its spread.
 
-`interleaved` calls functions of one process in turn. `take_turns` does the same with programs: each
-candidate lives in a process of its own, as its users run it, and waits while the others work.
+Memory is measured or counted. A benchmark ends with one line of JSON.
 """
 
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 ROOT = Path(__file__).resolve().parent.parent
 Seconds = dict[str, list[float]]  # candidate -> one number per round
@@ -33,74 +33,16 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], rounds: int = 20, warmup: int = 2
+    candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2
 ) -> Seconds:
     """Seconds of every candidate, A B A B ..., so that a busy moment hits all of them alike."""
-    for _ in range(warmup):
-        for run in candidates.values():
-            run()
-    seconds: Seconds = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            seconds[name].append(seconds_of(run))
-    return seconds
-
-
-class Turns:
-    """The candidate's end of `take_turns`."""
-
-    def __init__(self, connection: Connection):
-        self.connection = connection
-
-    def ready(self, evidence: object) -> None:
-        """Set-up is done. `evidence` is compared between the candidates before any timing."""
-        self.connection.send(evidence)
-
-    def begin(self) -> bool:
-        """Wait for the next turn; False: there is none."""
-        if not self.connection.recv():
-            return False
-        self.start = time.perf_counter()
-        return True
-
-    def end(self) -> None:
-        self.connection.send(time.perf_counter() - self.start)
-
-    def __iter__(self) -> Iterator[int]:
-        """The body of the loop is what is timed."""
-        k = 0
-        while self.begin():
-            yield k
-            self.end()
-            k += 1
-
-
-def take_turns(
-    candidates: dict[str, Callable], rounds: int, warmup: int, *args
-) -> tuple[dict[str, object], Seconds]:
-    """Run each candidate(turns, *args) in a fresh process; the evidence and the seconds of each."""
-    fresh = multiprocessing.get_context("spawn")
-    pipes, workers = {}, []
-    evidence: dict[str, object] = {}
-    for name, candidate in candidates.items():
-        pipes[name], theirs = fresh.Pipe()
-        workers.append(fresh.Process(target=candidate, args=(Turns(theirs), *args), daemon=True))
-        workers[-1].start()
-        theirs.close()  # so that a worker that dies ends the wait for it
-        evidence[name] = pipes[name].recv()
     seconds: Seconds = {name: [] for name in candidates}
     for k in range(warmup + rounds):
-        for name, pipe in pipes.items():
-            time.sleep(0.05)  # what the last candidate still does after its turn
-            pipe.send(True)
-            elapsed = pipe.recv()
+        for name, run in candidates.items():
+            elapsed = seconds_of(run)
             if k >= warmup:
                 seconds[name].append(elapsed)
-    for pipe, worker in zip(pipes.values(), workers, strict=True):
-        pipe.send(False)
-        worker.join(2)
-        worker.kill()
-    return evidence, seconds
+    return seconds
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -114,25 +56,91 @@ def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
     return spread([a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)])
 
 
-def shown(result: dict[str, float]) -> str:
-    return "{median:.1f} [{low:.1f}, {high:.1f}]".format(**result)
-
-
 def milliseconds(seconds: Seconds) -> dict[str, float]:
     """Median of each candidate."""
-    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    return {name: round(1000 * statistics.median(s), 3) for name, s in seconds.items()}
 
 
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "?"
+# ---- memory --------------------------------------------------------------------------------------
+
+
+class CountBytes(TorchDispatchMode):
+    """Bytes of all storages that torch makes inside, alive at once: `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        inputs = {storage._cdata for storage in storages((args, kwargs))}
+        for storage in storages(out):
+            if storage._cdata not in inputs | self.seen:
+                self.seen.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return out
+
+    def free(self, identity: int, size: int) -> None:
+        self.seen.discard(identity)
+        self.alive -= size
+
+
+def storages(tree: object) -> list[torch.UntypedStorage]:
+    return [t.untyped_storage() for t in tree_iter(tree) if isinstance(t, torch.Tensor)]
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Peak memory of a call beyond what was held before it.
+
+    A GPU's is measured. On a CPU it is counted, so it is the same on every machine.
+    """
+    if device.type == "cpu":
+        with CountBytes() as count:
+            run()
+        return count.peak
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+# ---- output --------------------------------------------------------------------------------------
 
 
 def machine() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return f"commit {commit()}, torch {torch.__version__}, {os.cpu_count()} cores, {where}"
+    return f"commit {commit or '?'}, torch {torch.__version__}, {os.cpu_count()} cores, {where}"
 
 
-def report(id: str, **results) -> None:
-    """The last line of every benchmark: one JSON object."""
+class Table:
+    """Results as a Markdown table, printed row by row; `rows` goes into the line of JSON."""
+
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    def add(self, **cells: object) -> None:
+        """Print a row, the first one below a header. None: no value."""
+        if not self.rows:
+            print("| " + " | ".join(name.replace("_", " ") for name in cells) + " |")
+            print("|---" * len(cells) + "|")
+        self.rows.append(cells)
+        print("| " + " | ".join(map(cell_text, cells.values())) + " |", flush=True)
+
+
+def cell_text(value: object) -> str:
+    """A cell: spreads with one digit after the point, other floats with four digits in all."""
+    if isinstance(value, dict):
+        return "{median:.1f} [{low:.1f}, {high:.1f}]".format(**value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report(id: str, **results: object) -> None:
+    """The last line of a benchmark: one JSON object."""
     print(json.dumps({"id": id, "machine": machine(), **results}))

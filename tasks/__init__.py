@@ -1,4 +1,4 @@
-"""Tasks: what the model is shown and what a right answer is. `TASKS` is the one table of them.
+"""Tasks: what the model sees and what a right answer is. `TASKS` is the one table of them.
 
     cls      name the class of an image              count    a number
     det      boxes of one category                   measure  a length, or a letter
@@ -6,32 +6,23 @@
     ground   the one box that a phrase means         vqa      a word
     order    what comes first, what comes next       entail   yes, no or unknown
 
-A new task is one file here and one line in `TASKS`. The file has `load(cfg, image_cfg) -> Task` and
-`FLAGS`, the flags of the command line that it reads and that not every task does.
-Next: tasks/cls.py. The others are made alike, on tasks/scenes.py.
+A new task is one file here and its name in `NAMES`. The file has `load(cfg, image_cfg) -> Task` and
+`FLAGS`, the command-line flags that it reads and that not every task does. `image_cfg` is the
+model's image preprocessing, which box tasks need; `cfg.coords` is never "auto".
+Next: tasks/cls.py. The others follow the same pattern, on tasks/scenes.py.
 """
 
 from dataclasses import fields, replace
+from importlib import import_module
 
 from config import TaskConfig
 from model.processor import Processor
 from runtime.errors import InputError
-from tasks import change, cls, count, det, entail, ground, measure, order, ovd, vqa
 from tasks.boxes import model_box_format
 from tasks.task import Task
 
-TASKS = {  # --task name -> its file
-    "cls": cls,
-    "det": det,
-    "ovd": ovd,
-    "ground": ground,
-    "count": count,
-    "measure": measure,
-    "change": change,
-    "vqa": vqa,
-    "entail": entail,
-    "order": order,
-}
+NAMES = "cls det ovd ground count measure change vqa entail order".split()
+TASKS = {name: import_module(f"tasks.{name}") for name in NAMES}  # --task -> its file
 
 
 def load_task(cfg: TaskConfig, processor: Processor) -> Task:
@@ -47,7 +38,7 @@ def load_task(cfg: TaskConfig, processor: Processor) -> Task:
 
 
 def reads(task: str, flag: str) -> bool:
-    """Whether a task reads a flag: all do, unless the flag stands in the FLAGS of other tasks."""
+    """Whether a task reads a flag: all do, unless the flag is in the FLAGS of other tasks."""
     readers = [name for name, module in TASKS.items() if flag in module.FLAGS]
     return not readers or task in readers
 

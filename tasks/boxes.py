@@ -24,10 +24,21 @@ from data.examples import Example
 from data.files import optional_import
 from data.garden.questions import NO_OBJECTS
 from model.image import ImageConfig, load_image, smart_resize
+from rewards import well_formed_box, well_formed_boxes
 from runtime.errors import InputError
 from tasks.scenes import Splits
 
 ANY_CANVAS = (1e6, 1e6)  # of boxes whose format is not known yet
+
+
+def is_box_list(text: str) -> bool:
+    """Whether the text is a usable detection target: in the grammar, every item a box."""
+    return well_formed_boxes(text, ANY_CANVAS) is not None
+
+
+def is_one_box(text: str) -> bool:
+    """Whether the text is a usable target of a grounding question: one box and nothing else."""
+    return well_formed_box(text, ANY_CANVAS) is not None
 
 
 def box_list(boxes: Sequence[Sequence[int]]) -> str:
@@ -36,22 +47,30 @@ def box_list(boxes: Sequence[Sequence[int]]) -> str:
     return json.dumps(items) if items else NO_OBJECTS
 
 
+def boxes_of(answer: str | None, example: Example) -> list[Box]:
+    """The well-formed boxes of an answer, on the example's canvas."""
+    boxes, _ = parse_boxes(answer, example.canvas) or ([], 1)
+    return boxes
+
+
+# ---- box formats ---------------------------------------------------------------------------------
+
+
 def model_box_format(cfg: TaskConfig, model_type: str) -> BoxFormat:
     """The format in which the model writes boxes: `--coords`, or that of its family.
 
-    Raises InputError for a family without a known one, so that only the user can tell.
+    Raises InputError for a family without a known one, for which the user has to say it.
     """
     return default_box_format(model_type) if cfg.coords == "auto" else cfg.coords
 
 
 def in_model_format(splits: Splits, cfg: TaskConfig, image_cfg: ImageConfig | None) -> Splits:
-    """Both parts of the splits with the boxes of their targets in `cfg.coords` (not "auto")."""
+    """The splits with the boxes of their targets in `cfg.coords` (not "auto")."""
     train, evaluated = splits
-
-    def convert(examples: list[Example]) -> list[Example]:
-        return [converted(example, cfg, image_cfg) for example in examples]
-
-    return convert(train), {name: convert(examples) for name, examples in evaluated.items()}
+    return [converted(e, cfg, image_cfg) for e in train], {
+        name: [converted(e, cfg, image_cfg) for e in examples]
+        for name, examples in evaluated.items()
+    }
 
 
 def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Example:
@@ -81,10 +100,10 @@ def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None =
         list(round_box(convert_box(box[:4], source, cfg.coords, size, resized), canvas))
         for box in boxes
     ]
-    if is_bare(example.target):
+    labels = [{} if box.label is None else {"label": box.label} for box in boxes]
+    if len(boxes) == 1 and "{" not in example.target:
         target = json.dumps(rounded[0])
-    elif any(box.label is not None for box in boxes):
-        labels = [{} if box.label is None else {"label": box.label} for box in boxes]
+    elif any(labels):
         items = zip(rounded, labels, strict=True)
         target = json.dumps([{"bbox_2d": box} | label for box, label in items])
     else:
@@ -92,25 +111,13 @@ def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None =
     return replace(example, target=target, box_format=cfg.coords, canvas=canvas)
 
 
-def is_box_list(text: str) -> bool:
-    """Whether the text is a usable detection target: in the grammar, every item a box."""
-    parsed = parse_boxes(text, ANY_CANVAS)
-    return parsed is not None and parsed[1] == 0
-
-
-def is_one_box(text: str) -> bool:
-    """Whether the text is a usable target of a grounding question: one box and nothing else."""
-    return is_box_list(text) and len(parse_boxes(text, ANY_CANVAS)[0]) == 1
-
-
-def is_bare(target: str) -> bool:
-    return is_one_box(target) and "{" not in target
+# ---- metrics of a split --------------------------------------------------------------------------
 
 
 def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """COCO's mAP (mean over IoU 0.50 to 0.95) and AP50, by pycocotools.
 
-    Every example is one image that was asked about one category, and its question, which names the
+    Every example is a question about one category in one image, and the question, which names the
     category, is COCO's category, together with the label where boxes have one. Categories without
     a true box in the split do not count, as in COCO. An answer outside the grammar has no boxes; a
     box without confidence has confidence 1.
@@ -120,19 +127,14 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
     categories: dict[tuple[str, str], int] = {}  # (question, label) -> id
     truths, detections = [], []
     for image_id, (example, text) in enumerate(zip(examples, texts, strict=True), 1):
-
-        def entry(box: Box, example=example, image_id=image_id) -> dict:
-            name = (example.question, box.label or "")
-            category_id = categories.setdefault(name, len(categories) + 1)
-            bbox = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
-            return {"image_id": image_id, "category_id": category_id, "bbox": bbox}
-
-        for box in boxes_of(example.target, example):
-            area = (box.x2 - box.x1) * (box.y2 - box.y1)
-            truths.append(entry(box) | {"id": len(truths) + 1, "area": area, "iscrowd": 0})
-        for box in boxes_of(parse_answer(text), example):
-            score = 1.0 if box.confidence is None else box.confidence
-            detections.append(entry(box) | {"score": score})
+        for answer, rows in ((example.target, truths), (parse_answer(text), detections)):
+            for box in boxes_of(answer, example):
+                name = (example.question, box.label or "")
+                row = {"id": len(rows) + 1, "image_id": image_id, "area": area(box), "iscrowd": 0}
+                row["category_id"] = categories.setdefault(name, len(categories) + 1)
+                row["bbox"] = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+                row["score"] = 1.0 if box.confidence is None else box.confidence
+                rows.append(row)
     if not detections or not truths:
         return {"mAP": 0.0, "AP50": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):  # the library reports its progress
@@ -154,28 +156,26 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
     return {"mAP": float(precision.mean()), "AP50": float(precision[0].mean())}
 
 
-def boxes_of(answer: str | None, example: Example) -> list[Box]:
-    parsed = parse_boxes(answer, example.canvas)
-    return [] if parsed is None else parsed[0]
+def area(box: Box) -> float:
+    return (box.x2 - box.x1) * (box.y2 - box.y1)
 
 
 def cumulative_iou(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """LISA's cIoU (arXiv:2308.00692) on boxes: all intersections over all unions of the split.
 
-    Areas are fractions of the canvas. An answer that is not exactly one box has no intersection,
+    An answer that is not exactly one box has no intersection,
     and its union is the true box.
     """
-    intersections, unions = [], []
+    intersections, unions = [], []  # as fractions of the canvas
     for example, text in zip(examples, texts, strict=True):
-        (true,) = boxes_of(example.target, example)
-        found = boxes_of(parse_answer(text), example)
-        size = example.canvas[0] * example.canvas[1]
-        unions.append((true.x2 - true.x1) * (true.y2 - true.y1) / size)
+        canvas = example.canvas[0] * example.canvas[1]
+        (true,), boxes = boxes_of(example.target, example), boxes_of(parse_answer(text), example)
         intersections.append(0.0)
-        if len(found) == 1:
-            (box,) = found
+        unions.append(area(true) / canvas)
+        if len(boxes) == 1:
+            (box,) = boxes
             width = max(0.0, min(box.x2, true.x2) - max(box.x1, true.x1))
             height = max(0.0, min(box.y2, true.y2) - max(box.y1, true.y1))
-            intersections[-1] = width * height / size
-            unions[-1] += (box.x2 - box.x1) * (box.y2 - box.y1) / size - intersections[-1]
+            intersections[-1] = width * height / canvas
+            unions[-1] += area(box) / canvas - intersections[-1]
     return {"cIoU": float(np.sum(intersections) / np.sum(unions))}

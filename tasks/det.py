@@ -5,7 +5,7 @@ data     garden scenes: `--shots` images that show each category, and some that 
          annotations (json with --data_root for the images); rows with a box list as solution,
          Visual-RFT's own among them
 reward   IoU of matched boxes, punishing misses, extras and duplicates (with --dense, boxes that
-         overlap by less than half count too) + confidence + asked-for format
+         overlap by less than half count too) + confidence + format
 metric   mAP and AP50 by pycocotools; strict: every box found at IoU 0.5 and no other
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
@@ -16,143 +16,155 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from config import TaskConfig
-from data.coco import (
-    REPLACED,
-    CocoImage,
-    few_shot_categories,
-    is_coco,
-    lacks,
-    load_coco,
-    usable_images,
-)
+from data import coco
+from data.coco import CocoImage
 from data.examples import Example
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.questions import DET_PROMPT, ask_det
 from data.garden.world import COLOURS, sample_scene
 from model.image import ImageConfig
-from rewards import boxes_correct, detection_reward
+from rewards import Reward, boxes_correct, detection_reward
 from runtime.errors import InputError
 from tasks.boxes import average_precision, box_list, in_model_format, is_box_list
 from tasks.scenes import (
     ID_OBJECTS,
-    Made,
+    Drawing,
     Splits,
-    draw_question,
     garden_examples,
+    make_task,
+    one_scene,
     record_splits,
-    wire,
 )
 from tasks.task import Task, Weights
 
 ABSENT_SHARE = 0.15  # training images that lack the category, as a share of those that show it
 
-FLAGS = (
-    "shots train_size held_out_size confidence_weight dense coords data_coords".split()
-)  # what this task reads
+FLAGS = "shots train_size held_out_size confidence_weight dense coords data_coords".split()
 
 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the detection task. Raises InputError for data that cannot be used."""
-    if cfg.data != "garden":
-        return wire_detection("det", cfg, real_splits(cfg), image_cfg)
-    evaluated = {
-        "held_out": one_colour_questions("det", cfg, COLOURS, "test"),
-        "ood": one_colour_questions("det", cfg, COLOURS, "test", is_ood=True),
-        "val": one_colour_questions("det", cfg, COLOURS, "val"),
-    }
-    return wire_detection("det", cfg, (few_shots(cfg, COLOURS), evaluated), image_cfg)
+    if cfg.data == "garden":
+        splits = (
+            few_shots(cfg, COLOURS),
+            {
+                "held_out": colour_questions("det", cfg, COLOURS, "test"),
+                "ood": colour_questions("det", cfg, COLOURS, "test", is_ood=True),
+                "val": colour_questions("det", cfg, COLOURS, "val"),
+            },
+        )
+    elif coco.is_coco(cfg.data):
+        images, names = coco_images(cfg)
+        splits = coco_splits(images, cfg, names, {"held_out": names})
+    else:
+        splits = record_splits(cfg, is_box_list)
+    return detection_task("det", cfg, splits, image_cfg)
+
+
+def detection_task(
+    name: str, cfg: TaskConfig, splits: Splits, image_cfg: ImageConfig | None
+) -> Task:
+    """A Task with detection's reward and metrics, its targets in the model's box format."""
+
+    def reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
+        mode, canvas = cfg.prompt_mode, example.canvas
+        return detection_reward(text, example.target, mode, weights, dense, canvas)
+
+    splits = in_model_format(splits, cfg, image_cfg)
+    metrics = dict(summary=average_precision, headline="mAP")
+    return make_task(name, cfg, splits, reward, scores, max_completion_length=144, **metrics)
+
+
+def scores(text: str, example: Example) -> dict[str, float]:
+    return {"strict": boxes_correct(text, example.target, example.canvas)}
+
+
+# ---- the garden ----------------------------------------------------------------------------------
 
 
 def few_shots(cfg: TaskConfig, colours: Sequence[str]) -> list[Example]:
     """Scenes to train on: `--shots` that show each colour, and some that lack it."""
     n_absent = max(1, round(ABSENT_SHARE * cfg.shots * len(colours)))
-    wanted = [(colour, True) for _ in range(cfg.shots) for colour in colours]
-    wanted += [(colours[k % len(colours)], False) for k in range(n_absent)]
+    cases = [(colour, True) for _ in range(cfg.shots) for colour in colours]
+    cases += [(colours[k % len(colours)], False) for k in range(n_absent)]
     examples = []
-    for k, (colour, is_present) in enumerate(wanted):
-        make = partial(shows, colour, is_present)
-        examples += garden_examples("det", make, 1, "train", cfg.split_seed, start=k)
+    for k, (colour, is_present) in enumerate(cases):
+        draw = partial(draw_colour, colour, is_present)
+        examples += garden_examples("det", draw, cfg.split_seed, range(k, k + 1), "train")
     return examples
 
 
-def one_colour_questions(
-    name: str, cfg: TaskConfig, colours: Sequence[str], split: str, is_ood: bool = False
-) -> list[Example]:
-    """`--held_out_size` questions about one of the colours each; 15 % of them find nothing."""
-    make = partial(draw_question, partial(ask_det, categories=colours))
-    return garden_examples(name, make, cfg.held_out_size, split, cfg.split_seed, is_ood)
-
-
-def shows(
+def draw_colour(
     colour: str, is_present: bool, rng: random.Random, seed: int, is_ood: bool
-) -> Made | None:
-    """A scene that shows, or does not show, the colour that is asked for."""
+) -> Drawing | None:
+    """A scene that shows, or does not show, the colour of its question."""
     scene = sample_scene(rng, rng.randint(*ID_OBJECTS))
     if any(placed.colour == colour for placed in scene) != is_present:
         return None
     return ask_det(rng, scene, categories=(colour,)), (draw_scene(scene, seed),)
 
 
-# ---- real data -----------------------------------------------------------------------------------
+def colour_questions(
+    name: str, cfg: TaskConfig, colours: Sequence[str], split: str, is_ood: bool = False
+) -> list[Example]:
+    """`--held_out_size` questions about one of the colours each; 15 % of them find nothing."""
+    draw = one_scene(partial(ask_det, categories=colours))
+    return garden_examples(name, draw, cfg.split_seed, range(cfg.held_out_size), split, is_ood)
 
 
-def real_splits(cfg: TaskConfig) -> Splits:
-    if not is_coco(cfg.data):
-        return record_splits(cfg, is_box_list)
-    images = coco_images(cfg)
-    names = common_categories(images, cfg.shots)
-    return coco_splits(images, cfg, names, {"held_out": names})
+# ---- COCO ----------------------------------------------------------------------------------------
 
 
-def coco_images(cfg: TaskConfig) -> list[CocoImage]:
+def coco_images(cfg: TaskConfig) -> tuple[list[CocoImage], list[str]]:
+    """The annotated images, and the categories with enough of them to train on and one to evaluate.
+
+    The other categories are named. Raises InputError for no category, or a box format that is
+    not pixels.
+    """
     if cfg.data_coords not in ("auto", "abs"):
         raise InputError(f"--data_coords {cfg.data_coords}: COCO's boxes are pixels (abs)")
-    return load_coco(cfg.data, cfg.data_root, cfg.max_skip)
-
-
-def common_categories(images: list[CocoImage], shots: int) -> list[str]:
-    """Categories with enough images to train on and one to evaluate; the others are named."""
+    images = coco.load_coco(cfg.data, cfg.data_root, cfg.max_skip)
     counts = Counter(name for i in images for name in i.boxes if name not in i.unsure)
-    names = sorted(name for name, count in counts.items() if count > shots)
+    names = sorted(name for name, count in counts.items() if count > cfg.shots)
     if rare := sorted({name for i in images for name in i.boxes} - set(names)):
         print(f"data: {len(rare)} categories have too few images and are left out: {rare[:10]}")
     if not names:
-        raise InputError(f"--shots {shots}: no category has more images; lower it")
-    return names
+        raise InputError(f"--shots {cfg.shots}: no category has more images; lower it")
+    return images, names
 
 
 def coco_splits(
     images: list[CocoImage],
     cfg: TaskConfig,
     trained: Sequence[str],
-    asked: Mapping[str, Sequence[str]],
+    evaluated: Mapping[str, Sequence[str]],
 ) -> Splits:
-    """`--shots` images of each trained category; the others are asked about those in `asked`.
+    """`--shots` images of each trained category; questions about `evaluated` for the other images.
 
-    `asked` names the categories of each held-out split. The order of its images depends on the seed
-    alone, so more shots are evaluated on the same ones, less those trained on. Every fourth
+    `evaluated` names the categories of each held-out split. The order of its images depends on the
+    seed alone, so more shots are evaluated on the same ones, less those trained on. Every fourth
     question asks for a category that its image is known to lack.
     """
-    shots = few_shot_categories(images, trained, cfg.shots, cfg.split_seed, cfg.max_skip)
-    train = [coco_example(image, name) for name, chosen in shots.items() for image in chosen]
-    used = {image.id for chosen in shots.values() for image in chosen}
+    shots = coco.few_shot_categories(images, trained, cfg.shots, cfg.split_seed, cfg.max_skip)
+    train = [coco_example(image, name) for name, subset in shots.items() for image in subset]
+    used = {image.id for subset in shots.values() for image in subset}
     order = images.copy()
     random.Random(cfg.split_seed).shuffle(order)
     splits = {}
-    for split, names in asked.items():
+    for split, names in evaluated.items():
         skips, examples, n_absent = SkipLog(), [], 0
-        for image in usable_images((i for i in order if i.id not in used), skips):
+        for image in coco.usable_images((i for i in order if i.id not in used), skips):
             rng = random.Random(f"{cfg.split_seed}-{image.id}")
             sure = [name for name in names if name not in image.unsure]
-            absent = [name for name in sure if lacks(image, name)]
+            absent = [name for name in sure if coco.lacks(image, name)]
             examples += [coco_example(image, name) for name in sure if name in image.boxes]
             if absent and 4 * n_absent < len(examples):
                 n_absent += 1
                 examples.append(coco_example(image, rng.choice(absent)))
             if len(examples) >= cfg.held_out_size:
                 break
-        skips.check(len(examples) + skips.counts.total(), max(REPLACED, cfg.max_skip))
+        skips.check(len(examples) + skips.counts.total(), max(coco.REPLACED, cfg.max_skip))
         if not examples:
             raise InputError(f"--data {cfg.data!r}: no image is left to evaluate; lower --shots")
         splits[split] = examples[: cfg.held_out_size]
@@ -163,23 +175,3 @@ def coco_example(image: CocoImage, category: str) -> Example:
     question = DET_PROMPT.format(category=category)
     target = box_list(image.boxes.get(category, []))
     return Example(f"{image.id}-{category}", (image.path,), question, target, "abs")
-
-
-# ---- wiring --------------------------------------------------------------------------------------
-
-
-def wire_detection(
-    name: str, cfg: TaskConfig, splits: Splits, image_cfg: ImageConfig | None
-) -> Task:
-    """A Task with detection's reward and metrics, its targets in the model's box format."""
-
-    def reward(text: str, example: Example, weights: Weights, dense: float):
-        mode, canvas = cfg.prompt_mode, example.canvas
-        return detection_reward(text, example.target, mode, weights, dense, canvas)
-
-    splits = in_model_format(splits, cfg, image_cfg)
-    return wire(name, cfg, splits, reward, scores, 144, summary=average_precision, headline="mAP")
-
-
-def scores(text: str, example: Example) -> dict[str, float]:
-    return {"strict": boxes_correct(text, example.target, example.canvas)}

@@ -3,32 +3,28 @@
 prompt   "Where is the largest flower?", "... the flower left of the blue one?", "... the flower
          that is not red?": relations, superlatives and exclusions
 data     garden scenes; RefCOCO-style or LISA-style json; rows with one box as solution
-reward   plain IoU of the one box + asked-for format
+reward   plain IoU of the one box + format
 metric   iou: mean IoU, 0 for an answer that is not one box (gIoU in LISA's terms); strict:
          acc@0.5; cIoU; "loose" takes the first box of integers in the text (VLM-R1's rule)
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
 
+<<<<<<< HEAD
 from dataclasses import replace
 from functools import partial
 
+=======
+>>>>>>> h-tasks
 from config import TaskConfig
 from data.examples import Example
 from data.garden.questions import GROUND_PROMPT, ask_ground
 from data.grounding import is_grounding, load_grounding
 from model.image import ImageConfig
-from rewards import grounding_reward
+from rewards import Reward, grounding_reward
 from runtime.errors import InputError
 from tasks.boxes import cumulative_iou, in_model_format, is_one_box
 from tasks.loose import first_box_iou
-from tasks.scenes import (
-    Splits,
-    draw_question,
-    garden_splits,
-    record_splits,
-    split_examples,
-    wire,
-)
+from tasks.scenes import Splits, make_task, one_scene, scene_splits, split_examples
 from tasks.task import Task, Weights
 
 FLAGS = "train_size held_out_size coords data_coords".split()  # what this task reads
@@ -37,20 +33,19 @@ FLAGS = "train_size held_out_size coords data_coords".split()  # what this task 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the grounding task. Raises InputError for data that cannot be used."""
 
-    def reward(text: str, example: Example, weights: Weights, dense: float):
+    def reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
         # IoU is graded already: `dense` adds nothing here.
         mode, canvas = cfg.prompt_mode, example.canvas
         return grounding_reward(text, example.target, mode, weights, canvas=canvas)
 
-    splits = in_model_format(splits_of(cfg), cfg, image_cfg)
-    return wire("ground", cfg, splits, reward, scores, 64, summary=cumulative_iou, headline="iou")
+    splits = in_model_format(source_splits(cfg), cfg, image_cfg)
+    metrics = dict(summary=cumulative_iou, headline="iou")
+    return make_task("ground", cfg, splits, reward, scores, max_completion_length=64, **metrics)
 
 
-def splits_of(cfg: TaskConfig) -> Splits:
-    if cfg.data == "garden":
-        return garden_splits("ground", partial(draw_question, ask_ground), cfg)
-    if not is_grounding(cfg.data):
-        return record_splits(cfg, is_one_box)
+def source_splits(cfg: TaskConfig) -> Splits:
+    if cfg.data == "garden" or not is_grounding(cfg.data):
+        return scene_splits("ground", cfg, one_scene(ask_ground), is_one_box)
     if cfg.data_coords not in ("auto", "abs"):
         raise InputError(f"--data_coords {cfg.data_coords}: these boxes are pixels (abs)")
     examples = [

@@ -52,11 +52,11 @@ def loose_yes_no(text: str, target: str) -> float:
     inside words, so "I know it is yes" says no, and so does the target "unknown".
     """
     block = _first_block(text)
-    found = re.search("yes|no", (text if block is None else block).lower())
+    match = re.search("yes|no", (text if block is None else block).lower())
     true = re.search("yes|no", target.lower())
     if true is None:
         raise ValueError(f"target {target[:100]!r} says neither yes nor no")
-    return 1.0 if found and found[0] == true[0] else 0.0
+    return 1.0 if match and match[0] == true[0] else 0.0
 
 
 def first_box_iou(text: str, target: str, canvas: tuple[float, float] = CANVAS) -> float:
@@ -65,9 +65,9 @@ def first_box_iou(text: str, target: str, canvas: tuple[float, float] = CANVAS) 
     The rule of VLM-R1 for referring expressions: further boxes and words around them are ignored.
     """
     (true,) = target_value(well_formed_box, target, canvas)
-    box = re.search(r"\[\d+,\s*\d+,\s*\d+,\s*\d+\]", _first_block(text) or "", re.ASCII)
-    found, _ = parse_boxes(box and box[0], canvas) or ([], 1)
-    return iou(found[0], true) if found else 0.0
+    match = re.search(r"\[\d+,\s*\d+,\s*\d+,\s*\d+\]", _first_block(text) or "", re.ASCII)
+    boxes, _ = parse_boxes(match and match[0], canvas) or ([], 1)
+    return iou(boxes[0], true) if boxes else 0.0
 
 
 def _first_block(text: str) -> str | None:

@@ -6,7 +6,7 @@ of Reason-RFT (arXiv:2503.20752).
              from the red flower? A blue, B pink", "How wide is ...? A 5, B 7, C 9, D 10"
     data     garden scenes; rows with a number or a letter as solution (data/rows.py)
     reward   a number within --tolerance (relative; only 0 itself is within reach of 0), or the
-             letter; + asked-for format; with --dense, less for numbers up to four times as far off
+             letter; + format; with --dense, less for numbers up to four times as far off
     metric   strict accuracy: the same rule; "loose" finds the number anywhere in the text
     ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
@@ -15,35 +15,26 @@ from functools import partial
 
 from answers import parse_choice, parse_number
 from config import TaskConfig
-from data.examples import Example
 from data.garden.puzzles import ask_measure
-from model.image import ImageConfig
 from rewards import measure_reward
 from tasks.loose import loose_number_correct
-from tasks.scenes import draw_question, garden_splits, record_splits, wire
-from tasks.task import Task, Weights
+from tasks.scenes import answer_task, one_scene, scene_splits
+from tasks.task import Task
 
 FLAGS = "train_size held_out_size dense tolerance".split()  # what this task reads
 
 
-def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
+def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the measuring task. Raises InputError for data that cannot be used."""
-    if cfg.data == "garden":
-        splits = garden_splits("measure", partial(draw_question, ask_measure), cfg)
-    else:
-        splits = record_splits(cfg, is_target)
-    mode, tolerance = cfg.prompt_mode, cfg.tolerance
+    splits = scene_splits("measure", cfg, one_scene(ask_measure), is_target)
+    reward = partial(measure_reward, tolerance=cfg.tolerance)
 
-    def reward(text: str, example: Example, weights: Weights, dense: float):
-        return measure_reward(text, example.target, mode, weights, dense, tolerance)
+    def loose(text: str, target: str) -> float:
+        if parse_number(target) is None:
+            return reward(text, target).parts["correct"]  # no peer has a looser rule for letters
+        return loose_number_correct(text, target, cfg.tolerance)
 
-    def scores(text: str, example: Example) -> dict[str, float]:
-        strict = measure_reward(text, example.target, tolerance=tolerance).parts["correct"]
-        if parse_number(example.target) is None:
-            return {"strict": strict, "loose": strict}  # no peer has a looser rule for letters
-        return {"strict": strict, "loose": loose_number_correct(text, example.target, tolerance)}
-
-    return wire("measure", cfg, splits, reward, scores, max_completion_length=64)
+    return answer_task("measure", cfg, splits, reward, loose, 64)
 
 
 def is_target(text: str) -> bool:

@@ -3,7 +3,7 @@
 prompt   "Order the pictures A, B, C by growth." (three pictures of one plant) and
          "Which stage comes next?" (one picture of a plant that is not yet in seed)
 data     generated plants; rows with an order of letters or numbers as solution
-reward   the whole sequence, or the stage's name, + asked-for format; with --dense, the fraction
+reward   the whole sequence, or the stage's name, + format; with --dense, the fraction
          of positions that are right
 metric   strict accuracy
 ood      four pictures to order instead of three
@@ -13,36 +13,28 @@ import random
 
 from answers import parse_sequence
 from config import TaskConfig
-from data.examples import Example
 from data.garden.drawing import draw_stage
 from data.garden.puzzles import ask_next, ask_order, sample_stages
 from data.garden.world import random_flower
-from model.image import ImageConfig
-from rewards import WEIGHTS, classification_reward, sequence_reward
-from tasks.scenes import Made, garden_splits, record_splits, wire
-from tasks.task import Task, Weights
+from rewards import Reward, classification_reward, sequence_reward
+from tasks.scenes import Drawing, answer_task, scene_splits
+from tasks.task import Task
 
 FLAGS = "train_size held_out_size dense".split()  # what this task reads
 
 
-def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
+def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the ordering task. Raises InputError for data that cannot be used."""
-    if cfg.data == "garden":
-        splits = garden_splits("order", make, cfg)
-    else:
-        splits = record_splits(cfg, is_sequence)
-
-    def reward(text: str, example: Example, weights: Weights, dense: float):
-        by_kind = sequence_reward if is_sequence(example.target) else classification_reward
-        return by_kind(text, example.target, cfg.prompt_mode, weights, dense)
-
-    def scores(text: str, example: Example) -> dict[str, float]:
-        return {"strict": reward(text, example, WEIGHTS, 0.0).parts["correct"]}
-
-    return wire("order", cfg, splits, reward, scores, max_completion_length=48)
+    splits = scene_splits("order", cfg, draw, is_sequence)
+    return answer_task("order", cfg, splits, order_reward, None, 48)
 
 
-def make(rng: random.Random, seed: int, is_ood: bool) -> Made:
+def order_reward(text: str, target: str, *args) -> Reward:
+    by_kind = sequence_reward if is_sequence(target) else classification_reward
+    return by_kind(text, target, *args)
+
+
+def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing:
     """Two of three questions are about an order, all of them out of distribution."""
     kind, flower = rng.choice(("next", "order", "order")), random_flower(rng)
     kind = "order" if is_ood else kind
@@ -52,5 +44,4 @@ def make(rng: random.Random, seed: int, is_ood: bool) -> Made:
 
 
 def is_sequence(text: str) -> bool:
-    items = parse_sequence(text)
-    return items is not None and len(items) > 1
+    return len(parse_sequence(text) or ()) > 1

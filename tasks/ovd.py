@@ -16,14 +16,7 @@ from config import TaskConfig
 from data.coco import is_coco
 from model.image import ImageConfig
 from runtime.errors import InputError
-from tasks.det import (
-    coco_images,
-    coco_splits,
-    common_categories,
-    few_shots,
-    one_colour_questions,
-    wire_detection,
-)
+from tasks.det import coco_images, coco_splits, colour_questions, detection_task, few_shots
 from tasks.task import Task
 
 BASE_COLOURS = ("red", "yellow", "white", "purple")
@@ -33,32 +26,30 @@ NEW_COCO = (
     "train", "hair drier", "toilet", "toaster", "snowboard", "frisbee", "bear",
 )  # fmt: skip
 
-FLAGS = (
-    "shots held_out_size confidence_weight dense coords data_coords".split()
-)  # what this task reads
+FLAGS = "shots held_out_size confidence_weight dense coords data_coords".split()
 
 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the task. Raises InputError for data without base or new categories."""
     if cfg.data == "garden":
-        train = few_shots(cfg, BASE_COLOURS)
-        evaluated = {
-            "held_out": one_colour_questions("base", cfg, BASE_COLOURS, "test"),
-            "ood": one_colour_questions("new", cfg, NEW_COLOURS, "test"),
-            "val": one_colour_questions("base", cfg, BASE_COLOURS, "val"),
-        }
+        splits = (
+            few_shots(cfg, BASE_COLOURS),
+            {
+                "held_out": colour_questions("base", cfg, BASE_COLOURS, "test"),
+                "ood": colour_questions("new", cfg, NEW_COLOURS, "test"),
+                "val": colour_questions("base", cfg, BASE_COLOURS, "val"),
+            },
+        )
     else:
         if not is_coco(cfg.data):
             raise InputError(f"--data {cfg.data!r}: --task ovd needs COCO annotations (json)")
-        images = coco_images(cfg)
-        names = common_categories(images, cfg.shots)
+        images, names = coco_images(cfg)
         new = [name for name in names if normalise_name(name) in NEW_COCO]
-        base = [name for name in names if normalise_name(name) not in NEW_COCO]
+        base = [name for name in names if name not in new]
         if not new or not base:
             raise InputError(
                 f"--data {cfg.data!r}: needs categories of tasks/ovd.py:NEW_COCO and others, "
                 f"has {names[:20]}"
             )
-        asked = {"held_out": base, "ood": new}
-        train, evaluated = coco_splits(images, cfg, base, asked)
-    return wire_detection("ovd", cfg, (train, evaluated), image_cfg)
+        splits = coco_splits(images, cfg, base, {"held_out": base, "ood": new})
+    return detection_task("ovd", cfg, splits, image_cfg)

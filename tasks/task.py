@@ -23,7 +23,7 @@ class Task:
             answer is right), "format", and, where the field's reference code computes a metric in
             a softer way, "loose", which is printed beside the strict one and never instead of it.
         summary: (examples, completions) -> metrics of a whole split that are no means.
-        headline: the metric that the task is known by, "strict" or another of the above.
+        headline: the metric that stands for the task, "strict" or another of the above.
         max_completion_length: tokens that an answer of this task needs in the garden.
     """
 

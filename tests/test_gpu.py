@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sample
-from benchmarks.speed.prompts import garden_prompts
+from benchmarks.speed.workload import garden_prompts
 from config import BASE_MODEL
 from kernels import group_advantages
 from model import attention, language

@@ -4,7 +4,7 @@
     python -m benchmarks.robustness.mutations --only shift
 
 The bugs are those that reinforcement fine-tuning code has really had: they train, and learn the
-wrong thing. Prints a table of bug, place and the first test that sees it; exit code 1 if one lives.
+wrong thing. Prints a table of bug, file and first red test; exit code 1 if a bug is not seen.
 """
 
 import json
@@ -17,99 +17,107 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
 import config
-from benchmarks.timing import ROOT, machine
+from benchmarks.timing import ROOT, Table, machine
 
 
 @dataclass(frozen=True)
 class Bug:
     name: str
     file: str
-    right: str  # stands in the file exactly once
+    right: str  # occurs in the file exactly once
     wrong: str
     tests: str  # where the first red test is expected
 
 
-BUGS = (
-    Bug(
-        "the trained distribution forgets the temperature",
-        "kernels/logprob.py",
-        "alpha=1.0 / temperature)  # (C, V)",
-        "alpha=1.0)  # (C, V)",
-        "tests/kernels/test_logprob.py",
+PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wrong text
+    ("train_grpo.py", "tests/test_train_grpo.py"): (
+        ("the loss is a mean per micro-batch", ").sum(), s", ").sum() / weights.sum(), s"),
+        ("gradient of the loss with the wrong sign", "return -(weights", "return (weights"),
+        ("KL estimator with the wrong sign", "logp_ref - logp\n", "logp - logp_ref\n"),
+        ("KL term added instead of subtracted", "objective - cfg.beta", "objective + cfg.beta"),
+        ("clip on one side only", "ratio.clamp(low, high)", "ratio.clamp(max=high)"),
+        ("the clipped objective takes the larger side", "torch.minimum(", "torch.maximum("),
+        (
+            "the old log-probabilities are the new ones",
+            "(logp - logp_old).exp",
+            "(logp - logp).exp",
+        ),
     ),
+<<<<<<< HEAD
     Bug(
         "next-token shift off by one",
         "model/vlm.py",
         "predictor = torch.arange(span.start - 1, span.stop - 1)  # (C_i,)",
         "predictor = torch.arange(span.start, span.stop)  # (C_i,)",
         "tests/model/test_shared_prefix.py",
+=======
+    ("training/batches.py", "tests/test_train_grpo.py"): (
+        (
+            "advantages repeated in the wrong order",
+            "rollout.advantages[n].repeat_interleave(counts)",
+            "rollout.advantages[n].repeat(int(counts.sum()))[: int(counts.sum())]",
+        ),
+>>>>>>> h-tasks
     ),
-    Bug(
-        "the end token is not part of the completion",
-        "sample.py",
-        "is_end.int().argmax(1) + 1, cut)",
-        "is_end.int().argmax(1).clamp(min=1), cut)",
-        "tests/test_sample.py",
+    ("kernels/advantage.py", "tests/kernels/test_advantage.py"): (
+        ("population standard deviation", "std(dim=1, keep", "std(dim=1, correction=0, keep"),
     ),
-    Bug(
-        "a token after the end is part of the completion",
-        "sample.py",
-        "is_end.int().argmax(1) + 1, cut)",
-        "(is_end.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
-        "tests/test_sample.py",
+    ("kernels/logprob.py", "tests/kernels/test_logprob.py"): (
+        (
+            "the trained distribution forgets the temperature",
+            "alpha=1.0 / temp",
+            "alpha=1.0 or temp",
+        ),
     ),
-    Bug(
-        "prompts repeated in the wrong order",
-        "sample.py",
-        "decoder.choose(hidden[ends].repeat_interleave(G, 0))",
-        "decoder.choose(hidden[ends].repeat(G, 1))",
-        "tests/test_sample.py",
+    ("model/attention.py", "tests/model/test_parity.py"): (
+        ("a token sees the one after it", ".tril()[None, None]", ".tril(1)[None, None]"),
     ),
-    Bug(
-        "advantages repeated in the wrong order",
-        "train_grpo.py",
-        "per_token = advantages[n].repeat_interleave(counts)",
-        "per_token = advantages[n].repeat(int(counts.sum()))[: int(counts.sum())]",
-        "tests/test_train_grpo.py",
+    ("model/vlm.py", "tests/model/test_shared_prefix.py"): (
+        ("next-token shift off by one", "(at - 1, at + length - 1)", "(at, at + length)"),
     ),
-    Bug(
-        "population standard deviation",
-        "kernels/advantage.py",
-        "rewards.std(dim=1, keepdim=True) + eps)",
-        "rewards.std(dim=1, keepdim=True, correction=0) + eps)",
-        "tests/kernels/test_advantage.py",
+    ("model/vlm.py", "tests/model/test_shared_prefix.py tests/test_sample.py"): (
+        (
+            "positions of a completion begin at the prompt's length",
+            "start + P, prompt.next_position",
+            "start + P, P",
+        ),
     ),
-    Bug(
-        "the loss is a mean per micro-batch",
-        "train_grpo.py",
-        "return -(weights * objective).sum(), stats",
-        "return -(weights * objective).sum() / weights.sum(), stats",
-        "tests/test_train_grpo.py",
+    ("sample.py", "tests/test_sample.py"): (
+        (
+            "the end token is not part of the completion",
+            "is_end.int().argmax(1) + 1, cut)",
+            "is_end.int().argmax(1).clamp(min=1), cut)",
+        ),
+        (
+            "a token after the end is part of the completion",
+            "is_end.int().argmax(1) + 1, cut)",
+            "(is_end.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
+        ),
+        (
+            "prompts repeated in the wrong order",
+            "choose(hidden[ends].repeat_interleave(G, 0))",
+            "choose(hidden[ends].repeat(G, 1))",
+        ),
+        ("stale rope offset in decoding", "[p.next_position for", "[p.next_position - 1 for"),
+        (
+            "sampling from a sharpened distribution",
+            "uniforms.double() *",
+            "uniforms.double() ** 2 *",
+        ),
+        ("all completions of a prompt draw the same numbers", ".id, b % G)", ".id, 0)"),
     ),
-    Bug(
-        "KL estimator with the wrong sign",
-        "train_grpo.py",
-        "difference = logp_ref - logp\n",
-        "difference = logp - logp_ref\n",
-        "tests/test_train_grpo.py",
+    ("training/optimizer.py", "tests/training/test_resume.py"): (
+        ("momentum is lost by a resume", "placed_like(value, m", "placed_like(0 * value, m"),
     ),
-    Bug(
-        "KL term added instead of subtracted",
-        "train_grpo.py",
-        "objective = objective - cfg.beta * kl",
-        "objective = objective + cfg.beta * kl",
-        "tests/test_train_grpo.py",
+    ("training/resume.py", "tests/training/test_resume.py"): (
+        ("logs are not cut back by a resume", "os.truncate(path, wanted)\n", "pass\n"),
     ),
-    Bug(
-        "clip on one side only",
-        "train_grpo.py",
-        "ratio.clamp(low, high) * advantages)",
-        "ratio.clamp(max=high) * advantages)",
-        "tests/test_train_grpo.py",
+    ("runtime/distributed.py", "tests/training/test_ranks.py"): (
+        ("each rank keeps its own gradient", "dist.all_reduce(parameter.grad)\n", "pass\n"),
     ),
+<<<<<<< HEAD
     Bug(
         "the clipped objective takes the larger side",
         "train_grpo.py",
@@ -193,16 +201,29 @@ BUGS = (
         "parse_name(answer) == target_value(parse_name, target) else 0.0",
         "(parse_name(answer) or '') in target_value(parse_name, target) else 0.0",
         "tests/test_rewards.py",
+=======
+    ("rewards.py", "tests/test_rewards.py"): (
+        (
+            "the empty answer is a part of every name",
+            "parse_name(answer) == target_value(parse_name, target) else 0.0",
+            "(parse_name(answer) or '') in target_value(parse_name, target) else 0.0",
+        ),
+>>>>>>> h-tasks
     ),
+}
+BUGS = tuple(
+    Bug(name, file, right, wrong, tests)
+    for (file, tests), bugs in PLANTED.items()
+    for name, right, wrong in bugs
 )
 
 
 def first_red(bug: Bug, copy: Path) -> str | None:
-    """Plant the bug in a copy, run its tests, heal the copy. The name of the first red test."""
+    """Plant the bug in a copy, run its tests, mend the copy. The name of the first red test."""
     path = copy / bug.file
     source = path.read_text(encoding="utf-8")
     if source.count(bug.right) != 1:
-        raise SystemExit(f"{bug.file}: {bug.right!r} stands there {source.count(bug.right)} times")
+        raise SystemExit(f"{bug.file}: {bug.right!r} occurs {source.count(bug.right)} times")
     path.write_text(source.replace(bug.right, bug.wrong), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -213,40 +234,31 @@ def first_red(bug: Bug, copy: Path) -> str | None:
         text=True,
     )
     path.write_text(source, encoding="utf-8")
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    return found[1] if done.returncode == 1 and found else None
+    match = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return match[1] if done.returncode == 1 and match else None
 
 
-def in_a_copy(bug: Bug, copies: "Queue[Path]") -> str | None:
-    copy = copies.get()
-    try:
+def planted_in_a_copy(bug: Bug) -> str | None:
+    ignored = (".git", "runs", ".hypothesis", ".pytest_cache", "__pycache__")
+    with tempfile.TemporaryDirectory() as work:
+        copy = shutil.copytree(ROOT, Path(work) / "copy", ignore=shutil.ignore_patterns(*ignored))
         return first_red(bug, copy)
-    finally:
-        copies.put(copy)
 
 
 def main() -> None:
     parser = config.Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default="", help="bugs whose name contains this")
-    parser.add_argument("--copies", type=int, default=2, help="that are worked on at once")
+    parser.add_argument("--jobs", type=int, default=2, help="bugs that are tested at once")
     args = parser.parse_args()
-    bugs, rows = [bug for bug in BUGS if args.only in bug.name], []
-    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(args.copies) as workers:
-        copies: Queue[Path] = Queue()
-        for number in range(args.copies):
-            copy = Path(work) / f"copy{number}"
-            left_out = shutil.ignore_patterns(
-                ".git", "runs", ".hypothesis", ".pytest_cache", "__pycache__"
-            )
-            shutil.copytree(ROOT, copy, ignore=left_out)
-            copies.put(copy)
-        for bug, test in zip(bugs, workers.map(lambda b: in_a_copy(b, copies), bugs), strict=True):
-            rows.append((bug, test))
-            print(f"| {bug.name} | `{bug.file}` | {test or '**none**'} |", flush=True)
-    lives = [bug.name for bug, test in rows if test is None]
-    print(f"{machine()}; {len(rows) - len(lives)} of {len(rows)} bugs seen")
-    print(json.dumps({"bugs": len(rows), "unseen": lives}))
-    if lives:
+    bugs, unseen = [bug for bug in BUGS if args.only in bug.name], []
+    table = Table()
+    with ThreadPoolExecutor(args.jobs) as workers:
+        for bug, test in zip(bugs, workers.map(planted_in_a_copy, bugs), strict=True):
+            table.add(bug=bug.name, file=f"`{bug.file}`", first_red_test=test or "**none**")
+            unseen += [bug.name] if test is None else []
+    print(f"{machine()}; {len(bugs) - len(unseen)} of {len(bugs)} bugs seen")
+    print(json.dumps({"bugs": len(bugs), "unseen": unseen}))
+    if unseen:
         raise SystemExit(1)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.robustness.soak --hours 2
 
 After every run: resident memory, open file descriptors, threads. The first runs warm caches up and
-are left out of the slope. Prints a line per run and the slopes with their standard errors.
+are left out of the slope. Prints a line per run and the slope with its standard error.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from benchmarks.timing import machine
 WARM_UP = 3  # runs
 
 
-def now_held() -> tuple[float, int, int]:
+def held_now() -> tuple[float, int, int]:
     """(resident MB, open file descriptors, threads) of this process, after a collection."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -36,38 +36,30 @@ def now_held() -> tuple[float, int, int]:
 
 
 def slope(values: list[float]) -> tuple[float, float]:
-    """Least squares growth per run and its standard error."""
-    place = np.arange(len(values)) - (len(values) - 1) / 2
-    growth = place @ np.array(values) / (place @ place)
-    rest = np.array(values) - np.mean(values) - growth * place
-    return float(growth), float(np.sqrt(rest @ rest / (len(values) - 2) / (place @ place)))
+    """Least-squares growth per run and its standard error."""
+    (growth, _), covariance = np.polyfit(range(len(values)), values, 1, cov=True)
+    return float(growth), float(np.sqrt(covariance[0, 0]))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = config.Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--hours", type=float, default=2.0)
-    args, flags = parser.parse_known_args()
-    base = config.parse(config.Config, flags, "")
-    began, rows = time.time(), []
-    while time.time() - began < 3600 * args.hours or len(rows) < WARM_UP + 3:
+    args, flags = parser.parse_known_args(argv)
+    base = config.parse(train_grpo.GRPOConfig, flags, "")
+    start, rows = time.time(), []
+    while time.time() - start < 3600 * args.hours or len(rows) < WARM_UP + 3:
         with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(io.StringIO()):
             cfg = replace(base, seed=len(rows), output_dir=Path(work) / "run")
             accuracy = train_grpo.train(cfg)["eval/strict"]
-        rows.append(now_held())
-        memory, descriptors, threads = rows[-1]
-        told = f"{memory:.1f} MB, {descriptors} descriptors, {threads} threads, {accuracy:.1%}"
-        print(f"run {len(rows)}, {time.time() - began:.0f} s: {told}", file=sys.stderr, flush=True)
-    kept = rows[WARM_UP:]
-    memory, descriptors, threads = ([row[i] for row in kept] for i in range(3))
+        rows.append(held_now())
+        line = "{:.1f} MB, {} descriptors, {} threads".format(*rows[-1])
+        print(f"run {len(rows)}: {line}, {accuracy:.1%}", file=sys.stderr, flush=True)
+    memory, descriptors, threads = (list(column) for column in zip(*rows[WARM_UP:], strict=True))
     growth, error = slope(memory)
-    print(f"{machine()}; {time.time() - began:.0f} s; {len(rows)} runs; {' '.join(flags)}")
-    print(
-        f"memory {memory[0]:.1f} MB at first, {memory[-1]:.1f} MB at last, most {max(memory):.1f}"
-    )
+    print(f"{machine()}; {time.time() - start:.0f} s; {len(rows)} runs; {' '.join(flags)}")
     print(f"growth {growth:+.3f} MB a run (standard error {error:.3f})")
-    print(f"descriptors {min(descriptors)} .. {max(descriptors)}, threads {max(threads)}")
-    report = {"runs": len(rows), "growth_mb": growth, "growth_error": error}
-    print(json.dumps(report | {"memory_mb": memory, "descriptors": descriptors}))
+    results = {"runs": len(rows), "growth_mb": growth, "growth_error": error}
+    print(json.dumps(results | {"memory_mb": memory, "descriptors": descriptors}))
     if descriptors[-1] > descriptors[0] or threads[-1] > threads[0]:
         raise SystemExit("open files or threads grow")
 

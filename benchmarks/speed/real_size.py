@@ -1,10 +1,11 @@
 """A real-size check without real weights: build, save, load, save again and run a 2B checkpoint.
 
+    python -m benchmarks.speed.real_size --work_dir /tmp   # 14 GB of disk, 9 GB of memory, 2 min
+
 The sizes are the published Qwen2-VL-2B's; the weights are random bfloat16. What is checked is what
 only size can break: construction without storage, sharded saving and strict loading within memory,
-names and shapes equal to those of transformers' class, and a finite forward pass.
-
-    python -m benchmarks.speed.real_size --work_dir /tmp      # 14 GB of disk, 9 GB of memory, 2 minutes
+names and shapes equal to those of transformers' class, and a finite forward pass. `--size small`
+does the same with a miniature.
 
 Prints seconds and peak memory per phase, and one JSON line at the end. The peak is the process's
 (it never falls), and counts the pages of mapped checkpoint files.
@@ -24,6 +25,8 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from benchmarks.speed.workload import SIZES, random_model, random_patches
+from benchmarks.timing import Table, report
 from model.attention import PackLayout
 from model.config import VLMConfig
 from model.vlm import VLM, Prompt, rope_positions
@@ -36,57 +39,28 @@ from model.weights import (
     save_model,
 )
 
-CONFIG = json.loads("""{
-    "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
-    "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
-    "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936,
-    "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": true, "torch_dtype": "bfloat16", "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653, "image_token_id": 151655, "video_token_id": 151656,
-    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "in_chans": 3,
-        "mlp_ratio": 4, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2,
-        "temporal_patch_size": 2}
-}""")
-FREE_BYTES = 14 * 10**9
-
-
-def random_model(cfg: VLMConfig) -> VLM:
-    """Weights cut at different places from one bank of random numbers: fast, yet all different."""
-    with torch.device("meta"):
-        model = VLM(cfg)
-    model = model.to(torch.bfloat16).to_empty(device="cpu")
-    size = 2**24
-    bank = (0.02 * torch.randn(size, generator=torch.Generator().manual_seed(0))).bfloat16()
-    bank = torch.cat([bank, bank])  # any cut of `size` numbers is in one piece
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            cut, flat = bank[7919 * i :][:size], parameter.view(-1)
-            for piece in flat.split(size):
-                piece.copy_(cut[: len(piece)])
-            if parameter.ndim == 1:
-                parameter.add_(1.0)  # norms near one; biases do no harm there either
-    return model
+FREE_GB = {"2b": 14, "small": 0.1}
+SHARD_BYTES = {"2b": 2 * 10**9, "small": 10**6}
 
 
 def sample(model: VLM) -> dict[str, torch.Tensor]:
     """64 values of every parameter, spread evenly over it."""
-    spread = {name: p.detach().view(-1) for name, p in model.named_parameters()}
-    return {n: p[torch.arange(64) * (len(p) - 1) // 63].clone() for n, p in spread.items()}
+    flat = {name: p.detach().view(-1) for name, p in model.named_parameters()}
+    return {n: p[torch.arange(64) * (len(p) - 1) // 63].clone() for n, p in flat.items()}
 
 
 def small_prompt(cfg: VLMConfig) -> Prompt:
-    """Twenty words and one 56 x 56 image: 16 patches, 4 image tokens."""
-    words, image = torch.arange(1000, 1020), torch.full((4,), cfg.image_token_id)
-    ids = torch.cat([torch.tensor([CONFIG["vision_start_token_id"]]), image, words])  # (P,)
-    pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
+    """21 words and one image of 16 patches: 4 image tokens."""
+    image = torch.full((4,), cfg.image_token_id)
+    ids = torch.cat([torch.arange(20, 25), image, torch.arange(100, 116)])  # (P,)
+    pixels = random_patches(cfg, 16, torch.Generator().manual_seed(1))
     return Prompt("tiny", ids, rope_positions(ids, [(1, 4, 4)], cfg), pixels, [(1, 4, 4)])
 
 
-def check_names_and_shapes(model: VLM) -> None:
+def check_names_and_shapes(model: VLM, config: dict) -> None:
     """Ours are transformers' own, built without storage from the same config."""
     with torch.device("meta"):
-        theirs = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(CONFIG))
+        theirs = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(config))
     reference = {published_name(n): p.shape for n, p in theirs.named_parameters()}
     assert {n: t.shape for n, t in published_tensors(model).items()} == reference
 
@@ -102,28 +76,28 @@ def check_equal_files(first: Path, second: Path) -> None:
                 assert torch.equal(a.get_tensor(key), b.get_tensor(key)), key
 
 
-def run(work: Path) -> dict[str, float]:
-    report = {}
+def run(work: Path, size: str) -> dict:
+    table, results = Table(), {}
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
-        report.update({f"{name}_seconds": round(seconds, 2), f"{name}_peak_gib": round(peak, 2)})
-        print(f"{name:8} {seconds:7.1f} s   peak {peak:5.2f} GiB", flush=True)
+        table.add(phase=name, seconds=seconds, peak_gib=peak)
 
-    source, first, second = work, work / "first", work / "second"
-    (source / "config.json").write_text(json.dumps(CONFIG, indent=2), encoding="utf-8")
-    cfg = VLMConfig.from_directory(source)
+    first, second, config = work / "first", work / "second", SIZES[size].config
+    (work / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    cfg = VLMConfig.from_directory(work)
     with phase("build"):
         model = random_model(cfg)
-        check_names_and_shapes(model)
-    expected, report["parameters"] = sample(model), sum(p.numel() for p in model.parameters())
+        check_names_and_shapes(model, config)
+    expected = sample(model)
+    results["parameters"] = sum(p.numel() for p in model.parameters())
     with phase("save"):
-        save_model(model, first, source, plan_slots(model, torch.bfloat16, 2 * 10**9))
-    report["shards"] = len(list(first.glob("*.safetensors")))
+        save_model(model, first, work, plan_slots(model, torch.bfloat16, SHARD_BYTES[size]))
+    results["shards"] = len(list(first.glob("*.safetensors")))
     del model
     with phase("load"):
         model = load_model(first, torch.bfloat16)
@@ -131,8 +105,8 @@ def run(work: Path) -> dict[str, float]:
         prompt = small_prompt(cfg)
         layout = PackLayout([25], [[]])
         logits = model.logits(model(prompt.ids, prompt.positions, layout, [prompt]))  # (P, V)
-        assert logits.shape == (25, 151936) and bool(logits.isfinite().all())
-        report["logits_std"] = round(logits.float().std().item(), 3)
+        assert logits.shape == (25, cfg.text.vocab_size) and bool(logits.isfinite().all())
+        results["logits_std"] = round(logits.float().std().item(), 3)
     with phase("resave"):
         save_model(model, second, companions=first)
     with phase("compare"):
@@ -140,14 +114,20 @@ def run(work: Path) -> dict[str, float]:
             assert torch.equal(values, expected.pop(name)), name
         assert not expected
         check_equal_files(first, second)
-    return report
+    return results | {"phases": table.rows}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work_dir", type=Path, required=True, help="emptied again afterwards")
+    parser.add_argument("--size", choices=list(FREE_GB), default="2b")
+    args = parser.parse_args(argv)
+    needed = FREE_GB[args.size]
+    if not args.work_dir.is_dir() or shutil.disk_usage(args.work_dir).free < needed * 1e9:
+        raise SystemExit(f"error: --work_dir {args.work_dir}: needs {needed} GB of free disk there")
+    with tempfile.TemporaryDirectory(dir=args.work_dir) as directory:
+        report("real_size", **run(Path(directory), args.size))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work_dir", type=Path, required=True, help="emptied again afterwards")
-    args = parser.parse_args()
-    if not args.work_dir.is_dir() or shutil.disk_usage(args.work_dir).free < FREE_BYTES:
-        raise SystemExit(f"error: --work_dir {args.work_dir}: needs 14 GB of free disk there")
-    with tempfile.TemporaryDirectory(dir=args.work_dir) as directory:
-        print(json.dumps(run(Path(directory))))
+    main()

@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.speed.head_memory import extra_bytes
+from benchmarks.speed.head import extra_bytes
 from kernels import linear_logprob, linear_logprob_ref, logprob, triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
