@@ -9,12 +9,8 @@ metric   iou: mean IoU, 0 for an answer that is not one box (gIoU in LISA's term
 ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
 
-<<<<<<< HEAD
 from dataclasses import replace
-from functools import partial
 
-=======
->>>>>>> h-tasks
 from config import TaskConfig
 from data.examples import Example
 from data.garden.questions import GROUND_PROMPT, ask_ground

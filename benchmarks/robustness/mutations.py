@@ -33,8 +33,16 @@ class Bug:
 
 PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wrong text
     ("train_grpo.py", "tests/test_train_grpo.py"): (
-        ("the loss is a mean per micro-batch", ").sum(), s", ").sum() / weights.sum(), s"),
-        ("gradient of the loss with the wrong sign", "return -(weights", "return (weights"),
+        (
+            "the loss is a mean per micro-batch",
+            "-(weights * objective).sum()",
+            "-(weights * objective).sum() / weights.sum()",
+        ),
+        (
+            "gradient of the loss with the wrong sign",
+            "-(weights * objective).sum()",
+            "(weights * objective).sum()",
+        ),
         ("KL estimator with the wrong sign", "logp_ref - logp\n", "logp - logp_ref\n"),
         ("KL term added instead of subtracted", "objective - cfg.beta", "objective + cfg.beta"),
         ("clip on one side only", "ratio.clamp(low, high)", "ratio.clamp(max=high)"),
@@ -45,21 +53,12 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
             "(logp - logp).exp",
         ),
     ),
-<<<<<<< HEAD
-    Bug(
-        "next-token shift off by one",
-        "model/vlm.py",
-        "predictor = torch.arange(span.start - 1, span.stop - 1)  # (C_i,)",
-        "predictor = torch.arange(span.start, span.stop)  # (C_i,)",
-        "tests/model/test_shared_prefix.py",
-=======
     ("training/batches.py", "tests/test_train_grpo.py"): (
         (
             "advantages repeated in the wrong order",
             "rollout.advantages[n].repeat_interleave(counts)",
             "rollout.advantages[n].repeat(int(counts.sum()))[: int(counts.sum())]",
         ),
->>>>>>> h-tasks
     ),
     ("kernels/advantage.py", "tests/kernels/test_advantage.py"): (
         ("population standard deviation", "std(dim=1, keep", "std(dim=1, correction=0, keep"),
@@ -75,13 +74,17 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
         ("a token sees the one after it", ".tril()[None, None]", ".tril(1)[None, None]"),
     ),
     ("model/vlm.py", "tests/model/test_shared_prefix.py"): (
-        ("next-token shift off by one", "(at - 1, at + length - 1)", "(at, at + length)"),
+        (
+            "next-token shift off by one",
+            "arange(span.start - 1, span.stop - 1)",
+            "arange(span.start, span.stop)",
+        ),
     ),
     ("model/vlm.py", "tests/model/test_shared_prefix.py tests/test_sample.py"): (
         (
             "positions of a completion begin at the prompt's length",
-            "start + P, prompt.next_position",
-            "start + P, P",
+            "first = prompt.next_position",
+            "first = len(prompt.ids)",
         ),
     ),
     ("sample.py", "tests/test_sample.py"): (
@@ -117,98 +120,12 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
     ("runtime/distributed.py", "tests/training/test_ranks.py"): (
         ("each rank keeps its own gradient", "dist.all_reduce(parameter.grad)\n", "pass\n"),
     ),
-<<<<<<< HEAD
-    Bug(
-        "the clipped objective takes the larger side",
-        "train_grpo.py",
-        "objective = torch.minimum(",
-        "objective = torch.maximum(",
-        "tests/test_train_grpo.py",
-    ),
-    Bug(
-        "the old log-probabilities are the new ones",
-        "train_grpo.py",
-        "ratio = (logp - logp_old).exp()",
-        "ratio = (logp - logp).exp()",
-        "tests/test_train_grpo.py",
-    ),
-    Bug(
-        "gradient of the loss with the wrong sign",
-        "train_grpo.py",
-        "return -(weights * objective).sum(), stats",
-        "return (weights * objective).sum(), stats",
-        "tests/test_train_grpo.py",
-    ),
-    Bug(
-        "positions of a completion begin at the prompt's length",
-        "model/vlm.py",
-        "first = prompt.next_position",
-        "first = len(prompt.ids)",
-        "tests/model/test_shared_prefix.py tests/test_sample.py",
-    ),
-    Bug(
-        "stale rope offset in decoding",
-        "sample.py",
-        "torch.tensor([p.next_position for p in prompts], device=device)",
-        "torch.tensor([p.next_position - 1 for p in prompts], device=device)",
-        "tests/test_sample.py",
-    ),
-    Bug(
-        "a token sees the one after it",
-        "model/attention.py",
-        "dtype=torch.bool).tril()[None, None]",
-        "dtype=torch.bool).tril(1)[None, None]",
-        "tests/model/test_parity.py",
-    ),
-    Bug(
-        "sampling from a sharpened distribution",
-        "sample.py",
-        "target = uniforms.double() * cumulative[:, -1:]",
-        "target = uniforms.double() ** 2 * cumulative[:, -1:]",
-        "tests/test_sample.py",
-    ),
-    Bug(
-        "all completions of a prompt draw the same numbers",
-        "sample.py",
-        "key = (seed, step, prompts[b // G].id, b % G)",
-        "key = (seed, step, prompts[b // G].id, 0)",
-        "tests/test_sample.py",
-    ),
-    Bug(
-        "momentum is lost by a resume",
-        "training/optimizer.py",
-        "key: placed_like(own[key], master) for key in moments",
-        "key: placed_like(0 * own[key], master) for key in moments",
-        "tests/training/test_resume.py",
-    ),
-    Bug(
-        "each rank keeps its own gradient",
-        "runtime/distributed.py",
-        "            dist.all_reduce(parameter.grad)\n",
-        "            pass\n",
-        "tests/training/test_ranks.py::test_two_ranks_make_the_run_of_one",
-    ),
-    Bug(
-        "logs are not cut back by a resume",
-        "training/checkpoint.py",
-        "            os.truncate(path, size)\n",
-        "            pass\n",
-        "tests/training/test_resume.py",
-    ),
-    Bug(
-        "the empty answer is a part of every name",
-        "rewards.py",
-        "parse_name(answer) == target_value(parse_name, target) else 0.0",
-        "(parse_name(answer) or '') in target_value(parse_name, target) else 0.0",
-        "tests/test_rewards.py",
-=======
     ("rewards.py", "tests/test_rewards.py"): (
         (
             "the empty answer is a part of every name",
             "parse_name(answer) == target_value(parse_name, target) else 0.0",
             "(parse_name(answer) or '') in target_value(parse_name, target) else 0.0",
         ),
->>>>>>> h-tasks
     ),
 }
 BUGS = tuple(
