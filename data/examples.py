@@ -3,6 +3,7 @@
 Next: data/garden/world.py generates examples; data/rows.py and data/grounding.py read them.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+
+from model.image import load_image
 
 T = TypeVar("T")
 
@@ -81,3 +84,11 @@ def shuffle(items: Sequence[T], seed: int, key: int = 0) -> list[T]:
     bits = np.random.Philox(key=np.array([seed, key], dtype=np.uint64))
     order = np.argsort(bits.random_raw(len(items)), kind="stable")
     return [items[i] for i in order]
+
+
+def pixel_hash(example: Example) -> str:
+    """SHA-256 of all pixels of its images, as `load_image` gives them."""
+    digest = hashlib.sha256()
+    for image in map(load_image, example.images):
+        digest.update(f"{image.size}".encode() + image.tobytes())
+    return digest.hexdigest()

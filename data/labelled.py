@@ -7,9 +7,7 @@ Rows such as those of Visual-RFT (arXiv:2503.01785, hub sets `laolao77/ViRFT_CLS
 data/rows.py; here their solution is the class name. Bad records are treated as described there.
 """
 
-import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from answers import MAX_NAME_CHARS, normalise_name
-from data.examples import shuffle
+from data.examples import Example, pixel_hash, shuffle
 from data.files import (
     MAX_SKIP,
     SkipLog,
@@ -33,40 +31,32 @@ from runtime.errors import InputError
 IMAGE_SUFFIXES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .avif".split()
 # Pictures that `load_image` refuses by name: listed, so that they are counted and not ignored.
 FOREIGN_SUFFIXES = ".heic .heif .svg .pdf .eps".split()
+DIGIT_PROMPT, ANY_PROMPT = "Which digit is this?", "Which class does this image show?"
 DIGIT_NAMES = "zero one two three four five six seven eight nine".split()
 ACCEPTED = ACCEPTED_ROWS + ', a folder with one sub-folder of images per class, "digits"'
 
 
-@dataclass(frozen=True)
-class LabelledImage:
-    """One image and its class name; `question` only where the data set brings its own prompt."""
-
-    id: str
-    image: Image.Image | Path
-    label: str
-    question: str | None = None
-
-
 def load_labelled(
     data: str, max_skip: float = MAX_SKIP, data_root: Path | None = None
-) -> list[LabelledImage]:
+) -> list[Example]:
     """Read what `--data` names; print the schema that matched and how many records were skipped.
 
-    "digits" always means the scans of scikit-learn (a folder of that name is "./digits").
+    The target of an example is its class name. "digits" always means the scans of scikit-learn (a
+    folder of that name is "./digits").
 
     Raises:
         InputError: any other source, an empty set, one class only, or too many skipped records.
     """
     skips = SkipLog()
     if data == "digits":
-        schema, items = "scikit-learn digits, RL half", keep_readable(read_digits("rl"), skips)
+        schema, items = "scikit-learn digits, RL half", readable(read_digits("rl"), skips)
     elif Path(data).is_dir() and not is_row_source(Path(data)):
         schema = "folder of class folders"
-        items = keep_readable(read_image_folder(Path(data)), skips)
+        items = readable(read_image_folder(Path(data)), skips)
     else:
         schema, items = read_labelled_rows(data, skips, data_root)
     skips.check(len(items) + skips.counts.total(), max_skip)
-    classes = {normalise_name(item.label): item.label for item in items}
+    classes = {normalise_name(item.target): item.target for item in items}
     check_names(classes.values(), f"--data {data!r}")
     if len(classes) < 2:
         only = f"only one class, {[*classes.values()]}" if classes else "no class"
@@ -75,14 +65,14 @@ def load_labelled(
     return items
 
 
-def keep_readable(items: list[LabelledImage], skips: SkipLog) -> list[LabelledImage]:
+def readable(items: list[Example], skips: SkipLog) -> list[Example]:
     """Return the items whose image `load_image` accepts; count the others as "unreadable"."""
-    return skips.readable(items, lambda item: load_image(item.image).size)
+    return skips.readable(items, lambda item: load_image(item.images[0]).size)
 
 
 def few_shot_split(
-    items: list[LabelledImage], shots: int, seed: int, held_out_per_class: int | None = None
-) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    items: list[Example], shots: int, seed: int, held_out_per_class: int | None = None
+) -> tuple[list[Example], list[Example]]:
     """Split into exactly `shots` training images per class and a held-out rest, capped if asked.
 
     Each class is shuffled once; shots come from the front, held-out images from the back. So fewer
@@ -95,7 +85,7 @@ def few_shot_split(
     """
     classes = defaultdict(list)
     for item in sorted(items, key=lambda item: item.id):
-        classes[normalise_name(item.label)].append(item)
+        classes[normalise_name(item.target)].append(item)
     classes = {name: shuffle(classes[name], seed, k) for k, name in enumerate(sorted(classes))}
     if small := [f"{name!r} has {len(m)}" for name, m in classes.items() if len(m) <= shots]:
         raise InputError(
@@ -103,14 +93,14 @@ def few_shot_split(
             f"{', '.join(small[:10])} ({len(small)} classes); lower --shots or add images"
         )
     train = [item for members in classes.values() for item in members[:shots]]
-    train_hashes = {_pixel_hash(item) for item in train}
+    train_hashes = {pixel_hash(item) for item in train}
     held_out, n_overlap = [], 0
     for name, members in classes.items():
         of_class = []
         for item in reversed(members[shots:]):
             if len(of_class) == held_out_per_class:
                 break
-            if _pixel_hash(item) in train_hashes:
+            if pixel_hash(item) in train_hashes:
                 n_overlap += 1
             else:
                 of_class.append(item)
@@ -125,16 +115,11 @@ def few_shot_split(
     return train, held_out
 
 
-def _pixel_hash(item: LabelledImage) -> str:
-    image = load_image(item.image)
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def read_image_folder(root: Path) -> list[LabelledImage]:
+def read_image_folder(root: Path) -> list[Example]:
     """Read `root/<class name>/<image>`: one sub-folder per class, its name is the label.
 
     The images are the files directly inside whose suffix, in any case, is in IMAGE_SUFFIXES (or in
-    FOREIGN_SUFFIXES, for `keep_readable` to refuse). Hidden files and deeper folders are ignored.
+    FOREIGN_SUFFIXES, for `readable` to refuse). Hidden files and deeper folders are ignored.
 
     Raises:
         InputError: no class folder, one without images, two whose names count as the same answer,
@@ -155,12 +140,14 @@ def read_image_folder(root: Path) -> list[LabelledImage]:
                 f"--data {str(root)!r}: class folder {folder.name!r} has no images directly inside "
                 f"({' '.join(IMAGE_SUFFIXES)}); remove it, or name the folder of the class folders"
             )
-        items += [LabelledImage(name, inside(root, name, name), folder.name) for name in names]
-    check_files((item.id, item.image) for item in items)
+        paths = [inside(root, name, name) for name in names]
+        pairs = zip(names, paths, strict=True)
+        items += [Example(name, (path,), ANY_PROMPT, folder.name) for name, path in pairs]
+    check_files((item.id, item.images[0]) for item in items)
     return items
 
 
-def read_digits(split: Literal["pretrain", "rl"]) -> list[LabelledImage]:
+def read_digits(split: Literal["pretrain", "rl"]) -> list[Example]:
     """Read scikit-learn's 1797 handwritten digits: 8x8 scans, bright on black, as RGB images.
 
     The split is by index in `load_digits`: even indices ("pretrain", 899 scans) are for the bundled
@@ -172,13 +159,14 @@ def read_digits(split: Literal["pretrain", "rl"]) -> list[LabelledImage]:
     for index in range(parity, len(scans.target), 2):
         gray = np.rint(scans.images[index] * 255 / 16).astype(np.uint8)  # (8, 8), from 0..16
         image = Image.fromarray(gray).convert("RGB")
-        items.append(LabelledImage(f"digits/{index}", image, DIGIT_NAMES[scans.target[index]]))
+        name = DIGIT_NAMES[scans.target[index]]
+        items.append(Example(f"digits/{index}", (image,), DIGIT_PROMPT, name))
     return items
 
 
 def read_labelled_rows(
     data: str, skips: SkipLog, data_root: Path | None = None
-) -> tuple[str, list[LabelledImage]]:
+) -> tuple[str, list[Example]]:
     """Read rows (data/rows.py) with one image and a class name; return their schema as well.
 
     Rows whose solution has no letter, digit or other sign of a name are skipped and counted.
@@ -191,7 +179,7 @@ def read_labelled_rows(
         if e.target.startswith(("[", "{")):
             raise InputError(f"{e.id}: the solution is a box list, no class name; see --task")
         if normalise_name(e.target[:MAX_NAME_CHARS]):
-            items.append(LabelledImage(e.id, e.images[0], e.target, e.question))
+            items.append(e)
         else:
             skips.add("solution is no name", e.id)
     return columns_of(schema), items

@@ -15,11 +15,9 @@ have `train` and `held_out`. Next: train_grpo.py.
 import random
 from dataclasses import replace
 
-import numpy as np
-
 from answers import normalise_name
 from config import TaskConfig
-from data.examples import Example
+from data.examples import Example, shuffle
 from data.garden.drawing import draw_flower, outdoors
 from data.garden.questions import CLS_PROMPT, ask_cls
 from data.garden.world import OOD_SPECIES, RL_SPECIES, class_examples
@@ -29,9 +27,6 @@ from runtime.errors import InputError
 from tasks.loose import loose_name_correct
 from tasks.scenes import Splits, answer_task
 from tasks.task import Task
-
-DIGIT_PROMPT = "Which digit is this?"
-ANY_PROMPT = "Which class does this image show?"
 
 FLAGS = "shots held_out_per_class shuffle_labels dense".split()  # what this task reads
 
@@ -65,12 +60,8 @@ def garden_splits(cfg: TaskConfig) -> Splits:
 
 def labelled_splits(cfg: TaskConfig) -> Splits:
     """Any labelled images: `--shots` of every class to train on, other ones held out."""
-    prompt = DIGIT_PROMPT if cfg.data == "digits" else ANY_PROMPT
     items = load_labelled(cfg.data, cfg.max_skip, cfg.data_root)
-    train, held_out = (
-        [Example(i.id, (i.image,), i.question or prompt, i.label) for i in part]
-        for part in few_shot_split(items, cfg.shots, cfg.split_seed, cfg.held_out_per_class)
-    )
+    train, held_out = few_shot_split(items, cfg.shots, cfg.split_seed, cfg.held_out_per_class)
     return train, {"held_out": held_out}
 
 
@@ -78,10 +69,8 @@ def shuffled(examples: list[Example], seed: int) -> list[Example]:
     """The same images with wrong names: classes in a random order, each named like the next."""
     # Keyed by the normalised name: "Rose" and "rose" are one class, and not wrong for each other.
     spelling = {normalise_name(example.target): example.target for example in examples}
-    names = sorted(spelling)
-    if len(names) < 2:
+    if len(spelling) < 2:
         raise InputError("--shuffle_labels: needs two classes at least")
-    bits = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
-    order = [names[i] for i in np.argsort(bits.random_raw(len(names)), kind="stable")]
+    order = shuffle(sorted(spelling), seed)
     wrong = dict(zip(order, order[1:] + order[:1], strict=True))
     return [replace(e, target=spelling[wrong[normalise_name(e.target)]]) for e in examples]

@@ -10,24 +10,21 @@ None where the drawn scene has nothing to ask; `scene_splits` makes disjoint spl
 Next: tasks/count.py, the simplest of them.
 """
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 from PIL import Image
 
 from config import TaskConfig
-from data.examples import STEPS_TOKENS, Example, full_question
+from data.examples import STEPS_TOKENS, Example, full_question, pixel_hash, shuffle
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.questions import Question
 from data.garden.world import SCENE_SUBJECT, Scene, render_seed, sample_scene
 from data.rows import load_records
-from model.image import load_image
 from rewards import Reward, format_reward
 from runtime.errors import InputError
 from tasks.task import Task, Weights
@@ -120,9 +117,7 @@ def split_examples(examples: list[Example], cfg: TaskConfig) -> Splits:
             f"--data {cfg.data!r}: {len(examples)} usable rows about {len(groups)} pictures; "
             "two pictures are needed, one to train on and one to hold out"
         )
-    bits = np.random.Philox(key=np.array([cfg.split_seed, 0], dtype=np.uint64))
-    order = np.argsort(bits.random_raw(len(groups)), kind="stable")
-    shuffled = [list(groups.values())[i] for i in order]
+    shuffled = shuffle(list(groups.values()), cfg.split_seed)
     held_out: list[Example] = []
     while len(shuffled) > 1 and len(held_out) < min(cfg.held_out_size, len(examples) // 2):
         held_out += shuffled.pop()
@@ -130,15 +125,6 @@ def split_examples(examples: list[Example], cfg: TaskConfig) -> Splits:
     held_out = held_out[: cfg.held_out_size]
     print(f"data: {len(train)} rows to train on, {len(held_out)} held out, no picture in both")
     return train, {"held_out": held_out}
-
-
-def pixel_hash(example: Example) -> str:
-    """SHA-256 of all pixels of its pictures."""
-    digest = hashlib.sha256()
-    for image in example.images:
-        upright = load_image(image)
-        digest.update(f"{upright.size}".encode() + upright.tobytes())
-    return digest.hexdigest()
 
 
 # ---- wiring --------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from config import TrainConfig
-from data.examples import Example
+from data.examples import Example, shuffle
 from model.processor import Processor
 from model.vlm import VLM, Pack, Prompt, make_pack
 from runtime import distributed
@@ -36,12 +35,13 @@ def questions_of_step(
     Endless epochs, each in its own order. A step larger than the data meets an example twice: the
     epoch in the key gives it other random numbers the second time.
     """
+    places = range(step * cfg.prompts_per_step, (step + 1) * cfg.prompts_per_step)
+    epochs = range(places[0] // len(examples), places[-1] // len(examples) + 1)
+    orders = {epoch: shuffle(examples, cfg.seed, epoch) for epoch in epochs}
     questions = []
-    for place in range(step * cfg.prompts_per_step, (step + 1) * cfg.prompts_per_step):
+    for place in places:
         epoch, index = divmod(place, len(examples))
-        bits = np.random.Philox(key=np.array([cfg.seed, epoch], dtype=np.uint64))
-        order = np.argsort(bits.random_raw(len(examples)), kind="stable")
-        example = examples[order[index]]
+        example = orders[epoch][index]
         questions.append((f"{example.id}@{epoch}", example))
     return questions
 

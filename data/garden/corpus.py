@@ -29,8 +29,7 @@ from data.garden import puzzles, questions, world
 from data.garden.drawing import draw_flower, draw_scene, draw_stage
 from data.garden.questions import CM, Question
 from data.garden.world import GRID, NO_CAUSES, PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
-from data.labelled import DIGIT_NAMES, read_digits
-from tasks.cls import DIGIT_PROMPT
+from data.labelled import DIGIT_NAMES, DIGIT_PROMPT, read_digits
 
 P_SPECIES = 0.65  # portraits of a species; the others show any combination of attributes
 P_FINE_DIGIT = 0.25
@@ -254,7 +253,7 @@ def digit_pictures(cell: int) -> list[Picture]:
     """The pretraining half of scikit-learn's digits; the preprocessor enlarges them to 64x64."""
     places = no_targets((PORTRAIT_SIZE // cell) ** 2)
     return [
-        Picture((item.image,), partial(digit_talk, DIGIT_NAMES.index(item.label)), places)
+        Picture(item.images, partial(digit_talk, DIGIT_NAMES.index(item.target)), places)
         for item in read_digits("pretrain")
     ]
 

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.examples import Example
 from data.files import SkipLog
 from data.labelled import (
-    LabelledImage,
+    ANY_PROMPT,
     few_shot_split,
-    keep_readable,
     load_labelled,
     read_digits,
     read_image_folder,
+    readable,
 )
 from runtime.errors import InputError
 
@@ -44,13 +45,17 @@ def class_folders(root: Path, **counts: int) -> Path:
     return root
 
 
-def labelled(**counts: int) -> list[LabelledImage]:
+def one(id: str, image, name: str) -> Example:
+    return Example(id, (image,), "Which?", name)
+
+
+def labelled(**counts: int) -> list[Example]:
     """Items in memory: `labelled(a=3)` has the images a/0, a/1, a/2."""
     names = [(label, i) for label, count in counts.items() for i in range(count)]
-    return [LabelledImage(f"{c}/{i}", picture(n), c) for n, (c, i) in enumerate(names)]
+    return [one(f"{c}/{i}", picture(n), c) for n, (c, i) in enumerate(names)]
 
 
-def ids(items: list[LabelledImage]) -> list[str]:
+def ids(items: list[Example]) -> list[str]:
     return [item.id for item in items]
 
 
@@ -69,9 +74,9 @@ def test_class_folders_give_sorted_items_labelled_by_folder_name(tmp_path):
     items = read_image_folder(root)
     files = ["737-800/0.png", "737-800/Z.JPG"]
     assert ids(items) == files + [f"Rose_dog/{name}.png" for name in ("0", "1", "link")]
-    assert [item.label for item in items] == ["737-800"] * 2 + ["Rose_dog"] * 3
-    assert [item.image for item in items] == [root / item.id for item in items]
-    assert all(item.question is None for item in items)
+    assert [item.target for item in items] == ["737-800"] * 2 + ["Rose_dog"] * 3
+    assert [item.images[0] for item in items] == [root / item.id for item in items]
+    assert all(item.question == ANY_PROMPT for item in items)
     assert items == read_image_folder(root)
 
 
@@ -93,7 +98,7 @@ def test_two_folders_that_are_one_answer_are_refused_by_name(tmp_path, pair):
 @pytest.mark.case("I31")
 def test_i31_similar_names_stay_different_classes(tmp_path):
     class_folders(tmp_path, **{"cat": 1, "cathedral": 1, "737": 1, "737-800": 1})
-    assert len({item.label for item in load_labelled(str(tmp_path))}) == 4
+    assert len({item.target for item in load_labelled(str(tmp_path))}) == 4
 
 
 @pytest.mark.case("I20", "I37")
@@ -153,11 +158,11 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, capsys):
     assert len(load_labelled(str(root), max_skip=0.5)) == 6
 
 
-def test_keep_readable_leaves_the_neighbours_of_a_bad_image_alone(tmp_path):
+def test_readable_leaves_the_neighbours_of_a_bad_image_alone(tmp_path):
     items = labelled(a=3)
-    bad = LabelledImage("bad", tmp_path / "missing.png", "a")
+    bad = one("bad", tmp_path / "missing.png", "a")
     skips = SkipLog()
-    assert keep_readable([items[0], bad, *items[1:]], skips) == items
+    assert readable([items[0], bad, *items[1:]], skips) == items
     assert skips.counts == {"unreadable": 1} and "bad" in skips.first[0]
 
 
@@ -169,11 +174,11 @@ def test_digit_halves_are_disjoint_complete_balanced_scans_with_names(capsys, mo
     pretrain, rl = read_digits("pretrain"), read_digits("rl")
     assert ids(pretrain) == [f"digits/{i}" for i in range(0, 1797, 2)]
     assert ids(rl) == [f"digits/{i}" for i in range(1, 1797, 2)]
-    assert not {p.image.tobytes() for p in pretrain} & {r.image.tobytes() for r in rl}
+    assert not {p.images[0].tobytes() for p in pretrain} & {r.images[0].tobytes() for r in rl}
     for half in (pretrain, rl):
-        assert min(sum(item.label == name for item in half) for name in ("zero", "nine")) > 80
-    pixels = np.asarray(rl[0].image)  # (8, 8, 3)
-    assert rl[0].label == "one" and rl[0].image.mode == "RGB" and pixels.shape == (8, 8, 3)
+        assert min(sum(item.target == name for item in half) for name in ("zero", "nine")) > 80
+    pixels = np.asarray(rl[0].images[0])  # (8, 8, 3)
+    assert rl[0].target == "one" and rl[0].images[0].mode == "RGB" and pixels.shape == (8, 8, 3)
     assert (pixels == np.rint(scans.images[1] * 255 / 16)[:, :, None]).all()
     assert ids(load_labelled("digits")) == ids(rl)
     assert "RL half: 898 images of 10 classes" in capsys.readouterr().out
@@ -197,15 +202,15 @@ def rows(tmp_path) -> list[dict]:
     ]
 
 
-def load_rows(folder: Path, rows: list[dict]) -> list[LabelledImage]:
+def load_rows(folder: Path, rows: list[dict]) -> list[Example]:
     (folder / "set.json").write_text(json.dumps(rows))
     return load_labelled(str(folder / "set.json"))
 
 
 def test_rows_give_classes_questions_and_images(tmp_path, rows, capsys):
     items = load_rows(tmp_path, rows)
-    assert [(i.id, i.label) for i in items] == [("a", "rose"), ("b", "daisy"), ("c", "737")]
-    assert {i.question for i in items} == {"Which?"} and items[2].image == tmp_path / "2.png"
+    assert [(i.id, i.target) for i in items] == [("a", "rose"), ("b", "daisy"), ("c", "737")]
+    assert {i.question for i in items} == {"Which?"} and items[2].images[0] == tmp_path / "2.png"
     schema = "Reason-RFT rows (image, problem, answer or solution, id)"
     assert f"read as {schema}: 3 images of 3 classes" in capsys.readouterr().out
 
@@ -280,7 +285,7 @@ def test_i18_a_missing_path_is_refused_with_a_hint_for_another_case(tmp_path):
 def test_split_has_exactly_the_shots_and_loses_nothing(shots):
     items = labelled(a=5, b=7)
     train, held_out = few_shot_split(items, shots, seed=0)
-    assert [sum(i.label == c for i in train) for c in "ab"] == [shots, shots]
+    assert [sum(i.target == c for i in train) for c in "ab"] == [shots, shots]
     assert sorted(ids(train) + ids(held_out)) == sorted(ids(items))
 
 
@@ -318,13 +323,13 @@ def test_i36_held_out_copies_of_training_images_are_dropped_with_a_count(tmp_pat
     items = labelled(a=6, b=6)
     train, held_out = few_shot_split(items, 1, seed=0)
     copy = tmp_path / "renamed.bmp"  # another container, the same pixels, and another label
-    train[0].image.save(copy)
-    doubled = [LabelledImage(i.id, copy, i.label) if i is held_out[-1] else i for i in items]
-    assert held_out[-1].label != train[0].label
+    train[0].images[0].save(copy)
+    doubled = [one(i.id, copy, i.target) if i is held_out[-1] else i for i in items]
+    assert held_out[-1].target != train[0].target
     capsys.readouterr()
     new_train, new_held_out = few_shot_split(doubled, 1, seed=0)
     assert ids(new_train) == ids(train) and ids(new_held_out) == ids(held_out)[:-1]
     assert "1 held-out images dropped" in capsys.readouterr().out
-    same = [LabelledImage(f"a/{i}", picture(0), "a") for i in range(4)]
+    same = [one(f"a/{i}", picture(0), "a") for i in range(4)]
     with pytest.raises(InputError, match="class 'a' has no held-out image"):
         few_shot_split(same + labelled(b=4), 1, seed=0)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import train_grpo
+from data.examples import Example
 from data.files import SkipLog
-from data.labelled import LabelledImage, keep_readable, load_labelled
+from data.labelled import load_labelled, readable
 from data.rows import load_records
 from runtime import console
 from runtime.errors import InputError
@@ -77,8 +78,8 @@ def test_a_picture_that_cannot_be_used_costs_its_record_and_the_reason_is_told(
 @pytest.mark.case("I5")
 def test_i5_a_picture_in_a_mode_without_one_reading_costs_its_record_only():
     items, skips = labelled(a=2), SkipLog()
-    odd = LabelledImage("odd", Image.new("La", (9, 9)), "a")
-    assert keep_readable([items[0], odd, items[1]], skips) == items
+    odd = Example("odd", (Image.new("La", (9, 9)),), "?", "a")
+    assert readable([items[0], odd, items[1]], skips) == items
     assert skips.counts == {"unreadable": 1} and "pixel mode La" in skips.first[0]
 
 
@@ -99,7 +100,7 @@ def test_i10_a_sound_file_of_18_kb_and_144_megapixels_is_refused_at_once(tmp_pat
     path.write_bytes(png_bytes(12_000, 12_000, 1, 0, bytes(1 + 12_000 // 8) * 12_000))
     assert path.stat().st_size < 20_000
     skips, start = SkipLog(), time.process_time()
-    assert keep_readable([LabelledImage("bomb", path, "a")], skips) == []
+    assert readable([Example("bomb", (path,), "?", "a")], skips) == []
     assert time.process_time() - start < 0.1 and "raise max_image_pixels" in skips.first[0]
 
 

@@ -19,7 +19,7 @@ from answers import normalise_name
 from config import TaskConfig
 from data.examples import INSTRUCTIONS, Example
 from data.garden.world import OOD_SPECIES, RL_SPECIES
-from data.labelled import DIGIT_NAMES, read_digits
+from data.labelled import ANY_PROMPT, DIGIT_NAMES, read_digits
 from model.image import load_image
 from reporting.provenance import data_hash
 from rewards import WEIGHTS
@@ -187,7 +187,7 @@ def test_a_folder_of_class_folders_becomes_a_task(tmp_path, capsys):
     assert Counter(e.target for e in task.train) == {"Dog_rose": 1, "iris": 1}
     assert Counter(e.target for e in task.splits["held_out"]) == {"Dog_rose": 2, "iris": 2}
     assert len(set(ids(everything(task)))) == 6 and "iris/0.png" in capsys.readouterr().out
-    assert {e.question for e in task.train} == {f"{cls.ANY_PROMPT} {INSTRUCTIONS['direct']}"}
+    assert {e.question for e in task.train} == {f"{ANY_PROMPT} {INSTRUCTIONS['direct']}"}
     text = "<answer>dog rose</answer>"
     assert [task.reward(text, e, WEIGHTS, 0.0).total for e in task.train] == [1.5, 0.5]
 
