@@ -39,6 +39,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
 from answers import (
     MAX_COMPLETION_CHARS,
     TAGS,
@@ -351,17 +354,12 @@ def calls_accuracy(answer: str | None, target: str) -> float:
 
 
 def _calls_score(calls: list[tuple], true: list[tuple], ordered: bool) -> float:
-    n = max(len(calls), len(true))
-    if ordered:
-        return sum(map(_call_credit, calls, true)) / n
-    # The best pairing has every equal pair, then most pairs with a value in common (1/4 more than
-    # the function alone), then any of the same function.
-    equal = Counter(calls) & Counter(true)
-    calls = list((Counter(calls) - equal).elements())
-    true = list((Counter(true) - equal).elements())
-    same = Counter(call[0] for call in calls) & Counter(call[0] for call in true)
-    near = [[j for j, b in enumerate(true) if _call_credit(a, b) == 0.5] for a in calls]
-    return (equal.total() + 0.25 * same.total() + 0.25 * _most_pairs(near)) / n
+    if not calls:
+        return 0.0
+    credit = np.array([[_call_credit(a, b) for b in true] for a in calls])  # (calls, true calls)
+    pairs = linear_sum_assignment(credit, maximize=True)
+    total = credit.trace() if ordered else credit[pairs].sum()
+    return float(total) / max(credit.shape)
 
 
 def _call_credit(a: tuple[str, ...], b: tuple[str, ...]) -> float:
@@ -369,22 +367,6 @@ def _call_credit(a: tuple[str, ...], b: tuple[str, ...]) -> float:
     if a == b or a[0] != b[0]:
         return float(a == b)
     return 0.5 if any(x == y for x, y in zip(a[1:], b[1:], strict=False)) else 0.25
-
-
-def _most_pairs(choices: list[list[int]]) -> int:
-    """How many rows can have one of their choices, no choice twice: Kuhn's augmenting paths."""
-    owner: dict[int, int] = {}
-
-    def assign(row: int, visited: set[int]) -> bool:
-        for choice in choices[row]:
-            if choice not in visited:
-                visited.add(choice)
-                if choice not in owner or assign(owner[choice], visited):
-                    owner[choice] = row
-                    return True
-        return False
-
-    return sum(assign(row, set()) for row in range(len(choices)))
 
 
 def sequence_reward(text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0) -> Reward:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 import answers
 import rewards
@@ -615,8 +616,7 @@ def test_iou_of_any_boxes_is_in_range(x1, y1, x2, y2, u1, v1, u2, v2):
 
 
 def best_assignment(credits: np.ndarray) -> float:
-    optimize = pytest.importorskip("scipy.optimize")
-    i, j = optimize.linear_sum_assignment(credits, maximize=True)
+    i, j = linear_sum_assignment(credits, maximize=True)
     return credits[i, j].sum()
 
 
@@ -1000,9 +1000,9 @@ def test_two_thousand_completions_are_scored_in_half_a_second(reward):
 
 
 @pytest.mark.case("I58")
-def test_answers_and_rewards_import_the_standard_library_only():
+def test_answers_and_rewards_import_nothing_that_could_run_text():
     for module in (answers, rewards):
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert names <= {"answers", *sys.stdlib_module_names}
+        assert names <= {"answers", "numpy", "scipy", *sys.stdlib_module_names}
