@@ -170,19 +170,24 @@ def parse(kind: type[C], argv: list[str] | None, description: str, **choices: It
 
 
 def given_flags(
-    kind: type[C], argv: list[str] | None, description: str, **choices: Iterable[str]
+    kind: type[C],
+    argv: list[str] | None,
+    description: str = "",
+    exit_on_error: bool = True,
+    **choices: Iterable[str],
 ) -> dict[str, Any]:
     """The flags that stand on the command line; `-` and `_` are the same in their names.
 
     Args:
         choices: the values that a flag may take, where its type does not say so.
-    Exits with code 2 and one line for an unknown flag.
+    For an unknown flag or a wrong value exits with code 2 and one line, or raises ArgumentError.
     """
     argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser = Parser(
         usage="%(prog)s [--flag value ...]",
         description=description,
         allow_abbrev=False,
+        exit_on_error=exit_on_error,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34),
     )
     for item in dataclasses.fields(kind):
@@ -246,15 +251,17 @@ def command(config: TrainConfig, processes: int = 1) -> str:
     words = ["python"] if processes == 1 else ["torchrun", f"--nproc_per_node={processes}"]
     words += [config.script, "--task", config.task]
     for name in changed_flags(config):
-        value = getattr(config, name)
-        if name in ("task", "output_dir", "resume_from_checkpoint"):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:  # "=" where the value looks like a flag itself
-            text = str(value)
-            words += [f"--{name}={text}"] if text[:1] == "-" else [f"--{name}", text]
+        if name not in ("task", "output_dir", "resume_from_checkpoint"):
+            words += _words(name, getattr(config, name))
     return shlex.join(words)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A setting as it stands on the command line."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    text = str(value)  # "=" where the value looks like a flag itself
+    return [f"--{name}={text}"] if text[:1] == "-" else [f"--{name}", text]
 
 
 # ---- JSON ----------------------------------------------------------------------------------------
@@ -286,16 +293,14 @@ def load(kind: type[C], path: Path, strict: bool = True) -> C:
     raw = read_settings(path)
     script = raw.pop("script", None)
     if strict and script != kind.script:
-        raise InputError(f"{path}: is of a run of {script}, not of {kind.script}")
-    types_by_name = {item.name: item.type for item in dataclasses.fields(kind)}
+        raise InputError(f"{path}: not a run of {kind.script}, but of {script or 'no script'}")
+    unknown = raw.keys() - {item.name for item in dataclasses.fields(kind)}
+    words = ["=".join(_words(name, raw[name])) for name in raw.keys() - unknown]
     try:
-        values = {
-            name: _from_json(name, value, types_by_name[name]) if name in types_by_name else value
-            for name, value in raw.items()
-            if strict or name in types_by_name
-        }
-        return kind(**values)
-    except (ValueError, TypeError) as error:
+        if strict and unknown:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        return kind(**given_flags(kind, words, exit_on_error=False))
+    except (ValueError, argparse.ArgumentError) as error:
         raise InputError(f"{path}: not a {kind.__name__} of this version ({error})") from None
 
 
@@ -310,17 +315,3 @@ def read_settings(path: Path) -> dict:
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must hold a JSON object, not {type(raw).__name__}")
     return raw
-
-
-def _from_json(name: str, value: Any, annotation: Any) -> Any:
-    """The value of a field, or ValueError if JSON holds one that the command line would refuse."""
-    inner, optional = _inner_type(annotation)
-    if value is None and optional:
-        return None
-    if get_origin(inner) is Literal:
-        fits = value in get_args(inner)
-    else:  # whole numbers stand for floats in JSON; True is no number
-        fits = type(value) in {Path: (str,), float: (float, int)}.get(inner, (inner,))
-    if not fits:
-        raise ValueError(f"{name} {value!r} does not fit {annotation}")
-    return Path(value) if inner is Path else value

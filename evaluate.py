@@ -18,16 +18,7 @@ from pathlib import Path
 import torch
 
 import config
-from config import (
-    BASE_MODEL,
-    TaskConfig,
-    flag,
-    require,
-    require_counts,
-    require_temperature,
-)
-from data.examples import Example
-from data.files import SkipLog
+from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
 from model.processor import Processor
 from model.weights import load_model
 from runtime import console, distributed
@@ -36,7 +27,7 @@ from runtime.errors import InputError
 from runtime.run_directory import last_model
 from tasks import TASKS, load_task
 from tasks.task import Task
-from training.evaluation import evaluate, usable_examples
+from training.evaluation import evaluate, usable_splits
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         names = [cfg.split]
     if names[0] not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
-    usable = {name: evaluated_examples(name, splits[name], processor, cfg) for name in names}
+    usable = usable_splits({name: splits[name] for name in names}, processor, cfg)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
     answers = []
     for name, examples in usable.items():
@@ -125,18 +116,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
     if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
-
-
-def evaluated_examples(
-    split: str, examples: list[Example], processor: Processor, cfg: EvalConfig
-) -> list[Example]:
-    """The usable ones of a split. Raises InputError where too many, or all, are not."""
-    skips = SkipLog()
-    usable = usable_examples(examples, processor, cfg.max_prompt_length, skips)
-    skips.check(len(examples), cfg.max_skip)
-    if not usable:
-        raise InputError(f"--split {split}: no example is left; {skips.first[0]}")
-    return usable
 
 
 def write_answers(path: Path, answers: list[dict]) -> None:

@@ -13,7 +13,6 @@ script with `--cot`, and then `train_grpo.py --model runs/NAME/step_N/hf`.
 Read first: train_grpo.py, whose data order, optimizer, evaluation and files are the same.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from config import TrainConfig, flag, require
 from data.examples import Example, Reasoning, completion_text
+from data.files import read_jsonl
 from model.processor import Processor
 from model.vlm import VLM, completion_logps
 from runtime import console, distributed
@@ -61,19 +61,13 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
 
     Raises InputError naming file and line.
     """
-    thoughts, number = {}, 0
-    try:
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            number += 1
-            if not line:
-                continue
-            row = json.loads(line)
+    thoughts = {}
+    for number, row in read_jsonl(path):
+        try:
             id = row.pop("id")
             thoughts[id] = Reasoning(**row)
-    except OSError as error:
-        raise InputError(f"--cot_texts {path}: cannot be read ({error})") from None
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}:{number}: not a row of id and thought ({error!r})") from None
+        except (TypeError, AttributeError, KeyError) as error:
+            raise InputError(f"{path}:{number}: not a row of id and thought ({error!r})") from None
     return thoughts
 
 

@@ -182,7 +182,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             if len(line) > MAX_LINE_BYTES:
                 raise InputError(f"{path}:{number}: line of more than {MAX_LINE_BYTES} bytes")
             if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                yield number, _parse_json(line, str(path), number)
+                yield number, _parse_json(line.rstrip(), str(path), number)
 
 
 def _open(path: Path) -> BinaryIO:

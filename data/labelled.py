@@ -16,14 +16,7 @@ from PIL import Image
 
 from answers import MAX_NAME_CHARS, normalise_name
 from data.examples import Example, pixel_hash, shuffle
-from data.files import (
-    MAX_SKIP,
-    SkipLog,
-    check_files,
-    check_names,
-    inside,
-    optional_import,
-)
+from data.files import MAX_SKIP, SkipLog, check_files, check_names, inside, optional_import
 from data.rows import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 from model.image import load_image
 from runtime.errors import InputError

@@ -153,12 +153,12 @@ def test_thoughts_come_from_a_file_and_a_missing_one_is_named(tmp_path):
 def test_a_damaged_line_of_thoughts_is_named(tmp_path, line):
     file = tmp_path / "thoughts.jsonl"
     file.write_text('{"id": "a", "thought": "x"}\n' + line + "\n")
-    with pytest.raises(InputError, match=r"thoughts.jsonl:2: not a row"):
+    with pytest.raises(InputError, match=r"thoughts.jsonl:2: (not a row|is no JSON)"):
         train_sft.read_thoughts(file)
 
 
 def test_a_file_of_thoughts_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match="--cot_texts .*nowhere"):
+    with pytest.raises(InputError, match="nowhere: is missing"):
         train_sft.read_thoughts(tmp_path / "nowhere")
 
 

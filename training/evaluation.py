@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from answers import parse_answer
-from config import TrainConfig
+from config import TaskConfig, TrainConfig
 from data.examples import Example
 from data.files import SkipLog
 from model.processor import Processor
@@ -23,20 +23,25 @@ from tasks.task import Task
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
 
-def usable_examples(
-    examples: list[Example], processor: Processor, max_prompt_length: int, skips: SkipLog
-) -> list[Example]:
-    """The examples whose prompt can be built; the others (too long, a damaged image) are counted.
+def usable_splits(
+    splits: dict[str, list[Example]], processor: Processor, cfg: TaskConfig
+) -> dict[str, list[Example]]:
+    """The splits without the examples whose prompt cannot be built: too long, a damaged image.
 
-    Prompts are never cut: that would separate image slots from image tokens.
+    Prompts are never cut: that would separate image slots from image tokens. Raises InputError when
+    more than a few examples are lost, or none of a split is left.
     """
-    usable = []
-    for e in examples:
-        try:
-            processor.prompt(e.id, e.images, e.question, max_prompt_length)
-            usable.append(e)
-        except InputError as error:
-            skips.add("no prompt", str(error))
+    skips, usable = SkipLog(), {name: [] for name in splits}
+    for name, examples in splits.items():
+        for e in examples:
+            try:
+                processor.prompt(e.id, e.images, e.question, cfg.max_prompt_length)
+                usable[name].append(e)
+            except InputError as error:
+                skips.add("no prompt", str(error))
+    skips.check(sum(map(len, splits.values())), cfg.max_skip)
+    if empty := [name for name, examples in usable.items() if not examples]:
+        raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
     return usable
 
 

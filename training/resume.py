@@ -17,13 +17,7 @@ from config import TrainConfig
 from reporting.page.saved_run import read_run
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.run_directory import (
-    LOGS,
-    is_step,
-    lock_directory,
-    saved_steps,
-    step_number,
-)
+from runtime.run_directory import LOGS, is_step, lock_directory, saved_steps, step_number
 from tasks import TASKS
 from training.checkpoint import Checkpoint, find_checkpoint
 

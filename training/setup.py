@@ -22,7 +22,7 @@ from tasks import load_task, reads
 from tasks.boxes import model_box_format
 from tasks.task import Task
 from training.checkpoint import Checkpoint
-from training.evaluation import EVAL_SPLITS, usable_examples
+from training.evaluation import EVAL_SPLITS, usable_splits
 from training.fsdp import shard
 
 C = TypeVar("C", bound=TrainConfig)
@@ -56,7 +56,10 @@ def prepare(cfg: C, checkpoint: Checkpoint | None = None) -> Setup[C]:
     check_ranks(cfg)
     SkipLog.reported.clear()
     processor = Processor(cfg.model, cfg.max_pixels)
-    task = with_usable_prompts(load_task(cfg, processor), processor, cfg)
+    task = load_task(cfg, processor)
+    evaluated = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
+    usable = usable_splits({"train": task.train} | evaluated, processor, cfg)
+    task = replace(task, train=usable.pop("train"), splits=task.splits | usable)
     if len(task.train) < cfg.prompts_per_step:
         print(
             f"data: {len(task.train)} training examples, fewer than --prompts_per_step "
@@ -97,21 +100,3 @@ def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
     if cfg.fsdp:
         shard(model.float(), dtype, device)  # the shards are what the optimizer works on
     return model
-
-
-def with_usable_prompts(task: Task, processor: Processor, cfg: TrainConfig) -> Task:
-    """The task without the examples whose prompt cannot be built.
-
-    Raises InputError when more than a few are lost, or none is left.
-    """
-    skips = SkipLog()
-    splits = {"train": task.train}
-    splits |= {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
-    usable = {
-        name: usable_examples(examples, processor, cfg.max_prompt_length, skips)
-        for name, examples in splits.items()
-    }
-    skips.check(sum(map(len, splits.values())), cfg.max_skip)
-    if empty := [name for name, examples in usable.items() if not examples]:
-        raise InputError(f"--data: no example is left in {empty[0]}; {skips.first[0]}")
-    return replace(task, train=usable.pop("train"), splits=task.splits | usable)
