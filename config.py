@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from runtime.errors import InputError
-from runtime.run_directory import write_atomically
+from runtime.run_directory import read_json_object, write_atomically
 
 C = TypeVar("C")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -308,10 +308,4 @@ def read_settings(path: Path) -> dict:
     """The JSON object in a config.json, unchecked; raises InputError for any other file."""
     if not path.is_file():
         raise InputError(f"{path.parent} is no run, it has no {path.name}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(raw).__name__}")
-    return raw
+    return read_json_object(path)

@@ -6,12 +6,12 @@ Both are read into the same frozen dataclass; no other file reads the JSON. Next
 kernels/advantage.py.
 """
 
-import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from runtime.errors import InputError
+from runtime.run_directory import read_json_object
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class VLMConfig:
             raise InputError(
                 f"--model {directory}: has no config.json; name a checkpoint directory"
             )
-        return cls.from_dict(read_json(path), origin=str(path))
+        return cls.from_dict(read_json_object(path), origin=str(path))
 
     def _check(self, origin: str) -> None:
         """Raise InputError unless the sizes fit together."""
@@ -117,14 +117,3 @@ class VLMConfig:
 def _typed(cls, raw: dict):
     """Build a dataclass from the JSON fields of the same names, each converted to its type."""
     return cls(**{field.name: field.type(raw[field.name]) for field in fields(cls)})
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file of a checkpoint; raises InputError naming the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
-    return content

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from model.config import VLMConfig, read_json
+from model.config import VLMConfig
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
 from runtime.errors import InputError, one_line
+from runtime.run_directory import read_json_object
 
 # Placeholder of the question while the chat template is rendered: a private-use character, which
 # no template contains.
@@ -38,7 +39,7 @@ class Processor:
             raise InputError(f"--model {directory}: no such directory")
         self.cfg = VLMConfig.from_directory(directory)
         path = directory / "preprocessor_config.json"
-        self.image_cfg = ImageConfig.from_dict(read_json(path), str(path))
+        self.image_cfg = ImageConfig.from_dict(read_json_object(path), str(path))
         vision = self.cfg.vision
         for name, size, size_of_model in (
             ("patch_size", self.image_cfg.patch_size, vision.patch_size),
@@ -70,7 +71,7 @@ class Processor:
             ) from error
         legacy = directory / "chat_template.json"  # read by transformers' processors only
         if self.tokenizer.chat_template is None and legacy.is_file():
-            self.tokenizer.chat_template = read_json(legacy).get("chat_template")
+            self.tokenizer.chat_template = read_json_object(legacy).get("chat_template")
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
         vocabulary = self.cfg.text.vocab_size
@@ -90,7 +91,7 @@ class Processor:
     def _end_ids(self, directory: Path) -> list[int]:
         """Tokens that end a completion: the tokenizer's and the generation config's."""
         path = directory / "generation_config.json"
-        ids = read_json(path).get("eos_token_id") if path.is_file() else None
+        ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
         ids = ids if isinstance(ids, list) else [ids]
         ids = [id for id in (*ids, self.tokenizer.eos_token_id) if id is not None]
         for id in ids:

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import VLMConfig, read_json
+from model.config import VLMConfig
 from model.vlm import VLM
 from runtime.errors import InputError
+from runtime.run_directory import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -76,7 +77,7 @@ def read_slots(directory: Path) -> Slots:
         raise InputError(f"--model {directory}: no such directory")
     index, weight_map = directory / INDEX, None
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise InputError(f"{index}: not a safetensors index, which has a weight_map")
         for file in weight_map.values():

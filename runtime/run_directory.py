@@ -7,6 +7,7 @@ step_N/                                 checkpoints (training/checkpoint.py)
 """
 
 import fcntl
+import json
 import os
 import re
 from pathlib import Path
@@ -52,6 +53,17 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def read_json_object(path: Path) -> dict:
+    """The JSON object in a file; raises InputError naming a file that holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")
+    return content
 
 
 def is_step(name: str) -> bool:

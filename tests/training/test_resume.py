@@ -551,7 +551,7 @@ def test_what_cannot_be_resumed_is_one_line(two, tmp_path, what):
     if what == "other dir":
         place, more, words = two, ["--output_dir", str(tmp_path / "new")], "continues in its own"
     if what == "other script":
-        place, kind, words = two, SFTConfig, "of a run of train_grpo.py, not of train_sft.py"
+        place, kind, words = two, SFTConfig, "not a run of train_sft.py, but of train_grpo.py"
     with pytest.raises(InputError, match=words):
         parse_or_resume(kind, ["--resume_from_checkpoint", str(place), *more], "")
 

@@ -143,7 +143,7 @@ def test_every_token_has_the_targets_of_the_flower_over_its_middle(cell):
 def test_the_digits_of_pretraining_and_of_rl_are_disjoint():
     pytest.importorskip("sklearn")
     pretrained = [picture.images[0].tobytes() for picture in corpus.digit_pictures(16)]
-    rl = [item.image.tobytes() for item in read_digits("rl")]
+    rl = [item.images[0].tobytes() for item in read_digits("rl")]
     assert (len(pretrained), len(rl)) == (899, 898)
     assert not set(pretrained) & set(rl)
 
