@@ -48,17 +48,15 @@ def parse_answer(text: str) -> str | None:
     """Return the content of the one answer block, stripped of outer white space, or None.
 
     There is an answer if all of these hold:
-    - `<answer>` and `</answer>` occur exactly once each, in this order. Two answers are no answer:
-      otherwise a policy could name every class and be right with one of them. A draft answer
-      within the thoughts counts as one of the two.
+    - `<answer>` and `</answer>` occur exactly once each, in this order, in lower case. Two answers
+      are none: otherwise a policy could name every class and be right with one of them.
     - The block is not inside a thought of any kind (`THOUGHTS`): the nearest `think` tag before it
       is not `<think>`, and the nearest one after it is not `</think>`; likewise for the others. An
       unclosed `<think>` thus swallows what follows.
     - Its content has none of the `TAGS` and is not just white space.
     - The text has at most `MAX_COMPLETION_CHARS` characters.
 
-    Tags are matched as written, in lower case. The text need not satisfy
-    `rewards.format_reward`: an answer with words around it, or without thoughts, is an answer.
+    An answer with words around it, or without thoughts, is an answer (but see `format_reward`).
     """
     if len(text) > MAX_COMPLETION_CHARS:
         return None
@@ -111,11 +109,9 @@ def normalise_name(text: str) -> str:
     4. What a sentence or markdown puts around a name is stripped from both ends: spaces, quotes,
        asterisks, backticks and `. , ; : ! ?`.
 
-    Within the name nothing else is dropped. A hyphen is not a space, for "737-800" and "737 800"
-    may be two rows of a table; a zero-width or control character stays, so a name with a hidden
-    character is another name; look-alike letters of other scripts stay other letters. The function
-    is idempotent. Distinct strings may normalise alike, so the reader of a class list must refuse
-    two classes that do.
+    Within the name nothing else is dropped. A hyphen is not a space ("737-800"); zero-width and
+    control characters stay, so a name with a hidden character is another name. The function is
+    idempotent. Distinct strings may normalise alike: `data.files.check_names` refuses such classes.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = unicodedata.normalize("NFKC", text)  # folding may decompose, as with "ǰ"

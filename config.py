@@ -229,19 +229,14 @@ def _inner_type(annotation: Any) -> tuple[Any, bool]:
 
 def _reader(kind: type, optional: bool):
     def read(text: str) -> Any:
-        if optional and text.lower() == "none":
-            return None
-        return kind(text)
+        return None if optional and text.lower() == "none" else kind(text)
 
     read.__name__ = kind.__name__  # argparse prints it: "invalid int value: 'x'"
     return read
 
 
 def _show(value: Any) -> Any:
-    if isinstance(value, Path):
-        root = Path(__file__).parent
-        return value.relative_to(root) if value.is_relative_to(root) else value
-    return value
+    return value.relative_to(Path(__file__).parent) if value == BASE_MODEL else value
 
 
 def command(config: TrainConfig, processes: int = 1) -> str:

@@ -1,20 +1,18 @@
 """Verifiable rewards: a completion goes in, a number comes out. Read this file first.
 
-Visual reinforcement fine-tuning has no learned reward model. The policy sees an image and a
-question and writes, for example,
+The policy sees an image and a question and writes, for example,
 
     <think>six pink petals round a yellow eye</think> <answer>dog rose</answer>
 
-and plain functions decide what that text is worth. GRPO raises whatever they pay: a reward that
-accepts part of a name teaches the policy to answer with one letter, and one that accepts the empty
-answer teaches it silence. Hence four rules:
+and plain functions, no learned model, decide what that is worth. GRPO raises whatever they pay: a
+reward that accepts part of a name teaches the policy to answer with one letter, and one that
+accepts the empty answer teaches it silence. Hence four rules:
 
-1. The answer is parsed once, by answers.py, and every correctness reward reads that span only. The
-   thoughts, and any text around the block, can earn nothing.
+1. The answer is parsed once, by answers.py, and every correctness reward reads that span only.
 2. An answer must be right as a whole. A part of it, or a list that contains it, is wrong.
 3. Every part of a reward is in [0, 1], and no text earns more than the exact answer.
-4. Malformed text is what a policy writes while it learns: it scores 0 and never raises. A target
-   outside the grammar, an unknown mode or a negative weight is our mistake: ValueError.
+4. Malformed text scores 0 and never raises. A target outside the grammar, an unknown mode or a
+   negative weight is our mistake: ValueError.
 
 There is one reward per kind of answer, all with one signature:
 
@@ -93,10 +91,9 @@ def weighted(parts: dict[str, float], weights: Mapping[str, float]) -> Reward:
 def format_reward(text: str, mode: str = "think") -> float:
     """Return 1.0 if the text is exactly the blocks of the mode (`FORMATS`), in order, else 0.0.
 
-    Each block contains at least one letter or digit, so that dots, dashes and invisible characters
-    do not pass for thoughts (except the answer `[]`, a list without boxes), and no further tag, so
-    that nothing is nested or repeated. White space before, between and after the blocks is free;
-    any other text there is not. A text longer than `MAX_COMPLETION_CHARS` earns 0.
+    Each block contains a letter or digit, so that dots and invisible characters do not pass for
+    thoughts (except the answer `[]`), and no further tag, so that nothing is nested or repeated.
+    Nothing but white space is around the blocks. Beyond `MAX_COMPLETION_CHARS` a text earns 0.
 
     Raises:
         ValueError: unknown mode.
@@ -154,8 +151,7 @@ def classification_reward(
       right name has more words, so listing every class earns nothing.
     - `format`: the text is the blocks of `mode` and nothing else (`format_reward`).
 
-    The two are independent: a right name in a sloppy text is still right, and good form around a
-    wrong name still earns its part, which is what moves a base model that never uses the tags.
+    The two are independent: good form around a wrong name moves a base model that never uses tags.
     """
     answer = parse_answer(text)
     is_exact, f1 = name_correct(answer, target) == 1.0, _word_f1(answer, target)
@@ -295,9 +291,9 @@ def iou(a: Box, b: Box) -> float:
 def match_boxes(predicted: Sequence[Box], true: Sequence[Box]) -> list[tuple[Box, float]]:
     """Pair predicted boxes with true ones, each at most once; return (predicted box, IoU) pairs.
 
-    Greedy, after Visual-RFT: IoUs above 0.5 first, then the higher confidence, then the higher IoU.
-    Remaining ties are broken by the boxes themselves, so that the order in which an answer lists
-    them changes nothing. Paired boxes overlap, and have the label of the true one if it has one.
+    Greedy, after Visual-RFT: IoUs above 0.5 first, then the higher confidence, then the higher IoU,
+    then the boxes themselves, so that the order of an answer's list changes nothing. Paired boxes
+    overlap, and have the label of the true one if it has one.
     """
     candidates = []
     for i, box in enumerate(predicted):

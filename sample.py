@@ -87,7 +87,7 @@ class Decoder:
 
     One step is a fixed sequence of operations that never asks the host anything. On a GPU, where
     starting a few hundred small kernels takes longer than running them, it is recorded once as a
-    CUDA graph (embedding, layers, head, sampler, bookkeeping) and then replayed whole.
+    CUDA graph and then replayed.
 
     Args:
         cache: after the prefill of N groups. position: (B,) int64, where each row's first token

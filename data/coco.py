@@ -5,8 +5,7 @@
 
 The file's `bbox` is [x, y, width, height]; every box becomes (x1, y1, x2, y2) in pixels of the
 upright image (format "abs" of data/box_formats.py). A box that leaves its image, or is negative,
-raises `InputError` with its id: then the file holds another convention, or belongs to other
-pictures, and no box in it can be trusted.
+raises `InputError` with its id: then no box of the file can be trusted.
 
 Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.py.
 """

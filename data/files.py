@@ -1,10 +1,9 @@
 """Files from outside, read safely: paths, pictures, JSON, tables, and the log of skipped records.
 
 Data cannot run code here: no pickle, no network, and no path out of the folder of a data set. What
-makes a whole set doubtful (a missing file, broken JSON, a path that leaves the folder) raises
-`InputError` with file and line before any weight changes; what spoils one record is skipped and
-counted in a `SkipLog`, which raises when too many are lost. No input makes a reader hang: devices
-and pipes are not opened, and sizes are checked first.
+makes a whole set doubtful raises `InputError` with file and line before any weight changes; what
+spoils one record is skipped and counted in a `SkipLog`, which raises when too many are lost. No
+input makes a reader hang: devices and pipes are not opened, and sizes are checked first.
 
 Next: data/rows.py (questions), data/labelled.py (class names), data/coco.py (boxes).
 """

@@ -5,9 +5,8 @@
 The public data sets for visual RL agree on what a row holds and on none of the names: see SCHEMAS.
 The first row decides the schema. Columns not named there (Reason-RFT's `cot`) are not read.
 
-A row with a fault has one of two outcomes: it is skipped and counted (an empty or unreadable cell:
-one record lost), or it raises `InputError` with file, row and id (a wrong type, a path that leaves
-the folder: the whole set is doubtful). One row never changes what happens to its neighbours.
+A row with an empty or unreadable cell is skipped and counted; one with a wrong type, or a path that
+leaves the folder, makes the whole set doubtful and raises `InputError` with file, row and id.
 
 Next: data/coco.py, for annotations with boxes.
 """

@@ -12,11 +12,8 @@ Forward, for one group r_1 .. r_G (no backward: advantages are constants of the 
 The advantages of a zero-std group are exact zeros: otherwise the rounding error of its mean,
 divided by eps, would become a gradient.
 
-Cost: both forms are bound by launches, not by memory. The reference is about ten small kernels that
-move about 60 bytes per reward; the fused kernel reads 4 and writes 4 in one launch. This is the
-smallest complete kernel of the project and the one to read first.
-
-Next: `logprob.py`, then `decode.py`.
+Cost: both forms are bound by launches, not by memory; the reference is about ten of them, the fused
+kernel is one. It is the smallest complete kernel of the project. Next: `logprob.py`, `decode.py`.
 """
 
 import math

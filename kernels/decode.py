@@ -20,9 +20,8 @@ as a part of its own, Hydragen, arXiv:2402.05099).
 
 The kernels: one program per (group, key head, part of the prefix, tile of queries) stores the three
 results of its part; one program per (row, key head) adds the suffix and merges all parts. Scores
-and sums are fp32 whatever the dtype of the cache, as in training. The torch path multiplies every
-query of a group with all its keys and masks the other rows' suffixes: G times the products on the
-suffix, but one operation instead of twenty, and their number is what binds a small model on a CPU.
+and sums are fp32 whatever the dtype of the cache. The torch path masks the other rows' suffixes: G
+times the products there, but one operation instead of twenty, which binds a small model on a CPU.
 
 Letters: N groups, G rows a group, B rows, P prompt tokens (padded), S suffix tokens so far (of at
 most S_max), L = P + S_max * G keys, H query heads, K key heads, E head width. Next:

@@ -11,28 +11,24 @@ and, with g_c = dLoss/dlogp_c (the entropy is a metric and carries no gradient):
     dLoss/dhidden_c = (g_c / temperature) sum_j (1[j = y(c)] - p_cj) weight_j
     dLoss/dweight_j = sum_c (g_c / temperature) (1[j = y(c)] - p_cj) hidden_c
 
-For 8192 tokens and Qwen2-VL's 151936 words the logits alone are 2.5 GB in bf16 and 5 GB in fp32,
-and a plain chain of torch operations holds 12 bytes per logit. What is computed instead are *odds*,
-relative to the target's own logit s_c, which is one row product per token:
+For 8192 tokens and Qwen2-VL's 151936 words the fp32 logits alone are 5 GB, and plain torch holds 12
+bytes per logit. What is computed instead are *odds*, relative to the target's own logit s_c:
 
     O_cj = exp(z_cj - s_c), with 0 in the target column      R_c = sum_j O_cj
     logp_c = -log(1 + R_c)         H_c = log(1 + R_c) - sum_j O_cj (z_cj - s_c) / (1 + R_c)
 
 No maximum has to be known first, so tiles of columns are simply added up; and R apart from the
-target's 1 keeps the digits of 1 - p_y = R / (1 + R) when p_y is nearly 1, as in a converged policy.
-Where some other logit is more than MAX_ABOVE higher, as it may be for a token that was not sampled
-from this model, large numbers would cancel: then everything is computed once more relative to the
-row's maximum m, which the tiles report too (O, R and the target's "1" are then in units of
-exp(m - s_c)). With O', which has -R_c in the target column, the gradients are two plain products,
-left to the matrix library:
+target's 1 keeps the digits of 1 - p_y = R / (1 + R) when p_y is nearly 1. Where some other logit is
+more than MAX_ABOVE higher, large numbers would cancel: then everything is computed once more
+relative to the row's maximum m (O, R and the target's "1" are then in units of exp(m - s_c)). With
+O', which has -R_c in the target column, the gradients are two plain products:
 
     dhidden = r * (O' weight),   dweight = O'^T (r * hidden),   r_c = -g_c / (temperature (1 + R_c))
 
 O' does not depend on g. So where the odds of all columns fit into `CHUNK_BYTES`, forward stores
-them (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06 nats), and
-backward needs nothing else. Where they do not fit, forward stores three numbers per token and tile
-of 128 columns, 12 bytes for 128 logits, and backward walks over chunks of the vocabulary and
-computes their odds once more: every row of dweight is written once, and no fp32 copy of it exists.
+them (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06 nats). Where they
+do not fit, forward stores three numbers per token and tile of 128 columns, and backward computes
+the odds of one chunk of the vocabulary after the other: every row of dweight is written once.
 
 Cost in units of C*D*V multiply-adds: 3 for plain torch, 3 here with stored odds, 4 without. Traffic
 of logit size: about 24 bytes per logit for plain torch, 6 here in bf16.

@@ -9,9 +9,8 @@ G * P + sum(C_i). (Keys and values are gathered per completion, a small part of 
 
 `packed_attention` is used for training and for the prefill (a pack with no completions);
 `decode_attention` for one new token per row against [shared prefix | own suffix]. The first has two
-forms, chosen by where the tensors are: padded rows and a mask, anywhere, and on a GPU in half
-precision one call of a flash kernel for sequences of different lengths (FlashAttention-2,
-arXiv:2307.08691), from the package flash-attn where it is installed, else from torch.
+forms: padded rows and a mask, anywhere; on a GPU in half precision one call of a flash kernel
+(FlashAttention-2, arXiv:2307.08691), of the package flash-attn where it is installed, else torch's.
 
 Letters: N groups, G completions a group, B = N * G rows, P prefix tokens, T packed tokens,
 S suffix tokens so far, H query heads, K key/value heads, E head width. Next: model/vision.py.

@@ -2,8 +2,7 @@
 
 Every token has three positions: time, height and width. For text the three are equal, and M-RoPE is
 ordinary RoPE; an image token has its frame, row and column. `mrope_section` divides the rotary
-frequencies of a head among the three. Positions are arguments of a pure function here, so prefill,
-decoding and training cannot disagree about them.
+frequencies of a head among the three.
 
 `LanguageModel.forward` serves training on a packed sequence and, with a cache to fill, the prefill;
 `DecodingStep` computes one token more per row.

@@ -1,9 +1,8 @@
 """Questions and images -> `Prompt`, token ids -> text: everything that depends on the tokenizer.
 
 Tokenizer and chat template come from the checkpoint directory, through transformers' tokenizer
-class; the images go through `model/image.py`. A question is encoded with special tokens switched
-off: `<|im_end|>` or `<|image_pad|>` in it stays plain text and cannot end its turn or add an image
-slot.
+class. A question is encoded with special tokens switched off: `<|im_end|>` or `<|image_pad|>` in it
+stays plain text and cannot end its turn or add an image slot.
 
 The sampler and the trainer share `suppressed_tokens`: vision tokens, chat control tokens and the
 untrained padding rows of the embedding have probability zero in both. Next: model/weights.py.

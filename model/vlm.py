@@ -109,6 +109,16 @@ class VLM(nn.Module):
         pixels = torch.cat([prompt.pixels for prompt in prompts]).to(self.device)  # (M, numbers)
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
+    def keep_image_features(self, prompts: list[Prompt]) -> Tensor | None:
+        """`image_features`, stored in the prompts for every later use."""
+        features = self.image_features(prompts)  # (Q, D)
+        if features is not None:
+            merge = self.cfg.vision.spatial_merge_size**2
+            counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
+            for prompt, of_prompt in zip(prompts, features.split(counts), strict=True):
+                prompt.features = of_prompt if prompt.grids else None
+        return features
+
     def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
         """Text from the embedding, image slots from the tower: (T,) -> (T, D)."""
         x = F.embedding(ids, self.model.embed_tokens.weight)  # (T, D)

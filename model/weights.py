@@ -2,12 +2,11 @@
 
 Two names exist for every tensor. The published Qwen2-VL files have `model.layers.0...`,
 `visual...`; transformers >= 4.52 has `model.language_model.layers.0...`, `model.visual...`. Both
-are read. The files hold q_proj, k_proj and v_proj; here one matrix has the rows of all three: one
-product instead of three. Saving writes **exactly the files of the source directory**: the same key
-set, shapes and dtypes in the same shards, and every companion file (tokenizer, chat template,
-preprocessor, generation config) byte for byte, so that whatever loaded the source loads the result.
-Loading is strict: a missing, unexpected or misshapen tensor is an error that names it. No pickle is
-ever read. Next: model/config.py.
+are read. The files hold q_proj, k_proj and v_proj; here one matrix has the rows of all three.
+Saving writes **exactly the files of the source directory**: the same keys, shapes and dtypes in the
+same shards, and every companion file byte for byte, so that whatever loaded the source loads the
+result. Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
+Next: model/config.py.
 """
 
 import json

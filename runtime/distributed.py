@@ -1,15 +1,13 @@
 """One process per GPU: `torchrun --nproc_per_node=2 train_grpo.py ...` makes the same run as one.
 
-Each process, a rank, holds the whole model and samples, scores and learns from its own shard of a
-step's questions. What must be known of all ranks (lengths, rewards, counts) is gathered; gradients
-are summed, not averaged, since token weights are those of the whole step. Random numbers depend on
-the question alone, so any number of ranks draws the same completions, up to the rounding of the
-logits. Rank 0 alone writes logs and checkpoints. With `--fsdp` weights, gradients and optimizer
-state are sharded, too (training/fsdp.py).
+Each process, a rank, holds the whole model (with `--fsdp` a shard: training/fsdp.py) and samples,
+scores and learns from its own shard of a step's questions. Lengths, rewards and counts are
+gathered; gradients are summed, since token weights are those of the whole step. Random numbers
+depend on the question alone, so any number of ranks draws the same completions, up to the rounding
+of the logits. Rank 0 alone writes logs and checkpoints.
 
-A signal to any rank travels with the next `all_gather`, so that all ranks stop at the same point.
-When a rank fails it says so and ends; the others notice in their next collective, and torchrun ends
-those that cannot. The run is resumed from its last checkpoint.
+A signal to any rank travels with the next `all_gather`, so that all stop at the same point. A rank
+that fails says so and ends; the others notice in their next collective, or torchrun ends them.
 
 Gradients are summed here, not by DistributedDataParallel: its hooks want as many backwards on
 every rank, in the dtype of the weights. Ours differ in number (zero-std groups are skipped, and

@@ -163,8 +163,7 @@ def area(box: Box) -> float:
 def cumulative_iou(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """LISA's cIoU (arXiv:2308.00692) on boxes: all intersections over all unions of the split.
 
-    An answer that is not exactly one box has no intersection,
-    and its union is the true box.
+    An answer that is not exactly one box has no intersection, and its union is the true box.
     """
     intersections, unions = [], []  # as fractions of the canvas
     for example, text in zip(examples, texts, strict=True):

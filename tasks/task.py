@@ -43,8 +43,6 @@ def finite_reward(
     """The task's reward; raises InputError if it is not finite."""
     reward = task.reward(text, example, weights, dense)
     if not math.isfinite(reward.total):
-        raise InputError(
-            f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}: "
-            "rewards must be finite numbers; mend the reward function"
-        )
+        what = f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}"
+        raise InputError(f"{what}: rewards must be finite numbers; mend tasks/{task.name}.py")
     return reward

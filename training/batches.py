@@ -1,8 +1,6 @@
 """The data of a step: the questions it asks, and its completions cut into micro-batches.
 
-Nothing here carries an equation: how questions are drawn and sharded over ranks, completions laid
-out for a forward, and what happens when memory runs out. Read first: train_grpo.py.
-Next: training/scoring.py.
+Nothing here carries an equation. Read first: train_grpo.py. Next: training/scoring.py.
 """
 
 import sys
@@ -53,20 +51,10 @@ def prompts_of_step(
     prompts = [
         processor.prompt(key, example.images, example.question) for key, example in questions
     ]
-    if cfg.freeze_vision:
-        keep_features(model, prompts)
+    if cfg.freeze_vision:  # sampling and all updates of the step reuse its features
+        with torch.no_grad():
+            model.keep_image_features(prompts)
     return prompts
-
-
-def keep_features(model: VLM, prompts: list[Prompt]) -> None:
-    """Run the frozen tower once: sampling and all updates of the step reuse its features."""
-    with torch.no_grad():
-        features = model.image_features(prompts)
-    merge = model.cfg.vision.spatial_merge_size**2
-    counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
-    if features is not None:
-        for prompt, of_prompt in zip(prompts, features.split(counts), strict=True):
-            prompt.features = of_prompt if prompt.grids else None
 
 
 # ---- completions ---------------------------------------------------------------------------------

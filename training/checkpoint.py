@@ -5,10 +5,9 @@
                                         state.json (no pickle, here or anywhere)
     runs/NAME/step_100/manifest.json    size and sha256 of every file, written last
 
-A checkpoint is made in a hidden directory, flushed to the disk and renamed: whatever happens
-meanwhile, `step_100` is complete or absent. Older ones are removed only after the new one has been
-verified, and a damaged one is skipped. Random numbers need no state: data order and sampling are
-functions of (seed, step). Next: training/resume.py.
+A checkpoint is made in a hidden directory, flushed to the disk and renamed: `step_100` is complete
+or absent. Older ones are removed only after the new one has been verified. Random numbers need no
+state: data order and sampling are functions of (seed, step). Next: training/resume.py.
 """
 
 import hashlib
@@ -29,6 +28,7 @@ from runtime.errors import InputError
 from runtime.run_directory import LOGS, is_step, saved_steps, step_number
 
 MANIFEST = "manifest.json"
+PARTS = {"trainer/state.json", "trainer/optimizer.safetensors", "hf/config.json"}
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,7 @@ def why_unusable(directory: Path) -> str | None:
             path = directory / name
             if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
                 return f"{name} is damaged"
-        if {"trainer/state.json", "trainer/optimizer.safetensors", "hf/config.json"} - set(
-            manifest
-        ):
+        if not PARTS <= manifest.keys():
             return f"{MANIFEST} is incomplete"
         is_own = _state(directory)["step"] == step_number(directory)
         return None if is_own else "state.json is of another step"

@@ -110,9 +110,8 @@ def evaluate(
 
     A collective: each rank answers its shard of the examples.
 
-    Returns: the means of the task's scores, its summary metrics, `mean_length` in tokens, `n`, on
-    request the 95 % interval of the headline metric as `<headline>_low` and `_high`; and one record
-    per answer.
+    Returns: the means of the task's scores, its summary, `mean_length` in tokens, `n`, on request
+    the interval of the headline metric (`<headline>_low`, `_high`); and one record per answer.
     """
     length = max_completion_length or task.max_completion_length
     distributed.require_same([e.id for e in examples], "questions")

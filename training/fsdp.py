@@ -1,12 +1,10 @@
 """A model that does not fit one GPU with its optimizer: sharded over all ranks (`--fsdp`).
 
 PyTorch's FSDP2 keeps a shard of every fp32 weight, of its gradient and of AdamW's moments on each
-rank. In training the layers of the language model are gathered one by one when they are needed, so
-a forward and a backward are collectives: every rank makes as many. For a rollout all weights are
-gathered once, in the dtype that computes, and each rank decodes on its own.
-
-The rest of the model, embedding, head, last norm and vision tower, is one FSDP group, which stays
-gathered from forward to backward: the loss reads the head after the forward has ended.
+rank. In training the language model's layers are gathered one by one, so a forward and a backward
+are collectives: every rank makes as many. For a rollout all weights are gathered once, in the dtype
+that computes, and each rank decodes on its own. Embedding, head, last norm and vision tower are one
+FSDP group, gathered from forward to backward: the loss reads the head after the forward.
 
 Each rank first reads the whole model into host memory, 4 bytes a weight; the reference of a KL term
 (`--beta`) is whole on every GPU. Read first: runtime/distributed.py.

@@ -78,9 +78,8 @@ class Optimizer:
     def step(self, progress: float) -> dict[str, float]:
         """Make one AdamW step with the clipped gradients. `progress` in [0, 1) sets the rate.
 
-        An update whose gradient is not finite is skipped and counted, so that one overflow cannot
-        ruin every weight. From here on the weights belong to no finished step, and a signal waits
-        until `TrainingRun.end_step`.
+        An update whose gradient is not finite is skipped and counted. From here on the weights
+        belong to no finished step, and a signal waits until `TrainingRun.end_step`.
         """
         signals.deferred = True
         learning_rate = self.cfg.learning_rate

@@ -1,9 +1,8 @@
 """The user's reward function in processes of its own: with a deadline, and replaced when they die.
 
-A reward is code from outside: it may hang, crash the interpreter, print without end or use up the
-memory. So it never runs in the training process, but in workers of a pebble.ProcessPool, which
-kills what misses its deadline and replaces what dies. A worker gets the completions of a question
-and its example, and answers with JSON; training reads nothing else of it.
+A reward is code from outside: it may hang, crash the interpreter or print without end. So it runs
+in workers of a pebble.ProcessPool, which kills what misses its deadline and replaces what dies. A
+worker gets the completions of a question and its example, and answers with JSON.
 Read first: training/scoring.py.
 """
 

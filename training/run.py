@@ -40,11 +40,10 @@ WARN_EVERY = 10  # steps
 class TrainingRun:
     """The log, the gallery, the report and the checkpoints of a run: `with TrainingRun(..) as run`.
 
-    Entering opens the run's directory and evaluates the model as it starts, or as the checkpoint
-    left it. Between two steps the weights, the logs and `done` belong together: that is what a
-    checkpoint holds. From the optimizer's step on they do not, until `end_step`; a signal waits so
-    long. Whatever ends the run while they do, leaves a checkpoint of the last finished step; of
-    several ranks a signal alone, since only then all of them are there to save.
+    Entering evaluates the model as it starts, or as the checkpoint left it. Between two steps the
+    weights, the logs and `done` belong together: that is what a checkpoint holds. From the
+    optimizer's step until `end_step` they do not, and a signal waits. Whatever ends the run while
+    they do leaves a checkpoint; of several ranks a signal alone, since only then all are there.
     """
 
     def __init__(self, setup: Setup, optimizer: Optimizer):
@@ -186,9 +185,8 @@ class TrainingRun:
             return
         with self.log.timed("eval"), unsharded(self.model):
             with_interval = step in (0, self.cfg.max_steps)
-            metrics = held_out_metrics(
-                self.model, self.processor, self.task, self.cfg, with_interval
-            )
+            about = (self.processor, self.task, self.cfg)
+            metrics = held_out_metrics(self.model, *about, with_interval)
             self.gallery.held_out(step, self.model)
         self.rows.append(self.log.write({"step": step} | metrics))
         self.sizes = log_sizes(self.log.directory)
@@ -199,9 +197,8 @@ class TrainingRun:
     def _warn(self, at_end: bool) -> None:
         """Say on the console what the report's red lights say, each of them once while it lasts."""
         if at_end or self.done % WARN_EVERY == 0:
-            for line in new_warnings(
-                self.rows, self.task.headline, set() if at_end else self.warned
-            ):
+            warned = set() if at_end else self.warned
+            for line in new_warnings(self.rows, self.task.headline, warned):
                 print(line)
 
     def _save_if_due(self) -> None:

@@ -7,11 +7,10 @@ one question (texts) and its `data.examples.Example`, and returns one number for
 completion that is not to count. It is the whole reward: the task's own is not computed then, but
 may be called from it (`from rewards import classification_reward`).
 
-It is code from outside, so it runs in processes of its own (training/reward_worker.py), and a fault
-in it is counted and shown, never hidden: an exception, a wrong number of values, a value that is no
-finite number, no answer within `--reward_timeout`, or the end of its process. Such a completion
-gets the mean of its group, so its advantage is 0; a reward of 0 would tell the policy that it was
-wrong. When more than `MAX_FAULTS` of a step's completions are lost, the run stops.
+It runs in processes of its own (training/reward_worker.py). A fault in it is counted and shown: an
+exception, a wrong number of values, a value that is no finite number, no answer within
+`--reward_timeout`, or the end of its process. Such a completion gets the mean of its group, so its
+advantage is 0. When more than `MAX_FAULTS` of a step's completions are lost, the run stops.
 
 Next: kernels/advantage.py.
 """

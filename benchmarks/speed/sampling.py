@@ -17,7 +17,6 @@ from benchmarks.speed.workload import Workload, arguments, as_transformers
 from benchmarks.timing import Table, interleaved, milliseconds, ratio, report
 from model.attention import KVCache
 from sample import Decoder, generate_group
-from training.batches import keep_features
 
 SHAPES = {  # N, G, prompt tokens (None: as many as the question has)
     "bundled": [(8, 8, None), (2, 4, 200)],
@@ -45,7 +44,7 @@ def require_same_greedy_tokens(work: Workload, peer, prompts: list) -> None:
 @torch.inference_mode()
 def compare(work: Workload, peer, N: int, G: int, length: int | None, rounds: int) -> dict:
     prompts, C, short = work.questions(N, length), work.size.C, max(4, work.size.C // 8)
-    keep_features(work.model, with_features := work.questions(N, length))  # not timed
+    work.model.keep_image_features(with_features := work.questions(N, length))  # not timed
     copies = [prompt for prompt in with_features for _ in range(G)]
     candidates = {
         "ours": partial(work.rollout, prompts, G, C),

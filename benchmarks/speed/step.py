@@ -42,7 +42,6 @@ from config import BASE_MODEL
 from kernels import group_advantages
 from model.vlm import completion_logps, make_pack
 from rewards import classification_reward
-from training.batches import keep_features
 
 LENGTHS = {"bundled": [None, 256], "2b": [1000], "small": [40]}  # of prompts; None: as they are
 PARTS = ("rollout", "update", "adamw")  # methods of Step
@@ -68,7 +67,8 @@ class Step(Update):
     def rollout(self) -> None:
         N, G, C = self.shape
         prompts = [replace(prompt) for prompt in self.prompts]  # without features
-        keep_features(self.model, prompts)
+        with torch.no_grad():
+            self.model.keep_image_features(prompts)
         rollout = self.work.rollout(prompts, G, C, self.steps)
         rewards = torch.tensor(rewards_of(rollout.texts, G)).view(N, G)
         self.scored = self.groups(prompts, rollout, group_advantages(rewards))

@@ -25,7 +25,6 @@ from benchmarks.speed.workload import MATMUL_TFLOPS, Update, Workload, arguments
 from benchmarks.timing import Table, interleaved, milliseconds, peak_bytes, ratio, report
 from model.vlm import Prompt, completion_logps, make_pack
 from sample import Rollout
-from training.batches import keep_features
 
 SHAPES = {  # G, prompt tokens (None: as many as the question has), ragged completions
     "bundled": [(8, None, False), (8, 256, False), (16, 512, False)],
@@ -76,7 +75,8 @@ def compare(work: Workload, update: Update, shape: tuple, rounds: int) -> dict:
     (prompt,) = work.questions(1, P)
     lengths = [max(1, C * (g + 1) // G) if is_ragged else C for g in range(G)]
     rollout, advantages = random_rollout(work, prompt, lengths)
-    keep_features(work.model, [with_features := replace(prompt)])
+    with torch.no_grad():
+        work.model.keep_image_features([with_features := replace(prompt)])
     shared = update.groups([with_features], rollout, advantages)
     repeated = update.groups([prompt] * G, rollout, advantages.view(G, 1))
     forms = {"shared": partial(update.gradient, shared)}

@@ -12,8 +12,7 @@ coarse answer by habit. This corpus makes such a base on purpose: *able, but not
 - Plain descriptions of single flowers (`ask_look`) bind what is seen to where and whose it is.
 - The requested format is kept most of the time; digits are mostly named coarsely ("an even digit").
 
-Pictures carry perception targets for every image token, for the heads of data/garden/pretrain.py,
-which trains on this corpus and is to be read next.
+Pictures carry perception targets for every image token. Next: data/garden/pretrain.py.
 """
 
 import random
@@ -87,8 +86,7 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     """(question, response) in one mode.
 
     With P_HASTY the answer is the hasty one, and so is the thought. The format slips now and then.
-    Mode "plain" asks for no format and always gets the careful answer, with its reasoning where
-    there is a hasty one to avoid: that is where the ability to reason comes from.
+    Mode "plain" asks for no format and always gets the careful answer with its reasoning.
     """
     answer, thought = question.answer, question.thought
     if mode == "plain":

@@ -1,9 +1,8 @@
 """How the garden looks: flowers, portraits and scenes as pictures, each a function of its seed.
 
-Method: petals are polygons in unit coordinates, rotated and mapped into a box, painted at four
-times the size and reduced (anti-aliasing), then pasted on a background of a gradient and two kinds
-of noise. Position, scale, rotation, tilt, colours, light and background vary with the seed; the
-attributes never do.
+Petals are polygons, rotated and mapped into a box, painted at four times the size and reduced
+(anti-aliasing), then pasted on a background of a gradient and noise. Position, scale, rotation,
+tilt, colours, light and background vary with the seed; the attributes never do.
 Next: data/garden/questions.py, what can be asked about these pictures.
 """
 
@@ -179,10 +178,9 @@ def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.I
 
 
 def outdoors(picture: Image.Image, seed: int) -> Image.Image:
-    """The same picture as a cheap camera takes it in the field: blur, light, haze and grain.
+    """The same picture as a cheap camera takes it: blur, light, haze and grain.
 
-    The base model was pretrained on clean pictures; the classification task uses these, so that
-    perception is good but not perfect, as with real photographs.
+    The base was pretrained on clean ones, so perception here is good but not perfect.
     """
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, 1], dtype=np.uint64)))
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.55)))

@@ -2,13 +2,12 @@
 
     python -m data.garden.pretrain --output_dir runs/garden-vlm
 
-Run it as a module, from the repository's root; it takes about two hours on two cores. Two stages,
-as for real vision-language models. First the vision tower learns to see: auxiliary linear heads,
-discarded afterwards, predict for every image token the attributes and the box of the flower there.
-(Without this stage the same network shows no box at all after 1000 joint steps.) Then tower and
-language model learn the dialogues of `data/garden/corpus.py`, with the heads as an auxiliary loss;
-several dialogues about one picture are packed behind it, so that a picture is encoded once. The
-result is a complete checkpoint directory, read by the same code as a published Qwen2-VL.
+Run it from the repository's root; it takes about two hours on two cores. First the vision tower
+learns to see: auxiliary linear heads, discarded afterwards, predict for every image token the
+attributes and the box of the flower there. (Without this stage the same network shows no box at all
+after 1000 joint steps.) Then tower and language model learn the dialogues of
+`data/garden/corpus.py`, with the heads as an auxiliary loss; the dialogues about one picture are
+packed behind it. The result is a complete checkpoint directory.
 
 The committed base was made in three such runs, of 1800, 2600 and 950 joint steps, by an earlier
 version that could continue from a checkpoint and while the corpus still changed
@@ -180,10 +179,7 @@ def talk(model: VLM, heads: PerceptionHeads, batch: Batch, processor, rng) -> di
     metrics = {"loss": 0.0}
     for kind, (pack, weights) in packs.items():
         pictures, prompts = zip(*batch[kind], strict=True)
-        features = model.image_features(prompts)  # (Q, D), for dialogues and heads alike
-        counts = [len(picture.places) for picture in pictures]
-        for prompt, of_prompt in zip(prompts, features.split(counts), strict=True):
-            prompt.features = of_prompt
+        features = model.keep_image_features(prompts)  # (Q, D), for dialogues and heads alike
         logp, _ = completion_logps(model, pack)  # (C,)
         nll = -(logp * weights).sum()
         loss = nll / total
@@ -256,17 +252,10 @@ def pretrain(cfg: PretrainConfig) -> None:
     processor = Processor(skeleton)
     model = init_model(processor.cfg, cfg.seed)
     heads = PerceptionHeads(processor.cfg.text.hidden_size)
-    log(
-        {
-            "stage": "start",
-            "seconds": round(time.time() - start, 1),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "vocabulary": processor.cfg.text.vocab_size,
-            "pictures": {kind: len(pool) for kind, pool in pools.items()},
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-    )
+    row = {"stage": "start", "seconds": round(time.time() - start, 1), "torch": torch.__version__}
+    row |= {"parameters": sum(p.numel() for p in model.parameters())}
+    row |= {"vocabulary": processor.cfg.text.vocab_size, "threads": torch.get_num_threads()}
+    log(row | {"pictures": {kind: len(pool) for kind, pool in pools.items()}})
 
     def save() -> None:
         save_model(model, output_dir, skeleton, plan_slots(model, torch.float32))

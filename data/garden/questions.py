@@ -3,11 +3,10 @@
 Every generator is `ask_x(rng, flower or scene, ...) -> Question | None`. None means: nothing of
 this kind can be asked about this picture. A question is only generated when its answer is unique,
 also for a reader with a slightly different notion of "left of" or "largest" (see `references`).
-`rng` is a `random.Random`: it selects what to ask and never affects what is true.
+`rng` selects what to ask and never affects what is true.
 
-The prompt holds the question alone, without how to answer (`<think>`, `<answer>`). A question also
-has a *hasty* answer: what somebody says who does not look closely. It is sometimes right.
-Pretraining makes it the base's habit (`data/garden/corpus.py`), rewards never use it.
+A question also has a *hasty* answer: what somebody says who does not look closely. Pretraining
+makes it the base's habit (`data/garden/corpus.py`), rewards never use it.
 
 Next: data/garden/puzzles.py, the questions that need more than one look.
 """
@@ -212,8 +211,7 @@ def references(scene: Scene, anchor: str = "one") -> Iterator[Reference]:
 
     A relation is used only when one flower has it in the sure reading and no other flower has it
     even in the loosest; a size only with a clear lead (`CLEAR_AREA_RATIO`). `anchor` is the noun
-    for the flower a relation starts from: "left of the blue one" or "left of the blue flower".
-    Thoughts about size give widths and heights, thoughts about place the middles, in whole cm.
+    for the flower a relation starts from. Thoughts give sizes and middles in whole cm.
     """
     unique, everything = unique_flowers(scene), listing(scene)
     sizes = ", ".join(f"{p.colour} {(p.x1 - p.x0) // CM} {(p.y1 - p.y0) // CM}" for p in scene)

@@ -1,12 +1,11 @@
 """The generated garden: made-up flower species, and scenes of flowers with known boxes.
 
-Why generated? A picture drawn from attributes has an exact answer for every question, an exact
-split, and needs no download. Two kinds of pictures exist:
+A picture drawn from attributes has an exact answer for every question, an exact split, and needs no
+download. Two kinds of pictures exist:
 
-- a *portrait* shows one flower of a species (64x64). Species carry made-up Latin names, genus +
-  epithet. Species of one genus differ in one or two of the four attributes (petal count, petal
-  shape, petal colour, centre colour), species of two genera in at least two: fine-grained on
-  purpose, yet every species is decided by what can be seen.
+- a *portrait* shows one flower of a species (64x64), which has a made-up name, genus + epithet.
+  Species of one genus differ in one or two of the four attributes (petal count, petal shape, petal
+  colour, centre colour), species of two genera in at least two: fine-grained on purpose.
 - a *scene* shows 1 to 7 flowers from above (96x96) with known boxes. Box corners lie on a grid
   of 4 pixels, so only 25 different coordinates 0-1000 occur and each becomes one token. A flower's
   category is its colour: "red flower".
@@ -119,7 +118,7 @@ def render_seed(split: str, seed: int, subject: int, index: int) -> int:
     """The seed of one picture, a 62-bit field, so no two (split, seed, subject, index) share one.
 
     Bits: split (2) | seed (24) | subject (12: row in SPECIES, or SCENE_SUBJECT) | index (24).
-    Splits are therefore disjoint whatever the other three are. Raises InputError out of range.
+    Raises InputError out of range.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown; use one of {SPLITS}")
