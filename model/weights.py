@@ -163,19 +163,10 @@ def load_model(
     return model
 
 
-def plan_slots(model: VLM, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9) -> Slots:
-    """The file layout of a checkpoint that has no source yet (pretraining from scratch)."""
-    tensors, shard_of, count, used = published_tensors(model), {}, 1, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * dtype.itemsize
-        if used > 0 and used + size > max_shard_bytes:
-            count, used = count + 1, 0
-        shard_of[name], used = count, used + size
-    slots = {}
-    for name, tensor in tensors.items():
-        file = f"model-{shard_of[name]:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
-        slots[name] = TensorSlot(file, dtype, tuple(tensor.shape))
-    return slots
+def single_file(model: VLM, dtype: torch.dtype) -> Slots:
+    """The layout of a checkpoint that has no source yet (pretraining from scratch)."""
+    tensors = published_tensors(model)
+    return {name: TensorSlot(SINGLE, dtype, tuple(t.shape)) for name, t in tensors.items()}
 
 
 def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | None = None) -> None:

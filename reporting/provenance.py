@@ -9,7 +9,7 @@ import platform
 import subprocess
 from dataclasses import replace
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -51,6 +51,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
     """The content of run.json."""
     if cfg.max_completion_length == task.max_completion_length:  # filled in by training/setup.py
         cfg = replace(cfg, max_completion_length=None)
+    installed = {d.name: d.version for d in distributions() if str(d.name).lower() in PACKAGES}
     return {
         "command": config.command(cfg, distributed.world_size()),
         "changed_flags": config.changed_flags(cfg),
@@ -59,7 +60,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
         "headline": task.headline,
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": _device_name(model.device),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | installed,
         "data": {
             name: {"examples": len(examples), "sha256": data_hash(examples)}
             for name, examples in ({"train": task.train} | task.splits).items()
@@ -75,13 +76,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _device_name(device: torch.device) -> str:

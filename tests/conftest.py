@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 from model.config import VLMConfig  # noqa: E402
 from model.new_checkpoint import init_model, write_new_checkpoint  # noqa: E402
-from model.weights import plan_slots, save_model  # noqa: E402
+from model.weights import save_model, single_file  # noqa: E402
 
 TINY = dict(
     hidden_size=32,
@@ -50,7 +50,7 @@ def tiny_dir(tmp_path_factory) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(6.0)  # standard deviation 0.12: answers depend on what is seen
-    save_model(model, directory, skeleton, plan_slots(model, torch.float32))
+    save_model(model, directory, skeleton, single_file(model, torch.float32))
     return directory
 
 

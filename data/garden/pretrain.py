@@ -37,7 +37,7 @@ from model.image import patchify
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.processor import Processor
 from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
-from model.weights import plan_slots, save_model
+from model.weights import save_model, single_file
 from runtime import console
 from runtime.errors import InputError
 from runtime.run_directory import check_output_dir
@@ -258,7 +258,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     log(row | {"pictures": {kind: len(pool) for kind, pool in pools.items()}})
 
     def save() -> None:
-        save_model(model, output_dir, skeleton, plan_slots(model, torch.float32))
+        save_model(model, output_dir, skeleton, single_file(model, torch.float32))
 
     parameters = [*model.visual.parameters(), *heads.parameters()]
     for _, metrics in stage("see", cfg.see_steps, cfg.learning_rate, parameters, log):

@@ -22,7 +22,7 @@ import model.weights
 from model.config import VLMConfig
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.vlm import VLM
-from model.weights import load_model, plan_slots, published_tensors, save_model
+from model.weights import load_model, published_tensors, save_model, single_file
 from runtime.errors import InputError
 from tests.conftest import TINY
 from tests.model.test_parity import inputs_of, our_forward
@@ -169,20 +169,6 @@ def test_what_transformers_saves_in_its_own_layout_loads_and_saves_too(skeleton,
     save_model(load_model(tmp_path / "new"), tmp_path / "saved", companions=tmp_path / "new")
     assert json.loads((tmp_path / "saved" / INDEX).read_text())["weight_map"] == weight_map
     assert_same_logits(load_model(tmp_path / "saved"), theirs)
-
-
-def test_planned_slots_cut_shards_at_the_limit_and_count_every_byte(skeleton, tmp_path):
-    m = init_model(VLMConfig.from_directory(skeleton), seed=2)
-    save_model(m, tmp_path / "cut", skeleton, plan_slots(m, torch.bfloat16, 50_000))
-    index = json.loads((tmp_path / "cut" / INDEX).read_text())
-    files = sorted(set(index["weight_map"].values()))
-    assert 2 < len(files) < 6 and files[-1].endswith(f"-of-{len(files):05d}.safetensors")
-    assert index["metadata"]["total_size"] == sum(2 * p.numel() for p in m.parameters())
-    for file in files:
-        assert sum(2 * t.numel() for t in load_file(tmp_path / "cut" / file).values()) <= 50_000
-    loaded = published_tensors(load_model(tmp_path / "cut"))
-    for name, parameter in published_tensors(m).items():
-        assert torch.equal(loaded[name], parameter.to(torch.bfloat16).float()), name
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -346,5 +332,5 @@ def test_a_model_is_not_saved_with_the_files_of_another(skeleton, tmp_path):
     with pytest.raises(InputError, match="missing tensors, first 'lm_head.weight'"):
         save_model(m, tmp_path / "out", companions=tmp_path / "tied")
     with pytest.raises(InputError, match="gone: the source directory is gone"):
-        save_model(m, tmp_path / "out", tmp_path / "gone", plan_slots(m, torch.float32))
+        save_model(m, tmp_path / "out", tmp_path / "gone", single_file(m, torch.float32))
     assert snapshot(tmp_path) == before

@@ -22,7 +22,7 @@ import train_grpo
 import train_sft
 from benchmarks.robustness.kills import metrics
 from config import BASE_MODEL
-from model.weights import load_model, plan_slots, save_model
+from model.weights import load_model, save_model, single_file
 from runtime.errors import InputError
 from runtime.run_directory import lock_directory
 from runtime.signals import Stopped, StopSignals
@@ -163,7 +163,7 @@ def test_with_several_updates_per_batch_a_signal_waits_for_the_step(flags, tmp_p
 )
 def test_float32_masters_of_bfloat16_weights_survive(flags, tiny_dir, tmp_path, more, where):
     model = load_model(tiny_dir)
-    save_model(model, tmp_path / "bf16", tiny_dir, plan_slots(model, torch.bfloat16))
+    save_model(model, tmp_path / "bf16", tiny_dir, single_file(model, torch.bfloat16))
     words = more.replace("BF16", str(tmp_path / "bf16")).split()
     assert_resumes_alike(train_grpo, [*flags, *words], tmp_path, *where)
 
