@@ -11,14 +11,12 @@ of the other parsers reads its content:
     calls       change_colour(f1, red), remove(f3)                   list of (function, value, ...)
     sequence    B, A, C                                              ["B", "A", "C"]
 
-Data sets and completions go through the same parsers, so the two sides agree on what an answer
-means; rewards.py decides what it is worth. The rules of every parser:
+Targets go through the same parsers; rewards.py decides what an answer is worth. Every parser:
 
-1. None means outside the grammar. Any sampled text gives a value or None, never an exception, and
-   every number in a value is finite.
-2. The grammar covers the whole answer. A number in a sentence is not a number, and a letter in a
-   list of letters is not a choice: a parser that searches the text rewards guessing.
-3. Nothing is evaluated, every size has a cap, and the time is linear in the length.
+1. Returns a value or None (outside the grammar) for any text, never raises; numbers are finite.
+2. Covers the whole answer: a number in a sentence is not a number, and a letter in a list of
+   letters is not a choice. A parser that searches the text rewards guessing.
+3. Evaluates nothing, caps every size, and takes time linear in the length.
 """
 
 import json
@@ -186,9 +184,8 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
         [x1, y1, x2, y2]    [[x1, y1, x2, y2], ...]       corners alone
         (x1,y1),(x2,y2)                                   Qwen2-VL, LISA; more pairs may follow
 
-    Lists are JSON. Strings may have single quotes, as the rows published by Visual-RFT do; they are
-    exchanged for double ones, for no parser of Python is safe with a policy's text. Text that is
-    none of these is outside the grammar: None, as for an answer that was cut off.
+    Lists are JSON, or with single quotes, as in the rows published by Visual-RFT. Text that is none
+    of these is outside the grammar: None, as for an answer that was cut off.
 
     Within the grammar an item is malformed, and the caller counts it as a false positive, if
     - it does not have exactly four corners, or one is not a finite number (strings and true are

@@ -5,9 +5,8 @@
 
 Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
 beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
-With `torchrun --nproc_per_node=2 evaluate.py ...` each GPU answers its share of the questions.
-Answers are greedy (temperature 0) unless --temperature says otherwise; `--votes 8 --temperature 1`
-lets the most frequent of eight answers count.
+Answers are greedy; `--votes 8 --temperature 1` lets the most frequent of eight count. With
+`torchrun --nproc_per_node=2 evaluate.py ...` each GPU answers its share of the questions.
 """
 
 import json

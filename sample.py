@@ -8,10 +8,9 @@ step advances all N * G rows together. Finished rows are computed along until ev
 the groups has finished; then the other half continues alone.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
-step, prompt id, sample index) alone. How prompts are batched cannot change them; the tokens are
-then the same up to the rounding of the logits. A token is chosen by inverting the cumulative
-distribution at one uniform number, from float32 log-probabilities of the *whole* distribution (no
-top-k, no top-p: what is sampled is what is trained), and its log-probability is kept.
+step, prompt id, sample index) alone, however prompts are batched. A token is chosen by inverting
+the cumulative distribution at one uniform number, from float32 log-probabilities of the *whole*
+distribution (no top-k, no top-p: what is sampled is what is trained).
 
 Next: model/vlm.py.
 """

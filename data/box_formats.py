@@ -10,10 +10,9 @@ the classic mistake (VLM-R1 trained for months on unscaled targets):
 | `abs`         | pixels of the original image                    | COCO, RefCOCO, VLM-R1 files |
 | `abs_resized` | pixels of the image as the vision tower sees it | Qwen2.5-VL                  |
 
-Boxes of data sets are read as "abs" (`pixel_box`), whatever convention their file has, and
-converted once, into the format of the model. "Original" is the upright image, as
-`model.image.load_image` returns it: an EXIF orientation is applied. Sizes are (width, height)
-throughout; the resized one is `model.image.smart_resize(height, width, ...)[::-1]`.
+Boxes of data sets are read as "abs" (`pixel_box`) and converted once, into the format of the model.
+"Original" is the upright image of `model.image.load_image`. Sizes are (width, height) throughout;
+the resized one is `model.image.smart_resize(height, width, ...)[::-1]`.
 
 Sources: Qwen2-VL (arXiv:2409.12191), Qwen2.5-VL (arXiv:2502.13923), VLM-R1 (om-ai-lab/VLM-R1).
 """

@@ -71,8 +71,7 @@ def load_coco(
     """Read an instances json (`images`, `annotations`, `categories`), images in order of their id.
 
     Crowd regions are no boxes: their category becomes `unsure` in that image. Annotations without
-    image, category or area are skipped and counted. Images without annotations stay: they are the
-    negatives. The pictures are not opened here, only looked for.
+    image, category or area are skipped and counted. Images without annotations are the negatives.
 
     Args:
         image_root: what file names are relative to; default: the folder of the file.

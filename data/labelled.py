@@ -70,8 +70,7 @@ def few_shot_split(
 
     Each class is shuffled once; shots come from the front, held-out images from the back. So fewer
     shots are a subset of more shots, and both are evaluated on the same images while the cap leaves
-    room. A held-out image with the pixels of a training image, under whatever label, is dropped
-    and counted: to know it by heart is no generalisation.
+    room. A held-out image with the pixels of a training image is dropped and counted.
 
     Raises:
         InputError: a class with fewer than shots + 1 images, or without a held-out one.

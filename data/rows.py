@@ -121,8 +121,7 @@ def read_records(
 ) -> tuple[str, list[Example]]:
     """Read rows of one of SCHEMAS. An id that is missing or taken is made from file and row.
 
-    Every image is decoded once; those that come as bytes in a table are kept undecoded. Rows
-    without image, question or solution, and those with an unreadable image, are skipped.
+    Rows without image, question or solution, or with an unreadable image, are skipped.
 
     Raises:
         InputError: no rows or an unreadable file, columns of no schema, values of a wrong type,

@@ -93,8 +93,7 @@ def group_advantages(
         impl: "auto", "torch" or "triton"; see `kernels.choose_impl`.
 
     Returns:
-        (N, G) in the dtype of `rewards`, without gradient. Rows sum to zero up to rounding, and are
-        exactly zero where all rewards of the group are equal.
+        (N, G) in the dtype of `rewards`, without gradient; zeros where all rewards are equal.
 
     Raises:
         ValueError: wrong shape or dtype, G < 2 (one reward has no deviation), G > 4096 for Triton,

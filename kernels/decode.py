@@ -265,8 +265,7 @@ def shared_prefix_attention(
         q: (B, H, E) fp32 or bf16 (fp64 in torch only); B = N * G, the G rows of a group together.
             Rows may lie further apart than H * E.
         k, v: (N, K, L, E) same dtype, K divides H; a group's keys in the order of the module
-            docstring. Those of the prefix beyond a group's length may hold anything finite, those
-            of later steps anything.
+            docstring. Beyond a group's prefix length they may be anything finite.
         prefix_lengths: (N,) int32, 1 .. P. prefix_size: P.
         suffix_length: () int32, 1 .. S_max, the new token included. On the device, so that a
             captured CUDA graph reads its present value.

@@ -330,9 +330,7 @@ def linear_logprob(
             outside [0, V) or suppressed. On a GPU such a target yields logp NaN (outside) or -inf
             (suppressed) and no exception.
 
-    Notes:
-        Sums are fp32 whatever the input dtype. A row whose upstream gradient is zero contributes
-        exactly zero. Inputs are not modified.
+    Sums are fp32. A row whose upstream gradient is zero contributes exactly zero.
     """
     impl = choose_impl(impl, hidden)
     _validate(hidden, weight, targets, temperature, suppressed, impl)

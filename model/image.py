@@ -7,9 +7,8 @@ Patch order: the vision tower merges each merge x merge block of patches into on
 the patches of a block are neighbours in memory. Rows run over blocks (top to bottom, left to right)
 and then inside the block; columns run over channel, frame, pixel row, pixel column.
 
-Departure: transparency is composited on white, as in qwen-vl-utils; the reference processor drops
-the alpha channel and so shows whatever colour hides under transparent pixels. Colour profiles (ICC)
-are ignored, as in the reference. Source: Qwen2-VL, arXiv:2409.12191, section 2.1.
+Departure: transparency is composited on white, as in qwen-vl-utils; the reference processor shows
+whatever colour hides under transparent pixels. Source: Qwen2-VL, arXiv:2409.12191, section 2.1.
 """
 
 import math

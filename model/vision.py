@@ -1,11 +1,10 @@
 """The vision tower of Qwen2-VL: patches of an image -> image tokens of the language model's width.
 
 A patch is one row of numbers (channels x time x height x width), so the patch embedding is a plain
-Linear: the checkpoint stores it as a 3-D convolution whose stride equals its kernel, the same
-thing. The patches attend to all patches of their own image, with rotary positions in two dimensions
-(half of each head turns with the row, half with the column). At the end each square of
-`spatial_merge_size`^2 neighbouring patches is merged into one image token; `model/image.py` orders
-the patches so that these squares are consecutive.
+Linear: the checkpoint's 3-D convolution has a stride equal to its kernel. The patches attend to all
+patches of their own image, with rotary positions in two dimensions (half of each head turns with
+the row, half with the column). At the end each square of `spatial_merge_size`^2 neighbouring
+patches, consecutive in `model/image.py`'s order, is merged into one image token.
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1. Letters: M patches, Q image tokens, D width, E head
 width. Next: model/language.py.

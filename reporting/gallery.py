@@ -2,13 +2,12 @@
 
 At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to images/:
 
-- `held_out`: a few fixed held-out questions, sampled with the same random numbers every time, so
-  that only the model differs between two snapshots;
+- `held_out`: a few fixed held-out questions, sampled with the same random numbers every time and
+  scored by the task's own sparse reward at its default weights, whatever training pays;
 - of the training step: the `best` and the `worst` of the groups with an advantage, one `zero_std`
   group whose rewards are all equal, and a `no_answer` group, whose answers could not be parsed.
 
-Held-out completions are scored by the task's own sparse reward at its default weights, whatever
-training pays. Next: reporting/attention_map.py, reporting/page/render.py.
+Next: reporting/attention_map.py, reporting/page/render.py.
 """
 
 import hashlib

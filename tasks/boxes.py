@@ -1,12 +1,8 @@
 """What the box tasks share: targets in the model's box format, and COCO's average precision.
 
-Intersection over union does not change when both axes are scaled, so no answer has to be converted:
-the *targets* are written once in the box format of the model (`--coords`, by default what its
-family was taught: data/box_formats.py), and compared there.
-
-Average precision is `pycocotools`' own, on exactly the boxes that `answers.parse_boxes` reads.
-
-Next: tasks/det.py.
+Intersection over union does not change when both axes are scaled: the *targets* are written once in
+the box format of the model (`--coords`, by default what its family was taught:
+data/box_formats.py), and compared there. Next: tasks/det.py.
 """
 
 import contextlib

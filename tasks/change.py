@@ -1,7 +1,6 @@
 """Spatial transformation: which calls turn the first picture into the second?
 
-After Reason-RFT (arXiv:2503.20752), whose TRANCE questions show two images and list the objects of
-the first; the answer is a list of calls.
+After the TRANCE questions of Reason-RFT (arXiv:2503.20752).
 
     prompt   "What changed? f1 small red, f2 large blue."
     data     pairs of garden scenes; rows with two images and a list of calls as solution

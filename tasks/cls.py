@@ -5,11 +5,9 @@
     reward   right name (whole, normalised) + format
     metric   strict accuracy; Visual-RFT's substring rule is printed beside it as "loose"
 
-The garden's pictures are taken outdoors (`data.garden.drawing.outdoors`), while the base was
-pretrained on clean ones: it sees well, not perfectly. The splits: `train` holds `shots` pictures of
-each of the 30 RL species, `held_out` other renderings of the same species, `val` a third set of
-renderings for choosing settings, and `ood` the ten species that no RL run ever trains on. Real data
-have `train` and `held_out`. Next: train_grpo.py.
+The splits: `train` holds `shots` pictures of each of the 30 RL species, taken outdoors, `held_out`
+other renderings of the same species, `val` a third set for choosing settings, and `ood` the ten
+species that no RL run ever trains on. Real data have `train` and `held_out`. Next: train_grpo.py.
 """
 
 import random

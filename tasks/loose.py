@@ -17,8 +17,6 @@ def loose_name_correct(text: str, target: str) -> float:
     `accuracy_reward` in src/virft/src/open_r1/grpo_classification.py of Liuziyu77/Visual-RFT, less
     its symbolic maths: take the first answer block that opens and closes on one line, or else the
     whole text; strip, lower, drop spaces and underscores; accept a substring in either direction.
-    The empty completion, the answer "a" and a list of all classes all count as right, so this
-    number flatters.
 
     Raises:
         ValueError: the target is empty after normalisation, or longer than `MAX_NAME_CHARS`.

@@ -1,14 +1,10 @@
 """Open-vocabulary detection: learn on base categories, evaluate on others, after Visual-RFT.
 
-Prompt, reward and metric are those of tasks/det.py. Visual-RFT (arXiv:2503.01785) trains on 65 COCO
-categories and evaluates on 15 others; here the model trains on the garden's flowers of four
-colours and is evaluated on those of three others.
+Prompt, reward and metric are those of tasks/det.py. The base categories are four colours of flowers
+in the garden, all categories but Visual-RFT's fifteen (`NEW_COCO`) in COCO's annotations.
 
     held_out   other images of the base categories
     ood        images asked about the new categories, which no training question names
-
-COCO's annotations are split in the same way: the categories named in `NEW_COCO`, Visual-RFT's
-fifteen, are never trained on.
 """
 
 from answers import normalise_name

@@ -1,11 +1,8 @@
 """What the tasks share: splits of the generated garden, splits of rows from disk, wiring.
 
 A task file brings a function `draw(rng, seed, is_ood)` that returns a question and its pictures, or
-None where the drawn scene has nothing to ask; `scene_splits` makes disjoint splits of it:
-
-- `train`: `--train_size` questions; `held_out`: `--held_out_size` others, drawn alike;
-- `val`: a third set, for choosing settings; nothing is ever tuned on `held_out`;
-- `ood`: out of distribution, as each task file says (larger scenes, another view, ...).
+None where the drawn scene has nothing to ask; `scene_splits` makes disjoint splits of it: `train`,
+`held_out`, `val` (for choosing settings) and `ood` (larger scenes, another view, ...).
 
 Next: tasks/count.py, the simplest of them.
 """

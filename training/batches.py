@@ -4,7 +4,6 @@ Nothing here carries an equation. Read first: train_grpo.py. Next: training/scor
 """
 
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -170,7 +169,7 @@ class MicroBatches:
         self.restart = True
         while self.restart:
             self.restart = False
-            self.totals = defaultdict(float, loss=0.0, tokens=0)
+            self.totals = {"loss": 0.0, "tokens": 0.0}
             self.optimizer.zero_grad()
             starts = range(0, len(groups), self.size)
             batches = [groups[start : start + self.size] for start in starts]
@@ -216,31 +215,29 @@ class MicroBatches:
 
     def add(self, stats: dict[str, Tensor | float]) -> None:
         """Add the statistics of a micro-batch to the totals of the pass."""
-        if self.is_padding:
-            return
-        for name, value in stats.items():
-            if name.endswith("/max"):
-                self.totals[name] = max(self.totals[name], float(value))
-            else:
-                self.totals[name] += float(value)
+        if not self.is_padding:
+            add_up(self.totals, stats)
 
     def metrics(self) -> dict[str, float]:
         """The metrics of a pass over all ranks: means over tokens, but for the loss and maxima."""
         return mean_metrics(distributed.all_gather(self.totals))
 
 
+def add_up(totals: dict[str, float], stats: dict[str, Tensor | float]) -> None:
+    """Add statistics to their totals; the largest value counts where a name ends in "/max"."""
+    for name, value in stats.items():
+        before, value = totals.get(name, 0.0), float(value)
+        totals[name] = max(before, value) if name.endswith("/max") else before + value
+
+
 def mean_metrics(totals_of_ranks: list[dict[str, float]]) -> dict[str, float]:
     """Divide the sums of all ranks by their tokens; the loss is a sum, maxima are maxima."""
-    names = dict.fromkeys(name for totals in totals_of_ranks for name in totals)
-    tokens = max(sum(totals["tokens"] for totals in totals_of_ranks), 1)
-    metrics = {}
-    for name in names:
-        values = [totals[name] for totals in totals_of_ranks if name in totals]
-        if name.endswith("/max"):
-            metrics[name] = max(values)
-        elif name != "tokens":
-            metrics[name] = sum(values) / (1 if name == "loss" else tokens)
-    return metrics
+    totals: dict[str, float] = {}
+    for of_rank in totals_of_ranks:
+        add_up(totals, of_rank)
+    tokens = max(totals.pop("tokens"), 1)
+    is_whole = {name: name == "loss" or name.endswith("/max") for name in totals}
+    return {name: value / (1 if is_whole[name] else tokens) for name, value in totals.items()}
 
 
 def merge_pass_metrics(passes: list[dict[str, float]]) -> dict[str, float]:

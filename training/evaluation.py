@@ -143,17 +143,11 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
     row = {}
+    batch_size = max(1, 8 * cfg.prompts_per_step // distributed.world_size())  # as in a rollout
     for split, prefix in EVAL_SPLITS.items():
         if split in task.splits:
-            metrics, _ = evaluate(
-                model,
-                processor,
-                task,
-                task.splits[split],
-                cfg.max_completion_length,
-                # Each rank decodes about the rows of its rollout.
-                batch_size=max(1, 8 * cfg.prompts_per_step // distributed.world_size()),
-                with_interval=with_interval and split == "held_out",
-            )
+            of_task = (processor, task, task.splits[split], cfg.max_completion_length)
+            is_asked = with_interval and split == "held_out"
+            metrics, _ = evaluate(model, *of_task, batch_size=batch_size, with_interval=is_asked)
             row |= {prefix + name: value for name, value in metrics.items()}
     return row

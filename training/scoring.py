@@ -83,11 +83,8 @@ class UserReward:
 def soft_overlong(length: int, max_length: int, buffer: int) -> float:
     """Return DAPO's penalty for length in tokens, in [-1, 0] (arXiv:2503.14476, eq. 13).
 
-    0 up to max_length - buffer, then linear down to -1 at max_length, and -1 beyond. ValueError
-    unless 0 < buffer <= max_length.
+    0 up to max_length - buffer, then linear down to -1 at max_length, and -1 beyond.
     """
-    if not 0 < buffer <= max_length:
-        raise ValueError(f"buffer={buffer} is not in (0, max_length={max_length}]")
     return 0.0 - min(1.0, max(0.0, (length - (max_length - buffer)) / buffer))
 
 
@@ -96,8 +93,6 @@ def repetition_penalty(text: str, n: int = 4) -> float:
 
     Words stand between white space; case is ignored; fewer than n words cost 0.
     """
-    if n < 1:
-        raise ValueError(f"n={n} is not >= 1")
     words = text.casefold().split()
     ngrams = list(zip(*(words[i:] for i in range(n)), strict=False))
     return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0

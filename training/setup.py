@@ -5,7 +5,6 @@ Whatever cannot work is refused here, before the run leaves anything. Next: trai
 
 import time
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 import torch
 
@@ -25,11 +24,9 @@ from training.checkpoint import Checkpoint
 from training.evaluation import EVAL_SPLITS, usable_splits
 from training.fsdp import shard
 
-C = TypeVar("C", bound=TrainConfig)
-
 
 @dataclass
-class Setup(Generic[C]):
+class Setup:
     """A run that is ready to begin.
 
     Attributes:
@@ -37,7 +34,7 @@ class Setup(Generic[C]):
         start_time: time.time() when the set-up began.
     """
 
-    cfg: C
+    cfg: TrainConfig
     processor: Processor
     task: Task
     model: VLM
@@ -45,7 +42,7 @@ class Setup(Generic[C]):
     start_time: float
 
 
-def prepare(cfg: C, checkpoint: Checkpoint | None = None) -> Setup[C]:
+def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
     """Load the task and the model of a training run and fill in what `cfg` left open.
 
     Raises InputError for anything that cannot work.

@@ -4,9 +4,8 @@ Same rules as in `data/garden/questions.py`: `ask_x(rng, ...) -> Question | None
 answer, a short exact thought, and a hasty answer that skips the work.
 
 - `measure`: lengths in a scene, numeric or multiple choice, after the geometry part of Reason-RFT
-  (arXiv:2503.20752). A scene is 24 cm wide, so a grid step is 1 cm. Hasty answers are 12 and A.
-- `change`: which calls turn the first picture into the second, after its spatial transformation
-  part (TRANCE). The prompt lists the objects of the first picture with their places, as there.
+  (arXiv:2503.20752). A scene is 24 cm wide. Hasty answers are 12 and A.
+- `change`: which calls turn the first picture into the second, after its TRANCE part.
 - `why`: which of three visible causes makes a flower wilt.
 - `order`, `next`: how a plant grows; order pictures by growth, or name the stage that follows.
 

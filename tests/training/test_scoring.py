@@ -152,9 +152,6 @@ def test_the_soft_overlong_penalty_is_dapo_s():
     values = [soft_overlong(length, 100, 20) for length in range(300)]
     assert values == sorted(values, reverse=True) and min(values) == -1.0 and max(values) == 0.0
     assert soft_overlong(50, 100, 100) == -0.5
-    for buffer in (0, -1, 101):
-        with pytest.raises(ValueError, match="buffer"):
-            soft_overlong(5, 100, buffer)
 
 
 def test_the_repetition_penalty_is_the_share_of_repeated_n_grams():
@@ -164,8 +161,6 @@ def test_the_repetition_penalty_is_the_share_of_repeated_n_grams():
     assert repetition_penalty("A a  a\na a") == -0.5
     assert repetition_penalty("a b a b", n=1) == -0.5
     assert repetition_penalty("a b " * 1000) == pytest.approx(2 / 1997 - 1)
-    with pytest.raises(ValueError, match="n=0"):
-        repetition_penalty("a", n=0)
 
 
 @settings(deadline=None)
