@@ -83,7 +83,7 @@ class VLMConfig:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "VLMConfig":
-        path = Path(directory) / "config.json"
+        path = directory / "config.json"
         if not path.is_file():
             raise InputError(
                 f"--model {directory}: has no config.json; name a checkpoint directory"

@@ -63,7 +63,6 @@ def write_new_checkpoint(
         sizes: `patch_size`, and the widths and depths as config.json names them, those of the
             vision tower with the prefix `vision_`.
     """
-    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, vocab_size)
     tokenizer.save(str(directory / "tokenizer.json"))

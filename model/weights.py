@@ -71,7 +71,6 @@ def read_slots(directory: Path) -> Slots:
     Raises InputError for a directory without safetensors, a missing shard, a damaged file, or an
     index that disagrees with its shards.
     """
-    directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"--model {directory}: no such directory")
     index, weight_map = directory / INDEX, None
@@ -179,7 +178,6 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
 
     Raises InputError, before anything is written, if the source is damaged or of another model.
     """
-    directory, companions = Path(directory), Path(companions)
     if not companions.is_dir():
         raise InputError(f"{companions}: the source directory is gone; saving needs its files")
     if directory.exists() and not (directory / "config.json").is_file():

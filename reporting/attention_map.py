@@ -13,10 +13,8 @@ from model.vlm import VLM, Prompt, make_pack
 
 @torch.no_grad()
 def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tensor:
-    """How much every completion token looks at every token of the prompt, while it is being read.
+    """How much every token of a completion (C,) int64 looks at every token of the prompt.
 
-    Args:
-        completion: (C,) int64.
     Returns: (C, P) fp32 on the CPU: the mean over layers and heads of the attention weights. A row
         sums to at most 1; the rest looks at the completion itself.
     """

@@ -89,15 +89,11 @@ def groups_to_show(rollout: Rollout) -> dict[str, int]:
 
 
 def fixed_questions(examples: list[Example], wanted: int) -> list[Example]:
-    """Evenly spread over the examples, each moved on to the next target that is not there yet."""
-    n, count, places, targets = len(examples), min(wanted, len(examples)), [], set()
-    for i in range(count):
-        candidates = [(i * n // count + k) % n for k in range(n)]
-        free = [place for place in candidates if place not in places]
-        place = next((p for p in free if examples[p].target not in targets), free[0])
-        places.append(place)
-        targets.add(examples[place].target)
-    return [examples[place] for place in places]
+    """Evenly spread over the examples, each with another target where there are as many."""
+    one_of_each = list({example.target: example for example in reversed(examples)}.values())[::-1]
+    pool = one_of_each if len(one_of_each) >= wanted else examples
+    count = min(wanted, len(pool))
+    return [pool[i * len(pool) // count] for i in range(count)]
 
 
 class Gallery:

@@ -32,11 +32,11 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the transformation task. Raises InputError for data that cannot be used."""
     splits = scene_splits("change", cfg, draw, lambda text: bool(parse_calls(text)))
     reward = partial(calls_reward, ordered=cfg.ordered)
-    return answer_task("change", cfg, splits, reward, soft_accuracy, 144)
 
+    def loose(text: str, target: str) -> float:
+        return calls_accuracy(parse_answer(text), target)
 
-def soft_accuracy(text: str, target: str) -> float:
-    return calls_accuracy(parse_answer(text), target)
+    return answer_task("change", cfg, splits, reward, loose, 144)
 
 
 def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
