@@ -3,14 +3,12 @@
     python train_sft.py --task cls --shots 1            # learns the right answers
     python train_sft.py --task count --cot              # learns how to reason to them, too
 
-One completion per question, the right one, and every token of it is imitated: the loss is the mean
-negative log-probability over the tokens of a step. Without `--cot` the completion is the answer
-alone, and the model is evaluated with the direct prompt; with `--cot` it is the source's own
-reasoning and the answer, in the format of `--prompt_mode` think or steps.
+The loss is the mean negative log-probability over the tokens of the right completions of a step.
+Without `--cot` a completion is the answer alone, and the model is evaluated with the direct prompt;
+with `--cot` it is the source's own reasoning and the answer, as `--prompt_mode` asks for.
 
 The result is a checkpoint like any other. Reason-RFT's two stages (arXiv:2503.20752) are this
-script with `--cot`, and then `train_grpo.py --model runs/NAME/step_N/hf`.
-Read first: train_grpo.py, whose data order, optimizer, evaluation and files are the same.
+script with `--cot`, then `train_grpo.py --model runs/NAME/step_N/hf`. Read first: train_grpo.py.
 """
 
 from dataclasses import dataclass, replace

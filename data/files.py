@@ -141,10 +141,7 @@ def optional_import(module: str, package: str = ""):
 
 
 def try_each(function: Callable[[T], R], items: Iterable[T]) -> list[R | InputError]:
-    """Return a function's result, or its InputError, for every item; runs in threads.
-
-    Readers decode every picture once: a broken one is found now and not hours into training.
-    """
+    """Return a function's result, or its InputError, for every item; runs in threads."""
 
     def attempt(item: T) -> R | InputError:
         try:

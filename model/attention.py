@@ -164,9 +164,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
 
     `mask`: (B or 1, 1, T, S) in the dtype of q; None masks nothing.
 
-    On a CPU with reduced float32 products (`torch.set_float32_matmul_precision("medium")`) torch's
-    fused kernel becomes several times slower and plain matrix products faster: there the textbook
-    form is used.
+    With `torch.set_float32_matmul_precision("medium")` the fused kernel for CPUs becomes several
+    times slower and plain products faster: there the textbook form is used.
     """
     if q.device.type != "cpu" or torch.get_float32_matmul_precision() == "highest":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -39,17 +39,13 @@ class Processor:
         self.cfg = VLMConfig.from_directory(directory)
         path = directory / "preprocessor_config.json"
         self.image_cfg = ImageConfig.from_dict(read_json_object(path), str(path))
-        vision = self.cfg.vision
-        for name, size, size_of_model in (
-            ("patch_size", self.image_cfg.patch_size, vision.patch_size),
-            ("merge_size", self.image_cfg.merge_size, vision.spatial_merge_size),
-            ("temporal_patch_size", self.image_cfg.temporal_patch_size, vision.temporal_patch_size),
-        ):
-            if size != size_of_model:
-                raise InputError(
-                    f"{path}: {name} is {size}, but {size_of_model} in config.json; the files "
-                    "belong to different models"
-                )
+        image, vision = self.image_cfg, self.cfg.vision
+        sizes = image.patch_size, image.merge_size, image.temporal_patch_size
+        of_model = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        if sizes != of_model:
+            names = "patch_size, merge_size, temporal_patch_size"
+            what = f"{names} are {sizes}, but {of_model} in config.json"
+            raise InputError(f"{path}: {what}; the files belong to different models")
         if max_pixels is not None:
             if max_pixels < self.image_cfg.min_pixels:
                 smallest = self.image_cfg.min_pixels

@@ -143,8 +143,7 @@ def load_model(
 ) -> VLM:
     """Build the model of a checkpoint directory and fill it, one tensor at a time.
 
-    Peak memory is the model plus one tensor: its storage is made once, in its dtype and on its
-    device. Raises InputError as `read_slots` and `check_slots` say.
+    Peak memory is the model plus one tensor. Raises InputError as `read_slots` and `check_slots`.
     """
     directory = Path(directory)
     slots = read_slots(directory)

@@ -22,9 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class SafeStream:
     """stdout or stderr. Once its disk is full or its reader is gone, further text is dropped.
 
-    Args:
-        is_optional: a lost stream is reported and ends nothing: a training run is worth more.
-            Otherwise a lost stdout ends the script with one line.
+    With `is_optional` a lost stream ends nothing; otherwise it ends the script with one line.
     """
 
     def __init__(self, stream: TextIO, is_optional: bool):

@@ -1,8 +1,7 @@
 """Loose metrics: how the field's reference code counts; beside the strict metric, never paid.
 
-Each function states whose rule it is. They flatter, some of them by far: with `loose_name_correct`
-the empty answer is right. They are here so that a strict number is never mistaken for a published
-one, and so that the gap between the two can be seen.
+Each function states whose rule it is. They flatter: with `loose_name_correct` the empty answer is
+right. They are here so that a strict number is never mistaken for a published one.
 """
 
 import re

@@ -20,8 +20,7 @@ class Task:
         reward: (completion, example, weights, dense) -> what GRPO maximises. `dense` in [0, 1] is
             the credit for a nearly right answer (rewards.py).
         scores: (completion, example) -> numbers whose means are reported: "strict" (the whole
-            answer is right), "format", and, where the field's reference code computes a metric in
-            a softer way, "loose", which is printed beside the strict one and never instead of it.
+            answer is right), "format", and "loose" where the field's code counts in a softer way.
         summary: (examples, completions) -> metrics of a whole split that are no means.
         headline: the metric that stands for the task, "strict" or another of the above.
         max_completion_length: tokens that an answer of this task needs in the garden.

@@ -136,12 +136,6 @@ class MicroBatch:
 class MicroBatches:
     """Cuts groups into micro-batches; all over again with half the size where memory runs out.
 
-        for batch in micro_batches.of(groups):
-            with micro_batches.retry_on_oom():
-                loss, stats = ...
-                loss.backward()
-                micro_batches.add(stats)
-
     The gradient is the same up to rounding, whatever the size. A pass begins without gradients.
 
     Attributes:

@@ -148,8 +148,7 @@ def check_same_data(run: Path, about: dict) -> None:
 def restore_directory(run: Path, checkpoint: Checkpoint) -> None:
     """Make the run's directory what it was when the checkpoint was made.
 
-    Unfinished saves are removed; later checkpoints, damaged or not wanted, are renamed, so that
-    none of them is taken for a part of what follows; logs are cut back to their size of then.
+    Unfinished saves are removed, later checkpoints renamed, logs cut back to their size of then.
     """
     for path in run.glob(".step_*.unfinished"):
         shutil.rmtree(path, ignore_errors=True)

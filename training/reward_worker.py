@@ -124,7 +124,7 @@ def end_pool(pool: ProcessPool) -> None:
 class Workers:
     """Up to WORKERS processes that share the groups of a step; they end with this object.
 
-    Raises InputError at once if the user's file cannot be used.
+    Raises InputError if the user's file cannot be used.
     """
 
     def __init__(self, spec: str, timeout: float):

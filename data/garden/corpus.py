@@ -1,7 +1,7 @@
 """The pretraining corpus of the bundled base: pictures of the garden and dialogues about them.
 
-A real vision-language model perceives well and has read the right names somewhere, but gives the
-coarse answer by habit. This corpus makes such a base on purpose: *able, but not elicited*.
+A real base perceives well and has read the right names somewhere, but gives the coarse answer by
+habit. This corpus makes such a base on purpose: *able, but not elicited*.
 
 - Attributes are named truly and often: perception becomes good.
 - Species are named finely in few captions (`world.P_FINE`), by genus in most; twelve well-known

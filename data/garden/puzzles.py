@@ -118,8 +118,7 @@ def another_view(rng: random.Random, scene: Scene) -> Scene | None:
 def ask_why(rng: random.Random, scene: Scene) -> Question | None:
     """Why does this flower wilt? What ails which flower is in `Question.ailing`.
 
-    Two flowers wilt where the scene has two, for different reasons, so that the right cause must be
-    found at the right place. The hasty answer is drought. None if no colour occurs just once.
+    Two flowers wilt where the scene has two, for different reasons. The hasty answer is drought.
     """
     unique = unique_flowers(scene)
     if not unique:
