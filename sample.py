@@ -46,7 +46,7 @@ STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded
 
 @dataclass
 class Rollout:
-    """N * G completions; row b answers prompt b // G. Scoring adds rewards, parts and advantages."""
+    """N * G completions; row b answers prompt b // G. Scoring adds rewards and advantages."""
 
     ids: list[Tensor]  # (C_i,) int64 on the CPU, up to and including the first end token
     logps: list[Tensor]  # (C_i,) fp32 on the CPU, nats, under the distribution that was sampled

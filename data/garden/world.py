@@ -249,7 +249,7 @@ def change_scene(scene: Scene, rng: random.Random, n_changes: int) -> tuple[Scen
     """Change `n_changes` of the flowers; return the new scene and the calls, by flower number.
 
     Calls are "change_colour(f1, red)", "change_size(f2, small)" and "remove(f3)", where f1, f2, ...
-    number the first scene. Flowers that stay keep their centre, so the pictures determine the calls.
+    number the first scene. Flowers that stay keep their centre: the pictures determine the calls.
     """
     after = dict(enumerate(scene, start=1))
     calls = []
