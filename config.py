@@ -193,9 +193,9 @@ def given_flags(
     for item in dataclasses.fields(kind):
         inner, optional = _inner_type(item.type)
         required = item.default is dataclasses.MISSING
-        shown = "" if required or item.default is None else f" (default: {_show(item.default)})"
+        default = "" if required or item.default is None else f" (default: {_show(item.default)})"
         options: dict[str, Any] = {
-            "help": (item.metadata["help"] + shown).replace("%", "%%"),
+            "help": (item.metadata["help"] + default).replace("%", "%%"),
             "required": required,
             "default": argparse.SUPPRESS,
         }

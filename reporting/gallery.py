@@ -88,11 +88,11 @@ def groups_to_show(rollout: Rollout) -> dict[str, int]:
     return views
 
 
-def fixed_questions(examples: list[Example], wanted: int) -> list[Example]:
+def fixed_questions(examples: list[Example], n_questions: int) -> list[Example]:
     """Evenly spread over the examples, each with another target where there are as many."""
     one_of_each = list({example.target: example for example in reversed(examples)}.values())[::-1]
-    pool = one_of_each if len(one_of_each) >= wanted else examples
-    count = min(wanted, len(pool))
+    pool = one_of_each if len(one_of_each) >= n_questions else examples
+    count = min(n_questions, len(pool))
     return [pool[i * len(pool) // count] for i in range(count)]
 
 

@@ -106,7 +106,7 @@ def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Li
     differs = "the two disagree on the same weights; use --dtype float32"
     not_finite = "they were skipped; lower --learning_rate or --beta, or use --dtype float32"
     fault = "these completions were left out; the console shows the first one"
-    found = {
+    rules = {
         "Right answers sampled": _right(rows),
         "Zero-std groups": _zero_std(rows),
         "Truncated completions": _bounded(rows, "completions/clipped_ratio", too_long),
@@ -117,13 +117,13 @@ def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Li
         "Non-finite updates": _any(rows, "steps_skipped_nonfinite", not_finite),
     }
     for kind in ("exception", "wrong_length", "not_finite", "timeout", "died"):
-        found[f"Your reward: {kind}"] = _any(rows, f"reward/{kind}", fault)
+        rules[f"Your reward: {kind}"] = _any(rows, f"reward/{kind}", fault)
     if skipped is not None:
         value, advice = "; ".join(skipped)[:2000] or "none", "repair them, or check what is missing"
-        found["Skipped data"] = ("watch" if skipped else "good", value, advice)
+        rules["Skipped data"] = ("watch" if skipped else "good", value, advice)
     return [
         Light(name, level, value, "" if level == "good" else advice)
-        for name, (level, value, advice) in found.items()
+        for name, (level, value, advice) in rules.items()
         if level is not None
     ]
 

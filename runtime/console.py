@@ -1,4 +1,4 @@
-"""How a script speaks and ends: lines on stdout, one line on stderr for bad input, an exit code.
+"""How a script prints and ends: lines on stdout, one line on stderr for bad input, an exit code.
 
 Next: runtime/signals.py.
 """

@@ -105,8 +105,8 @@ def answer(texts: list[str], example: Example | None) -> str:
         values = _Worker.function(list(texts), example)
         reply = {"values": [value if value is None else float(value) for value in values]}
     except BaseException:  # code from outside: reported to training, which counts it
-        shown = f"{traceback.format_exc()[-MAX_SHOWN:]}\n{_Worker.printed.text}"
-        reply = {"fault": "exception", "what": shown}
+        output = f"{traceback.format_exc()[-MAX_SHOWN:]}\n{_Worker.printed.text}"
+        reply = {"fault": "exception", "what": output}
     if os.getpid() != worker:  # a fork that the function left behind must not answer, too
         os._exit(1)
     return json.dumps(reply)

@@ -97,7 +97,7 @@ class TrainingRun:
         if can_save and (is_stopped or self.done > 0):
             try:
                 saved = self._save()
-            except Exception as not_saved:  # what ended the run has to be told all the same
+            except Exception as not_saved:  # what ended the run is reported all the same
                 print(f"not saved: {not_saved}", file=sys.stderr)
         signals.remove()
         self.log.close()

@@ -72,8 +72,8 @@ class UserReward:
         self.faults[kind] += len(texts)
         if not self.has_shown_one:
             self.has_shown_one = True
-            shown = visible(reason.strip()[-MAX_SHOWN:])
-            print(f"--reward: first fault, {kind}: {shown}", file=sys.stderr)
+            text = visible(reason.strip()[-MAX_SHOWN:])
+            print(f"--reward: first fault, {kind}: {text}", file=sys.stderr)
         return [None] * len(texts)
 
 

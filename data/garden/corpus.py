@@ -5,7 +5,7 @@ habit. This corpus makes such a base on purpose: *able, but not elicited*.
 
 - Attributes are named truly and often: perception becomes good.
 - Species are named finely in few captions (`world.P_FINE`), by genus in most; twelve well-known
-  species mostly finely. So sampling finds the fine name, but it is not the likeliest answer.
+  species mostly finely. So sampling finds the fine name, but it is not the most likely answer.
 - Every question type of the other tasks occurs, and is answered hastily in most cases (`P_HASTY`):
   without looking, guessed lengths, coarse boxes, the first difference only. Asked without a format,
   the same questions get careful answers with their reasoning: that is where the ability comes from.

@@ -58,7 +58,7 @@ def short(value: float) -> str:
 
 def panels(runs: list[tuple[str, str, list[dict]]]) -> list[dict]:
     """All panels that have something to show. runs: (label, headline metric, rows)."""
-    found = []
+    of_page = []
     for title, metrics in PANELS.items():
         curves = []
         for r, (run, headline, rows) in enumerate(runs):
@@ -70,19 +70,19 @@ def panels(runs: list[tuple[str, str, list[dict]]]) -> list[dict]:
                 curve = {"metric": metric, "label": label, "colour": colour, "dash": dash}
                 curves += [curve | {"points": points}] if points else []
         if curves:
-            found.append(_panel(title, curves, len(runs)))
-    return found
+            of_page.append(_panel(title, curves, len(runs)))
+    return of_page
 
 
 def _logged(rows: list[dict], metrics: dict[str, str], headline: str) -> list[tuple[str, str]]:
     """(metric, label) of a panel's metrics that were logged."""
-    names, found = dict.fromkeys(name for row in rows for name in row), []
+    names, logged = dict.fromkeys(name for row in rows for name in row), []
     for metric, label in metrics.items():
         pattern = metric.replace("HEADLINE", re.escape(headline))
         label = label.replace("HEADLINE", headline)
         matches = filter(None, (re.fullmatch(pattern, name) for name in names))
-        found += [(match[0], (match.groups() or [label])[0][:60]) for match in matches]
-    return found[:MAX_CURVES]
+        logged += [(match[0], (match.groups() or [label])[0][:60]) for match in matches]
+    return logged[:MAX_CURVES]
 
 
 def _panel(title: str, curves: list[dict], n_runs: int) -> dict:

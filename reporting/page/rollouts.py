@@ -92,11 +92,13 @@ def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, lis
     starts = accumulate(map(len, tokens), initial=0)
     tints = [max(0, min(int(10 * p), 9)) for p in probabilities]
     triples = [(kinds[s], tint, t) for s, tint, t in zip(starts, tints, tokens, strict=False)]
-    found = []
+    texts = []
     for kind, run in groupby(triples, key=itemgetter(0)):
         of_tint = groupby(run, key=itemgetter(1))
-        found.append((kind, [("".join(t for *_, t in same), tint) for tint, same in of_tint]))
-    return found
+        texts.append(
+            (kind, [("".join(t for *_, t in same), tint) for tint, same in of_tint])
+        )
+    return texts
 
 
 def distinct(completions: list[dict]) -> list[tuple[dict, list[tuple]]]:
