@@ -95,9 +95,7 @@ def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, lis
     texts = []
     for kind, run in groupby(triples, key=itemgetter(0)):
         of_tint = groupby(run, key=itemgetter(1))
-        texts.append(
-            (kind, [("".join(t for *_, t in same), tint) for tint, same in of_tint])
-        )
+        texts.append((kind, [("".join(t for *_, t in same), tint) for tint, same in of_tint]))
     return texts
 
 
