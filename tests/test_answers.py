@@ -169,30 +169,34 @@ NOT_NUMBERS = [
     *". + - --3 +-3 3- 1.2.3 3.. ,5 1,00 0,500 1,0000 1000,000 1,000,00 1_000 0x10 1e3".split(),
     *"1E-3 2^3 3% $3 three (3) [3] 1/2 ½ 3² ² ٣ ３ 2+3 5*1 10-5 \\boxed{3} True None".split(),
     *("", " ", "1 000", "3 cm", "3 or 4", "3, 4", "the answer is 3", "3\u200b", "3\x00"),
-    "9" * (MAX_NUMBER_CHARS + 1),
+    *("inf", "Infinity", "1e999", "9" * (MAX_NUMBER_CHARS + 1)),
+    *(DIGITS_5000, "0." + DIGITS_5000),  # V-RFT: ValueError
 ]
-HOSTILE_NUMBERS = [
-    ("I47 a number of 5000 digits (V-RFT ValueError)", DIGITS_5000),
-    ("I47 5000 decimals", "0." + DIGITS_5000),
-    ("I56 nan (R-RFT pays NaN)", "nan"),
-    ("I56 inf", "inf"),
-    ("I56 -inf", "-inf"),
-    ("I56 Infinity", "Infinity"),
-    ("I56 1e999", "1e999"),
-    ("I57 power tower (math-verify 5 s)", "\\boxed{9^{9^{9^9}}}"),
-    ("I57 nested braces", "{" * 3000 + "9" + "}" * 3000),
-    ("I57 factorial", "1000000!"),
-    ("I58 import", "__import__('os').getpid()"),
-    ("I58 dunder", "().__class__.__base__"),
-    ("I58 power", "99**98**97"),
-]
+RAN = "was_executed"  # a file that some of these would make
+CODE = {
+    "I56 nan (R-RFT pays NaN)": "nan",
+    "I56 -inf": "-inf",
+    "I57 power tower (math-verify 5 s)": "\\boxed{9^{9^{9^9}}}",
+    "I57 sum": "\\boxed{" + "1+" * 30_000 + "1}",
+    "I57 braces": "{" * 3000 + "}" * 3000,
+    "I57 factorial": "1000000!",
+    "I57 power of a sum": "(x+1)^{5000}",
+    "I58 import": f"__import__('os').system('touch {RAN}')",
+    "I58 write": f"open('{RAN}', 'w')",
+    "I58 in a list": f"[__import__('pathlib').Path('{RAN}').touch(), 0, 100, 100]",
+    "I58 in a call": f"change_colour(f1, open('{RAN}', 'w'))",
+    "I58 f-string": f"{{open('{RAN}', 'w')}}",
+    "I58 dunder": "().__class__.__base__.__subclasses__()",
+    "I58 power": "99**98**97",
+    "I58 pickle": "cos\nsystem\n(S'touch " + RAN + "'\ntR.",
+}
 
 
 @pytest.mark.case("I47", "I56", "I57", "I58")
-@pytest.mark.parametrize("answer", NOT_NUMBERS + named(HOSTILE_NUMBERS))
-def test_what_is_no_plain_decimal_is_no_number_and_takes_no_time(answer):
-    assert parse_number(answer) is None
-    assert takes_under(0.050, lambda: parse_number(answer))
+def test_what_is_no_plain_decimal_is_no_number_and_takes_no_time():
+    for answer in [*NOT_NUMBERS, *CODE.values()]:
+        assert parse_number(answer) is None, answer
+        assert takes_under(0.050, lambda answer=answer: parse_number(answer)), answer
 
 
 def test_a_choice_is_one_letter_from_a_to_h():
