@@ -917,7 +917,7 @@ HOSTILE_ANSWERS = repeated(
     "I52 boxes": "[" + "[1,2,3,4]," * (N // 10 - 1) + "[1,2,3,4]]",
     "I52 Python boxes": "[" + "{'bbox_2d':[1,2,3,4],'label':'a'}," * (N // 36) + "[]]",
     "labels of accents": json.dumps(LABELS_OF_ACCENTS, ensure_ascii=False),
-    "one long label of accents": '{"label":"' + ACCENTS * (N // 2 - 10) + '"}',
+    "one long label": '{"bbox_2d":[1,2,3,4],"label":"' + ACCENTS * (N // 2 - 20) + '"}',
     "I47 digits in a box": "[1,2,3," + "9" * (N - 8) + "]",
     "I47 numbers of 4000 digits": "[" + ("9" * 4000 + ",") * (N // 4001 - 1) + "1]",
     "decimals": "0." + "1" * (N - 2),

@@ -145,7 +145,6 @@ def kill_and_resume(tiny_dir: str, work: Path) -> None:
 
 
 @pytest.mark.case("F1", "F2", "F3", "F4", "F5", "F20", "F22")
-@pytest.mark.slow
 def test_a_run_killed_at_every_moment_resumes_exactly_and_has_no_child_process(tiny_dir, tmp_path):
     """In one new process that forks the others, so that libraries load once."""
     program = "import sys, pathlib; from tests.robustness.test_faults import kill_and_resume\n"

@@ -472,14 +472,17 @@ def test_patches_of_500_random_upright_pictures_put_together_are_the_resized_pic
 
 
 @pytest.mark.case("O22")
-def test_a_planted_bug_turns_a_test_red_and_a_harmless_change_does_not():
+def test_a_planted_bug_turns_a_test_red_and_a_harmless_change_does_not(tmp_path):
     """`python -m benchmarks.robustness.mutations` plants all of its table in copies like this."""
     (bug,) = [bug for bug in mutations.BUGS if bug.name == "population standard deviation"]
-    bug = replace(bug, tests=f"{bug.tests} -k hand_worked")
-    red = mutations.planted_in_a_copy(bug)
+    red = mutations.planted_in_a_copy(replace(bug, tests=f"{bug.tests} -k hand_worked"))
     assert red is not None and red.startswith("tests/kernels/test_advantage.py::")
-    harmless = replace(bug, wrong=bug.right.replace("(dim=1", "(1"))
-    assert mutations.planted_in_a_copy(harmless) is None
+    (tmp_path / "one.py").write_text("one = 1\n")
+    (tmp_path / "test_one.py").write_text("import one\ndef test_one():\n    assert one.one == 1\n")
+    bug = mutations.Bug("another number", "one.py", "1", "2", "test_one.py")
+    assert mutations.first_red(bug, tmp_path) == "test_one.py::test_one"
+    assert mutations.first_red(replace(bug, wrong="2 - 1"), tmp_path) is None
+    assert (tmp_path / "one.py").read_text() == "one = 1\n"  # healed
 
 
 # ---- learning (O23) ------------------------------------------------------------------------------
