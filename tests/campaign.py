@@ -29,10 +29,7 @@ CASES = {
     "I16": "directory, pipe, device as an image or a data set: error, no hang",
     "I17": "http, file and data URLs: error",
     "I18": "a name in another case or Unicode form: error with a hint",
-    "I19": (
-        "picture lost during a run: one line, the last step saved, exact once it is back "
-        "(differs: not skipped, for then the run would be one of other data)"
-    ),
+    "I19": "picture lost during a run: one line, last step saved; exact resume once it is back",
     "I20": "empty set: error",
     "I21": "fewer records than a step asks: repeated, with a warning",
     "I22": "more shots than a class has images: error listing the classes",
@@ -49,17 +46,11 @@ CASES = {
     "I33": "prompt over the limit: skipped and counted, never cut",
     "I34": "pickles and arrays as data: refused unopened",
     "I35": "solutions of all types: normalised, or error",
-    "I36": (
-        "a picture in train and test, by hash: dropped from the test and counted, or kept on "
-        "one side (differs: more than a warning)"
-    ),
-    "I37": "one class only: error, since rewards would be constant (differs: not a warning)",
+    "I36": "a picture in train and test, by hash: dropped from the test, or kept on one side",
+    "I37": "one class only: error, since all rewards would be equal",
     "I38": "nothing: 0, format 0",
     "I39": "the end token alone: 0, one token in the mask, a finite loss",
-    "I40": (
-        "no end at the limit: scored on what is there, counted in clipped_ratio (differs: not "
-        "masked; --overlong_weight lowers its reward)"
-    ),
+    "I40": "no end at the limit: scored on what is there, counted in clipped_ratio",
     "I41": "empty answer block: 0, format 0",
     "I42": "a list of answers: 0",
     "I43": "one letter or a prefix of the label: 0",
@@ -74,132 +65,78 @@ CASES = {
     "I52": "10 000 boxes: under 50 ms, almost nothing",
     "I53": "box of the whole image: its plain IoU",
     "I54": "label missing, null or a list: a false box",
-    "I55": (
-        "fence, single dict, Python's quotes: read; anything else: 0 (differs: quotes are "
-        "exchanged, there is no literal_eval)"
-    ),
+    "I55": "fence, single dict, Python's quotes: read; anything else: 0",
     "I56": "nan, inf, -inf as a number: 0",
-    "I57": (
-        "power towers, 3000 braces, factorials: 0 in under 50 ms (differs: nothing is "
-        "evaluated, so there is no deadline to count)"
-    ),
+    "I57": "power towers, 3000 braces, factorials: 0 in under 50 ms, nothing is evaluated",
     "I58": "text that looks like code: 0, never run",
     "I59": "control tokens: cannot be sampled",
     "I60": "invalid UTF-8: U+FFFD, the ids survive",
     "I61": "markup: inert in the report, under a policy that forbids scripts",
     "I62": "[/bold], {x}, %d: console and logs show them as they are",
-    "I63": "=cmd|... in a CSV export (differs: there is no CSV export, and there must be none)",
-    "I64": (
-        "raises: counted, the first traceback shown; over a fifth of a step: an end with the "
-        "last step saved (differs: out of the comparison, not 0)"
-    ),
-    "I65": (
-        "None: out of the group's mean, advantage 0 (differs: asked for, so counted as no fault)"
-    ),
-    "I66": (
-        "wrong number of values: counted (differs: the group is out of the comparison; an "
-        "error above a fifth of a step)"
-    ),
-    "I67": (
-        "NaN, inf: counted, never paid (differs: out of the comparison, not 0); in a task's "
-        "own reward an error"
-    ),
-    "I68": "endless loop in Python or C: killed at the deadline, counted (differs: not 0)",
+    "I63": "=cmd|... in a spreadsheet: there is no CSV export, and there must be none",
+    "I64": "raises: left out, counted, first traceback shown; over a fifth of a step: error, saved",
+    "I65": "None: out of the group's mean, advantage 0, no fault",
+    "I66": "wrong number of values: the group is left out and counted; over a fifth: error",
+    "I67": "NaN, inf: left out and counted, never paid; in a task's own reward an error",
+    "I68": "endless loop in Python or C: killed at the deadline, left out and counted",
     "I69": "10 MB of print: swallowed, its end shown with a fault",
     "I70": "unknown flag: error with the nearest one",
     "I71": "impossible values: error naming the flag",
     "I72": "output directory in use, unwritable, on a full disk: error",
     "I73": "resuming a missing, empty or foreign directory: error",
-    "I74": (
-        "model directory that cannot be used: error naming file or key (differs: adapters are "
-        "not read at all)"
-    ),
+    "I74": "model directory that cannot be used, adapters too: error naming file or key",
     "I75": "no GPU, no such dtype: error; a tracker without login or network: a warning",
     "I76": "no stdin, dumb terminal, ASCII locale, spaces in paths, no home: works",
     # ---- faults
     "F1": "kill -9 in a rollout: resumed from the last save, exactly",
     "F2": "kill -9 in a backward: resumed from the last save, exactly",
     "F3": "kill -9 in the optimizer's step: the same, half an update is never seen",
-    "F4": (
-        "kill behind the rename of a checkpoint: found by number and sha256 (here: no "
-        "pointer); one that is saved while the run is resumed is never passed over"
-    ),
+    "F4": "kill after the rename of a checkpoint: it is found by number and sha256, never skipped",
     "F5": "kill while an old checkpoint is removed: one that verifies stays, a half one is ignored",
-    "F6": (
-        "disk full during a checkpoint: told in MB, old one whole, tried again, exit 2 at the end"
-    ),
+    "F6": "disk full in a checkpoint: reported in MB, old one whole, retried, exit 2 at the end",
     "F7": "disk full in logs, report and stdout: training goes on, one warning",
     "F8": "cut or altered shard: named, the checkpoint before is used; asked for itself, an error",
     "F9": "optimizer state or manifest missing: the same",
     "F10": "empty or garbled JSON in a checkpoint: the same",
-    "F11": "read-only directory, EIO on flush, reading back or rename: told, old checkpoint whole",
-    "F12": (
-        "SIGTERM, SIGUSR1 anywhere in a step or an evaluation: saved, exit 143, 138, exact resume"
-    ),
-    "F13": "SIGINT once: saved, exit 130, exact resume (here: nothing is compiled in a run)",
+    "F11": "read-only directory, EIO on flush, reading back or rename: named, old checkpoint whole",
+    "F12": "SIGTERM, SIGUSR1 in a step or an evaluation: saved, exit 143, 138, exact resume",
+    "F13": "SIGINT once: saved, exit 130, exact resume",
     "F14": "SIGINT twice: ends at once, without saving",
     "F15": "out of memory: half the micro-batch, same gradient; else one line naming the flags",
     "F16": "one rank of two raises: both end within 10 s and name rank and exception",
     "F17": "one rank is killed: the others end, the checkpoint is whole",
-    "F18": "one rank is slow: waited for and told, none is killed",
-    "F19": (
-        "a reward's process dies: replaced and counted, its completions left out (differs: not 0)"
-    ),
-    "F20": "a loader's process dies (here: there is none, pictures are read in training itself)",
+    "F18": "one rank is slow: waited for and reported, none is killed",
+    "F19": "a reward's process dies: replaced and counted, its completions left out",
+    "F20": "a loader's process dies: there is none, pictures are read in training itself",
     "F21": "the tracker raises: left alone with one warning",
-    "F22": (
-        "logs and report read while written: whole; half a last row is passed over, cut on resume"
-    ),
-    "F23": (
-        "power loss: files and directory are flushed before the rename; cut files are passed over"
-    ),
+    "F22": "logs and report read while written: whole; half a last row is skipped, cut on resume",
+    "F23": "power loss: files and directory are flushed before the rename; cut files are skipped",
     "F24": "the clock jumps back: checkpoints are ordered by step",
     "F25": "a pickle planted in a run: never opened",
     # ---- numerical oracles
-    "O1": (
-        "loss and its gradient to the logits: Python loops, float64 1e-10, float32 1e-5 "
-        "(here: grpo, dapo, dr_grpo; an empty completion is refused)"
-    ),
-    "O2": (
-        "the same tensors through TRL's loss: equal to 1e-10 (skipped where trl is not installed)"
-    ),
-    "O3": "identities: reinforce at ratio 1, flat groups exactly 0, K3, sums, shift and scale",
+    "O1": "loss and its gradient to the logits: Python loops, float64 1e-10, float32 1e-5",
+    "O2": "the same tensors through TRL's loss: equal to 1e-10 (skipped where trl is missing)",
+    "O3": "identities: reinforce at ratio 1, zero-std groups exactly 0, K3, sums, shift and scale",
     "O4": "finite differences in float64 on 50 random logits",
-    "O5": (
-        "a step cut into micro-batches of any size and order: one gradient, float64 1e-12 "
-        "(here: no bnpo)"
-    ),
-    "O6": (
-        "two ranks and one: parameters 1e-6, metrics, completions; sharded; a rank without spread"
-    ),
+    "O5": "a step cut into micro-batches of any size and order: one gradient, float64 1e-12",
+    "O6": "two ranks and one: parameters 1e-6, metrics, completions; sharded; a zero-std rank",
     "O7": "transformers' Qwen2-VL: logits, every gradient, positions, prompt ids, pixels bit-equal",
-    "O8": (
-        "sampler and training log-probabilities: float32 max 1e-4, bfloat16 mean 2e-2, T 0.7 1 1.3"
-    ),
+    "O8": "sampler and training log-probabilities: float32 1e-4, bfloat16 mean 2e-2, T 0.7 1 1.3",
     "O9": "cached decoding and full forwards, rows that end apart, and again after another batch",
     "O10": "shared prefix and separate forwards: log-probabilities and gradients",
     "O11": "another picture in one question changes that group alone",
     "O12": "completions hold no prompt token and end with the first end token",
-    "O13": "recomputed, cut, padded or not: 30 steps are the same (here: nothing is compiled)",
-    "O14": (
-        "the reference is the starting model and stays it (here: no LoRA, all weights are trained)"
-    ),
+    "O13": "recomputed, cut, padded or not: 30 steps are the same",
+    "O14": "the reference is the starting model and stays it",
     "O15": "kernels and float64, forward and backward: odd sizes, 151,936 words, 1e4, strides, NaN",
     "O16": "chi-square of drawn tokens, rows of a group independent, any batch draws the same",
     "O17": "optimizer and torch.optim.AdamW, table of learning rates, clipping and clip_grad_norm_",
-    "O18": (
-        "rewards: painted boxes, pycocotools, assignments, order, extra boxes, nothing above exact"
-    ),
+    "O18": "rewards: painted boxes, pycocotools, assignments, order, extra boxes, exact is best",
     "O19": "500 random sizes: patches put together again, boxes there and back, upright pictures",
     "O20": "stopped or killed and resumed is the straight run, bit for bit, with any threads",
     "O21": "saved and loaded bit-equal, files and keys of the source, complete in transformers",
-    "O22": (
-        "planted bugs: every classic one is in the table, and one turns a test red (all of "
-        "them: .ci/run)"
-    ),
-    "O23": (
-        "the embedded model learns cls, count, ground in a few steps; wrong labels teach nothing"
-    ),
+    "O22": "planted bugs: the classic ones are in a table, and one turns a test red",
+    "O23": "the bundled base learns cls, count, ground in a few steps; wrong labels teach nothing",
 }
 
 KINDS = {"I": "bad inputs", "F": "faults", "O": "oracles"}

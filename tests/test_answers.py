@@ -1,8 +1,9 @@
 """What `answers.py` guarantees: every text becomes a value of the documented grammar, or None.
 
-No text raises, no number is infinite, no time is more than linear, and nothing is evaluated. Texts
-that make a published parser fail carry its name: V-RFT is Liuziyu77/Visual-RFT, R-RFT is
-tanhuajie/Reason-RFT, VLM-R1 is om-ai-lab/VLM-R1. Run: `pytest tests/test_answers.py`.
+No text raises, no number is infinite, nothing is evaluated, and no time is more than linear (which
+tests/test_rewards.py shows). Texts that make a published parser fail carry its name: V-RFT is
+Liuziyu77/Visual-RFT, R-RFT is tanhuajie/Reason-RFT, VLM-R1 is om-ai-lab/VLM-R1.
+Run: `pytest tests/test_answers.py`.
 """
 
 import gc
@@ -169,30 +170,34 @@ NOT_NUMBERS = [
     *". + - --3 +-3 3- 1.2.3 3.. ,5 1,00 0,500 1,0000 1000,000 1,000,00 1_000 0x10 1e3".split(),
     *"1E-3 2^3 3% $3 three (3) [3] 1/2 ½ 3² ² ٣ ３ 2+3 5*1 10-5 \\boxed{3} True None".split(),
     *("", " ", "1 000", "3 cm", "3 or 4", "3, 4", "the answer is 3", "3\u200b", "3\x00"),
-    "9" * (MAX_NUMBER_CHARS + 1),
+    *("inf", "Infinity", "1e999", "9" * (MAX_NUMBER_CHARS + 1)),
+    *(DIGITS_5000, "0." + DIGITS_5000),  # V-RFT: ValueError
 ]
-HOSTILE_NUMBERS = [
-    ("I47 a number of 5000 digits (V-RFT ValueError)", DIGITS_5000),
-    ("I47 5000 decimals", "0." + DIGITS_5000),
-    ("I56 nan (R-RFT pays NaN)", "nan"),
-    ("I56 inf", "inf"),
-    ("I56 -inf", "-inf"),
-    ("I56 Infinity", "Infinity"),
-    ("I56 1e999", "1e999"),
-    ("I57 power tower (math-verify 5 s)", "\\boxed{9^{9^{9^9}}}"),
-    ("I57 nested braces", "{" * 3000 + "9" + "}" * 3000),
-    ("I57 factorial", "1000000!"),
-    ("I58 import", "__import__('os').getpid()"),
-    ("I58 dunder", "().__class__.__base__"),
-    ("I58 power", "99**98**97"),
-]
+RAN = "was_executed"  # a file that some of these would make
+CODE = {
+    "I56 nan (R-RFT pays NaN)": "nan",
+    "I56 -inf": "-inf",
+    "I57 power tower (math-verify 5 s)": "\\boxed{9^{9^{9^9}}}",
+    "I57 sum": "\\boxed{" + "1+" * 30_000 + "1}",
+    "I57 braces": "{" * 3000 + "}" * 3000,
+    "I57 factorial": "1000000!",
+    "I57 power of a sum": "(x+1)^{5000}",
+    "I58 import": f"__import__('os').system('touch {RAN}')",
+    "I58 write": f"open('{RAN}', 'w')",
+    "I58 in a list": f"[__import__('pathlib').Path('{RAN}').touch(), 0, 100, 100]",
+    "I58 in a call": f"change_colour(f1, open('{RAN}', 'w'))",
+    "I58 f-string": f"{{open('{RAN}', 'w')}}",
+    "I58 dunder": "().__class__.__base__.__subclasses__()",
+    "I58 power": "99**98**97",
+    "I58 pickle": "cos\nsystem\n(S'touch " + RAN + "'\ntR.",
+}
 
 
 @pytest.mark.case("I47", "I56", "I57", "I58")
-@pytest.mark.parametrize("answer", NOT_NUMBERS + named(HOSTILE_NUMBERS))
-def test_what_is_no_plain_decimal_is_no_number_and_takes_no_time(answer):
-    assert parse_number(answer) is None
-    assert takes_under(0.050, lambda: parse_number(answer))
+def test_what_is_no_plain_decimal_is_no_number_and_takes_no_time():
+    for answer in [*NOT_NUMBERS, *CODE.values()]:
+        assert parse_number(answer) is None, answer
+        assert takes_under(0.050, lambda answer=answer: parse_number(answer)), answer
 
 
 def test_a_choice_is_one_letter_from_a_to_h():
@@ -214,8 +219,7 @@ PYTHON_ROWS = """[{'Position': [10, 20, 300, 400], 'Confidence': 1},
 {'Position': [500, 600, 700, 800]}]"""
 PYTHON_LABELS = """[{'bbox_2d': [10, 20, 300, 400], 'label': "colt's"},
 {'bbox_2d': [500, 600, 700, 800], 'label': "'n' roll"}]"""
-BACKSLASH = "a [[[[[[[[[ \\"
-COLT_AND_ROLL = [ONE._replace(label="colt's"), TWO._replace(label="n' roll")]
+LABELS = ("colt's", "pâté", 'a "]}[[[[', "a [[[[[[[[[ \\")  # the last ends with a backslash
 
 
 def with_label(label) -> str:
@@ -226,101 +230,80 @@ def with_confidence(written: str) -> str:
     return f'{{"Position": [10, 20, 300, 400], "Confidence": {written}}}'
 
 
-WELL_FORMED = [
-    ("No Objects", "No Objects", []),
-    ("no objects with a full stop", "no_objects.", []),
-    ("None (VLM-R1)", "None", []),
-    ("empty list", "[]", []),
-    ("Visual-RFT", f"[{with_confidence('0.5')}]", [ONE._replace(confidence=0.5)]),
-    ("I55 Visual-RFT's rows in Python", PYTHON_ROWS, [SURE, TWO]),
-    ("Qwen", f"[{with_label('Cat.')}]", [ONE._replace(label="cat")]),
-    ("apostrophe in a label", with_label("colt's"), [ONE._replace(label="colt's")]),
-    ("apostrophes in Python strings", PYTHON_LABELS, COLT_AND_ROLL),
-    ("escaped accent", with_label("pâté"), [ONE._replace(label="pâté")]),
-    ("brackets and quotes in a label", with_label('a "]}[[[['), [ONE._replace(label='a "]}[[[[')]),
-    ("backslash ends a label", with_label(BACKSLASH), [ONE._replace(label=BACKSLASH)]),
-    ("I55 single dict", '{"Position": [10, 20, 300, 400]}', [ONE]),
-    ("one bare box", "[10, 20, 300, 400]", [ONE]),
-    ("floats (VLM-R1 0)", "[10.0, 2e1, 300.00, 400]", [ONE]),
-    ("newlines (V-RFT 0)", "[\n10,\n20,\n300,\n400\n]", [ONE]),
-    ("bare boxes", "[[10, 20, 300, 400], [500, 600, 700, 800]]", [ONE, TWO]),
-    ("Qwen2-VL points", "(10,20),(300,400)", [ONE]),
-    ("spaces in the points", "( 10 , 20 ) , ( 300 , 400 )", [ONE]),
-    ("two boxes of points (LISA mis-pairs)", "(10,20),(300,400),(500,600),(700,800)", [ONE, TWO]),
-    ("points by lines", "(10,20),(300,400)\n(500,600),(700,800)", [ONE, TWO]),
-    ("I55 fence", "```json\n[10, 20, 300, 400]\n```", [ONE]),
-    ("fence without a language", "```\n[10, 20, 300, 400]```", [ONE]),
-    ("Python fence", "```python\n[{'Position': [10, 20, 300, 400]}]\n```", [ONE]),
-    ("fence of points", "```(10,20),(300,400)```", [ONE]),
-    ("I46 minus zero", "[-0, -0.0, 300, 400]", [Box(0, 0, 300, 400)]),
-    ("I51 beyond the canvas", "[-50, 20, 5000, 400]", [Box(0, 20, 1000, 400)]),
-    ("I51 1e308", "[-1e308, -1e308, 1e308, 1e308]", [Box(0, 0, 1000, 1000)]),
-    ("exact duplicates stay", "[[10,20,300,400],[10,20,300,400]]", [ONE, ONE]),
-    ("fields nobody asked for", '{"bbox_2d": [10,20,300,400], "score": "high"}', [ONE]),
-]
+WELL_FORMED = {  # what it is: the boxes, answers that say them
+    "no box (None: VLM-R1)": ([], ["No Objects", "no_objects.", "None", "[]"]),
+    "Visual-RFT": ([ONE._replace(confidence=0.5)], [f"[{with_confidence('0.5')}]"]),
+    "I55 Visual-RFT's rows in Python": ([SURE, TWO], [PYTHON_ROWS]),
+    "Qwen": ([ONE._replace(label="cat")], [f"[{with_label('Cat.')}]"]),
+    "apostrophes in Python strings": (
+        [ONE._replace(label="colt's"), TWO._replace(label="n' roll")],
+        [PYTHON_LABELS],
+    ),
+    "I55 one box": ([ONE], ["[10, 20, 300, 400]", '{"Position": [10, 20, 300, 400]}']),
+    "another field": ([ONE], ['{"bbox_2d": [10,20,300,400], "score": "high"}']),
+    "floats (VLM-R1 0)": ([ONE], ["[10.0, 2e1, 300.00, 400]"]),
+    "newlines (V-RFT 0)": ([ONE], ["[\n10,\n20,\n300,\n400\n]"]),
+    "Qwen2-VL points": ([ONE], ["(10,20),(300,400)", "( 10 , 20 ) , ( 300 , 400 )"]),
+    "I55 fence": ([ONE], ["```json\n[10, 20, 300, 400]\n```", "```\n[10, 20, 300, 400]```"]),
+    "Python fence": ([ONE], ["```python\n[{'Position': [10, 20, 300, 400]}]\n```"]),
+    "fence of points": ([ONE], ["```(10,20),(300,400)```"]),
+    "bare boxes": ([ONE, TWO], ["[[10, 20, 300, 400], [500, 600, 700, 800]]"]),
+    "two boxes of points (LISA mis-pairs)": (
+        [ONE, TWO],
+        [f"(10,20),(300,400){gap}(500,600),(700,800)" for gap in ",\n"],
+    ),
+    "I46 minus zero": ([Box(0, 0, 300, 400)], ["[-0, -0.0, 300, 400]"]),
+    "I51 beyond the canvas": ([Box(0, 20, 1000, 400)], ["[-50, 20, 5000, 400]"]),
+    "I51 1e308": ([Box(0, 0, 1000, 1000)], ["[-1e308, -1e308, 1e308, 1e308]"]),
+    "exact duplicates stay": ([ONE, ONE], ["[[10,20,300,400],[10,20,300,400]]"]),
+} | {f"label {label}": ([ONE._replace(label=label)], [with_label(label)]) for label in LABELS}
 
 
 @pytest.mark.case("I46", "I51", "I55")
-@pytest.mark.parametrize("answer, expected", named(WELL_FORMED))
-def test_boxes_of_the_grammar_are_read(answer, expected):
-    parsed, malformed = boxes(answer)
-    assert (parsed, malformed) == (expected, 0)
-    for box in parsed:
-        assert 0 <= box.x1 < box.x2 <= 1000 and 0 <= box.y1 < box.y2 <= 1000
-        assert math.copysign(1.0, box.x1) == 1.0
-        assert all(type(corner) is float for corner in box[:4])
+@pytest.mark.parametrize("expected, answers", WELL_FORMED.values(), ids=WELL_FORMED)
+def test_boxes_of_the_grammar_are_read(expected, answers):
+    for answer in answers:
+        parsed, malformed = boxes(answer)
+        assert (parsed, malformed) == (expected, 0), answer
+        for box in parsed:
+            assert 0 <= box.x1 < box.x2 <= 1000 and 0 <= box.y1 < box.y2 <= 1000
+            assert math.copysign(1.0, box.x1) == 1.0
+            assert all(type(corner) is float for corner in box[:4])
 
 
-MALFORMED = [
-    ("I46 NaN", "[NaN, 20, 300, 400]"),
-    ("I46 Infinity", "[10, 20, Infinity, 400]"),
-    ("I46 1e999", "[10, 20, 1e999, 400]"),
-    ("I46 a NaN among points", "(NaN,20),(300,400)"),
-    ("I47 5000 digits", f"[10, 20, {DIGITS_5000}, 400]"),
-    ("I48 strings", '["10", "20", "300", "400"]'),
-    ("I48 one string", '[{"Position": [10, 20, 300, "400"]}]'),
-    ("true and false are no numbers", "[false, false, true, true]"),
-    ("null", "[10, 20, null, 400]"),
-    ("I49 three coordinates", "[10, 20, 300]"),
-    ("I49 five coordinates (V-RFT 1.0)", '{"Position": [10, 20, 300, 400, 5]}'),
-    ("I49 one point", "(10,20)"),
-    ("I49 a point of three", "(10,20,5),(300,400)"),
-    ("I49 four in one point", "(10,20,300,400)"),
-    ("I49 three and one", "(10,20,300),(400)"),
-    ("coordinates nested once too often", '{"Position": [[10, 20, 300, 400]]}'),
-    ("I50 no width", "[10, 20, 10, 400]"),
-    ("I50 no height", "[10, 400, 300, 400]"),
-    ("I50 a point", "[0, 0, 0, 0]"),
-    ("I50 an area that underflows", "[0, 0, 1e-200, 1e-200]"),
-    ("inverted (LISA's reward pays 17.0)", "(900,900),(100,100)"),
-    ("inverted in x", "[300, 20, 10, 400]"),
-    ("inverted in y", "[10, 400, 300, 20]"),
-    ("outside the canvas", "[1000, 20, 1300, 400]"),
-    ("confidence 99 (V-RFT pays)", with_confidence("99")),
-    ("confidence -5 (V-RFT pays)", with_confidence("-5")),
-    ("confidence NaN (V-RFT pays NaN)", with_confidence("NaN")),
-    ("confidence 1e999", with_confidence("1e999")),
-    ("confidence true", with_confidence("true")),
-    ("confidence in words", with_confidence('"1.0"')),
-    ("confidence null", with_confidence("null")),
-    ("I54 label null (VLM-R1 crashes)", with_label(None)),
-    ("I54 label a list (VLM-R1 crashes)", with_label(["cat"])),
-    ("label empty", with_label(" . ")),
-    ("label endless", with_label("x" * (MAX_LABEL_CHARS + 1))),
-    ("no box in the dict", '{"label": "cat"}'),
-    ("dict in a dict", '{"bbox_2d": {"bbox_2d": [10, 20, 300, 400]}}'),
-    ("nested as deep as the cap", "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)),
-]
+MALFORMED = {
+    "I46 NaN, also among points": ["[NaN, 20, 300, 400]", "(NaN,20),(300,400)"],
+    "I46 infinite": ["[10, 20, Infinity, 400]", "[10, 20, 1e999, 400]"],
+    "I47 5000 digits": [f"[10, 20, {DIGITS_5000}, 400]"],
+    "I48 strings": ['["10", "20", "300", "400"]', '[{"Position": [10, 20, 300, "400"]}]'],
+    "no numbers": ["[false, false, true, true]", "[10, 20, null, 400]"],
+    "I49 three corners": ["[10, 20, 300]"],
+    "I49 five corners (V-RFT 1.0)": ['{"Position": [10, 20, 300, 400, 5]}'],
+    "I49 points": ["(10,20)", "(10,20,5),(300,400)", "(10,20,300,400)", "(10,20,300),(400)"],
+    "nested once too often": ['{"Position": [[10, 20, 300, 400]]}'],
+    "I50 no area": ["[10, 20, 10, 400]", "[10, 400, 300, 400]", "[0, 0, 0, 0]"],
+    "I50 an area that underflows": ["[0, 0, 1e-200, 1e-200]"],
+    "inverted (LISA's reward pays 17.0)": ["(900,900),(100,100)"],
+    "inverted in x, in y": ["[300, 20, 10, 400]", "[10, 400, 300, 20]"],
+    "outside the canvas": ["[1000, 20, 1300, 400]"],
+    "confidence (V-RFT pays)": [with_confidence(c) for c in ("99", "-5", "NaN")],
+    "confidence": [with_confidence(c) for c in ("1e999", "true", '"1.0"', "null")],
+    "I54 label null, a list (VLM-R1 crashes)": [with_label(None), with_label(["cat"])],
+    "label empty, endless": [with_label(" . "), with_label("x" * (MAX_LABEL_CHARS + 1))],
+    "no box in the dict": ['{"label": "cat"}', '{"bbox_2d": {"bbox_2d": [10, 20, 300, 400]}}'],
+    "nested as deep as the cap": ["[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)],
+}
 
 
 @pytest.mark.case("I46", "I47", "I48", "I49", "I50", "I54")
-@pytest.mark.parametrize("answer", named(MALFORMED))
-def test_a_malformed_item_is_counted_and_spoils_no_other(answer):
-    assert boxes(answer) == ([], 1)
-    if not answer.startswith("("):
-        assert boxes(f"[{answer}, [10, 20, 300, 400]]") == ([ONE], 1)
-    elif answer.count("(") == 2:  # a lone point would pair with the next one
-        assert boxes(f"{answer},(10,20),(300,400)") == ([ONE], 1)
+@pytest.mark.parametrize("answers", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_item_is_counted_and_spoils_no_other(answers):
+    for answer in answers:
+        assert boxes(answer) == ([], 1), answer
+        if not answer.startswith("("):
+            assert boxes(f"[{answer}, [10, 20, 300, 400]]") == ([ONE], 1), answer
+        elif answer.count("(") == 2:  # a lone point would pair with the next one
+            assert boxes(f"{answer},(10,20),(300,400)") == ([ONE], 1), answer
 
 
 @pytest.mark.case("I52")
@@ -330,45 +313,35 @@ def test_items_of_other_kinds_and_beyond_the_cap_are_malformed_one_by_one():
     assert boxes(text) == ([ONE] * MAX_BOXES, 7)
 
 
-OUTSIDE = [
-    ("nothing", ""),
-    ("words before", "Box: [10, 20, 300, 400]"),
-    ("words after", "[10, 20, 300, 400] is it"),
-    ("two lists", "[10, 20, 300, 400] [500, 600, 700, 800]"),
-    ("cut off (V-RFT closes it)", '[{"Position": [10, 20, 300, 400], "Confidence": 1}, {"Pos'),
-    ("cut off after an item", '[{"Position": [10, 20, 300, 400], "Confidence": 1},'),
-    ("a lone number (V-RFT 1.0: the y1 of the truth)", "20"),
-    ("a lone word", '"cat"'),
-    ("No Objects among others", "No Objects, [10, 20, 300, 400]"),
-    ("numbers without brackets", "10, 20, 300, 400"),
-    ("half a fence", "```json\n[10, 20, 300, 400]"),
-    ("a fence alone", "```"),
-    ("four backticks", "````"),
-    ("text between the points", "(10,20) to (300,400)"),
-    ("mixed brackets", "(10,20],[300,400)"),
-    ("points in a list", "[(10,20),(300,400)]"),
-    ("a number between the points", "(10,20),5,(300,400)"),
-    ("arithmetic", "[10, 20, 300, 2*200]"),
-    ("a Python tuple", "{'Position': (10, 20, 300, 400)}"),
-    ("I47 a lone number of 5000 digits", DIGITS_5000),
-    ("I57 nested braces", "{" * 3000 + "}" * 3000),
-    ("deeper than the cap", "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)),
-    ("depth hidden by strings", '["]",' * 3000 + "1" + "]" * 3000),
-    ("depth hidden by escapes", '["\\"]",' * 3000 + "1" + "]" * 3000),
-    ("depth hidden by single quotes", "[']'," * 3000 + "1" + "]" * 3000),
-    ("depth of points", "(" * 3000 + ")" * 3000),
-    ("I58 import", "[__import__('os').getpid(), 20, 300, 400]"),
-    ("I58 call", "print([10, 20, 300, 400])"),
-    ("null character", "[10, 20, 300, 400]\x00"),
-    ("lone surrogate", "\ud800[10, 20, 300, 400]"),
-    ("longer than a completion may be", "[10, 20, 300, 400]" + " " * MAX_COMPLETION_CHARS),
-]
+CONFIDENT = with_confidence("1")
+DEEP = ('["]",', '["\\"]",', "[']',")  # a bracket that closes nothing
+OUTSIDE = {
+    "nothing": [""],
+    "words around": ["Box: [10, 20, 300, 400]", "[10, 20, 300, 400] is it"],
+    "two answers": ["[10, 20, 300, 400] [5, 6, 7, 8]", "No Objects, [10, 20, 300, 400]"],
+    "cut off (V-RFT closes it)": [f'[{CONFIDENT}, {{"Pos', f"[{CONFIDENT},"],
+    "lone value (V-RFT 1.0 for the y1 of the truth)": ["20", '"cat"'],
+    "I47 a lone number of 5000 digits": [DIGITS_5000],
+    "numbers without brackets": ["10, 20, 300, 400"],
+    "half a fence": ["```json\n[10, 20, 300, 400]", "```", "````"],
+    "text between the points": ["(10,20) to (300,400)", "(10,20),5,(300,400)"],
+    "mixed brackets": ["(10,20],[300,400)", "[(10,20),(300,400)]"],
+    "a Python tuple": ["{'Position': (10, 20, 300, 400)}"],
+    "I58 code": ["[10, 20, 300, 2*200]", "print([10, 20, 300, 400])"],
+    "I58 import": ["[__import__('os').getpid(), 20, 300, 400]"],
+    "I57 nested braces, points": ["{" * 3000 + "}" * 3000, "(" * 3000 + ")" * 3000],
+    "deeper than the cap": ["[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)],
+    "depth hidden by strings": [unit * 3000 + "1" + "]" * 3000 for unit in DEEP],
+    "null character, surrogate": ["[10, 20, 300, 400]\x00", "\ud800[10, 20, 300, 400]"],
+    "longer than a completion": ["[10, 20, 300, 400]" + " " * MAX_COMPLETION_CHARS],
+}
 
 
 @pytest.mark.case("I47", "I55", "I58")
-@pytest.mark.parametrize("answer", named(OUTSIDE))
-def test_text_outside_the_grammar_of_boxes_is_none(answer):
-    assert boxes(answer) is None
+@pytest.mark.parametrize("answers", OUTSIDE.values(), ids=OUTSIDE)
+def test_text_outside_the_grammar_of_boxes_is_none(answers):
+    for answer in answers:
+        assert boxes(answer) is None, answer
 
 
 def test_the_canvas_clips_boxes_and_must_be_a_size():
@@ -497,52 +470,3 @@ def test_no_text_raises_and_every_number_is_finite(text):
     for box in parsed:
         assert 0 <= box.x1 < box.x2 <= 1000 and 0 <= box.y1 < box.y2 <= 1000
         assert box.confidence is None or 0 <= box.confidence <= 1
-
-
-N = MAX_COMPLETION_CHARS - 20  # of characters in a hostile answer
-ACCENTS = "\u0316\u0301"  # NFKC sorts a run of them in quadratic time
-LABELS_OF_ACCENTS = [{"bbox_2d": [1, 2, 3, 4], "label": "a" + ACCENTS * 49}] * (N // 150)
-HOSTILE = {
-    "I57 braces": "{" * N,
-    "brackets": "[" * N,
-    "closed brackets": "[]" * (N // 2),
-    "round brackets": "(" * N,
-    "closed round brackets": "()" * (N // 2),
-    "points": "(1,2)," * (N // 6),
-    "spaced points": ")  (" * (N // 4),
-    "one long gap": "(1,2)" + " " * N,
-    "quotes": '"' * N,
-    "single quotes": "'" * N,
-    "mixed quotes": "\"'" * (N // 2),
-    "escaped quotes": '\\"' * (N // 2),
-    "an open string of escapes": '["' + '\\"' * (N // 2),
-    "single quotes and escapes": "'\\" * (N // 2),
-    "I52 boxes": "[" + "[1,2,3,4]," * (N // 10 - 1) + "[1,2,3,4]]",
-    "I52 Python boxes": "[" + "{'bbox_2d':[1,2,3,4],'label':'a'}," * (N // 36) + "[]]",
-    "labels of accents": json.dumps(LABELS_OF_ACCENTS, ensure_ascii=False),
-    "one long label of accents": '{"label":"' + ACCENTS * (N // 2 - 10) + '"}',
-    "I47 digits": "9" * N,
-    "I47 digits in a box": "[1,2,3," + "9" * (N - 8) + "]",
-    "I47 numbers of 4000 digits": "[" + ("9" * 4000 + ",") * (N // 4001 - 1) + "1]",
-    "decimals": "0." + "1" * N,
-    "commas": "1," * (N // 2),
-    "thousands": "1" + ",000" * (N // 4),
-    "letters": "A" * N,
-    "arrows": "->" * (N // 2),
-    "calls": "f(a)," * (N // 5),
-    "one long call": "f(" + "a," * (N // 2 - 2) + "a)",
-    "one open call": "f(" + "a , " * (N // 4),
-    "one call of spaces": "f(" + " " * N + "a b)",
-    "one long name": "f" * (N - 2) + "()",
-    "spaces": "f" + " " * N + "(",
-    "fences": "```" * (N // 3),
-    "white space": " \n" * (N // 2) + "x",
-}
-
-
-@pytest.mark.case("I52", "I57")
-@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_answer_of_100_kb_takes_under_50_ms(answer):
-    assert len(answer) > 0.9 * N
-    for parse in PARSERS:
-        assert takes_under(0.050, lambda parse=parse: parse(answer)), parse

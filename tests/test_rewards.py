@@ -51,9 +51,7 @@ from rewards import (
 )
 from tasks.loose import first_box_iou, loose_name_correct, loose_number_correct, loose_yes_no
 from tests.test_answers import (
-    ACCENTS,
     ANY_TEXT,
-    HOSTILE,
     MARKS,
     NO_DEADLINE,
     TAGGED,
@@ -81,120 +79,92 @@ def strict(text: str, target: str) -> float:
 
 # ---- texts that a peer's reward pays -------------------------------------------------------------
 
-# (id, completion, target, what our loose copy of V-RFT's rule pays). The strict rule pays 0.
-NOT_AN_ANSWER = [
-    ("I38 empty completion (V-RFT 1.0)", "", "apple", 1.0),
-    ("white space only (V-RFT 1.0)", " \n\t ", "apple", None),
-    ("I41 empty answer (V-RFT 1.0, #176)", "<answer></answer>", "apple", 1.0),
-    ("underscores as answer (V-RFT 1.0)", "<answer>__</answer>", "apple", 1.0),
-    ("dots as answer", "<answer>...</answer>", "apple", 0.0),
-    ("no-break space as answer (V-RFT 1.0)", "<answer>\xa0</answer>", "apple", 1.0),
-    ("zero-width answer", "<answer>\u200b\u2060\ufeff</answer>", "apple", 0.0),
-    ("I43 first letter (V-RFT 1.0)", "<answer>a</answer>", "apple", 1.0),
-    ("I43 inner letter (V-RFT 1.0)", "<answer>b</answer>", CAR, 1.0),
-    ("I43 another letter (V-RFT 1.0)", "<answer>o</answer>", CAR, 1.0),
-    ("make alone (V-RFT 1.0, #70)", "<answer>BMW</answer>", CAR, 1.0),
-    ("year alone (V-RFT 1.0)", "<answer>2012</answer>", CAR, 1.0),
-    ("prefix (V-RFT 1.0)", "<answer>2012 BMW 1 Series</answer>", CAR, 1.0),
-    ("I31 prefix of a number (V-RFT 1.0)", "<answer>737</answer>", "737-800", 1.0),
-    ("I31 label inside a longer one (V-RFT 1.0)", "<answer>cathedral</answer>", "cat", 1.0),
-    ("I31 hyphen is not a space", "<answer>737 800</answer>", "737-800", 0.0),
-    ("I42 list (V-RFT 1.0)", "<answer>A or B or C</answer>", "B", 1.0),
-    ("I42 variants (V-RFT 1.0)", "<answer>A320 or 737-400 or MD-80</answer>", "737-400", 1.0),
-    ("comma list (V-RFT 1.0)", "<answer>cat, dog</answer>", "cat", 1.0),
-    ("line per class (V-RFT 1.0)", "<answer>cat\ndog</answer>", "cat", 1.0),
-    ("line break, name elsewhere (V-RFT 1.0)", "a cat? <answer>\ndog</answer>", "cat", 1.0),
-    ("sentence (V-RFT 1.0)", "<answer>it is a cat</answer>", "cat", 1.0),
-    ("denial (V-RFT 1.0)", "<answer>not a cat</answer>", "cat", 1.0),
-    ("no tags, name in passing (V-RFT 1.0)", "a cat or a dog", "cat", 1.0),
-    ("no tags, bare name (V-RFT 1.0)", "cat", "cat", 1.0),
-    ("boxed instead of tags (V-RFT 1.0)", "\\boxed{cat}", "cat", 1.0),
-    ("first answer counts (V-RFT 1.0)", "<answer>cat</answer><answer>dog</answer>", "cat", 1.0),
-    ("last answer counts", "<answer>dog</answer><answer>cat</answer>", "cat", 0.0),
-    ("the same answer twice (V-RFT 1.0)", "<answer>cat</answer><answer>cat</answer>", "cat", 1.0),
-    ("I44 answer in an answer", "<answer><answer>cat</answer></answer>", "cat", None),
-    ("I44 unclosed answer (V-RFT 1.0)", f"{THOUGHT}<answer>cat", "cat", 1.0),
-    ("I44 unopened answer (V-RFT 1.0)", f"{THOUGHT}cat</answer>", "cat", 1.0),
-    ("I44 closed before opened (V-RFT 1.0)", "</answer>cat<answer>", "cat", 1.0),
-    ("I44 closed twice", "<answer>cat</answer></answer>", "cat", 1.0),
-    ("I44 opened twice", "<answer><answer>cat</answer>", "cat", None),
-    ("I44 thought inside the answer", "<answer><think>x</think>cat</answer>", "cat", None),
-    ("I45 answer in the thoughts (V-RFT 1.0)", "<think><answer>cat</answer></think>", "cat", 1.0),
-    ("I45 in unclosed thoughts", "<think>hm <answer>cat</answer>", "cat", 1.0),
-    ("I45 in thoughts opened by the prompt", "hm <answer>cat</answer> so</think>", "cat", 1.0),
-    ("I45 in the second thought", f"{THOUGHT}<think><answer>cat</answer></think>", "cat", 1.0),
-    ("I45 nested", "<think><think>a</think><answer>cat</answer></think>", "cat", 1.0),
-    ("draft (V-RFT 1.0)", "<think><answer>cat</answer></think><answer>dog</answer>", "cat", 1.0),
-    ("thoughts alone (R1-V 1.0)", "<think>it is 5, $5$</think><answer>4</answer>", "5", 0.0),
-    ("right name after the answer (R1-V 1.0)", "<answer>4</answer> 5", "5", 0.0),
-    ("other-case tags (V-RFT 1.0)", "<ANSWER>cat</ANSWER>", "cat", 1.0),
-    ("tags in full width (V-RFT 1.0)", "＜answer＞cat＜/answer＞", "cat", 1.0),
-    ("Cyrillic look-alikes", "<answer>с\u0430t</answer>", "cat", 0.0),
-    ("zero-width inside the name", "<answer>c\u200bat</answer>", "cat", 0.0),
-    ("control character inside the name", "<answer>c\x00at</answer>", "cat", 0.0),
-    ("accent missing", "<answer>pate</answer>", "pâté", 0.0),
-    ("I58 arithmetic is not evaluated", "<answer>2+3</answer>", "5", 0.0),
-    ("I60 replacement character", "<answer>c\ufffdt</answer>", "cat", 0.0),
-    ("lone surrogate", "<answer>c\ud800t</answer>", "cat", 0.0),
-]
+CAT, DOG = "<answer>cat</answer>", "<answer>dog</answer>"
+
+
+def said(*answers: str) -> list[str]:
+    return [f"<answer>{answer}</answer>" for answer in answers]
+
+
+# What V-RFT's rule (our copy of it) pays 1.0, and the strict rule 0: why, target, completions.
+FOOLS_A_PEER = {
+    "I38 nothing": ("apple", ["", " \n\t "]),
+    "I41 nothing in the block (#176)": ("apple", said("", "__", "\xa0")),
+    "I43 a letter": ("apple", said("a")),
+    "I43 a part (#70)": (CAR, said("b", "o", "BMW", "2012", "2012 BMW 1 Series")),
+    "I31 prefix of a number": ("737-800", said("737")),
+    "I31 label inside a longer one": ("cat", said("cathedral")),
+    "I42 list": ("B", said("A or B or C")),
+    "I42 variants": ("737-400", said("A320 or 737-400 or MD-80")),
+    "I42 list of classes": ("cat", said("cat, dog", "cat\ndog")),
+    "sentence, denial": ("cat", said("it is a cat", "not a cat")),
+    "no tags": ("cat", ["cat", "a cat or a dog", "\\boxed{cat}"]),
+    "line break, name elsewhere": ("cat", ["a cat? <answer>\ndog</answer>"]),
+    "two answers": ("cat", [CAT + DOG, CAT + CAT]),
+    "I44 answer in an answer": ("cat", [f"<answer>{CAT}</answer>", f"<answer>{CAT}"]),
+    "I44 thought inside the answer": ("cat", ["<answer><think>x</think>cat</answer>"]),
+    "I44 unclosed or unopened": ("cat", [f"{THOUGHT}<answer>cat", f"{THOUGHT}cat</answer>"]),
+    "I44 closed before opened, or twice": ("cat", ["</answer>cat<answer>", f"{CAT}</answer>"]),
+    "I45 in the thoughts": ("cat", [f"<think>{CAT}</think>", f"<think>hm {CAT}"]),
+    "I45 in thoughts opened by the prompt": ("cat", [f"hm {CAT} so</think>"]),
+    "I45 in the second thought": ("cat", [f"{THOUGHT}<think>{CAT}</think>"]),
+    "I45 nested": ("cat", [f"<think>{THOUGHT}{CAT}</think>"]),
+    "draft": ("cat", [f"<think>{CAT}</think>{DOG}"]),
+    "other tags": ("cat", ["<ANSWER>cat</ANSWER>", "＜answer＞cat＜/answer＞"]),
+}
+WRONG = {  # here V-RFT's rule pays nothing either
+    "marks": ("apple", said("...", "\u200b\u2060\ufeff")),
+    "I31 hyphen is not a space": ("737-800", said("737 800")),
+    "last answer counts": ("cat", [DOG + CAT]),
+    "thoughts alone (R1-V 1.0)": ("5", ["<think>it is 5, $5$</think><answer>4</answer>"]),
+    "right name after the answer (R1-V 1.0)": ("5", ["<answer>4</answer> 5"]),
+    "Cyrillic look-alike, hidden character": ("cat", said("с\u0430t", "c\u200bat", "c\x00at")),
+    "accent missing": ("pâté", said("pate")),
+    "I58 arithmetic is not evaluated": ("5", said("2+3")),
+    "I60 replacement character, surrogate": ("cat", said("c\ufffdt", "c\ud800t")),
+}
 
 
 @pytest.mark.case("I31", "I38", "I41", "I42", "I43", "I44", "I45", "I58", "I60")
-@pytest.mark.parametrize("text, target, loose", named(NOT_AN_ANSWER))
-def test_text_that_fools_a_peer_is_not_correct(text, target, loose):
-    for mode in FORMATS:
+@pytest.mark.parametrize("why", FOOLS_A_PEER | WRONG)
+def test_text_that_fools_a_peer_is_not_correct(why):
+    target, texts = (FOOLS_A_PEER | WRONG)[why]
+    for text, mode in itertools.product(texts, FORMATS):
         reward = classification_reward(text, target, mode)
         assert reward.parts["correct"] == 0.0 and strict(text, target) == 0.0
         assert reward.total <= WEIGHTS["format"]
-    if loose is not None:  # the peer's rule does overpay it: the case is not a straw man
-        assert loose_name_correct(text, target) == loose
-
-
-@pytest.mark.case("I39", "I40")
-def test_nothing_is_worth_zero_and_a_cut_off_completion_is_scored_on_what_is_there():
-    for mode, text in itertools.product(FORMATS, ("", "\n", "   ", "<think>six petals and")):
-        assert classification_reward(text, "cat", mode).total == 0.0
-    cut = "<think>a</think><answer>cat</answer> and so"
-    assert classification_reward(cut, "cat").parts == {"correct": 1.0, "format": 0.0}
+        assert loose_name_correct(text, target) == float(why in FOOLS_A_PEER)  # no straw man
 
 
 # ---- right names, also where a peer misses -------------------------------------------------------
 
-RIGHT = [
-    ("plain", "<answer>garden phlox</answer>", "garden phlox"),
-    ("leading space", f" {THOUGHT}<answer>cat</answer>", "cat"),
-    ("newlines in the answer", "<answer>\n cat \n</answer>", "cat"),
-    ("name broken over two lines", "<answer>garden\nphlox</answer>", "garden phlox"),
-    ("case beyond ASCII", "<answer>STRASSE</answer>", "Straße"),
-    ("NFD answer", "<answer>pa\u0302te\u0301</answer>", "p\xe2t\xe9"),
-    ("NFC answer", "<answer>p\xe2t\xe9</answer>", "pa\u0302te\u0301"),
-    ("order of accents", "<answer>J\u0323\u030c</answer>", "\u01f0\u0323"),
-    ("full-width letters", "<answer>Ａ３２０</answer>", "A320"),
-    ("no-break space", "<answer>garden\xa0phlox</answer>", "garden phlox"),
-    ("underscores", "<answer>american_bulldog</answer>", "American Bulldog"),
-    ("full stop", "<answer>Cat.</answer>", "cat"),
-    ("quotes", '<answer>"cat"</answer>', "cat"),
-    ("curly quotes", "<answer>“cat.”</answer>", "cat"),
-    ("markdown", "<answer>**cat**</answer>", "cat"),
-    ("curly apostrophe", "<answer>colt’s foot</answer>", "colt's foot"),
-    ("no-break hyphen", "<answer>737\u2011800</answer>", "737-800"),
-    ("words around", "I see it. <answer>cat</answer> Done.", "cat"),
-    ("empty thoughts", "<think></think><answer>cat</answer>", "cat"),
-    ("thoughts opened by the prompt", "six petals</think><answer>cat</answer>", "cat"),
-    ("thoughts after the answer", "<answer>cat</answer><think>why</think>", "cat"),
-    ("two thoughts", f"{THOUGHT}{THOUGHT}<answer>cat</answer>", "cat"),
-    ("other class in the thoughts", "<think>a dog? no</think><answer>cat</answer>", "cat"),
-    ("angle brackets in the name", "<answer>a < b > c</answer>", "A < B > C"),
-    ("markup in the name", "<answer><script>x</script></answer>", "<script>x</script>"),
-    ("other scripts", "<answer>牡丹</answer>", "牡丹"),
-    ("at the cap", "<answer>" + "x" * MAX_NAME_CHARS + "</answer>", "x" * MAX_NAME_CHARS),
-]
+RIGHT = {  # target: completions
+    "cat": [
+        *said("\n cat \n", "Cat.", '"cat"', "“cat.”", "**cat**"),
+        *(f" {THOUGHT}{CAT}", f"{THOUGHT * 2}{CAT}", f"{CAT}{THOUGHT}", f"six petals</think>{CAT}"),
+        *(f"<think></think>{CAT}", f"<think>a dog?</think>{CAT}", f"I see it. {CAT} Done."),
+    ],
+    "garden phlox": said("garden phlox", "garden\nphlox", "garden\xa0phlox"),
+    "Straße": said("STRASSE"),
+    "p\xe2t\xe9": said("pa\u0302te\u0301"),  # composed and decomposed accents
+    "pa\u0302te\u0301": said("p\xe2t\xe9"),
+    "\u01f0\u0323": said("J\u0323\u030c"),  # in another order
+    "A320": said("Ａ３２０"),
+    "American Bulldog": said("american_bulldog"),
+    "colt's foot": said("colt’s foot"),
+    "737-800": said("737\u2011800"),  # no-break hyphen
+    "A < B > C": said("a < b > c"),
+    "<script>x</script>": said("<script>x</script>"),
+    "牡丹": said("牡丹"),
+    "x" * MAX_NAME_CHARS: said("x" * MAX_NAME_CHARS),
+}
 
 
-@pytest.mark.parametrize("text, target", named(RIGHT))
-def test_the_right_name_is_paid_however_it_is_spelt(text, target):
-    assert strict(text, target) == 1.0
-    assert classification_reward(text, target).parts["correct"] == 1.0
+@pytest.mark.parametrize("target", RIGHT)
+def test_the_right_name_is_paid_however_it_is_spelt(target):
+    for text in RIGHT[target]:
+        assert strict(text, target) == 1.0, text
+        assert classification_reward(text, target).parts["correct"] == 1.0, text
 
 
 @NO_DEADLINE
@@ -228,38 +198,27 @@ WELL_FORMED = [
     "<think>花</think><answer>牡丹</answer>",
     "<think>a</think><answer> [] </answer>",
 ]
-MALFORMED = [
-    ("I38 empty", ""),
-    ("I41 empty answer (V-RFT, R1-V, VLM-R1 1.0)", "<think>a</think><answer></answer>"),
-    ("empty thoughts (V-RFT, R1-V, VLM-R1 1.0)", "<think></think><answer>cat</answer>"),
-    ("dots for thoughts (peers 1.0)", "<think>...</think><answer>cat</answer>"),
-    ("dashes for thoughts (peers 1.0)", "<think>\n-\n-\n-\n</think><answer>cat</answer>"),
-    ("an empty list for thoughts", "<think>[]</think><answer>cat</answer>"),
-    ("dots for an answer (peers 1.0)", "<think>a</think><answer>…</answer>"),
-    ("zero-width thoughts (peers 1.0)", "<think>\u200b\u200d</think><answer>cat</answer>"),
-    ("no-break space as thoughts (peers 1.0)", "<think>\xa0</think><answer>cat</answer>"),
-    ("Hangul fillers (peers 1.0)", "<think>\u115f\u1160\u3164\uffa0</think><answer>cat</answer>"),
-    ("two answers (peers 1.0)", "<think>a</think><answer>cat</answer><answer>dog</answer>"),
-    ("nested thoughts (peers 1.0)", "<think><think>a</think></think><answer>cat</answer>"),
-    ("thoughts opened twice (peers 1.0)", "<think><think>a</think><answer>cat</answer>"),
-    ("think, answer, think, answer (peers 1.0)", "<think>a</think><answer>cat</answer>" * 2),
-    ("a draft (peers 1.0)", "<think><answer>dog</answer></think><answer>cat</answer>"),
-    ("thoughts within the answer (peers 1.0)", "<think>a</think><answer><think>b</answer>"),
-    ("I45 answer only in the thoughts", "<think>a <answer>cat</answer></think>"),
-    ("I44 unclosed thoughts", "<think>a<answer>cat</answer>"),
-    ("I44 unclosed answer", "<think>a</think><answer>cat"),
-    ("I44 closed twice (peers 1.0)", "<think>a</think><answer>cat</answer></answer>"),
-    ("text before (VLM-R1 REC 1.0)", "Sure! <think>a</think><answer>cat</answer>"),
-    ("text between", "<think>a</think> so <answer>cat</answer>"),
-    ("text after (VLM-R1 REC 1.0)", "<think>a</think><answer>cat</answer> indeed"),
-    ("zero-width text between", "<think>a</think>\u200b<answer>cat</answer>"),
-    ("answer first", "<answer>cat</answer><think>a</think>"),
-    ("tags in capitals", "<THINK>a</THINK><ANSWER>cat</ANSWER>"),
-    ("thoughts alone", "<think>a</think>"),
-    ("text after a direct answer", "<answer>cat</answer>."),
-    ("dash for a direct answer", "<answer>-</answer>"),
-    ("bare text", "cat"),
-]
+# Marks, zero-width characters, a no-break space, Hangul fillers: nothing that is a thought.
+EMPTY = ("...", "\n-\n-\n", "[]", "\u200b\u200d", "\xa0", "\u115f\u1160\u3164\uffa0")
+MALFORMED = {
+    "I38 nothing": ["", "cat", THOUGHT, "<think>six petals and"],
+    "I41 empty answer (V-RFT, R1-V, VLM-R1 1.0)": [f"{THOUGHT}<answer></answer>"],
+    "empty thoughts (V-RFT, R1-V, VLM-R1 1.0)": [f"<think></think>{CAT}"],
+    "empty in all but form (peers 1.0)": [f"<think>{text}</think>{CAT}" for text in EMPTY],
+    "marks for an answer (peers 1.0)": [f"{THOUGHT}<answer>…</answer>", "<answer>-</answer>"],
+    "two answers (peers 1.0)": [THOUGHT + CAT + DOG, f"<think>{DOG}</think>{CAT}"],
+    "think, answer, think, answer (peers 1.0)": [(THOUGHT + CAT) * 2],
+    "nested thoughts (peers 1.0)": [f"<think>{THOUGHT}</think>{CAT}"],
+    "thoughts opened twice (peers 1.0)": [f"<think>{THOUGHT}{CAT}"],
+    "thoughts within the answer (peers 1.0)": [f"{THOUGHT}<answer><think>b</answer>"],
+    "I45 answer only in the thoughts": [f"<think>a {CAT}</think>"],
+    "I44 unclosed": [f"<think>a{CAT}", f"{THOUGHT}<answer>cat"],
+    "I44 closed twice (peers 1.0)": [f"{THOUGHT}{CAT}</answer>"],
+    "text around (VLM-R1 REC 1.0)": [f"Sure! {THOUGHT}{CAT}", f"{THOUGHT}{CAT} indeed", f"{CAT}."],
+    "text between": [f"{THOUGHT} so {CAT}", f"{THOUGHT}\u200b{CAT}"],
+    "answer first": [CAT + THOUGHT],
+    "tags in capitals": ["<THINK>a</THINK><ANSWER>cat</ANSWER>"],
+}
 
 
 @pytest.mark.parametrize("text", WELL_FORMED)
@@ -269,9 +228,10 @@ def test_one_thought_then_one_answer_is_well_formed(text):
 
 
 @pytest.mark.case("I38", "I41", "I44", "I45")
-@pytest.mark.parametrize("text", named(MALFORMED))
-def test_form_that_only_looks_right_is_malformed_in_every_mode(text):
-    assert [format_reward(text, mode) for mode in FORMATS] == [0.0, 0.0, 0.0]
+@pytest.mark.parametrize("why", MALFORMED)
+def test_form_that_only_looks_right_is_malformed_in_every_mode(why):
+    for text in MALFORMED[why]:
+        assert [format_reward(text, mode) for mode in FORMATS] == [0.0, 0.0, 0.0], text
 
 
 STEPS = "<summary>a</summary> <caption>b</caption>\n<reasoning>c</reasoning><answer>cat</answer>"
@@ -334,16 +294,12 @@ def test_listing_all_classes_earns_nothing(classes, separator):
 # ---- numbers and choices -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text, target",
-    [(wrap("3.0"), "3"), (wrap("3"), "3.0"), (wrap("0"), "0")]  # R-RFT 0
-    + [(wrap("-0.0"), "0"), (wrap("1,000"), "1000"), (wrap("\n3\n"), "3"), (wrap("3."), "3")]
-    + [("<think>4 or $5$?</think><answer>3</answer>", "3")],
-)
-def test_the_right_number_is_paid_however_it_is_written(text, target):
-    for tolerance in (0.0, 0.05):
-        reward = number_reward(text, target, tolerance=tolerance)
-        assert reward.parts == {"correct": 1.0, "format": 1.0} and reward.total == 1.5
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_the_right_number_is_paid_however_it_is_written(tolerance):
+    for pair in ("3.0 3", "3 3.0", "0 0", "-0.0 0", "1,000 1000"):
+        assert correct(number_reward, *pair.split(), tolerance=tolerance) == 1.0, pair
+    text = "<think>4 or $5$?</think><answer>\n3.\n</answer>"
+    assert number_reward(text, "3", tolerance=tolerance).total == 1.5
 
 
 @pytest.mark.case("I41", "I42", "I45", "I47", "I56", "I57", "I58")
@@ -943,36 +899,50 @@ def test_the_loose_metrics_pay_what_their_sources_pay(metric, text, target, valu
 
 # ---- time ----------------------------------------------------------------------------------------
 
-N = MAX_COMPLETION_CHARS - 20
-HOSTILE_TEXTS = (
-    {
-        "opened thoughts": "<think>" * (N // 7),
-        "opened answers": "<answer>" * (N // 8),
-        "closed answers": "</answer>" * (N // 9),
-        "empty answers": "<answer></answer>" * (N // 17),
-        "empty thoughts": "<think></think>" * (N // 15) + "<answer>cat</answer>",
-        "crossed thoughts": "<summary></caption>" * (N // 19),
-        "opened answers by lines": "<answer>\n" * (N // 9),
-        "half tags": "<answer" * (N // 7),
-        "angle brackets": "<" * N,
-        "newlines": "\n" * N,
-        "zero-width thoughts": "<think>" + "\u200b" * (N - 50) + "</think><answer>cat</answer>",
-        "accents": "<answer>a" + ACCENTS * (N // 2 - 20) + "</answer>",
-        "ligatures": "<answer>"
-        + "\ufdfa" * (N - 50)
-        + "</answer>",  # NFKC makes 18 characters of it
-        "words": "a b " * (N // 4),
-        "numbers": "1 " * (N // 2),
-    }
-    | {
-        f"answer: {name}": f"<answer>{answer[: N - 20]}</answer>"
-        for name, answer in HOSTILE.items()
-    }
-)
+N = MAX_COMPLETION_CHARS - 50
+ACCENTS = "\u0316\u0301"  # NFKC sorts a run of them in quadratic time
+LABELS_OF_ACCENTS = [{"bbox_2d": [1, 2, 3, 4], "label": "a" + ACCENTS * 49}] * (N // 150)
+
+
+def repeated(*units: str) -> dict[str, str]:
+    return {f"{unit!r} repeated": unit * (N // len(unit)) for unit in units}
+
+
+HOSTILE_ANSWERS = repeated(
+    *("{", "[", "[]", "(", "()", "(1,2),", ")  (", '"', "'", "\"'", '\\"', "'\\", "9", "1,"),
+    *("A", "->", "f(a),", "```"),
+) | {
+    "one long gap": "(1,2)" + " " * (N - 5),
+    "an open string of escapes": '["' + '\\"' * (N // 2 - 1),
+    "I52 boxes": "[" + "[1,2,3,4]," * (N // 10 - 1) + "[1,2,3,4]]",
+    "I52 Python boxes": "[" + "{'bbox_2d':[1,2,3,4],'label':'a'}," * (N // 36) + "[]]",
+    "labels of accents": json.dumps(LABELS_OF_ACCENTS, ensure_ascii=False),
+    "one long label": '{"bbox_2d":[1,2,3,4],"label":"' + ACCENTS * (N // 2 - 20) + '"}',
+    "I47 digits in a box": "[1,2,3," + "9" * (N - 8) + "]",
+    "I47 numbers of 4000 digits": "[" + ("9" * 4000 + ",") * (N // 4001 - 1) + "1]",
+    "decimals": "0." + "1" * (N - 2),
+    "thousands": "1" + ",000" * (N // 4 - 1),
+    "one long call": "f(" + "a," * (N // 2 - 2) + "a)",
+    "one open call": "f(" + "a , " * (N // 4 - 1),
+    "one call of spaces": "f(" + " " * (N - 6) + "a b)",
+    "one long name": "f" * (N - 2) + "()",
+    "spaces": "f" + " " * (N - 2) + "(",
+    "white space": " \n" * (N // 2 - 1) + "x",
+    "accents": "a" + ACCENTS * (N // 2 - 1),
+    "ligatures": "\ufdfa" * N,  # NFKC makes 18 characters of each
+}
+HOSTILE_TEXTS = repeated(
+    *("<think>", "<answer>", "</answer>", "<answer></answer>", "<summary></caption>"),
+    *("<answer>\n", "<answer", "<", "\n", "a b ", "1 "),
+) | {
+    "empty thoughts": "<think></think>" * (N // 15) + CAT,
+    "zero-width thoughts": "<think>" + "\u200b" * (N - 50) + f"</think>{CAT}",
+}
+HOSTILE_TEXTS |= {f"answer: {name}": said(answer)[0] for name, answer in HOSTILE_ANSWERS.items()}
 LOOSE_TARGETS = {loose_name_correct: "cat"} | {metric: target for metric, _, target, _ in LOOSE}
 
 
-@pytest.mark.case("I57")
+@pytest.mark.case("I52", "I57")
 @pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
 def test_a_hostile_text_of_100_kb_takes_under_50_ms(text):
     assert 0.9 * MAX_COMPLETION_CHARS < len(text) <= MAX_COMPLETION_CHARS

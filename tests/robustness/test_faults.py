@@ -9,22 +9,27 @@ import errno
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 import train_grpo
-from benchmarks.robustness.kills import metrics
+from benchmarks.robustness.kills import in_child, metrics
 from model.weights import load_model
 from reporting.page.saved_run import read_run
 from reporting.run_log import RunLog
 from runtime import console
 from runtime.errors import InputError
 from runtime.run_directory import write_atomically
+from sample import Decoder
 from tasks import TASKS
 from tests.helpers import pay_odd_lengths, step_rows
 from train_grpo import GRPOConfig
@@ -45,145 +50,118 @@ def flags(tiny_dir, monkeypatch):
     return [*FLAGS.split(), "--model", str(tiny_dir)]
 
 
-def differences(a: Path, b: Path) -> list[str]:
-    """What two runs of STEPS steps have left that is not the same."""
-    names = [f"step_{STEPS}/hf/model.safetensors", "completions.jsonl", "gallery.jsonl"]
-    names += [f"step_{STEPS - 1}/trainer/optimizer.safetensors"]
+def differences(a: Path, b: Path, steps: int = STEPS) -> list[str]:
+    """What two runs of so many steps have left that is not the same."""
+    names = [f"step_{steps}/hf/model.safetensors", "completions.jsonl", "gallery.jsonl"]
+    names += [f"step_{steps - 1}/trainer/optimizer.safetensors"]
     different = [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()]
     return different + ([] if metrics(a) == metrics(b) else ["metrics.jsonl"])
 
 
 # ---- killed (F1 to F5, F20, F22) -----------------------------------------------------------------
 
-KILLED = {  # moment -> step of the newest usable checkpoint
-    "in a rollout": 2,
-    "between backward and optimizer": 2,
-    "in an update, weights moved": 2,
-    "in a row of a log": 1,
-    "behind the rename of a checkpoint": 2,
-    "in the removal of an old checkpoint": 3,
-}
-PROGRAM = """
-import json, os, shutil, signal, sys
-from pathlib import Path
-import torch
-import sample, train_grpo
-from benchmarks.robustness.kills import in_child
-from reporting.run_log import RunLog
-from tasks import TASKS
-from tests.helpers import pay_odd_lengths
-from tests.robustness.test_faults import FLAGS, KILLED, differences
-from training import checkpoint, run
 
-tiny, work = map(Path, sys.argv[1:])
-TASKS["count"].load = pay_odd_lengths(TASKS["count"].load)
-run.try_report = checkpoint._flush = lambda path: None  # no part of this, and slow
-
-def die():
+def die(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def watch(place, name, is_due, act, is_after=False):
+
+def at(place, name, act=die, after=False, nth=1, when=lambda *args: True) -> None:
+    """Have the n-th of the calls that are meant call `act` as well, before or after its work."""
     original, calls = getattr(place, name), []
+
     def watched(*args, **kwargs):
-        calls.append(args)
-        due = is_due(len(calls), *args)
-        if due and not is_after: act(*args)
+        calls.extend([args] if when(*args) else [])
+        is_due = when(*args) and len(calls) == nth
+        if is_due and not after:
+            act(*args)
         result = original(*args, **kwargs)
-        if due and is_after: act(*args)
+        if is_due and after:
+            act(*args)
         return result
+
     setattr(place, name, watched)
 
-def nth(n):
-    return lambda calls, *args: calls == n
 
-def half_a_row(log, file, rows):
+def half_a_row(log, file, rows) -> None:
     with open(log.directory / file, "a") as out:
         out.write(json.dumps(rows[0])[:50])
     die()
 
-def half_a_removal(path, **more):
+
+def half_a_removal(path, **more) -> None:
     (Path(path) / "hf" / "model.safetensors").unlink()
     die()
 
-def plant(moment):
-    if moment == "in a rollout":  # the third one, in the middle of its tokens
-        then = lambda *_: watch(sample.Decoder, "advance", nth(2), lambda *_: die())
-        watch(train_grpo, "generate_group", nth(3), then)
-    if moment == "between backward and optimizer":
-        watch(torch.Tensor, "backward", nth(3), lambda *_: die(), is_after=True)
-    if moment == "in an update, weights moved":
-        watch(torch.optim.AdamW, "step", nth(3), lambda *_: die(), is_after=True)
-    if moment == "in a row of a log":
-        is_second = lambda calls, log, file, rows: file == "metrics.jsonl" and rows[0]["step"] == 2
-        watch(RunLog, "append", is_second, half_a_row)
-    if moment == "behind the rename of a checkpoint":
-        is_step_2 = lambda calls, source, target: Path(target).name == "step_2"
-        watch(os, "replace", is_step_2, lambda *_: die(), is_after=True)
-    if moment == "in the removal of an old checkpoint":
-        is_step_1 = lambda calls, path, *more: Path(path).name == "step_1"
-        watch(shutil, "rmtree", is_step_1, half_a_removal)
 
-def train(argv, moment=None):
-    plant(moment)
+def no_child(*_) -> None:
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+MOMENTS = {  # in which one run is killed in turn -> its newest checkpoint then, how to die there
+    "in the middle of a rollout": (
+        1,
+        lambda: at(train_grpo, "generate_group", lambda *_: at(Decoder, "advance", nth=2), nth=2),
+    ),
+    "between backward and optimizer": (2, lambda: at(torch.Tensor, "backward", after=True, nth=2)),
+    "in an update, weights moved": (3, lambda: at(AdamW, "step", after=True, nth=2)),
+    "in a row of a log": (
+        4,
+        lambda: at(RunLog, "append", half_a_row, when=lambda log, file, rows: rows[0]["step"] == 5),
+    ),
+    "after the rename of a checkpoint": (
+        6,
+        lambda: at(os, "replace", after=True, when=lambda _, path: Path(path).name == "step_6"),
+    ),
+    "in the removal of an old checkpoint": (
+        7,
+        lambda: at(shutil, "rmtree", half_a_removal, when=lambda p, **_: Path(p).name == "step_5"),
+    ),
+}
+
+
+def train(argv: list[str], plant=lambda: None) -> None:
+    plant()
     train_grpo.main(argv)
 
-def children_of_training():
-    def look(*_):
-        try:
-            os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:  # there are none
-            (work / "alone").touch()
-    watch(train_grpo, "generate_group", nth(2), look)
-    train_grpo.main([*words, "--output_dir", str(straight)])
 
-words, straight, outcomes = [*FLAGS.split(), "--model", str(tiny)], work / "straight", {}
-assert in_child(children_of_training) == 0
-for moment in KILLED:
-    out = work / moment.replace(" ", "-").replace(",", "")
-    code = in_child(lambda: train([*words, "--output_dir", str(out)], moment))
-    usable = [p.name for p in out.glob("step_*") if checkpoint.why_unusable(p) is None]
-    newest = checkpoint.find_checkpoint(out).step
-    resumed = in_child(lambda: train(["--resume_from_checkpoint", str(out)]))
-    outcomes[moment] = dict(
-        code=code, usable=usable, newest=newest, resumed=resumed,
-        left=sorted(p.name for p in [*out.glob(".step_*"), *out.glob("step_*")]),
-        differences=differences(straight, out),
-    )
-outcomes["alone"] = (work / "alone").exists()
-print(json.dumps(outcomes))
-"""
+def kill_and_resume(tiny_dir: str, work: Path) -> None:
+    """Print what a run that is killed at every moment has left, as JSON."""
+    load_model(Path(tiny_dir))  # what it imports late is then there in every fork
+    TASKS["count"].load = pay_odd_lengths(TASKS["count"].load)
+    run.try_report = checkpoint._flush = lambda path: None  # no part of this, and slow
+    argv = [*FLAGS.split(), "--max_steps", "8", "--eval_steps", "8", "--model", tiny_dir]
+    straight, out, codes = [*argv, "--output_dir", str(work / "straight")], work / "killed", []
+    codes.append(in_child(lambda: train(straight, lambda: at(train_grpo, "make_groups", no_child))))
+    argv, newest = [*argv, "--output_dir", str(out)], {}
+    for moment, (_, plant) in MOMENTS.items():
+        codes.append(in_child(partial(train, argv, plant)))
+        newest[moment] = find_checkpoint(out).step
+        argv = ["--resume_from_checkpoint", str(out)]
+    codes.append(in_child(partial(train, argv)))
+    left = sorted(path.name for path in [*out.glob(".step_*"), *out.glob("step_*")])
+    different = differences(work / "straight", out, 8)
+    print(json.dumps({"codes": codes, "newest": newest, "left": left, "differences": different}))
 
 
-@pytest.fixture(scope="module")
-def killed(tiny_dir, tmp_path_factory) -> dict:
-    """What became of each run. One process that forks them, so that libraries load once."""
-    work = tmp_path_factory.mktemp("killed")
+@pytest.mark.case("F1", "F2", "F3", "F4", "F5", "F20", "F22")
+def test_a_run_killed_at_every_moment_resumes_exactly_and_has_no_child_process(tiny_dir, tmp_path):
+    """In one new process that forks the others, so that libraries load once."""
+    program = "import sys, pathlib; from tests.robustness.test_faults import kill_and_resume\n"
+    program += "kill_and_resume(sys.argv[1], pathlib.Path(sys.argv[2]))"
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tiny_dir), str(work)],
+        [sys.executable, "-c", program, str(tiny_dir), str(tmp_path)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.case("F1", "F2", "F3", "F4", "F5", "F22")
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", KILLED)
-def test_a_run_killed_at_this_very_moment_resumes_exactly(killed, moment):
-    outcome = killed[moment]
-    assert outcome["code"] == -9 and outcome["resumed"] == 0
-    assert outcome["newest"] == KILLED[moment] and f"step_{KILLED[moment]}" in outcome["usable"]
-    assert outcome["differences"] == [] and outcome["left"] == ["step_3", "step_4"]
-
-
-@pytest.mark.case("F20")
-@pytest.mark.slow
-def test_training_has_no_other_process_that_could_die(killed):
-    assert killed["alone"]
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["codes"] == [0] + [-signal.SIGKILL] * len(MOMENTS) + [0], done.stderr[-3000:]
+    assert outcome["newest"] == {moment: step for moment, (step, _) in MOMENTS.items()}
+    assert outcome["differences"] == [] and outcome["left"] == ["step_7", "step_8"]
 
 
 # ---- disks (F6, F11, F22) ------------------------------------------------------------------------

@@ -19,12 +19,10 @@ import evaluate
 import sample
 import train_grpo
 import train_sft
-from evaluate import EvalConfig
 from runtime import console
 from tests.data.test_labelled import class_folders
 from tests.helpers import rows
 from tests.model.test_image import noise
-from tests.test_config import refusal
 from tests.training.test_run import flags, refused
 
 ROOT = Path(train_grpo.__file__).parent
@@ -58,41 +56,19 @@ def test_i70_every_script_names_the_nearest_flag(script, capsys):
     )
 
 
-@pytest.mark.case("I71")
-@pytest.mark.parametrize(
-    "flag, value",
-    [("--batch_size", "0"), ("--votes", "0"), ("--votes", "8"), ("--temperature", "nan")],
-)
-def test_i71_evaluation_refuses_impossible_values_too(flag, value, capsys):
-    assert flag in refusal(capsys, flag, value, kind=EvalConfig)  # votes at temperature 0
-
-
 # ---- directories ---------------------------------------------------------------------------------
 
 
 @pytest.mark.case("I72")
-@pytest.mark.parametrize(
-    "place", ["a file", "below a file", "a folder that cannot be made", "an endless name"]
-)
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/nanovrft/run", "x" * 300, "kept/run"])
 def test_i72_an_output_directory_that_cannot_be_made_is_one_line(tiny_dir, tmp_path, capsys, place):
     (tmp_path / "file").write_text("precious")
-    out = {
-        "a file": tmp_path / "file",
-        "below a file": tmp_path / "file" / "run",
-        "a folder that cannot be made": Path("/proc/nanovrft/run"),
-        "an endless name": tmp_path / ("x" * 300),
-    }[place]
-    error = refused(capsys, flags(tiny_dir, out))
-    assert "--output_dir" in error
-    assert (tmp_path / "file").read_text() == "precious"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.case("I72")
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
-def test_i72_a_read_only_folder_is_one_line(tiny_dir, tmp_path, capsys):
     (tmp_path / "kept").mkdir(mode=0o500)
-    assert "--output_dir" in refused(capsys, flags(tiny_dir, tmp_path / "kept" / "run"))
+    if place == "kept/run" and os.geteuid() == 0:
+        pytest.skip("nothing is read-only for root")
+    assert "--output_dir" in refused(capsys, flags(tiny_dir, tmp_path / place))
+    assert (tmp_path / "file").read_text() == "precious"
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "kept"}
 
 
 @pytest.mark.case("I72")
@@ -114,22 +90,16 @@ def test_i72_a_disk_that_is_full_at_the_start_is_one_line(
 
 
 @pytest.mark.case("I73")
-@pytest.mark.parametrize("place", ["a model", "a file", "pictures", "a report"])
-def test_i73_a_directory_that_is_no_run_cannot_be_resumed(tiny_dir, tmp_path, capsys, place):
-    path = tmp_path / "place"
-    if place == "a model":
-        shutil.copytree(tiny_dir, path)
-    elif place == "a file":
-        path.write_text("{}")
-    elif place == "pictures":
-        class_folders(path, a=1, b=1)
-    else:
-        path.mkdir()
-        (path / "config.json").write_text('{"task": "cls", "colour": "red"}')
-    before = sorted(tmp_path.rglob("*"))
-    error = error_of(capsys, train_grpo.main, ["--resume_from_checkpoint", path])
-    assert str(path) in error and ("is no run" in error or "config.json: not a" in error)
-    assert sorted(tmp_path.rglob("*")) == before
+def test_i73_a_directory_that_is_no_run_cannot_be_resumed(tiny_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("{}")
+    class_folders(tmp_path / "pictures", a=1, b=1)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "config.json").write_text('{"task": "cls", "colour": "red"}')
+    before = sorted([*tmp_path.rglob("*"), *tiny_dir.rglob("*")])
+    for path in (tiny_dir, *(tmp_path / name for name in ("file", "pictures", "report"))):
+        error = error_of(capsys, train_grpo.main, ["--resume_from_checkpoint", path])
+        assert str(path) in error and ("is no run" in error or "config.json: not a" in error)
+    assert sorted([*tmp_path.rglob("*"), *tiny_dir.rglob("*")]) == before
 
 
 def only(directory: Path, name: str, content: bytes = b"cos\nsystem\n(S'touch owned'\ntR.") -> None:
@@ -220,13 +190,6 @@ def test_i75_a_device_of_another_kind_is_one_line(tiny_dir, capsys, device):
     assert f"--device {device}: not usable here" in error
 
 
-@pytest.mark.case("I75")
-@pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
-def test_i75_a_dtype_that_is_not_supported_is_refused_with_the_choices(capsys, dtype):
-    error = refusal(capsys, "--dtype", dtype)
-    assert "--dtype" in error and "float32" in error and "bfloat16" in error
-
-
 # ---- surroundings --------------------------------------------------------------------------------
 
 
@@ -272,23 +235,13 @@ def test_i76_a_run_works_without_stdin_home_terminal_or_unicode_and_with_spaces_
     assert model.name == "my model" and (home / "a run" / "step_1" / "hf").is_dir()
 
 
-@pytest.mark.case("I76")
+@pytest.mark.case("I71", "I76")
 def test_i76_a_file_name_that_the_locale_cannot_spell_is_one_line(tmp_path):
     noise(9, 9).save(tmp_path / "花.png")
     row = {"image": "花.png", "problem": "?", "solution": "a"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    program = (
-        "from runtime import console; from data.rows import load_records\n"
-        "console.run(lambda: load_records('rows.jsonl'))"
-    )
+    command = [sys.executable, ROOT / "train_grpo.py", "--task", "vqa", "--data", "rows.jsonl"]
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=env | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2, done.stderr
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("error: rows.jsonl:1: ") and done.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ from tests.helpers import backward, make_groups, rows
 from tests.model.test_shared_prefix import gradients, some_groups
 from tests.reporting.test_report import Tags
 from tests.robustness.test_security import SOURCES
-from tests.test_answers import takes_under
-from tests.test_rewards import KINDS, every_reward, wrap
+from tests.test_answers import CODE, takes_under
+from tests.test_rewards import KINDS, wrap
 from tests.training.test_run import flags
 from train_grpo import GRPOConfig
 
@@ -87,39 +88,16 @@ def test_i40_completions_without_an_end_are_scored_as_they_are_and_counted(tiny,
     assert classification_reward(cut, "rose").parts == {"correct": 1.0, "format": 0.0}
 
 
-RAN = "i58_was_executed"
-CODE = {
-    "I57 power tower": "\\boxed{9^{9^{9^9}}}",
-    "I57 sum": "\\boxed{" + "1+" * 30_000 + "1}",
-    "I57 braces": "{" * 3000 + "}" * 3000,
-    "I57 factorial": "1000000!",
-    "I57 power of a sum": "(x+1)^{5000}",
-    "I58 import": f"__import__('os').system('touch {RAN}')",
-    "I58 write": f"open('{RAN}', 'w')",
-    "I58 in a list": f"[__import__('pathlib').Path('{RAN}').touch(), 0, 100, 100]",
-    "I58 in a call": f"change_colour(f1, open('{RAN}', 'w'))",
-    "I58 f-string": f"{{open('{RAN}', 'w')}}",
-    "I58 dunder": "().__class__.__base__.__subclasses__()",
-    "I58 power": "99**98**97",
-    "I58 pickle": "cos\nsystem\n(S'touch " + RAN + "'\ntR.",
-    "I56 nan": "nan",
-    "I56 -inf": "-inf",
-}
-
-
 @pytest.mark.case("I56", "I57", "I58")
-@every_reward
 @pytest.mark.parametrize("text", CODE.values(), ids=CODE)
 def test_i57_i58_text_that_looks_like_code_is_worth_nothing_and_runs_nothing(
-    reward, text, tmp_path, monkeypatch
+    text, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    target, _ = KINDS[reward]
-    for mode in FORMATS:
-        for dense in (0.0, 1.0):
-            earned = reward(wrap(text), target, mode, dense=dense)
-            assert not any(v for part, v in earned.parts.items() if part != "format"), earned
-    assert takes_under(0.05, lambda: reward(wrap(text), target, dense=1.0))
+    for (reward, (target, _)), mode, dense in product(KINDS.items(), FORMATS, (0.0, 1.0)):
+        earned = reward(wrap(text), target, mode, dense=dense)
+        assert not any(v for part, v in earned.parts.items() if part != "format"), earned
+        assert takes_under(0.05, lambda r=reward, t=target: r(wrap(text), t, dense=1.0))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,6 @@ learning itself, with wrong labels as the control. tests/campaign.py lists all o
 
 import copy
 import math
-import shutil
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -474,65 +473,51 @@ def test_patches_of_500_random_upright_pictures_put_together_are_the_resized_pic
 
 @pytest.mark.case("O22")
 def test_a_planted_bug_turns_a_test_red_and_a_harmless_change_does_not(tmp_path):
-    (tmp_path / "kl.py").write_text(
-        "from math import exp\n\ndef kl(d):\n    return exp(d) - d - 1\n"
-    )
-    (tmp_path / "test_kl.py").write_text(
-        "from kl import kl\n"
-        "def test_zero():\n    assert kl(0.0) == 0\n"
-        "def test_one():\n    assert 0.7 < kl(1.0) < 0.8\n"
-    )
-    bug = mutations.Bug("sign", "kl.py", "exp(d) - d", "exp(d) + d", "test_kl.py")
-    assert mutations.first_red(bug, tmp_path) == "test_kl.py::test_one"
-    assert mutations.first_red(replace(bug, wrong="-d + exp(d)"), tmp_path) is None
-    assert "exp(d) - d - 1" in (tmp_path / "kl.py").read_text()  # healed
-
-
-@pytest.mark.case("O22")
-@pytest.mark.slow
-def test_a_bug_of_the_table_planted_in_a_copy_of_this_project_is_seen(tmp_path):
-    """`python -m benchmarks.robustness.mutations` does this with all of them."""
+    """`python -m benchmarks.robustness.mutations` plants all of its table in copies like this."""
     (bug,) = [bug for bug in mutations.BUGS if bug.name == "population standard deviation"]
-    kept = shutil.ignore_patterns(".git", "runs", ".hypothesis", "assets", "__pycache__", ".*cache")
-    shutil.copytree(mutations.ROOT, tmp_path / "copy", ignore=kept)
-    red = mutations.first_red(bug, tmp_path / "copy")
+    red = mutations.planted_in_a_copy(replace(bug, tests=f"{bug.tests} -k hand_worked"))
     assert red is not None and red.startswith("tests/kernels/test_advantage.py::")
+    (tmp_path / "one.py").write_text("one = 1\n")
+    (tmp_path / "test_one.py").write_text("import one\ndef test_one():\n    assert one.one == 1\n")
+    bug = mutations.Bug("another number", "one.py", "1", "2", "test_one.py")
+    assert mutations.first_red(bug, tmp_path) == "test_one.py::test_one"
+    assert mutations.first_red(replace(bug, wrong="2 - 1"), tmp_path) is None
+    assert (tmp_path / "one.py").read_text() == "one = 1\n"  # healed
 
 
 # ---- learning (O23) ------------------------------------------------------------------------------
 
 
-def short_run(tmp_path, flags: str) -> None:
-    """A run of the bundled base in tmp_path/run: evaluated before the first step and at the end."""
-    more = "--report_prompts 0 --eval_steps 1000 --save_steps 0 --device cpu"
-    train_grpo.main([*f"{flags} {more}".split(), "--output_dir", str(tmp_path / "run")])
+def eight_steps(out, flags: str) -> list[dict]:
+    """Train the bundled base on 64 questions; the rows of the evaluations before and after."""
+    more = "--max_steps 8 --learning_rate 1e-4 --report_prompts 0 --save_steps 0"
+    train_grpo.main([*flags.split(), *more.split(), "--device", "cpu", "--output_dir", str(out)])
+    return eval_rows(out)
 
 
 @pytest.mark.case("O23")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, metric, gain",
     [
-        ("--task cls --held_out_per_class 2 --max_steps 12 --seed 0", "strict", 0.15),
-        ("--task cls --held_out_per_class 2 --max_steps 12 --seed 1", "strict", 0.15),
-        ("--task cls --held_out_per_class 2 --max_steps 12 --seed 2", "strict", 0.15),
-        ("--task count --held_out_size 32 --max_steps 15", "ood_strict", 0.2),
-        ("--task ground --held_out_size 24 --max_steps 15", "iou", 0.2),
+        ("--task cls --held_out_per_class 1", "strict", 0.25),
+        ("--task count --train_size 64 --held_out_size 24", "ood_strict", 0.25),
+        ("--task ground --train_size 64 --held_out_size 12", "iou", 0.2),
     ],
-    ids=["cls 0", "cls 1", "cls 2", "count", "ground"],
+    ids=["cls", "count", "ground"],
 )
-def test_a_dozen_steps_teach_the_bundled_base(tmp_path, flags, metric, gain):
-    """Held-out answers, greedy; what complete runs gain, over more seeds: benchmarks/RESULTS.md."""
-    short_run(tmp_path, flags)
-    before, after = (row[f"eval/{metric}"] for row in eval_rows(tmp_path / "run"))
+def test_eight_steps_teach_the_bundled_base(tmp_path, flags, metric, gain):
+    """Held-out answers, greedy; what complete runs gain, over more seeds: benchmarks/RESULTS.md.
+
+    Three seeds gained 0.40 to 0.57, 0.42 to 0.50 and 0.30 to 0.35.
+    """
+    before, after = (row[f"eval/{metric}"] for row in eight_steps(tmp_path, flags))
     assert after >= before + gain and before > 0.05  # able before, or nothing could be paid
 
 
 @pytest.mark.case("O23")
-@pytest.mark.slow
 def test_wrong_labels_teach_nothing(tmp_path):
     """Every class under another one's name: a gain would come from something other than labels."""
-    short_run(tmp_path, "--task cls --held_out_per_class 2 --max_steps 12 --shuffle_labels")
-    before, after = (row["eval/strict"] for row in eval_rows(tmp_path / "run"))
+    evaluations = eight_steps(tmp_path, "--task cls --held_out_per_class 2 --shuffle_labels")
+    before, after = (row["eval/strict"] for row in evaluations)
     assert after <= before + 0.05
-    assert max(row["rewards/correct/mean"] for row in step_rows(tmp_path / "run")) < 0.1
+    assert max(row["rewards/correct/mean"] for row in step_rows(tmp_path)) < 0.1

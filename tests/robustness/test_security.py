@@ -3,13 +3,17 @@
 Checkpoints, data sets, configurations and logs come from anywhere. They are read as safetensors,
 JSON, pictures and tables; nothing that can hold a program is opened, and no text becomes code. The
 one exception is `--reward`, which is the user's own program (training/reward_worker.py).
-Hostile inputs have their tests beside the readers: test_records.py, test_weights.py and others.
+Hostile inputs have their tests beside the readers: test_rows.py, test_weights.py and others.
 """
 
 import ast
+import builtins
+import shutil
 from pathlib import Path
 
 import pytest
+
+import train_grpo
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("runtime", "kernels", "model", "data", "tasks", "training", "reporting")
@@ -42,32 +46,30 @@ def dangers(source: str) -> list[str]:
 
 
 @pytest.mark.case("I34", "F25")
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_runs_what_it_reads(path):
-    assert dangers(path.read_text(encoding="utf-8")) == []
+def test_no_file_runs_what_it_reads():
+    found = {path: dangers(path.read_text(encoding="utf-8")) for path in SOURCES}
+    assert not any(found.values()), found
+    assert len(found) > 60
 
 
 @pytest.mark.parametrize(
-    "source",
+    "source, danger",
     [
-        "import pickle",
-        "from pickle import loads",
-        "import dill as json",
-        "eval('1')",
-        "exec(text)",
-        "torch.load(path)",
-        "np.load(path, allow_pickle=True)",
-        "subprocess.run(line, shell=True)",
-        "AutoModel.from_pretrained(d, trust_remote_code=flag)",
-        "os.system(line)",
+        ("import pickle", "pickle"),
+        ("from pickle import loads", "pickle"),
+        ("import dill as json", "dill"),
+        ("eval('1')", "eval"),
+        ("exec(text)", "exec"),
+        ("torch.load(path)", "torch.load"),
+        ("np.load(path, allow_pickle=True)", "np.load"),
+        ("subprocess.run(line, shell=True)", "subprocess.run(shell)"),
+        ("A.load(d, trust_remote_code=flag)", "A.load(trust_remote_code)"),
+        ("os.system(line)", "os.system"),
+        ("import json\nre.compile('x')\nmodel.eval()\nrun(x, shell=False)", None),
     ],
 )
-def test_the_check_itself_can_fail(source):
-    assert dangers(source)
-
-
-def test_what_is_harmless_passes():
-    assert dangers("import json\nre.compile('x')\nmodel.eval()\nrun(x, shell=False)") == []
+def test_the_check_itself_can_fail(source, danger):
+    assert dangers(source)[:1] == ([danger] if danger else [])
 
 
 def test_only_the_worker_imports_a_users_file_and_training_gets_text_from_it():
@@ -81,15 +83,10 @@ def test_only_the_worker_imports_a_users_file_and_training_gets_text_from_it():
 
 
 @pytest.mark.case("F25")
-def test_a_planted_pickle_in_a_run_is_never_opened(tmp_path, monkeypatch):
+def test_a_planted_pickle_in_a_run_is_never_opened(tiny_dir, tmp_path, monkeypatch):
     """A file that would write another one if anybody unpickled it."""
-    import builtins
-    import shutil
-
-    import train_grpo
-
     out, opened = tmp_path / "run", []
-    line = "--task count --train_size 4 --held_out_size 1 --prompts_per_step 2 --eval_steps 9"
+    line = f"--model {tiny_dir} --task count --train_size 4 --held_out_size 1 --prompts_per_step 2"
     line += " --max_completion_length 4 --report_prompts 0 --max_steps 2 --save_steps 1"
     train_grpo.main([*line.split(), "--output_dir", str(out)])
     shutil.rmtree(out / "step_2")
@@ -107,4 +104,4 @@ def test_a_planted_pickle_in_a_run_is_never_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train_grpo.main(["--resume_from_checkpoint", str(out)])
     assert not (tmp_path / "owned").exists()
-    assert not [name for name in opened if name.endswith(names)]
+    assert opened and not [name for name in opened if name.endswith(names)]

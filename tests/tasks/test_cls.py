@@ -102,7 +102,7 @@ def test_every_question_ends_in_the_instruction_of_its_mode(mode, question):
     assert {e.question for e in everything(task)} == {expected}
 
 
-def test_weights_density_and_mode_reach_the_reward():
+def test_weights_density_and_mode_reach_the_reward_and_scores_are_strict_loose_and_format():
     weights = {"correct": 2.0, "format": 0.25}
     think, direct = load(), load(prompt_mode="direct")
     for task, text, dense, total, parts in (
@@ -115,10 +115,6 @@ def test_weights_density_and_mode_reach_the_reward():
     ):
         reward = task.reward(text, TARGET, weights, dense)
         assert (reward.total, reward.parts) == (total, pytest.approx(parts))
-
-
-def test_scores_are_strict_loose_and_format():
-    think, direct = load(), load(prompt_mode="direct")
     for task, text, expected in (
         (think, RIGHT, (1.0, 1.0, 1.0)),
         (think, PLAIN, (1.0, 1.0, 0.0)),  # the mode decides the format and not the answer

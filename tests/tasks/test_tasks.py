@@ -81,7 +81,7 @@ def load(cfg, image_cfg=None):
 """
 
 
-def test_a_new_task_is_one_file_and_one_name(tmp_path, monkeypatch, capsys):
+def test_a_new_task_is_one_file_and_one_name(tiny_dir, tmp_path, monkeypatch, capsys):
     (tmp_path / "again.py").write_text(NEW_TASK)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.setitem(TASKS, "again", importlib.import_module("tasks.again"))  # as NAMES does
@@ -91,8 +91,8 @@ def test_a_new_task_is_one_file_and_one_name(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_grpo.main(["--help"])
     assert "order,again}" in "".join(capsys.readouterr().out.split())
-    words = "--task again --tolerance 0.1 --max_steps 2 --eval_steps 2 --held_out_size 2"
-    words += " --prompts_per_step 2 --num_generations 2 --report_prompts 0 --device cpu"
+    words = f"--model {tiny_dir} --task again --tolerance 0.1 --max_steps 2 --held_out_size 2"
+    words += " --prompts_per_step 2 --train_size 4 --report_prompts 0 --device cpu"
     train_grpo.main([*words.split(), "--output_dir", str(tmp_path / "run")])
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").open()]
     assert sum("reward" in row for row in rows) == 2 and "eval/strict" in rows[-1]
