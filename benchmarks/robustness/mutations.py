@@ -32,7 +32,7 @@ class Bug:
 
 
 PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wrong text
-    ("train_grpo.py", "tests/test_train_grpo.py"): (
+    ("train_grpo.py", "tests/test_train_grpo.py tests/robustness/test_oracles.py"): (
         (
             "the loss is a mean per micro-batch",
             "-(weights * objective).sum()",
