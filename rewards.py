@@ -38,7 +38,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from answers import (
     MAX_COMPLETION_CHARS,
@@ -352,6 +351,8 @@ def calls_accuracy(answer: str | None, target: str) -> float:
 def _calls_score(calls: list[tuple], true: list[tuple], ordered: bool) -> float:
     if not calls:
         return 0.0
+    from scipy.optimize import linear_sum_assignment  # here: its import takes a third of a second
+
     credit = np.array([[_call_credit(a, b) for b in true] for a in calls])  # (calls, true calls)
     pairs = linear_sum_assignment(credit, maximize=True)
     total = credit.trace() if ordered else credit[pairs].sum()
