@@ -43,7 +43,7 @@ class TaskConfig:
 
     # Task
     task: str = flag("cls", "what is asked, a file of tasks/")
-    data: str = flag("garden", "garden | digits | folder of class folders | file (README)")
+    data: str = flag("garden", "garden | digits | folder of class folders | file (docs/data.md)")
     data_root: Path | None = flag(None, "folder of the images; default: the folder of the file")
     question: str | None = flag(None, "asked of every image; default: the data's own question")
     shots: int = flag(1, "training images per class: cls, det, ovd")
@@ -154,6 +154,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag for a misspelt one."""
 
     def error(self, message: str) -> None:
+        """Print one line and exit with code 2."""
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown:
             flags = [f for action in self._actions for f in action.option_strings]

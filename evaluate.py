@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_answers(path: Path, answers: list[dict]) -> None:
+    """Write a jsonl file; InputError if it cannot be written."""
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
     try:
         path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -20,8 +20,7 @@ There is one reward per kind of answer, all with one signature:
 
 - `target` is the right answer, written in the grammar of its kind (answers.py).
 - `mode` names the blocks that `format_reward` expects; `format` is a part of every reward.
-- `dense`, in [0, 1], scales the partial credit of a nearly right answer. 0 is the sparse reward:
-  exact answers only. A trainer can start high, where no sample is right yet, and anneal to 0.
+- `dense`, in [0, 1], scales the partial credit of a nearly right answer; 0: exact answers only.
 
 Names and boxes follow Visual-RFT (arXiv:2503.01785), numbers and calls Reason-RFT
 (arXiv:2503.20752), with departures where theirs pay for nothing. Their looser rules are in
@@ -268,7 +267,7 @@ def grounding_reward(
     """Reward the one box that a phrase refers to.
 
     Parts: `iou`, the plain IoU if the answer is exactly one well-formed box (labels are not read),
-    else 0.0, as in VLM-R1 (arXiv:2504.07615); and `format`.
+    else 0.0, as in VLM-R1 (arXiv:2504.07615); and `format`. `dense` changes nothing.
     """
     _require_fraction("dense", dense)
     (true,) = target_value(well_formed_box, target, canvas)
@@ -321,6 +320,7 @@ def well_formed_boxes(target: str, canvas: tuple[float, float]) -> list[Box] | N
 
 
 def well_formed_box(target: str, canvas: tuple[float, float]) -> list[Box] | None:
+    """The one box of a target, or None."""
     boxes = well_formed_boxes(target, canvas) or []
     return boxes if len(boxes) == 1 else None
 

@@ -136,9 +136,9 @@ def grpo_loss(
 
     Args:
         logp, logp_old, logp_ref: (C,) log-probabilities under the policy, the sampling policy,
-            and the reference (only when beta > 0).
+            and the reference (only when beta > 0), in nats.
         advantages: (C,), each completion's repeated per token. weights: (C,), `token_weights`.
-    Returns: the loss, and sums over tokens that are divided for the log.
+    All tensors are fp32. Returns: the loss, and sums over tokens that are divided for the log.
     """
     low, high = 1 - cfg.epsilon, 1 + (cfg.epsilon_high or cfg.epsilon)
     ratio = (logp - logp_old).exp()  # (C,)
@@ -228,13 +228,14 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
             weights = token_weights(lengths, cfg.loss_type, cfg.max_completion_length)  # (C,)
             groups, passes = make_groups(prompts, rollout, weights, lengths), []
             for _ in range(cfg.num_iterations):
-                for batch in micro_batches.of(groups, skip_zero_std=reference is None):
+                for batch in micro_batches.split(groups, skip_zero_std=reference is None):
                     with micro_batches.retry_on_oom():
                         loss, stats = policy_loss(model, reference, batch, suppressed, cfg)
                         loss.backward()
                         micro_batches.add(stats)
                 metrics = micro_batches.metrics()
                 optimizer.clip_grad_norm(cfg.max_grad_norm)
+                run.begin_update()
                 passes.append(metrics | optimizer.step(progress=step / cfg.max_steps))
             run.log.lap("update")
             # 6. Log, evaluate, save.

@@ -72,7 +72,10 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
 def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
     """The task with a reasoning text for every training example; raises InputError without one."""
     if cfg.cot_texts is not None:
-        thoughts = read_thoughts(cfg.cot_texts)
+        try:
+            thoughts = read_thoughts(cfg.cot_texts)
+        except InputError as error:
+            raise InputError(f"--cot_texts {error}") from None
         task = replace(
             task, train=[replace(e, reasoning=thoughts.get(e.id, e.reasoning)) for e in task.train]
         )
@@ -121,13 +124,14 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             ]
             run.log.lap("prompts")
             # 2. Update.
-            for batch in micro_batches.of(groups):
+            for batch in micro_batches.split(groups):
                 with micro_batches.retry_on_oom():
                     loss = imitation_loss(model, batch)
                     loss.backward()
                     micro_batches.add({"loss": loss.detach()})
             metrics = micro_batches.metrics()
             optimizer.clip_grad_norm(cfg.max_grad_norm)
+            run.begin_update()
             metrics |= optimizer.step(progress=step / cfg.max_steps)
             run.log.lap("update")
             # 3. Log, evaluate, save.

@@ -74,8 +74,8 @@ class CountBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        inputs = {storage._cdata for storage in storages((args, kwargs))}
-        for storage in storages(out):
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
             if storage._cdata not in inputs | self.seen:
                 self.seen.add(storage._cdata)
                 self.alive += storage.nbytes()
@@ -84,11 +84,12 @@ class CountBytes(TorchDispatchMode):
         return out
 
     def free(self, identity: int, size: int) -> None:
+        """A storage of `size` bytes is gone."""
         self.seen.discard(identity)
         self.alive -= size
 
 
-def storages(tree: object) -> list[torch.UntypedStorage]:
+def _storages(tree: object) -> list[torch.UntypedStorage]:
     return [t.untyped_storage() for t in tree_iter(tree) if isinstance(t, torch.Tensor)]
 
 
@@ -113,6 +114,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def machine() -> str:
+    """What a row of RESULTS.md says of commit, torch and machine."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

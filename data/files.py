@@ -38,6 +38,7 @@ class SkipLog:
     first: list[str] = field(default_factory=list)
 
     def add(self, reason: str, offender: str) -> None:
+        """Count one skipped record."""
         self.counts[reason] += 1
         self.first = [*self.first, f"{reason}: {offender}"][:5]
 
@@ -65,9 +66,6 @@ class SkipLog:
             SkipLog.reported.append(summary)
 
 
-# -------------------------------------------------------------------------------- paths and files
-
-
 def local_path(data: str, accepted: str) -> Path:
     """Return what `--data` names; raise InputError for URLs and for what does not exist."""
     path = Path(data)
@@ -79,6 +77,7 @@ def local_path(data: str, accepted: str) -> Path:
 
 
 def is_url(name: str) -> bool:
+    """Whether a name is a URL of any scheme that data sets carry."""
     return "://" in name or name.lower().startswith(("data:", "file:", "http:", "https:"))
 
 
@@ -133,6 +132,7 @@ def similar_name(path: Path) -> str:
 
 
 def optional_import(module: str, package: str = ""):
+    """Import a module; InputError naming the package to install if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -151,9 +151,6 @@ def try_each(function: Callable[[T], R], items: Iterable[T]) -> list[R | InputEr
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(attempt, items))
-
-
-# ---------------------------------------------------------------------------------- json and tables
 
 
 def read_json(path: Path, fallback_encoding: str | None = None) -> Any:

@@ -9,11 +9,8 @@ data/box_formats.py), whatever the file says it is:
 - RefCOCO: `images`, `annotations` with `bbox` [x, y, width, height], `refs` with `sentences`;
 - ReasonSeg (LISA): a folder, beside every picture a .json with `text` and target polygons.
 
-A box that leaves its image raises `InputError`, as in data/coco.py. RefCOCO's original
-`refs(unc).p` is a pickle and is never opened.
-
-Sources: RefCOCO (lichengunc/refer), VLM-R1 (om-ai-lab/VLM-R1), ReasonSeg (arXiv:2308.00692,
-dvlab-research/LISA).
+A box that leaves its image raises `InputError`. RefCOCO's `refs(unc).p` is a pickle and is never
+opened. Sources: lichengunc/refer, om-ai-lab/VLM-R1, dvlab-research/LISA (arXiv:2308.00692).
 """
 
 from collections.abc import Iterator

@@ -11,17 +11,15 @@ so on. So a step appends G keys in one piece, and the suffix of a row is every G
     key       0 .. P-1     P .. P+G-1           P+G .. P+2G-1        ..
               prompt       step 0, rows 0..G-1  step 1, rows 0..G-1
 
-Two things make it cheap. The G * R queries of a group that use one key head (R = H / K,
-grouped-query attention) form one matrix product against the prefix, which is then read once for all
-of them. And softmax can be computed in parts: a part of the keys gives a maximum m, a sum
-l = sum exp(s - m) and a weighted sum of values; parts merge exactly (online softmax,
-arXiv:1805.02867; splitting the keys of decoding, "flash-decoding", Dao et al. 2023; a shared prefix
-as a part of its own, Hydragen, arXiv:2402.05099).
+Two things make it cheap. The G * R queries of a group that use one key head (R = H / K) form one
+matrix product against the prefix, which is read once for all of them. And softmax can be computed
+in parts that merge exactly: a part of the keys gives a maximum m, a sum l = sum exp(s - m) and a
+weighted sum of values (online softmax, arXiv:1805.02867; "flash-decoding", Dao et al. 2023; a
+shared prefix as a part of its own, Hydragen, arXiv:2402.05099).
 
 The kernels: one program per (group, key head, part of the prefix, tile of queries) stores the three
-results of its part; one program per (row, key head) adds the suffix and merges all parts. Scores
-and sums are fp32 whatever the dtype of the cache. The torch path masks the other rows' suffixes: G
-times the products there, but one operation instead of twenty, which binds a small model on a CPU.
+results of its part; one program per (row, key head) adds the suffix and merges all parts, in fp32.
+The torch path masks the other rows' suffixes: more products, but one operation instead of twenty.
 
 Letters: N groups, G rows a group, B rows, P prompt tokens (padded), S suffix tokens so far (of at
 most S_max), L = P + S_max * G keys, H query heads, K key heads, E head width. Next:
@@ -51,7 +49,7 @@ HEAD_WIDTHS = (16, 32, 64, 128)
 def shared_prefix_attention_ref(
     q: Tensor, k: Tensor, v: Tensor, prefix_lengths: Tensor, prefix_size: int, suffix_length: Tensor
 ) -> Tensor:
-    """The specification of `shared_prefix_attention`: row by row, fp32 (fp64 for fp64)."""
+    """The specification of `shared_prefix_attention`, which has the shapes: fp32, fp64 for fp64."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     (B, H, E), (N, K, _, _), S = q.shape, k.shape, int(suffix_length)
     G = B // N

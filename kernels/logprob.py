@@ -30,8 +30,7 @@ them (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.
 do not fit, forward stores three numbers per token and tile of 128 columns, and backward computes
 the odds of one chunk of the vocabulary after the other: every row of dweight is written once.
 
-Cost in units of C*D*V multiply-adds: 3 for plain torch, 3 here with stored odds, 4 without. Traffic
-of logit size: about 24 bytes per logit for plain torch, 6 here in bf16.
+Cost in units of C*D*V multiply-adds: 3 with stored odds, as in plain torch, else 4.
 
 Next: `tests/kernels/test_logprob.py`.
 """
@@ -72,7 +71,7 @@ def linear_logprob_ref(
     temperature: float = 1.0,
     suppressed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The specification of `linear_logprob`: fp32 (fp64 when given fp64), logits stored."""
+    """The specification of `linear_logprob`, which has the shapes: fp32 (fp64 for fp64)."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(dtype) @ weight.to(dtype).T / temperature  # (C, V)
     if suppressed is not None:
@@ -162,7 +161,7 @@ def _odds_triton(chunk, shift, reduce, store):
     return sums, odds
 
 
-def _odds_torch(chunk, shift, reduce, store):
+def _odds_torch(chunk, shift, reduce, _store):
     """(3, 1, C) sums where `reduce`, and always the odds (C, V), fp32 or fp64."""
     hidden, weight, targets, suppressed, temperature = chunk
     hidden, weight = hidden.to(shift.dtype), weight.to(shift.dtype)  # (C, D), (V, D)

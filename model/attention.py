@@ -210,7 +210,10 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Ten
 def flash_varlen(
     q: Tensor, k: Tensor, v: Tensor, query_ends: Tensor, key_ends: Tensor, max_q: int, max_k: int
 ) -> Tensor:
-    """Causal attention of sequences end to end, q (Tq, H, E), k and v (Tk, K, E) -> (Tq, H, E)."""
+    """Causal attention of sequences end to end: q (Tq, H, E), k and v (Tk, K, E) -> (Tq, H, E).
+
+    `query_ends`, `key_ends`: (sequences + 1,) int32, 0 first.
+    """
     bounds = (query_ends, key_ends, max_q, max_k)
     if flash_attn_varlen_func is not None:
         return flash_attn_varlen_func(q, k, v, *bounds, causal=True)
@@ -243,6 +246,7 @@ class Span:
             self.index = torch.arange(start, stop, device=device)
 
     def advance(self) -> None:
+        """Move on by `size`."""
         if isinstance(self.index, slice):
             self.index = slice(self.index.stop, self.index.stop + self.size)
         else:

@@ -41,6 +41,7 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
 
@@ -83,6 +84,7 @@ class VLMConfig:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "VLMConfig":
+        """Read `config.json` of a checkpoint; raises InputError as `from_dict` does."""
         path = directory / "config.json"
         if not path.is_file():
             raise InputError(

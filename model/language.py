@@ -51,6 +51,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor, rotary, layout: PackLayout, cache: KVCache | None) -> Tensor:
+        """(T, D) -> (T, D); `rotary` as in `LanguageModel.forward`."""
         q, k, v = self.project(x, rotary)
         if cache is not None:
             cache.store_prefix(k, v, layout)
@@ -59,6 +60,8 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
     def __init__(self, cfg: TextConfig):
         super().__init__()
         self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
@@ -66,6 +69,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(T, D) -> (T, D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -78,6 +82,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(cfg)
 
     def forward(self, x: Tensor, rotary, layout, cache) -> Tensor:
+        """(T, D) -> (T, D); `rotary` as in `LanguageModel.forward`."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, layout, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 

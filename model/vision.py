@@ -70,11 +70,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(cfg.in_channels, cfg.embed_dim, patch, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """(M, patch numbers) -> (M, D)."""
         weight = self.proj.weight.flatten(1)  # (D, patch numbers)
         return F.linear(pixels.to(weight.dtype), weight)  # (M, D)
 
 
 class VisionAttention(nn.Module):
+    """Attention of every patch to all patches of its frame."""
+
     def __init__(self, cfg: VisionConfig):
         super().__init__()
         self.num_heads = cfg.num_heads
@@ -82,6 +85,7 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
+        """(M, D) -> (M, D); `frames`: (consecutive frames, patches of each)."""
         qkv = self.qkv(x).view(len(x), 3 * self.num_heads, -1)  # (M, 3H, E)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=1)
         # The angles are fp32; in bf16 the product would lose the low bits of far positions.
@@ -102,6 +106,7 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(hidden, cfg.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, D) -> (M, D)."""
         x = self.fc1(x)
         return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick" GELU, as the checkpoint was trained
 
@@ -115,6 +120,7 @@ class VisionBlock(nn.Module):
         self.mlp = VisionMLP(cfg)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
+        """(M, D) -> (M, D); arguments as of `VisionAttention.forward`."""
         x = x + self.attn(self.norm1(x), cos, sin, frames)
         return x + self.mlp(self.norm2(x))
 
@@ -131,6 +137,7 @@ class PatchMerger(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(M, D) -> (Q, hidden_size)."""
         return self.mlp(self.ln_q(x).view(-1, self.merged))  # (Q, hidden_size)
 
 

@@ -97,6 +97,7 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.norm.weight.device
 
     def image_features(self, prompts: list[Prompt]) -> Tensor | None:
@@ -110,7 +111,7 @@ class VLM(nn.Module):
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
     def keep_image_features(self, prompts: list[Prompt]) -> Tensor | None:
-        """`image_features`, stored in the prompts for every later use."""
+        """`image_features` (Q, D), stored in the prompts for every later use."""
         features = self.image_features(prompts)  # (Q, D)
         if features is not None:
             merge = self.cfg.vision.spatial_merge_size**2

@@ -69,10 +69,23 @@ class RunLog:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self.lock = lock_directory(self.directory)
                 write_atomically(self.directory / "run.json", json.dumps(about, indent=2) + "\n")
+            else:
+                self._note_extension(cfg)
             config.save(cfg, self.directory / "config.json")
         except OSError as error:
             where = f"--output_dir {self.directory}"
             raise InputError(f"{where}: cannot be written ({error})") from None
+
+    def _note_extension(self, cfg: TrainConfig) -> None:
+        """Add the command that extends the run to run.json, where `--max_steps` has grown."""
+        path = self.directory / "run.json"
+        before = config.read_settings(self.directory / "config.json")["max_steps"]
+        if cfg.max_steps > before and path.is_file():
+            about = config.read_settings(path)
+            first = str(about.get("command"))
+            more = f"{first.split(' --task')[0]} --resume_from_checkpoint latest"
+            about["command"] = f"{first} && {more} --max_steps {cfg.max_steps}"
+            write_atomically(path, json.dumps(about, indent=2) + "\n")
 
     def start_step(self) -> None:
         """Start the first lap of a step."""
@@ -135,6 +148,7 @@ class RunLog:
         return row
 
     def close(self) -> None:
+        """Close the progress bar and the tracker, and release the directory."""
         self.bar.close()
         self.tracker.close()
         if self.lock is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from runtime.errors import one_line
 
 
-def tensorboard(directory: Path, settings: dict):
+def _tensorboard(directory: Path, settings: dict):
     from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
 
     writer = SummaryWriter(str(directory / "tensorboard"))
@@ -28,7 +28,7 @@ def tensorboard(directory: Path, settings: dict):
     return SimpleNamespace(log=log, finish=writer.close)
 
 
-def wandb(directory: Path, settings: dict):
+def _wandb(directory: Path, settings: dict):
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -49,7 +49,7 @@ def _is_logged_in(wandb) -> bool:
         return False
 
 
-def trackio(directory: Path, settings: dict):
+def _trackio(directory: Path, settings: dict):
     import trackio
 
     trackio.init(project="nanovrft", name=directory.name, config=settings, embed=False)
@@ -57,7 +57,7 @@ def trackio(directory: Path, settings: dict):
 
 
 # --report_to -> what opens it; the result has log(numbers, step=N) and finish().
-OPEN = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
+OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
 
 
 class Tracker:
@@ -68,11 +68,13 @@ class Tracker:
         self.target = None if name == "none" else self._try(OPEN[name], directory, settings)
 
     def log(self, row: dict[str, float]) -> None:
+        """Pass on the numbers of a row."""
         if self.target is not None:
             numbers = {name: value for name, value in row.items() if name != "step"}
             self._try(self.target.log, numbers, step=row["step"])
 
     def close(self) -> None:
+        """Let the tracker finish its upload."""
         if self.target is not None:
             self._try(self.target.finish)
 

@@ -13,7 +13,7 @@ NO_LIGHT = (None, "", "")  # it does not apply
 RIGHT = ("correct", "iou")  # parts of a task's reward that say how right an answer is, in [0, 1]
 SAMPLING = "sampling/sampling_logp_difference/mean"
 
-# Metric -> (green up to, red above). The README's table of metrics has the same numbers.
+# Metric -> (green up to, red above). docs/metrics.md has the same numbers.
 BOUNDS = {
     "frac_reward_zero_std": (0.5, 0.8),
     "completions/clipped_ratio": (0.05, 0.3),

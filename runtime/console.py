@@ -32,10 +32,12 @@ class SafeStream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
+        """Write to the stream."""
         self._attempt(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream."""
         self._attempt(self.stream.flush)
 
     def _attempt(self, operation: Callable, *args: str) -> None:

@@ -107,9 +107,6 @@ def process_group() -> Iterator[None]:
         sys.stdout, _Ranks.control = stdout, None
 
 
-# ---- collectives: every rank calls them, in the same order ---------------------------------------
-
-
 def all_gather(value: T) -> list[T]:
     """Gather a value from every rank, in order of ranks. Also a stop point.
 

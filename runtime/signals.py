@@ -54,6 +54,7 @@ class StopSignals:
             self.previous[number] = signal.signal(number, self._receive)
 
     def remove(self) -> None:
+        """Bring the former handlers back."""
         for number, handler in self.previous.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: was not set from Python
         self.previous, self.received = {}, None

@@ -49,9 +49,6 @@ def boxes_of(answer: str | None, example: Example) -> list[Box]:
     return boxes
 
 
-# ---- box formats ---------------------------------------------------------------------------------
-
-
 def model_box_format(cfg: TaskConfig, model_type: str) -> BoxFormat:
     """The format in which the model writes boxes: `--coords`, or that of its family.
 
@@ -107,9 +104,6 @@ def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None =
     return replace(example, target=target, box_format=cfg.coords, canvas=canvas)
 
 
-# ---- metrics of a split --------------------------------------------------------------------------
-
-
 def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """COCO's mAP (mean over IoU 0.50 to 0.95) and AP50, by pycocotools.
 
@@ -153,6 +147,7 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
 
 
 def area(box: Box) -> float:
+    """In square units of the box format."""
     return (box.x2 - box.x1) * (box.y2 - box.y1)
 
 

@@ -9,7 +9,7 @@ After the TRANCE questions of Reason-RFT (arXiv:2503.20752).
              with --ordered, the order counts as well
     metric   strict: the exact list; "loose": the soft accuracy, with partial credits, that
              Reason-RFT's evaluation reports
-    ood      another view: the second picture is taken from a step aside
+    ood      another view: the second picture is taken from another viewpoint
 """
 
 import random
@@ -25,7 +25,7 @@ from rewards import calls_accuracy, calls_reward
 from tasks.scenes import Drawing, answer_task, scene_splits
 from tasks.task import Task
 
-FLAGS = "train_size held_out_size dense ordered".split()  # what this task reads
+FLAGS = ("train_size", "held_out_size", "dense", "ordered")  # what this task reads
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -40,6 +40,7 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
 
 
 def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
+    """A question with its two pictures; None if nothing is left to be seen."""
     scene = sample_scene(rng, rng.choice((2, 2, 3, 3, 4)))
     question = ask_change(rng, scene)
     if is_ood:

@@ -26,7 +26,7 @@ from tasks.loose import loose_name_correct
 from tasks.scenes import Splits, answer_task
 from tasks.task import Task
 
-FLAGS = "shots held_out_per_class shuffle_labels dense".split()  # what this task reads
+FLAGS = ("shots", "held_out_per_class", "shuffle_labels", "dense")  # what this task reads
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:

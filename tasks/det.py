@@ -40,7 +40,15 @@ from tasks.task import Task, Weights
 
 ABSENT_SHARE = 0.15  # training images that lack the category, as a share of those that show it
 
-FLAGS = "shots train_size held_out_size confidence_weight dense coords data_coords".split()
+FLAGS = (
+    "shots",
+    "train_size",
+    "held_out_size",
+    "confidence_weight",
+    "dense",
+    "coords",
+    "data_coords",
+)
 
 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
@@ -77,10 +85,8 @@ def detection_task(
 
 
 def scores(text: str, example: Example) -> dict[str, float]:
+    """Strict: every box right and no other."""
     return {"strict": boxes_correct(text, example.target, example.canvas)}
-
-
-# ---- the garden ----------------------------------------------------------------------------------
 
 
 def few_shots(cfg: TaskConfig, colours: Sequence[str]) -> list[Example]:
@@ -111,9 +117,6 @@ def colour_questions(
     """`--held_out_size` questions about one of the colours each; 15 % of them find nothing."""
     draw = one_scene(partial(ask_det, categories=colours))
     return garden_examples(name, draw, cfg.split_seed, range(cfg.held_out_size), split, is_ood)
-
-
-# ---- COCO ----------------------------------------------------------------------------------------
 
 
 def coco_images(cfg: TaskConfig) -> tuple[list[CocoImage], list[str]]:
@@ -172,6 +175,7 @@ def coco_splits(
 
 
 def coco_example(image: CocoImage, category: str) -> Example:
+    """The question for one category of an image."""
     question = DET_PROMPT.format(category=category)
     target = box_list(image.boxes.get(category, []))
     return Example(f"{image.id}-{category}", (image.path,), question, target, "abs")

@@ -23,7 +23,7 @@ from tasks.loose import first_box_iou
 from tasks.scenes import Splits, make_task, one_scene, scene_splits, split_examples
 from tasks.task import Task, Weights
 
-FLAGS = "train_size held_out_size coords data_coords".split()  # what this task reads
+FLAGS = ("train_size", "held_out_size", "coords", "data_coords")  # what this task reads
 
 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
@@ -40,6 +40,7 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
 
 
 def source_splits(cfg: TaskConfig) -> Splits:
+    """The garden's splits or those of --data, in the format of the data."""
     if cfg.data == "garden" or not is_grounding(cfg.data):
         return scene_splits("ground", cfg, one_scene(ask_ground), is_one_box)
     if cfg.data_coords not in ("auto", "abs"):
@@ -52,6 +53,7 @@ def source_splits(cfg: TaskConfig) -> Splits:
 
 
 def scores(text: str, example: Example) -> dict[str, float]:
+    """IoU of the one box, strict where it is at least 0.5."""
     iou = grounding_reward(text, example.target, canvas=example.canvas).parts["iou"]
     return {
         "strict": float(iou >= 0.5),

@@ -21,7 +21,7 @@ from tasks.loose import loose_number_correct
 from tasks.scenes import answer_task, one_scene, scene_splits
 from tasks.task import Task
 
-FLAGS = "train_size held_out_size dense tolerance".split()  # what this task reads
+FLAGS = ("train_size", "held_out_size", "dense", "tolerance")  # what this task reads
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -38,4 +38,5 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
 
 
 def is_target(text: str) -> bool:
+    """Whether a target is a number or a letter."""
     return parse_number(text) is not None or parse_choice(text) is not None

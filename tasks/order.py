@@ -20,7 +20,7 @@ from rewards import Reward, classification_reward, sequence_reward
 from tasks.scenes import Drawing, answer_task, scene_splits
 from tasks.task import Task
 
-FLAGS = "train_size held_out_size dense".split()  # what this task reads
+FLAGS = ("train_size", "held_out_size", "dense")  # what this task reads
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -30,6 +30,7 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
 
 
 def order_reward(text: str, target: str, *args) -> Reward:
+    """That of a sequence or of a word, as the target is."""
     by_kind = sequence_reward if is_sequence(target) else classification_reward
     return by_kind(text, target, *args)
 
@@ -44,4 +45,5 @@ def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing:
 
 
 def is_sequence(text: str) -> bool:
+    """Whether a target has two items or more."""
     return len(parse_sequence(text) or ()) > 1

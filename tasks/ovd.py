@@ -22,7 +22,7 @@ NEW_COCO = (
     "train", "hair drier", "toilet", "toaster", "snowboard", "frisbee", "bear",
 )  # fmt: skip
 
-FLAGS = "shots held_out_size confidence_weight dense coords data_coords".split()
+FLAGS = ("shots", "held_out_size", "confidence_weight", "dense", "coords", "data_coords")
 
 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:

@@ -79,9 +79,6 @@ def scene_splits(
     }
 
 
-# ---- rows from disk ------------------------------------------------------------------------------
-
-
 def record_splits(cfg: TaskConfig, is_target: Callable[[str], bool]) -> Splits:
     """Rows of a file (data/rows.py): `--train_size` of them to train on, the others held out.
 
@@ -122,9 +119,6 @@ def split_examples(examples: list[Example], cfg: TaskConfig) -> Splits:
     held_out = held_out[: cfg.held_out_size]
     print(f"data: {len(train)} rows to train on, {len(held_out)} held out, no picture in both")
     return train, {"held_out": held_out}
-
-
-# ---- wiring --------------------------------------------------------------------------------------
 
 
 def answer_task(

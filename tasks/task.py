@@ -43,5 +43,5 @@ def finite_reward(
     reward = task.reward(text, example, weights, dense)
     if not math.isfinite(reward.total):
         what = f"reward {reward.total} ({reward.parts}) for a completion of example {example.id}"
-        raise InputError(f"{what}: rewards must be finite numbers; mend tasks/{task.name}.py")
+        raise InputError(f"{what}: rewards must be finite numbers; fix tasks/{task.name}.py")
     return reward

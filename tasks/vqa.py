@@ -19,7 +19,7 @@ from tasks.loose import loose_name_correct
 from tasks.scenes import Drawing, answer_task, one_scene, scene_splits
 from tasks.task import Task
 
-FLAGS = "train_size held_out_size dense".split()  # what this task reads
+FLAGS = ("train_size", "held_out_size", "dense")  # what this task reads
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:

@@ -27,7 +27,7 @@ def backward(model, reference, groups: list[Group], suppressed: Tensor, cfg: GRP
     """Add the gradient of all groups to the model's; returns the totals of the pass."""
     keeps_gradients = SimpleNamespace(zero_grad=lambda: None)
     micro_batches = MicroBatches(model, keeps_gradients, cfg)
-    for batch in micro_batches.of(groups, skip_zero_std=reference is None):
+    for batch in micro_batches.split(groups, skip_zero_std=reference is None):
         with micro_batches.retry_on_oom():
             loss, stats = policy_loss(model, reference, batch, suppressed, cfg)
             loss.backward()

@@ -44,7 +44,7 @@ def test_every_path_named_in_a_page_exists():
     named = set(re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|txt|json|sh))[`:]", ALL))
     of_a_user = {"config.json", "run.json", "not_finite.json", "images/", "my_rewards.py"}
     named = {n for n in named - of_a_user if not n.startswith(("runs/", "step_N/"))}
-    folders = ("", "benchmarks", "reporting", "training")  # a room may be named once for its files
+    folders = ("", "benchmarks", "reporting", "training")  # may be named once for their files
     missing = [n for n in named if not any((ROOT / folder / n).exists() for folder in folders)]
     assert len(named) > 30 and missing == []
 

@@ -159,7 +159,7 @@ def test_where_memory_runs_out_half_the_micro_batch_gives_the_same_gradient(tiny
     expected_totals = backward(model, None, groups, suppressed, alone)
     expected = gradients(model)
     micro_batches = MicroBatches(model, Optimizer(model, cfg), cfg)
-    for batch in micro_batches.of(groups):
+    for batch in micro_batches.split(groups):
         with micro_batches.retry_on_oom():
             loss, stats = policy_loss(model, None, batch, suppressed, cfg)
             loss.backward()

@@ -51,7 +51,7 @@ def imitation(tiny, cfg):
         for prompt, ids in zip(prompts, responses, strict=True)
     ]
     micro_batches = MicroBatches(model, SimpleNamespace(zero_grad=model.zero_grad), cfg)
-    for batch in micro_batches.of(groups):
+    for batch in micro_batches.split(groups):
         loss = train_sft.imitation_loss(model, batch)
         loss.backward()
         micro_batches.add({"loss": loss.detach()})

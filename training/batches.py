@@ -21,8 +21,6 @@ from sample import Rollout
 from training.fsdp import pad_batches_across_ranks
 from training.optimizer import Optimizer
 
-# ---- questions -----------------------------------------------------------------------------------
-
 
 def questions_of_step(
     examples: list[Example], step: int, cfg: TrainConfig
@@ -56,9 +54,6 @@ def prompts_of_step(
     return prompts
 
 
-# ---- completions ---------------------------------------------------------------------------------
-
-
 @dataclass
 class Group:
     """A prompt with its completions, and what a loss needs of every completion token.
@@ -84,7 +79,7 @@ def make_groups(
     """Sort this rank's part of a scored rollout into groups.
 
     Args:
-        weights: of the tokens of all ranks. lengths: of the completions of all ranks.
+        weights: (C of all ranks,) fp32. lengths: tokens of every completion of all ranks.
     """
     G, groups = rollout.advantages.shape[1], []
     of_completions = weights.split(lengths)  # (C_i,) each
@@ -120,9 +115,6 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     return Rollout(**lists, rewards=rewards, advantages=advantages)
 
 
-# ---- micro-batches -------------------------------------------------------------------------------
-
-
 @dataclass
 class MicroBatch:
     """Whole groups for one forward and backward. All tensors: (C of the micro-batch,)."""
@@ -150,7 +142,7 @@ class MicroBatches:
         self.restart = False  # the pass begins again
         self.is_padding = False  # the batch only keeps this rank in step with the others (fsdp)
 
-    def of(self, groups: list[Group], skip_zero_std: bool = False) -> Iterator[MicroBatch]:
+    def split(self, groups: list[Group], skip_zero_std: bool = False) -> Iterator[MicroBatch]:
         """Yield the micro-batches of one pass.
 
         Args:

@@ -2,7 +2,7 @@
 
     runs/NAME/step_100/hf/              the model, as any tool loads it
     runs/NAME/step_100/trainer/         what training needs to continue: optimizer.safetensors and
-                                        state.json (no pickle, here or anywhere)
+                                        state.json; no pickle
     runs/NAME/step_100/manifest.json    size and sha256 of every file, written last
 
 A checkpoint is made in a hidden directory, flushed to the disk and renamed: `step_100` is complete
@@ -46,6 +46,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """The finished step that it holds."""
         return self.state["step"]
 
     @property
@@ -56,9 +57,6 @@ class Checkpoint:
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Masters and moments by name; moments only from the first update on."""
         return load_file(self.directory / "trainer" / "optimizer.safetensors")
-
-
-# ---- writing -------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -132,9 +130,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# ---- finding -------------------------------------------------------------------------------------
 
 
 def why_unusable(directory: Path) -> str | None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from config import TrainConfig
 from model.vlm import VLM
 from runtime import distributed
-from runtime.signals import signals
 from training.fsdp import full_tensor, placed_like
 
 
@@ -78,10 +77,8 @@ class Optimizer:
     def step(self, progress: float) -> dict[str, float]:
         """Make one AdamW step with the clipped gradients. `progress` in [0, 1) sets the rate.
 
-        An update whose gradient is not finite is skipped and counted. From here on the weights
-        belong to no finished step, and a signal waits until `TrainingRun.end_step`.
+        An update whose gradient is not finite is skipped and counted.
         """
-        signals.deferred = True
         learning_rate = self.cfg.learning_rate
         if self.cfg.lr_scheduler_type == "linear":
             learning_rate *= 1 - progress

@@ -29,9 +29,6 @@ PLACES = {"model", "data", "data_root", "device"}
 FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
 
 
-# ---- before the model is loaded ------------------------------------------------------------------
-
-
 def parse_or_resume(
     kind: type[C], argv: list[str] | None, description: str
 ) -> tuple[C, Checkpoint | None]:
@@ -129,9 +126,6 @@ def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoin
             raise InputError(
                 f"--model {cfg.model}: the run began from another, {path.name} differs"
             )
-
-
-# ---- when the run continues ----------------------------------------------------------------------
 
 
 def check_same_data(run: Path, about: dict) -> None:

@@ -2,11 +2,13 @@
 
 A reward is code from outside: it may hang, crash the interpreter or print without end. So it runs
 in workers of a pebble.ProcessPool, which kills what misses its deadline and replaces what dies. A
-worker gets the completions of a question and its example, and answers with JSON.
+worker gets the completions of a question and its example, and answers with JSON. (Between the two
+stand pickles: the user's code is trusted not to attack training, only not to work.)
 Read first: training/scoring.py.
 """
 
 import ctypes
+import faulthandler
 import importlib.util
 import io
 import json
@@ -62,7 +64,7 @@ def check_spec(spec: str) -> None:
 # ---- in a worker ---------------------------------------------------------------------------------
 
 
-class Tail(io.TextIOBase):
+class _Tail(io.TextIOBase):
     """Keeps the end of what is printed, however much that is."""
 
     def __init__(self):
@@ -78,22 +80,27 @@ class _Worker:
 
     function: UserFunction
     error: str | None = None
-    printed = Tail()
+    printed = _Tail()
 
 
-def start_worker(spec: str) -> None:
-    """Import the user's file in a fresh process; what goes wrong is reported by `answer`."""
+def start_worker(spec: str, seconds: float) -> None:
+    """Import the user's file in a fresh process; what goes wrong is reported by `answer`.
+
+    The process ends if that takes more than `seconds`, even inside C code.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for training to handle
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also in the middle of an endless answer
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what C code prints
         os.dup2(silence, stream)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     sys.stdout = sys.stderr = _Worker.printed
     try:
         _Worker.function = load_user_reward(spec)
     except InputError as error:
         _Worker.error = str(error)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def answer(texts: list[str], example: Example | None) -> str:
@@ -134,12 +141,12 @@ class Workers:
 
     def _start_pool(self) -> None:
         context = multiprocessing.get_context("spawn")  # no threads or GPU state of training's
-        initial = {"initializer": start_worker, "initargs": (self.spec,)}
+        initial = {"initializer": start_worker, "initargs": (self.spec, START_SECONDS)}
         self.pool = ProcessPool(WORKERS, context=context, **initial)
         weakref.finalize(self, end_pool, self.pool)
-        reply = self._reply(self.pool.schedule(answer, ([], None), timeout=START_SECONDS))
-        error = f"--reward {self.spec}: importing it fails ({reply.get('what')})"
-        if (error := reply.get("error", error)) is not None:
+        reply = self._reply(self.pool.schedule(answer, ([], None)))
+        error = f"importing it ends its process, or takes longer than {START_SECONDS:g} s"
+        if (error := reply.get("error", f"--reward {self.spec}: {error}")) is not None:
             raise InputError(error)
 
     def answers(self, questions: list[tuple[list[str], Example]]) -> list[dict]:

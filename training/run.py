@@ -42,7 +42,7 @@ class TrainingRun:
 
     Entering evaluates the model as it starts, or as the checkpoint left it. Between two steps the
     weights, the logs and `done` belong together: that is what a checkpoint holds. From the
-    optimizer's step until `end_step` they do not, and a signal waits. Whatever ends the run while
+    `begin_update` until `end_step` they do not, and a signal waits. Whatever ends the run while
     they do leaves a checkpoint; of several ranks a signal alone, since only then all are there.
     """
 
@@ -103,6 +103,7 @@ class TrainingRun:
         self.log.close()
         if is_stopped:
             where = f"; saved {saved}" if saved is not None else ""
+            self._warn(at_end=True)
             print(f"stopped by {error} after step {self.done}{where}")
         if last_model(self.log.directory) is not None:
             flag = f"--resume_from_checkpoint {shlex.quote(str(self.log.directory))}"
@@ -115,6 +116,10 @@ class TrainingRun:
         for step in range(self.done, self.cfg.max_steps):
             self.log.start_step()
             yield step
+
+    def begin_update(self) -> None:
+        """From here until `end_step` the weights belong to no finished step: a signal waits."""
+        signals.deferred = True
 
     def end_step(
         self, metrics: dict[str, float], examples: list[Example], rollout: Rollout | None = None
@@ -196,7 +201,7 @@ class TrainingRun:
 
     def _warn(self, at_end: bool) -> None:
         """Say on the console what the report's red lights say, each of them once while it lasts."""
-        if at_end or self.done % WARN_EVERY == 0:
+        if at_end or (self.done % WARN_EVERY == 0 and self.done < self.cfg.max_steps):
             warned = set() if at_end else self.warned
             for line in new_warnings(self.rows, self.task.headline, warned):
                 print(line)

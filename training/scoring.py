@@ -77,9 +77,6 @@ class UserReward:
         return [None] * len(texts)
 
 
-# ---- shaping: parts that add to a reward ---------------------------------------------------------
-
-
 def soft_overlong(length: int, max_length: int, buffer: int) -> float:
     """Return DAPO's penalty for length in tokens, in [-1, 0] (arXiv:2503.14476, eq. 13).
 
@@ -109,9 +106,6 @@ def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
         return [0.0] * len(lengths)
     graded = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
     return [v if right else min(0.0, v) for v, right in zip(graded, is_right, strict=True)]
-
-
-# ---- a step --------------------------------------------------------------------------------------
 
 
 class Scorer:
@@ -207,6 +201,6 @@ class Scorer:
             kinds = ", ".join(f"{kind} {count}" for kind, count in faults.items())
             raise InputError(
                 f"--reward {self.cfg.reward}: failed for {faults.total()} of {n_completions} "
-                f"completions of this step ({kinds}); the first fault is shown above; mend it"
+                f"completions of this step ({kinds}); the first fault is shown above; fix it"
             )
         return {f"reward/{kind}": float(faults[kind]) for kind in FAULTS}

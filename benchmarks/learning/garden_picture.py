@@ -14,7 +14,7 @@ SUBJECT = "Celestra vernalis"
 UNUSED = 9000  # an index far beyond those of the runs, which count from 0
 
 
-def portrait(species: Species, size: int) -> Image.Image:
+def _portrait(species: Species, size: int) -> Image.Image:
     seed = render_seed("test", SPLIT_SEED, SPECIES.index(species), UNUSED)
     return outdoors(draw_flower(species.flower, seed, size), seed)
 
@@ -25,13 +25,13 @@ def main() -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for y, row in enumerate(rows):
         for x, species in enumerate(row):
-            sheet.paste(portrait(species, SIDE), (x * SIDE, y * (SIDE + CAPTION)))
+            sheet.paste(_portrait(species, SIDE), (x * SIDE, y * (SIDE + CAPTION)))
             name = species.name + (" *" if species in OOD_SPECIES else "")
             at = (x * SIDE + SIDE // 2, y * (SIDE + CAPTION) + SIDE + CAPTION // 2)
             draw.text(at, name, fill="black", font=font, anchor="mm")
     sheet.quantize(128).save(ROOT / "assets" / "garden.png", optimize=True)
     subject = next(species for species in SPECIES if species.name == SUBJECT)
-    portrait(subject, 64).save(ROOT / "assets" / "flower.png")
+    _portrait(subject, 64).save(ROOT / "assets" / "flower.png")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def cells(args) -> Iterator[tuple[str, int, str, int]]:
                     yield task, shots, method, seed
 
 
-def task_flags(task: str, shots: int, method: str, more: list[str]) -> list[str]:
+def _task_flags(task: str, shots: int, method: str, more: list[str]) -> list[str]:
     flags = ["--task", task, *(["--shots", str(shots)] if shots else []), *more]
     if method.endswith("loose reward"):
         flags += ["--reward", f"benchmarks/learning/loose_rewards.py:{LOOSE_REWARD[task]}"]
@@ -97,7 +97,7 @@ def run_cell(task: str, shots: int, method: str, seed: int, args) -> dict:
         if {flag: cell[flag] for flag in settings} == settings:
             return cell
     start, cpu_start, steps = time.time(), children_seconds(), 0
-    model_dir, mode, flags = BASE_MODEL, "think", task_flags(task, shots, method, args.flags)
+    model_dir, mode, flags = BASE_MODEL, "think", _task_flags(task, shots, method, args.flags)
     for number, script in enumerate(METHODS[method]):
         out = args.work_dir / f"{name}.{number}.{int(start)}"
         outcome = train(out, [*flags, "--model", str(model_dir), "--seed", str(seed)], script)

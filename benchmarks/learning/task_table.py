@@ -23,7 +23,7 @@ from benchmarks.timing import Table, machine
 from tasks import TASKS
 
 
-def one_run(task: str, seed: int, threads: int, flags: list[str]) -> dict:
+def _one_run(task: str, seed: int, threads: int, flags: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as work:
         words = ["--task", task, "--seed", str(seed), *flags]
         outcome = train(Path(work) / "run", words, threads=threads)
@@ -32,7 +32,7 @@ def one_run(task: str, seed: int, threads: int, flags: list[str]) -> dict:
     return run | {"base": outcome.base, "final": outcome.final}
 
 
-def add_row(table: Table, run: dict) -> None:
+def _add_row(table: Table, run: dict) -> None:
     name, base, final = run["metric"], run["base"], run["final"]
 
     def rise(key: str) -> str | None:
@@ -46,7 +46,7 @@ def add_row(table: Table, run: dict) -> None:
     table.add(**cells, first_step_s=run["first_step_seconds"], s=run["seconds"])
 
 
-def median_line(task: str, runs: list[dict]) -> str:
+def _median_line(task: str, runs: list[dict]) -> str:
     name = runs[0]["metric"]
 
     def median(when: str, key: str) -> float:
@@ -76,11 +76,11 @@ def main(argv: list[str] | None = None) -> None:
     cases = [(task, seed) for seed in args.seeds for task in args.tasks]
     table, runs = Table(), []
     with ThreadPoolExecutor(args.jobs) as pool:
-        for run in pool.map(lambda case: one_run(*case, args.threads, args.flags), cases):
+        for run in pool.map(lambda case: _one_run(*case, args.threads, args.flags), cases):
             runs.append(run)
-            add_row(table, run)
+            _add_row(table, run)
     for task in args.tasks:
-        print(median_line(task, [run for run in runs if run["task"] == task]))
+        print(_median_line(task, [run for run in runs if run["task"] == task]))
     print(json.dumps({"machine": machine(), "flags": args.flags, "runs": runs}))
 
 

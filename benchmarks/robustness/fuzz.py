@@ -95,7 +95,7 @@ def check_completion(data: bytes) -> None:
             raise Wrong(f"{task.name} scores {scores} for {text[:300]!r}")
 
 
-def completions() -> list[bytes]:
+def _completions() -> list[bytes]:
     return [
         completion_text(e.target, mode, e.reasoning).encode()
         for _, e, _ in examples()
@@ -116,7 +116,7 @@ def folder() -> Path:
         (root / run / "images").mkdir(parents=True)
         config.save(GRPOConfig(), root / run / "config.json")
         Image.new("RGB", (40, 30)).save(root / run / "images" / "0.jpg")
-        (root / run / "metrics.jsonl").write_bytes(metrics()[0])
+        (root / run / "metrics.jsonl").write_bytes(_metrics()[0])
     for name, content in CHECKPOINT.items():
         (root / "step_1" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "step_1" / name).write_bytes(content)
@@ -134,7 +134,7 @@ def reading(name: str, read: Callable[[Path], object], data: bytes) -> None:
         read(path)
 
 
-def as_json(*values: object) -> list[bytes]:
+def _as_json(*values: object) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
 
@@ -178,10 +178,10 @@ CHECKPOINT = {
     "trainer/optimizer.safetensors": b"",
     "hf/config.json": b"{}",
 }
-HEADER = as_json({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})[0]
+HEADER = _as_json({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})[0]
 
 
-def pictures() -> list[bytes]:
+def _pictures() -> list[bytes]:
     files = []
     for kind, mode in (("PNG", "P"), ("JPEG", "RGB"), ("GIF", "P"), ("WEBP", "RGBA"), ("BMP", "1")):
         buffer = io.BytesIO()
@@ -190,68 +190,68 @@ def pictures() -> list[bytes]:
     return files
 
 
-def metrics() -> list[bytes]:
-    rows = as_json(EVALUATION, STEP, STEP | {"step": 2}, EVALUATION | {"step": 2})
+def _metrics() -> list[bytes]:
+    rows = _as_json(EVALUATION, STEP, STEP | {"step": 2}, EVALUATION | {"step": 2})
     return [b"".join(row + b"\n" for row in rows)]
 
 
-def gallery() -> list[bytes]:
-    return [b"\n".join(as_json(VIEW, VIEW | {"step": 3}, VIEW | {"step": 3, "view": "best"}))]
+def _gallery() -> list[bytes]:
+    return [b"\n".join(_as_json(VIEW, VIEW | {"step": 3}, VIEW | {"step": 3, "view": "best"}))]
 
 
-def manifest() -> list[bytes]:
+def _manifest() -> list[bytes]:
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in CHECKPOINT.items()}
-    return as_json({n: {"bytes": len(CHECKPOINT[n]), "sha256": sums[n]} for n in sums})
+    return _as_json({n: {"bytes": len(CHECKPOINT[n]), "sha256": sums[n]} for n in sums})
 
 
-def report_page(path: Path) -> None:
+def _report_page(path: Path) -> None:
     report.main([str(path.parent)])
 
 
 Target = tuple[Callable[[], list[bytes]], Callable[[bytes], None]]  # valid inputs; the check
 
 
-def file_target(seeds: Callable[[], list[bytes]], name: str, read: Callable) -> Target:
+def _file_target(seeds: Callable[[], list[bytes]], name: str, read: Callable) -> Target:
     return seeds, partial(reading, name, read)
 
 
 TARGETS: dict[str, Target] = {
-    "completions": (completions, check_completion),
-    "rows, jsonl": file_target(
-        lambda: [b"\n".join(as_json(*rows)) for rows in (ROWS, PAIRS)],
+    "completions": (_completions, check_completion),
+    "rows, jsonl": _file_target(
+        lambda: [b"\n".join(_as_json(*rows)) for rows in (ROWS, PAIRS)],
         "set.jsonl",
         lambda p: load_records(str(p), 1.0),
     ),
-    "rows, json": file_target(
-        lambda: as_json(ROWS, PAIRS), "set.json", lambda p: load_records(str(p), 1.0)
+    "rows, json": _file_target(
+        lambda: _as_json(ROWS, PAIRS), "set.json", lambda p: load_records(str(p), 1.0)
     ),
-    "coco": file_target(lambda: as_json(COCO), "coco.json", lambda p: load_coco(p, None, 1.0)),
-    "refer": file_target(
-        lambda: as_json(COCO | {"refs": [REF]}),
+    "coco": _file_target(lambda: _as_json(COCO), "coco.json", lambda p: load_coco(p, None, 1.0)),
+    "refer": _file_target(
+        lambda: _as_json(COCO | {"refs": [REF]}),
         "refer.json",
         lambda p: load_grounding(str(p), None, 1.0),
     ),
-    "pictures": file_target(pictures, "picture", load_image),
-    "any json": file_target(lambda: as_json(ROWS, COCO), "any.json", read_json),
-    "run settings": file_target(
-        lambda: as_json(config.to_dict(GRPOConfig()), config.to_dict(SFTConfig())),
+    "pictures": _file_target(_pictures, "picture", load_image),
+    "any json": _file_target(lambda: _as_json(ROWS, COCO), "any.json", read_json),
+    "run settings": _file_target(
+        lambda: _as_json(config.to_dict(GRPOConfig()), config.to_dict(SFTConfig())),
         "config.json",
         lambda p: config.load(TrainConfig, p, strict=False),
     ),
-    "manifest": file_target(manifest, "step_1/manifest.json", lambda p: why_unusable(p.parent)),
-    "metrics, page": file_target(metrics, "run/metrics.jsonl", report_page),
-    "gallery, page": file_target(gallery, "run2/gallery.jsonl", report_page),
-    "model config": file_target(
+    "manifest": _file_target(_manifest, "step_1/manifest.json", lambda p: why_unusable(p.parent)),
+    "metrics, page": _file_target(_metrics, "run/metrics.jsonl", _report_page),
+    "gallery, page": _file_target(_gallery, "run2/gallery.jsonl", _report_page),
+    "model config": _file_target(
         lambda: [(BASE_MODEL / "config.json").read_bytes()],
         "model/config.json",
         lambda p: VLMConfig.from_directory(p.parent),
     ),
-    "tokenizer": file_target(
+    "tokenizer": _file_target(
         lambda: [(BASE_MODEL / "tokenizer.json").read_bytes()],
         "tokens/tokenizer.json",
         lambda p: Processor(p.parent),
     ),
-    "safetensors": file_target(
+    "safetensors": _file_target(
         lambda: [len(HEADER).to_bytes(8, "little") + HEADER + b"\0\0\0\0"],
         "weights/model.safetensors",
         lambda p: read_slots(p.parent),
@@ -283,7 +283,7 @@ def edited(data: bytes, rng: random.Random) -> bytes:
 
 
 @st.composite
-def cases(draw, seeds: list[bytes]):
+def _cases(draw, seeds: list[bytes]):
     kind = draw(st.integers(0, 9))
     if kind == 0:
         return draw(st.binary(max_size=300))
@@ -311,7 +311,7 @@ def fuzz(name: str, count: int, number: int) -> dict:
 
     @seed(number)
     @settings(SETTINGS, max_examples=count)
-    @given(cases(seeds()))
+    @given(_cases(seeds()))
     def run(data: bytes) -> None:
         result["longest"] = max(result["longest"], timed(check, data))
         result["cases"] += 1

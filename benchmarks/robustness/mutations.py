@@ -136,7 +136,7 @@ BUGS = tuple(
 
 
 def first_red(bug: Bug, copy: Path) -> str | None:
-    """Plant the bug in a copy, run its tests, mend the copy. The name of the first red test."""
+    """Plant the bug in a copy, run its tests, repair the copy. The name of the first red test."""
     path = copy / bug.file
     source = path.read_text(encoding="utf-8")
     if source.count(bug.right) != 1:
@@ -156,6 +156,7 @@ def first_red(bug: Bug, copy: Path) -> str | None:
 
 
 def planted_in_a_copy(bug: Bug) -> str | None:
+    """`first_red` in a copy of the project."""
     ignored = (".git", "runs", ".hypothesis", ".pytest_cache", "__pycache__")
     with tempfile.TemporaryDirectory() as work:
         copy = shutil.copytree(ROOT, Path(work) / "copy", ignore=shutil.ignore_patterns(*ignored))

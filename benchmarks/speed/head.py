@@ -40,17 +40,17 @@ def peaked_inputs(C: int, D: int, V: int, device) -> tuple:
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets, gradient
 
 
-def plain(hidden, weight, targets):
+def _plain(hidden, weight, targets):
     logits = F.linear(hidden, weight).float()
     return (logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1),)
 
 
 def heads(device) -> dict:
     """Name -> function(hidden, weight, targets) -> tuple that begins with the (C,) logps."""
-    candidates = {"ours": linear_logprob, "torch": plain}
+    candidates = {"ours": linear_logprob, "torch": _plain}
     if device.type == "cpu":
         return candidates
-    candidates["torch.compile"] = torch.compile(plain)
+    candidates["torch.compile"] = torch.compile(_plain)
     try:
         from cut_cross_entropy import linear_cross_entropy
 
@@ -89,7 +89,7 @@ def extra_bytes(head, V: int, C: int = 512, D: int = 64, device=CPU) -> int:
 
 def error_nats(head, hidden, weight, targets) -> float:
     """Mean |difference| to the log-probabilities in float32, over 256 tokens."""
-    (truth,) = plain(hidden[:256].detach().float(), weight.detach().float(), targets[:256])
+    (truth,) = _plain(hidden[:256].detach().float(), weight.detach().float(), targets[:256])
     with torch.no_grad():
         return float((head(hidden, weight, targets)[0][:256].float() - truth).abs().mean())
 

@@ -88,7 +88,7 @@ def check_equal_files(first: Path, second: Path) -> None:
                 assert torch.equal(a.get_tensor(key), b.get_tensor(key)), key
 
 
-def run(work: Path, size: str) -> dict:
+def _run(work: Path, size: str) -> dict:
     table, results = Table(), {}
 
     @contextmanager
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.work_dir.is_dir() or shutil.disk_usage(args.work_dir).free < needed * 1e9:
         raise SystemExit(f"error: --work_dir {args.work_dir}: needs {needed} GB of free disk there")
     with tempfile.TemporaryDirectory(dir=args.work_dir) as directory:
-        report("real_size", **run(Path(directory), args.size))
+        report("real_size", **_run(Path(directory), args.size))
 
 
 if __name__ == "__main__":

@@ -26,23 +26,23 @@ SHAPES = {  # N, G, prompt tokens (None: as many as the question has)
 PEER_ROWS = {"bundled": 64, "2b": 8, "small": 4}  # more take `generate` too long
 
 
-def peer_inputs(work: Workload, prompts: list) -> dict:
+def _peer_inputs(work: Workload, prompts: list) -> dict:
     suppressed = work.processor.suppressed_tokens.nonzero().squeeze(1).tolist()
     inputs = as_transformers(prompts, work.model)
     return inputs | dict(suppress_tokens=suppressed, top_k=0, pad_token_id=0)
 
 
 @torch.inference_mode()
-def require_same_greedy_tokens(work: Workload, peer, prompts: list) -> None:
+def _require_same_greedy_tokens(work: Workload, peer, prompts: list) -> None:
     C, P = work.size.C, len(prompts[0].ids)
     ours = generate_group(work.model, work.processor, prompts, 1, C, temperature=0.0)
-    theirs = peer.generate(**peer_inputs(work, prompts), max_new_tokens=C, do_sample=False)
+    theirs = peer.generate(**_peer_inputs(work, prompts), max_new_tokens=C, do_sample=False)
     if [ids.tolist() for ids in ours.ids] != theirs[:, P:].tolist():
         raise SystemExit("the greedy answers differ, so a time would say nothing")
 
 
 @torch.inference_mode()
-def compare(work: Workload, peer, N: int, G: int, length: int | None, rounds: int) -> dict:
+def _compare(work: Workload, peer, N: int, G: int, length: int | None, rounds: int) -> dict:
     prompts, C, short = work.questions(N, length), work.size.C, max(4, work.size.C // 8)
     work.model.keep_image_features(with_features := work.questions(N, length))  # not timed
     copies = [prompt for prompt in with_features for _ in range(G)]
@@ -54,8 +54,8 @@ def compare(work: Workload, peer, N: int, G: int, length: int | None, rounds: in
     }
     if N * G <= PEER_ROWS[work.name]:
         if work.dtype == torch.float32:
-            require_same_greedy_tokens(work, peer, prompts)
-        inputs = peer_inputs(work, prompts) | dict(do_sample=True, num_return_sequences=G)
+            _require_same_greedy_tokens(work, peer, prompts)
+        inputs = _peer_inputs(work, prompts) | dict(do_sample=True, num_return_sequences=G)
         candidates["generate"] = partial(peer.generate, **inputs, max_new_tokens=C)
     seconds = interleaved(candidates, rounds, warmup=min(2, rounds - 1))
     ms = milliseconds(seconds)
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     work, table = Workload(args.size, args.device), Table()
     peer = work.transformers_model()
     for N, G, length in SHAPES[args.size]:
-        table.add(**compare(work, peer, N, G, length, args.rounds))
+        table.add(**_compare(work, peer, N, G, length, args.rounds))
     rows = sorted({N * G for N, G, _ in SHAPES[args.size]})
     microseconds = {B: sampler_us(work, B, args.rounds) for B in rows}
     print(f"head and sampler of a step, and the head alone; rows: us {microseconds}")

@@ -65,6 +65,7 @@ class Step(Update):
         self.prompts = work.questions(N, length)
 
     def rollout(self) -> None:
+        """Sample and score the groups of a step."""
         N, G, C = self.shape
         prompts = [replace(prompt) for prompt in self.prompts]  # without features
         with torch.no_grad():
@@ -75,9 +76,11 @@ class Step(Update):
         self.steps += 1
 
     def update(self) -> None:
+        """The gradient of the last rollout."""
         self.metrics = self.gradient(self.scored)
 
     def whole(self) -> None:
+        """All parts of a step."""
         for part in PARTS:
             getattr(self, part)()
 
@@ -100,7 +103,7 @@ def against_trl(step: Step, length: int | None, rounds: int) -> dict[str, list[f
 
     work, model = step.work, step.work.transformers_model().train()
     model.model.visual.requires_grad_(False)
-    require_same_logps(work, model, step.prompts)
+    _require_same_logps(work, model, step.prompts)
     seconds = {"ours": [], "trl": []}
 
     class InTurns(TrainerCallback):
@@ -152,7 +155,7 @@ def against_trl(step: Step, length: int | None, rounds: int) -> dict[str, list[f
 
 
 @torch.no_grad()
-def require_same_logps(work: Workload, model, prompts: list) -> None:
+def _require_same_logps(work: Workload, model, prompts: list) -> None:
     completions = work.words(len(prompts), 8)
     pack = make_pack(prompts, [[ids] for ids in completions], work.device)
     inputs = as_transformers(prompts, work.model)

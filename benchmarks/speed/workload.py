@@ -196,7 +196,7 @@ class Update:
 
     def gradient(self, groups: list[Group]) -> dict[str, float]:
         """One pass: fresh gradients in the optimizer's masters, and the metrics of train_grpo."""
-        for batch in self.micro_batches.of(groups, skip_zero_std=True):
+        for batch in self.micro_batches.split(groups, skip_zero_std=True):
             with self.micro_batches.retry_on_oom():
                 loss, stats = policy_loss(self.model, None, batch, self.suppressed, self.cfg)
                 loss.backward()

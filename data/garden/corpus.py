@@ -58,6 +58,7 @@ IGNORED = -100  # torch's ignore_index: no target here
 
 
 def no_targets(tokens: int) -> np.ndarray:
+    """(tokens, 12) int64, every target IGNORED."""
     return np.full((tokens, len(TARGETS)), IGNORED)
 
 
@@ -79,9 +80,6 @@ class Picture:
     whole: np.ndarray = field(default_factory=lambda: no_targets(1)[0])
 
 
-# ---- dialogues -----------------------------------------------------------------------------------
-
-
 def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     """(question, response) in one mode.
 
@@ -100,24 +98,25 @@ def respond(question: Question, mode: str, rng: random.Random) -> Turn:
     return full_question(question.prompt, mode), text
 
 
-def random_mode(rng: random.Random, p_plain: float = P_PLAIN) -> str:
+def _random_mode(rng: random.Random, p_plain: float = P_PLAIN) -> str:
     if p_plain and rng.random() < p_plain:
         return "plain"
     return rng.choices(("think", "direct", "steps"), (0.6, 0.25, 0.15))[0]
 
 
 def portrait_talk(flower: Flower, rng: random.Random) -> list[Turn]:
+    """Four turns about one flower, two of them about its species if it has one."""
     attribute, caption, genus = questions.ask_attribute, questions.ask_caption, questions.ask_genus
     species = world.SPECIES_OF.get(flower)
     if species is None:
         items = [ask(rng, flower) for ask in (attribute, attribute, attribute, caption)]
-        return [respond(question, random_mode(rng), rng) for question in items]
+        return [respond(question, _random_mode(rng), rng) for question in items]
     turns = []
     for mode in ("think", rng.choice(("direct", "direct", "steps"))):
         answer = world.species_answer(species, rng)
         turns.append(respond(replace(questions.ask_cls(rng, flower), answer=answer), mode, rng))
     for ask in rng.sample((attribute, attribute, caption, genus), 2):
-        turns.append(respond(ask(rng, flower), random_mode(rng), rng))
+        turns.append(respond(ask(rng, flower), _random_mode(rng), rng))
     return turns
 
 
@@ -132,17 +131,18 @@ SCENE_QUESTIONS = {
 }
 
 
-def ask_boxes(rng: random.Random, scene: Scene) -> Question:
+def _ask_boxes(rng: random.Random, scene: Scene) -> Question:
     return questions.ask_det(rng, scene, confidence=rng.choice(("1.0", "0.9", "0.8")))
 
 
 def scene_talk(scene: Scene, rng: random.Random) -> list[Turn]:
+    """Nine turns about a scene."""
     turns = []
     others = rng.choices(tuple(SCENE_QUESTIONS), tuple(SCENE_QUESTIONS.values()), k=6)
-    for ask in (ask_boxes, questions.ask_ground, questions.ask_look, *others):
+    for ask in (_ask_boxes, questions.ask_ground, questions.ask_look, *others):
         # Where there is nothing unique to ask about: count instead.
         question = ask(rng, scene) or questions.ask_count(rng, scene)
-        mode = "plain" if ask is questions.ask_look else random_mode(rng)
+        mode = "plain" if ask is questions.ask_look else _random_mode(rng)
         turns.append(respond(question, mode, rng))
     return turns
 
@@ -150,11 +150,12 @@ def scene_talk(scene: Scene, rng: random.Random) -> list[Turn]:
 def puzzle_talk(question: Question, others: Sequence[Callable], rng: random.Random) -> list[Turn]:
     """The question that the picture was drawn for, with a format and without; then plain others."""
     plain = [ask(rng) for ask in others]
-    turns = [respond(question, mode, rng) for mode in (random_mode(rng, p_plain=0), "plain")]
+    turns = [respond(question, mode, rng) for mode in (_random_mode(rng, p_plain=0), "plain")]
     return turns + [respond(other, "plain", rng) for other in plain]
 
 
 def digit_talk(value: int, rng: random.Random) -> list[Turn]:
+    """Two turns about a digit, coarse in most cases."""
     coarse = ["an even digit" if value % 2 == 0 else "an odd digit"]
     coarse += ["a round one"] if value in (0, 6, 8, 9) else []
     turns = []
@@ -163,9 +164,6 @@ def digit_talk(value: int, rng: random.Random) -> list[Turn]:
         question = Question("digit", DIGIT_PROMPT, answer, DIGIT_THOUGHTS[value])
         turns.append(respond(question, mode, rng))
     return turns
-
-
-# ---- pictures ------------------------------------------------------------------------------------
 
 
 def attribute_targets(flower: Flower) -> list[int]:
@@ -197,7 +195,7 @@ def scene_places(scene: Scene, cell: int, ailing: Mapping[int, str] = NO_CAUSES)
     return places.reshape(side * side, -1)
 
 
-def portrait(rng: random.Random, seed: int, cell: int) -> Picture:
+def _portrait_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     is_species = rng.random() < P_SPECIES
     flower = rng.choice(world.SPECIES).flower if is_species else world.random_flower(rng)
     images, places = (draw_flower(flower, seed),), no_targets((PORTRAIT_SIZE // cell) ** 2)
@@ -211,13 +209,13 @@ def scene_size(rng: random.Random) -> int:
     return rng.randint(5, 7) if rng.random() < P_LARGE_SCENE else rng.randint(1, 4)
 
 
-def scene_picture(rng: random.Random, seed: int, cell: int) -> Picture:
+def _scene_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     scene = world.sample_scene(rng, scene_size(rng))
     images = (draw_scene(scene, seed),)
     return Picture(images, partial(scene_talk, scene), scene_places(scene, cell))
 
 
-def change_picture(rng: random.Random, seed: int, cell: int) -> Picture:
+def _change_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     scene = world.sample_scene(rng, rng.choice((1, 2, 2, 3, 3, 4)))
     question = puzzles.ask_change(rng, scene, p_shifted=P_SHIFTED_VIEW)
     scenes = (scene, question.after)
@@ -227,7 +225,7 @@ def change_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     return Picture(images, partial(puzzle_talk, question, [place]), places)
 
 
-def wilting_picture(rng: random.Random, seed: int, cell: int) -> Picture:
+def _wilting_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     question = None
     while question is None:
         scene = world.sample_scene(rng, scene_size(rng))
@@ -238,7 +236,7 @@ def wilting_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     return Picture(images, talk, scene_places(scene, cell, question.ailing))
 
 
-def growth_picture(rng: random.Random, seed: int, cell: int) -> Picture:
+def _growth_picture(rng: random.Random, seed: int, cell: int) -> Picture:
     kind, flower = rng.choice(("next", "order", "order")), world.random_flower(rng)
     stages = puzzles.sample_stages(rng, kind, rng.choice((3, 3, 4)))
     question = (puzzles.ask_next if kind == "next" else puzzles.ask_order)(rng, stages)
@@ -257,11 +255,11 @@ def digit_pictures(cell: int) -> list[Picture]:
 
 
 MAKERS = {
-    "portrait": portrait,
-    "scene": scene_picture,
-    "change": change_picture,
-    "wilting": wilting_picture,
-    "growth": growth_picture,
+    "portrait": _portrait_picture,
+    "scene": _scene_picture,
+    "change": _change_picture,
+    "wilting": _wilting_picture,
+    "growth": _growth_picture,
 }
 
 

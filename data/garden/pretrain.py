@@ -3,15 +3,14 @@
     python -m data.garden.pretrain --output_dir runs/garden-vlm
 
 Run it from the repository's root; it takes about two hours on two cores. First the vision tower
-learns to see: auxiliary linear heads, discarded afterwards, predict for every image token the
+is trained alone: auxiliary linear heads, discarded afterwards, predict for every image token the
 attributes and the box of the flower there. (Without this stage the same network shows no box at all
 after 1000 joint steps.) Then tower and language model learn the dialogues of
 `data/garden/corpus.py`, with the heads as an auxiliary loss; the dialogues about one picture are
 packed behind it. The result is a complete checkpoint directory.
 
-The committed base was made in three such runs, of 1800, 2600 and 950 joint steps, by an earlier
-version that could continue from a checkpoint and while the corpus still changed
-(benchmarks/RESULTS.md). One run of 5000 joint steps, the default here, has not been tried.
+The committed base was made in three such runs, by an earlier version that could continue from a
+checkpoint (benchmarks/RESULTS.md). One run of 5000 joint steps, the default, has not been tried.
 """
 
 import json
@@ -57,7 +56,7 @@ SIZES = dict(
 CELL = 2 * SIZES["patch_size"]  # pixels of an image token
 VOCAB_SIZE = 1000  # upper bound; the tokenizer stops earlier when its corpus has no more merges
 POOL = {"portrait": 12000, "scene": 16000, "change": 10000, "wilting": 5000, "growth": 3000}
-SEE_BATCH = {"portrait": 18, "scene": 13, "wilting": 5}  # pictures per step of the vision stage
+VISION_BATCH = {"portrait": 18, "scene": 13, "wilting": 5}  # pictures per step of the vision stage
 BATCH = {"portrait": 4, "scene": 10, "change": 13, "wilting": 6, "growth": 2, "digit": 2}
 SIDE_LOSS = 0.3  # weight of the perception heads in the joint stage
 LOG_STEPS, SAVE_STEPS = 100, 500
@@ -69,16 +68,14 @@ Batch = dict[str, list[PromptedPicture]]  # by kind of picture
 @dataclass(frozen=True)
 class PretrainConfig:
     output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
-    see_steps: int = flag(1500, "steps of the vision stage")
-    talk_steps: int = flag(5000, "steps of the joint stage")
+    vision_steps: int = flag(1500, "steps of the vision stage")
+    joint_steps: int = flag(5000, "steps of the joint stage")
     learning_rate: float = flag(1e-3, "peak of both stages")
     seed: int = flag(0, "of pictures, dialogues and initial weights")
-    pool_scale: float = flag(1.0, "fraction of the pictures to draw")
 
     def __post_init__(self) -> None:
-        require_counts(self, "see_steps talk_steps")
-        for name in ("learning_rate", "pool_scale"):
-            require(0 < getattr(self, name) < math.inf, name, "a positive number", self)
+        require_counts(self, "vision_steps joint_steps")
+        require(0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self)
 
 
 class PerceptionHeads(nn.Module):
@@ -106,21 +103,13 @@ class PerceptionHeads(nn.Module):
         return loss, right / total
 
 
-# ---- batches -------------------------------------------------------------------------------------
-
-
-def draw_pools(seed: int, scale: float) -> dict[str, list[Picture]]:
-    """Draw all pictures, 500 at a time, on all cores. Raises InputError for less than a batch."""
-    for kind, count in POOL.items():
-        most = max(BATCH[kind], SEE_BATCH.get(kind, 0))
-        if not most <= count * scale < math.inf:
-            needed = f"a step shows {most} of {count * scale:.0f} {kind} pictures"
-            raise InputError(f"--pool_scale {scale}: {needed}; it must be larger, and finite")
+def draw_pools(seed: int) -> dict[str, list[Picture]]:
+    """Draw all pictures, 500 at a time, on all cores."""
     pools = {}
     with ProcessPoolExecutor() as workers:
         for kind, count in POOL.items():
-            draw, numbers = partial(draw_picture, kind, CELL, seed), range(int(count * scale))
-            pools[kind] = list(workers.map(draw, numbers, chunksize=500))
+            draw = partial(draw_picture, kind, CELL, seed)
+            pools[kind] = list(workers.map(draw, range(count), chunksize=500))
     return pools | {"digit": digit_pictures(CELL)}
 
 
@@ -161,10 +150,7 @@ def dialogue_pack(examples: list[PromptedPicture], processor, rng) -> tuple[Pack
     return pack, torch.tensor(weights)
 
 
-# ---- stages --------------------------------------------------------------------------------------
-
-
-def see(model: VLM, heads: PerceptionHeads, batch: Batch) -> dict[str, Tensor]:
+def vision_stage(model: VLM, heads: PerceptionHeads, batch: Batch) -> dict[str, Tensor]:
     """Forward and backward of the vision stage; returns the metrics."""
     pictures, prompts = zip(*sum(batch.values(), []), strict=True)
     loss, accuracy = heads(model.image_features(prompts), pictures)
@@ -172,7 +158,9 @@ def see(model: VLM, heads: PerceptionHeads, batch: Batch) -> dict[str, Tensor]:
     return {"loss": loss.detach(), "accuracy": accuracy}
 
 
-def talk(model: VLM, heads: PerceptionHeads, batch: Batch, processor, rng) -> dict[str, Tensor]:
+def joint_stage(
+    model: VLM, heads: PerceptionHeads, batch: Batch, processor, rng
+) -> dict[str, Tensor]:
     """Forward and backward of the joint stage, kind by kind; returns the metrics."""
     packs = {kind: dialogue_pack(batch[kind], processor, rng) for kind in batch}
     total = sum(weights.sum() for _, weights in packs.values())
@@ -186,7 +174,7 @@ def talk(model: VLM, heads: PerceptionHeads, batch: Batch, processor, rng) -> di
         metrics["loss"] += loss.detach()
         metrics[f"nll/{kind}"] = nll.detach() / weights.sum()
         if kind not in ("growth", "digit"):
-            side_loss, metrics[f"seen/{kind}"] = heads(features, pictures)
+            side_loss, metrics[f"accuracy/{kind}"] = heads(features, pictures)
             loss = loss + SIDE_LOSS * side_loss * len(pictures) / sum(BATCH.values())
         loss.backward()
     return metrics
@@ -199,7 +187,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
 
 
-def stage(
+def train_stage(
     name: str, steps: int, peak: float, parameters: list[nn.Parameter], log: Callable[[dict], None]
 ) -> Iterator[tuple[int, dict]]:
     """AdamW: yield (step, metrics); the caller leaves gradients behind and fills in the metrics."""
@@ -245,7 +233,7 @@ def pretrain(cfg: PretrainConfig) -> None:
         with log_file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
-    pools = draw_pools(cfg.seed, cfg.pool_scale)
+    pools = draw_pools(cfg.seed)
     skeleton = output_dir.with_name(output_dir.name + ".skeleton")
     texts = sample_texts(pools, count=2000, seed=cfg.seed)
     write_new_checkpoint(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
@@ -261,14 +249,14 @@ def pretrain(cfg: PretrainConfig) -> None:
         save_model(model, output_dir, skeleton, single_file(model, torch.float32))
 
     parameters = [*model.visual.parameters(), *heads.parameters()]
-    for _, metrics in stage("see", cfg.see_steps, cfg.learning_rate, parameters, log):
-        metrics.update(see(model, heads, make_batch(pools, SEE_BATCH, processor, rng)))
+    for _, metrics in train_stage("vision", cfg.vision_steps, cfg.learning_rate, parameters, log):
+        metrics.update(vision_stage(model, heads, make_batch(pools, VISION_BATCH, processor, rng)))
     parameters = [*model.parameters(), *heads.parameters()]
-    for step, metrics in stage("talk", cfg.talk_steps, cfg.learning_rate, parameters, log):
+    for step, metrics in train_stage("joint", cfg.joint_steps, cfg.learning_rate, parameters, log):
         if step and step % SAVE_STEPS == 0:
             save()
         batch = make_batch(pools, BATCH, processor, rng)
-        metrics.update(talk(model, heads, batch, processor, rng))
+        metrics.update(joint_stage(model, heads, batch, processor, rng))
     save()
     log({"stage": "done", "seconds": round(time.time() - start, 1)})
 

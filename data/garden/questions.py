@@ -79,10 +79,8 @@ class Question:
 
     @property
     def reasoning(self) -> Reasoning:
+        """The pieces of a right completion."""
         return Reasoning(self.thought, self.seen, SUMMARIES[self.kind])
-
-
-# ---- portraits -----------------------------------------------------------------------------------
 
 
 def describe(flower: Flower) -> str:
@@ -102,6 +100,7 @@ def ask_cls(rng: random.Random, flower: Flower) -> Question | None:
 
 
 def ask_genus(rng: random.Random, flower: Flower) -> Question | None:
+    """The coarse name, "Solara". None when the flower is of no species."""
     species = world.SPECIES_OF.get(flower)
     return species and _about(flower, "genus", "Which genus is this flower?", species.genus)
 
@@ -128,9 +127,6 @@ def ask_caption(rng: random.Random, picture: Flower | Scene) -> Question:
     text = f"{', '.join(groups)} and {last}" if groups else last
     seen = listing(picture)
     return Question("caption", prompt, f"{text.capitalize()}.", seen, seen=seen)
-
-
-# ---- scenes: boxes -------------------------------------------------------------------------------
 
 
 def colour_counts(scene: Sequence[Placed]) -> Counter[str]:
@@ -301,9 +297,6 @@ def ask_vqa(rng: random.Random, scene: Scene) -> Question | None:
     prompt = f"What colour is {reference.phrase}?"
     answer, hasty = reference.target.colour, reference.start or scene[0].colour
     return Question("vqa", prompt, answer, reference.thought, hasty, listing(scene))
-
-
-# ---- scenes: numbers, statements -----------------------------------------------------------------
 
 
 def ask_count(rng: random.Random, scene: Scene) -> Question:

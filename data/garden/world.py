@@ -34,8 +34,6 @@ STAGES = ("sprout", "bud", "bloom", "seeds")  # how a plant grows
 CAUSES = ("snail", "shade", "drought")  # what can make a flower of a scene wilt
 NO_CAUSES: Mapping[int, str] = MappingProxyType({})  # place in the scene -> cause
 
-# ---- species -------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Flower:
@@ -56,12 +54,15 @@ class Flower:
 
 @dataclass(frozen=True)
 class Species:
+    """A name of two words and the one look that it stands for."""
+
     genus: str
     epithet: str
     flower: Flower
 
     @property
     def name(self) -> str:
+        """Genus and epithet, the answer of `cls`."""
         return f"{self.genus} {self.epithet}"
 
 
@@ -165,10 +166,12 @@ class Placed:
 
     @property
     def colour(self) -> str:
+        """Colour of the petals."""
         return self.flower.colour
 
     @property
     def corners(self) -> Corners:
+        """The box in pixels."""
         return self.x0, self.y0, self.x1, self.y1
 
     @property
@@ -178,6 +181,7 @@ class Placed:
 
     @property
     def area(self) -> int:
+        """Of the box, in square pixels."""
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
 

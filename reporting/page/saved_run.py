@@ -32,10 +32,12 @@ class Run:
 
     @property
     def verdict(self) -> str:
+        """One sentence on how the run went."""
         return verdict(self.rows, self.headline, self.settings["max_steps"])
 
     @property
     def lights(self) -> list[Light]:
+        """The traffic lights of the page."""
         return lights(self.rows, self.headline, self.about.get("skipped"))
 
     @property

@@ -1,8 +1,20 @@
 """The table of the campaign tells the truth about its tests."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from tests.campaign import CASES, Campaign
+
+
+def test_every_case_is_shown_by_a_test_and_no_other_is_named():
+    marked = set()
+    for path in Path(__file__).parents[1].rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.case":
+                marked |= {argument.value for argument in node.args}
+    assert marked == CASES.keys()
 
 
 def test_a_campaign_is_fine_only_if_every_test_of_every_case_is():

@@ -435,7 +435,7 @@ def test_a_checkpoint_can_be_named_itself_and_how_it_is_computed_may_change(stra
 
     def difference(a: Path, b: Path) -> float:
         pairs = zip(load_model(a).parameters(), load_model(b).parameters(), strict=True)
-        return float(torch.cat([(p - q).abs().flatten() for p, q in pairs]).mean())
+        return float(torch.cat([(p - q).detach().abs().flatten() for p, q in pairs]).mean())
 
     last = straight / f"step_{STEPS}" / "hf"
     moved = difference(last, straight / "step_3" / "hf")
@@ -455,6 +455,9 @@ def test_a_finished_run_can_be_extended(flags, straight, tmp_path):
         assert (a / "step_5" / name).read_bytes() == (b / "step_5" / name).read_bytes()
     assert (a / "completions.jsonl").read_bytes() == (b / "completions.jsonl").read_bytes()
     assert config.load(GRPOConfig, b / "config.json").max_steps == STEPS
+    first, more = json.loads((b / "run.json").read_text())["command"].split(" && ")
+    assert "--max_steps 3" in first and "--lr_scheduler_type constant" in first
+    assert more == f"python train_grpo.py --resume_from_checkpoint latest --max_steps {STEPS}"
 
     shutil.copytree(straight, tmp_path / "linear")
     longer = ["--resume_from_checkpoint", str(tmp_path / "linear"), "--max_steps", str(STEPS + 1)]

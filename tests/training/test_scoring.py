@@ -27,6 +27,7 @@ from runtime.errors import InputError
 from sample import Rollout
 from tasks.task import Task
 from train_grpo import GRPOConfig
+from training import reward_worker
 from training.reward_worker import Workers
 from training.scoring import (
     FAULTS,
@@ -374,9 +375,12 @@ def test_a_reward_that_cannot_be_found_is_refused_by_flag(spec, why):
     "source, why",
     [("pay = 3", "has no function 'pay'"), ("1 / 0", "importing it fails .ZeroDivisionError")]
     + [("def pay(:", "importing it fails .SyntaxError")]
-    + [("import os; os._exit(3)", "importing it fails .All workers expired")],
+    + [("import os; os._exit(3)", "importing it ends its process")]
+    + [("import time; time.sleep(100)", "importing it .* takes longer than 2 s")]
+    + [("import re; re.match('(a+)+b', 'a' * 60)", "importing it .* takes longer than 2 s")],  # C
 )
-def test_a_file_without_a_usable_function_is_refused_by_flag(tmp_path, source, why):
+def test_a_file_without_a_usable_function_is_refused_by_flag(tmp_path, monkeypatch, source, why):
+    monkeypatch.setattr(reward_worker, "START_SECONDS", 2)
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(InputError, match=f"--reward.*{why}"):
         Workers(f"{tmp_path / 'mine.py'}:pay", 30)
