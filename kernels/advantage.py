@@ -28,7 +28,6 @@ MAX_GROUP_SIZE = 4096  # a group is held in the registers of one program
 NUM_WARPS = 4  # 128 threads: 32 rewards each at the largest group, which does not spill
 
 
-# --- Reference -----------------------------------------------------------------------------------
 def group_advantages_ref(
     rewards: Tensor, scale_rewards: Literal["group", "none"] = "group", eps: float = 1e-4
 ) -> Tensor:
@@ -40,7 +39,6 @@ def group_advantages_ref(
     return advantages.masked_fill(zero_std, 0.0)  # (N, G)
 
 
-# --- Kernel --------------------------------------------------------------------------------------
 @jit
 def _group_advantages_kernel(
     rewards_ptr,
@@ -73,7 +71,6 @@ def _group_advantages_kernel(
     tl.store(advantages_ptr + group * G + member, advantages, mask=exists)
 
 
-# --- Public function -----------------------------------------------------------------------------
 @torch.no_grad()
 def group_advantages(
     rewards: Tensor,

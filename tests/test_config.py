@@ -45,8 +45,6 @@ def refusal(capsys, *argv: str, kind=GRPOConfig) -> str:
     return err[:-1]
 
 
-# ---- reading flags -------------------------------------------------------------------------------
-
 FOUR = {"num_generations": 4, "learning_rate": 1e-6}
 READ = [  # flags, the fields that they set
     # Dashes and underscores are the same in names, and stay as they are in values.
@@ -87,9 +85,6 @@ def test_a_literal_takes_its_choices_and_refuses_others_by_listing_them(kind, fi
         assert getattr(cfg, field.name) == choice
     message = refusal(capsys, f"--{field.name}", "nonsense", kind=kind)
     assert f"--{field.name}" in message and all(c in message for c in get_args(field.type))
-
-
-# ---- bad flags -----------------------------------------------------------------------------------
 
 
 @pytest.mark.case("I70")
@@ -168,8 +163,6 @@ def test_no_flags_give_the_defaults_and_help_prints_them(kind, capsys, monkeypat
             assert entry.count(f"(default: {shown})") == 1
 
 
-# ---- JSON ----------------------------------------------------------------------------------------
-
 SAVED = [
     GRPOConfig(),
     GRPOConfig(
@@ -221,9 +214,6 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
     for path in (tmp_path / "gone.json", tmp_path):
         with pytest.raises(InputError, match=f"is no run, it has no {path.name}"):
             config.load(GRPOConfig, path)
-
-
-# ---- no dead flags -------------------------------------------------------------------------------
 
 
 def names_read() -> set[str]:

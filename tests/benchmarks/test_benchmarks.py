@@ -163,9 +163,6 @@ def test_the_pictures_of_the_readme_are_those_of_the_garden_and_of_runs(tmp_path
     assert picture.width <= learning_curve.WIDTH and len(set(picture.convert("L").tobytes())) > 5
 
 
-# ---- robustness (kills: tests/training/test_resume.py) -------------------------------------------
-
-
 @pytest.mark.case("O22")
 @pytest.mark.parametrize("bug", mutations.BUGS, ids=lambda bug: bug.name)
 def test_every_bug_of_the_mutation_table_can_still_be_planted(bug):

@@ -117,9 +117,6 @@ def test_i18_an_image_named_in_another_unicode_form_is_refused_with_a_hint(tmp_p
         load_records(str(tmp_path / "rows.jsonl"))
 
 
-# ---- I19: a picture that goes away while a run is under way --------------------------------------
-
-
 def short_run(tiny_dir, data: Path, out: Path) -> list[str]:
     line = f"--model {tiny_dir} --device cpu --data {data} --output_dir {out} --max_steps 4"
     line += " --prompts_per_step 2 --max_completion_length 4 --report_prompts 0 --eval_steps 9"

@@ -44,9 +44,6 @@ def error_of(capsys, main, words) -> str:
     return err
 
 
-# ---- flags ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.case("I70")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_i70_every_script_names_the_nearest_flag(script, capsys):
@@ -54,9 +51,6 @@ def test_i70_every_script_names_the_nearest_flag(script, capsys):
     assert error == (
         "error: --max_completion_lenght: no such flag; did you mean --max_completion_length?\n"
     )
-
-
-# ---- directories ---------------------------------------------------------------------------------
 
 
 @pytest.mark.case("I72")
@@ -167,9 +161,6 @@ def test_i74_a_model_directory_that_cannot_be_used_is_one_line_in_every_script(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no runs/, nothing executed
 
 
-# ---- devices -------------------------------------------------------------------------------------
-
-
 @pytest.mark.case("I75")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -188,9 +179,6 @@ def test_i75_a_gpu_that_is_not_there_is_one_line(tiny_dir, tmp_path, capsys, scr
 def test_i75_a_device_of_another_kind_is_one_line(tiny_dir, capsys, device):
     error = error_of(capsys, sample.main, ["--model", tiny_dir, f"--device={device}"])
     assert f"--device {device}: not usable here" in error
-
-
-# ---- surroundings --------------------------------------------------------------------------------
 
 
 @pytest.mark.case("I76")

@@ -43,9 +43,6 @@ def tiny(tiny_dir):
     return load_model(tiny_dir), Processor(tiny_dir)
 
 
-# ---- what a completion may be --------------------------------------------------------------------
-
-
 @pytest.mark.case("I39")
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite_loss(
@@ -216,9 +213,6 @@ def test_i63_nothing_is_exported_that_a_spreadsheet_would_run():
         assert not {"csv", "pandas", "openpyxl", "to_csv", "to_excel"} & names, path
         texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
         assert not any(str(t).endswith((".csv", ".tsv", ".xlsx")) for t in texts), path
-
-
-# ---- what a user's reward may do -----------------------------------------------------------------
 
 
 @pytest.mark.case("I64")

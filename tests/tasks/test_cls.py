@@ -57,9 +57,6 @@ def garden() -> Task:
     return load(shots=4, held_out=3)
 
 
-# ---- the garden's splits -------------------------------------------------------------------------
-
-
 def test_the_splits_share_neither_ids_nor_pixels_and_ood_has_species_of_its_own(garden):
     names = {split: Counter(e.target for e in part) for split, part in garden.splits.items()}
     rl, ood = ([s.name for s in species] for species in (RL_SPECIES, OOD_SPECIES))
@@ -89,9 +86,6 @@ def test_every_process_gets_the_same_examples_whatever_its_hash_seed():
     command = [sys.executable, "-c", words]
     output = subprocess.check_output(command, cwd=ROOT, env=environment, text=True, timeout=120)
     assert output.strip() == data_hash(everything(load(**flags)))
-
-
-# ---- questions, rewards, metrics -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("question", [None, "What is it called?"])
@@ -126,9 +120,6 @@ def test_weights_density_and_mode_reach_the_reward_and_scores_are_strict_loose_a
         assert task.scores(text, TARGET) == dict(zip(SCORES, expected, strict=True))
 
 
-# ---- shuffled labels -----------------------------------------------------------------------------
-
-
 @pytest.mark.case("O23")
 def test_shuffled_labels_are_a_derangement_of_the_training_classes_and_change_nothing_else():
     true, wrong = load(shots=2), load(shots=2, shuffle_labels=True)
@@ -156,9 +147,6 @@ def test_shuffled_labels_depend_on_the_seed_and_the_classes_alone():
         assert names == ["iris", "iris", "rose", "rose"]
     with pytest.raises(InputError, match="--shuffle_labels"):
         cls.shuffled(examples[:2], 0)
-
-
-# ---- data sets from outside ----------------------------------------------------------------------
 
 
 def test_digits_come_from_the_rl_half_and_shots_are_not_held_out():

@@ -66,9 +66,6 @@ def greedy(model, processor, examples):
     return records
 
 
-# ---- the interval --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "p, n, low, high",
     [
@@ -117,9 +114,6 @@ def test_the_headline_metric_decides_the_interval(examples):
     whole = replace(share, headline="mAP", summary=summary)
     low, high = headline_interval(whole, examples, records)
     assert 0.3 <= low < high <= 0.9
-
-
-# ---- evaluate ------------------------------------------------------------------------------------
 
 
 def test_the_counts_add_up(model, processor, examples):

@@ -42,9 +42,6 @@ def draw_pool(kind, count, cell=16):
         yield draw_picture(kind, cell, 0, number)
 
 
-# ---- pictures ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_picture_depends_on_the_seed_and_its_number_alone(kind):
     def content(seed, number):
@@ -192,9 +189,6 @@ def test_species_are_named_finely_as_often_as_stated(is_known, expected):
             assert bare(response) in (species.name, species.genus)
             fine.append(bare(response) == species.name)
     assert abs(np.mean(fine) - expected) < 0.03
-
-
-# ---- what is learned -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
