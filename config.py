@@ -102,7 +102,7 @@ class TrainConfig(TaskConfig):
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
     eval_steps: int = flag(50, "held-out evaluation every so many steps; also at start and end")
     save_steps: int | None = flag(
-        None, "checkpoint every so many steps, 0: at the end; default: a quarter of the run"
+        None, "checkpoint every so many steps, 0: at the end; default: a fifth of the run"
     )
     save_total_limit: int | None = flag(2, "how many of the newest checkpoints stay; none: all")
     resume_from_checkpoint: str | None = flag(None, "latest, runs/NAME or runs/NAME/step_N")
@@ -125,8 +125,8 @@ class TrainConfig(TaskConfig):
 
     @property
     def steps_between_saves(self) -> int:
-        """`save_steps`, by default a quarter of the run at most; 0: only at the end."""
-        return max(1, self.max_steps // 4) if self.save_steps is None else self.save_steps
+        """`save_steps`, by default a fifth of the run at most; 0: only at the end."""
+        return max(1, self.max_steps // 5) if self.save_steps is None else self.save_steps
 
 
 def require(holds: bool, name: str, what: str, config: Any) -> None:

@@ -12,7 +12,7 @@ step, prompt id, sample index) alone, however prompts are batched. A token is ch
 the cumulative distribution at one uniform number, from float32 log-probabilities of the *whole*
 distribution (no top-k, no top-p: what is sampled is what is trained).
 
-Next: model/vlm.py.
+Next: training/batches.py.
 """
 
 import hashlib

@@ -3,6 +3,7 @@
 # Qwen2-VL-2B. Needs torch >= 2.11, triton >= 3.6 and pytest; peers that are installed are measured
 # too. Tables and a JSON line each go to $OUT/gpu.md (OUT: benchmarks/logs by default).
 set -uo pipefail
+python -c "import torch; exit(not torch.cuda.is_available())" || { echo "no CUDA device"; exit 2; }
 cd "$(dirname "$0")/.."
 out="${OUT:-benchmarks/logs}"
 mkdir -p "$out"

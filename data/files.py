@@ -137,7 +137,9 @@ def optional_import(module: str, package: str = ""):
         return importlib.import_module(module)
     except ImportError as error:
         package = package or module
-        raise InputError(f"--data needs {package}: pip install {package}") from error
+        raise InputError(
+            f"{package} is missing, which this needs: pip install {package}"
+        ) from error
 
 
 def try_each(function: Callable[[T], R], items: Iterable[T]) -> list[R | InputError]:

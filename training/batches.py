@@ -1,6 +1,6 @@
 """The data of a step: the questions it asks, and its completions cut into micro-batches.
 
-Nothing here carries an equation. Read first: train_grpo.py. Next: training/scoring.py.
+Nothing here carries an equation. Read first: train_grpo.py. Next: training/run.py.
 """
 
 import sys

@@ -1,11 +1,11 @@
 """Checkpoints that survive a night: never half written, verified before use, resumed exactly.
 
-    runs/NAME/step_100/hf/              the model, as any tool loads it
-    runs/NAME/step_100/trainer/         what training needs to continue: optimizer.safetensors and
+    runs/NAME/step_120/hf/              the model, as any tool loads it
+    runs/NAME/step_120/trainer/         what training needs to continue: optimizer.safetensors and
                                         state.json; no pickle
-    runs/NAME/step_100/manifest.json    size and sha256 of every file, written last
+    runs/NAME/step_120/manifest.json    size and sha256 of every file, written last
 
-A checkpoint is made in a hidden directory, flushed to the disk and renamed: `step_100` is complete
+A checkpoint is made in a hidden directory, flushed to the disk and renamed: `step_120` is complete
 or absent. Older ones are removed only after the new one has been verified. Random numbers need no
 state: data order and sampling are functions of (seed, step). Next: training/resume.py.
 """
@@ -160,6 +160,9 @@ def find_checkpoint(place: Path) -> Checkpoint:
     A damaged one of a run is skipped with a line. Raises InputError if none is left, or if the one
     that was named is damaged.
     """
+    if is_step(place.name) and not place.is_dir():
+        names = ", ".join(path.name for path in saved_steps(place.parent)) or "none"
+        raise InputError(f"--resume_from_checkpoint {place}: no such checkpoint; there is {names}")
     damaged = []
     for directory in [place] if is_step(place.name) else saved_steps(place):
         reason = why_unusable(directory)

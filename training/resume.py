@@ -1,6 +1,6 @@
 """Resuming a run exactly where a checkpoint stopped.
 
-    python train_grpo.py --resume_from_checkpoint runs/NAME     # or latest, or runs/NAME/step_100
+    python train_grpo.py --resume_from_checkpoint runs/NAME     # or latest, or runs/NAME/step_120
 
 A finished run is extended by a larger `--max_steps`. Next: training/run.py.
 """

@@ -61,9 +61,6 @@ def check_spec(spec: str) -> None:
         raise InputError(f"--reward {path}: no such file")
 
 
-# ---- in a worker ---------------------------------------------------------------------------------
-
-
 class _Tail(io.TextIOBase):
     """Keeps the end of what is printed, however much that is."""
 
@@ -117,9 +114,6 @@ def answer(texts: list[str], example: Example | None) -> str:
     if os.getpid() != worker:  # a fork that the function left behind must not answer, too
         os._exit(1)
     return json.dumps(reply)
-
-
-# ---- in training ---------------------------------------------------------------------------------
 
 
 def end_pool(pool: ProcessPool) -> None:

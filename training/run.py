@@ -1,7 +1,7 @@
 """What every training run does around its updates: log, evaluate, save, stop, close.
 
 train_grpo.py and train_sft.py share it, so that what they report compares. Nothing is learnt here.
-Read first: train_grpo.py. Next: reporting/run_log.py.
+Read first: train_grpo.py. Next: model/vlm.py.
 """
 
 import json

@@ -135,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=list(FREE_GB), default="2b")
     args = parser.parse_args(argv)
     needed = FREE_GB[args.size]
-    if not args.work_dir.is_dir() or shutil.disk_usage(args.work_dir).free < needed * 1e9:
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(args.work_dir).free < needed * 1e9:
         raise SystemExit(f"error: --work_dir {args.work_dir}: needs {needed} GB of free disk there")
     with tempfile.TemporaryDirectory(dir=args.work_dir) as directory:
         report("real_size", **_run(Path(directory), args.size))

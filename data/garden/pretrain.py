@@ -105,12 +105,12 @@ class PerceptionHeads(nn.Module):
 
 def draw_pools(seed: int) -> dict[str, list[Picture]]:
     """Draw all pictures, 500 at a time, on all cores."""
-    pools = {}
+    pools = {"digit": digit_pictures(CELL)}
     with ProcessPoolExecutor() as workers:
         for kind, count in POOL.items():
             draw = partial(draw_picture, kind, CELL, seed)
             pools[kind] = list(workers.map(draw, range(count), chunksize=500))
-    return pools | {"digit": digit_pictures(CELL)}
+    return pools
 
 
 def make_batch(pools: dict[str, list[Picture]], counts: dict[str, int], processor, rng) -> Batch:
@@ -219,6 +219,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     torch.set_float32_matmul_precision("medium")
     torch.manual_seed(cfg.seed)
     rng, start = random.Random(cfg.seed), time.time()
+    pools = draw_pools(cfg.seed)
     output_dir = cfg.output_dir.resolve()
     check_output_dir(output_dir)
     log_file = output_dir.with_name(output_dir.name + ".pretrain.jsonl")
@@ -233,7 +234,6 @@ def pretrain(cfg: PretrainConfig) -> None:
         with log_file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
-    pools = draw_pools(cfg.seed)
     skeleton = output_dir.with_name(output_dir.name + ".skeleton")
     texts = sample_texts(pools, count=2000, seed=cfg.seed)
     write_new_checkpoint(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)

@@ -277,6 +277,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(two, capsys, d
     assert output.startswith(f"skipped {two / 'step_4'}: ") and words in output
     with pytest.raises(InputError, match=words):  # asked for by name, there is no other
         find_checkpoint(two / "step_4")
+    with pytest.raises(InputError, match="no such checkpoint; there is step_4, step_3"):
+        find_checkpoint(two / "step_5")
 
 
 @pytest.mark.case("F24")
@@ -396,12 +398,12 @@ def test_a_save_that_fails_is_reported_and_tried_again_at_the_next(
     assert_same(straight, out)
 
 
-@pytest.mark.parametrize("max_steps, kept", [(150, (111, 148, 150)), (10, (8, 10)), (3, (2, 3))])
-def test_by_default_a_kill_costs_a_quarter_of_the_run_at_most(max_steps, kept):
+@pytest.mark.parametrize("max_steps, kept", [(150, (120, 150)), (10, (8, 10)), (3, (2, 3))])
+def test_by_default_a_kill_costs_a_fifth_of_the_run_at_most(max_steps, kept):
     cfg = GRPOConfig(max_steps=max_steps)
     every = cfg.steps_between_saves
     saves = [step for step in range(1, max_steps + 1) if step % every == 0 or step == max_steps]
-    assert all(b - a <= max(1, max_steps / 4) for a, b in zip([0, *saves], saves, strict=False))
+    assert all(b - a <= max(1, max_steps / 5) for a, b in zip([0, *saves], saves, strict=False))
     assert set(saves[-cfg.save_total_limit :]) <= set(kept)
     assert GRPOConfig(save_steps=0).steps_between_saves == 0
 
