@@ -117,6 +117,15 @@ def test_a_trained_tower_a_reference_and_two_iterations_work_together(tiny_dir, 
     assert any(key.startswith("visual.") for key in moved)
 
 
+@pytest.mark.parametrize("max_steps", [3, 10])  # before the first look during the run, and at it
+def test_the_console_says_what_is_wrong_once(tiny_dir, tmp_path, capsys, max_steps):
+    train_grpo.main(flags(tiny_dir, tmp_path / "run", "--max_steps", max_steps))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+    assert len(lines) == len(set(lines)) >= 3
+    for light in ("Right answers sampled: never", "Zero-std groups: ", "Truncated completions: "):
+        assert sum(line.startswith(f"warning: {light}") for line in lines) == 1, lines
+
+
 def test_a_folder_of_class_folders_trains_without_an_ood_split(tiny_dir, tmp_path, capsys):
     data = folder_of_classes(tmp_path / "photos")
     train_grpo.main(flags(tiny_dir, tmp_path / "run", "--data", data, "--prompt_mode", "direct"))
