@@ -97,7 +97,7 @@ def load_coco(
         size, picture = image_size(row, where), image_path(row, root, where)
         images[key] = CocoImage(str(key), picture, size, {}, unsure, ruled_out)
     images = _add_boxes(images, data["annotations"], names, path, max_skip)
-    boxes = [(b, i.size) for i in images for of_name in i.boxes.values() for b in of_name]
+    boxes = [(b, i.size) for i in images for named_boxes in i.boxes.values() for b in named_boxes]
     if not boxes:
         raise InputError(f"{path}: no image has a box; is it an instances file?")
     check_files((f"{path.name}: image {image.id}", image.path) for image in images)

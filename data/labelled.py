@@ -88,20 +88,20 @@ def few_shot_split(
     train_hashes = {pixel_hash(item) for item in train}
     held_out, n_overlap = [], 0
     for name, members in classes.items():
-        of_class = []
+        class_images = []
         for item in reversed(members[shots:]):
-            if len(of_class) == held_out_per_class:
+            if len(class_images) == held_out_per_class:
                 break
             if pixel_hash(item) in train_hashes:
                 n_overlap += 1
             else:
-                of_class.append(item)
-        if not of_class:
+                class_images.append(item)
+        if not class_images:
             raise InputError(
                 f"class {name!r} has no held-out image that differs from all training images; "
                 "lower --shots or add images"
             )
-        held_out += of_class
+        held_out += class_images
     if n_overlap:
         print(f"data: {n_overlap} held-out images dropped: their pixels equal a training image's")
     return train, held_out

@@ -68,10 +68,10 @@ class PackLayout:
         hides a row's own padding from every query that counts.
         """
         prefixes, completions, owners = [], [], []
-        for n, (prefix, of_group) in enumerate(self.spans()):
+        for n, (prefix, spans) in enumerate(self.spans()):
             prefixes.append(prefix)
-            completions += of_group
-            owners += [n] * len(of_group)
+            completions += spans
+            owners += [n] * len(spans)
         prefix, is_prefix = _right_padded(prefixes)  # (N, P_max)
         batches = [(prefix, prefix, _causal(prefix))]
         packed, is_real = [prefix[is_prefix]], [is_prefix.flatten()]

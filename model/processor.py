@@ -41,10 +41,10 @@ class Processor:
         self.image_cfg = ImageConfig.from_dict(read_json_object(path), str(path))
         image, vision = self.image_cfg, self.cfg.vision
         sizes = image.patch_size, image.merge_size, image.temporal_patch_size
-        of_model = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        if sizes != of_model:
+        expected = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        if sizes != expected:
             names = "patch_size, merge_size, temporal_patch_size"
-            what = f"{names} are {sizes}, but {of_model} in config.json"
+            what = f"{names} are {sizes}, but {expected} in config.json"
             raise InputError(f"{path}: {what}; the files belong to different models")
         if max_pixels is not None:
             if max_pixels < self.image_cfg.min_pixels:

@@ -116,8 +116,8 @@ class VLM(nn.Module):
         if features is not None:
             merge = self.cfg.vision.spatial_merge_size**2
             counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
-            for prompt, of_prompt in zip(prompts, features.split(counts), strict=True):
-                prompt.features = of_prompt if prompt.grids else None
+            for prompt, part in zip(prompts, features.split(counts), strict=True):
+                prompt.features = part if prompt.grids else None
         return features
 
     def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:

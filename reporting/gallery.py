@@ -136,8 +136,8 @@ class Gallery:
 
     def _score(self, examples: list[Example], rollout: Rollout) -> None:
         """Fill in rewards, parts and advantages by the task's own sparse reward."""
-        of_rows = [example for example in examples for _ in range(self.num_generations)]
-        pairs = zip(rollout.texts, of_rows, strict=True)
+        row_examples = [example for example in examples for _ in range(self.num_generations)]
+        pairs = zip(rollout.texts, row_examples, strict=True)
         rewards = [finite_reward(self.task, text, e, WEIGHTS, 0.0) for text, e in pairs]
         totals = torch.tensor([reward.total for reward in rewards], dtype=torch.float32)
         rollout.rewards = totals.view(len(examples), -1)  # (N, G)

@@ -82,9 +82,9 @@ def make_groups(
         weights: (C of all ranks,) fp32. lengths: tokens of every completion of all ranks.
     """
     G, groups = rollout.advantages.shape[1], []
-    of_completions = weights.split(lengths)  # (C_i,) each
-    of_groups = [of_completions[b : b + G] for b in range(0, len(lengths), G)]
-    local_weights = distributed.local_shard(of_groups)
+    completion_weights = weights.split(lengths)  # (C_i,) each
+    group_weights = [completion_weights[b : b + G] for b in range(0, len(lengths), G)]
+    local_weights = distributed.local_shard(group_weights)
     for n, prompt in enumerate(prompts):
         rows = slice(n * G, (n + 1) * G)
         counts = torch.tensor([len(ids) for ids in rollout.ids[rows]])
@@ -219,8 +219,8 @@ def add_up(totals: dict[str, float], stats: dict[str, Tensor | float]) -> None:
 def mean_metrics(totals_of_ranks: list[dict[str, float]]) -> dict[str, float]:
     """Divide the sums of all ranks by their tokens; the loss is a sum, maxima are maxima."""
     totals: dict[str, float] = {}
-    for of_rank in totals_of_ranks:
-        add_up(totals, of_rank)
+    for rank_totals in totals_of_ranks:
+        add_up(totals, rank_totals)
     tokens = max(totals.pop("tokens"), 1)
     is_whole = {name: name == "loss" or name.endswith("/max") for name in totals}
     return {name: value / (1 if is_whole[name] else tokens) for name, value in totals.items()}

@@ -146,8 +146,8 @@ def held_out_metrics(
     batch_size = max(1, 8 * cfg.prompts_per_step // distributed.world_size())  # as in a rollout
     for split, prefix in EVAL_SPLITS.items():
         if split in task.splits:
-            of_task = (processor, task, task.splits[split], cfg.max_completion_length)
+            arguments = (processor, task, task.splits[split], cfg.max_completion_length)
             is_asked = with_interval and split == "held_out"
-            metrics, _ = evaluate(model, *of_task, batch_size=batch_size, with_interval=is_asked)
+            metrics, _ = evaluate(model, *arguments, batch_size=batch_size, with_interval=is_asked)
             row |= {prefix + name: value for name, value in metrics.items()}
     return row

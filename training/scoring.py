@@ -36,14 +36,14 @@ FAULTS = ("exception", "wrong_length", "not_finite", "timeout", "died")
 
 
 class UserReward:
-    """The user's function, its faults counted. `of_step` never pays a fault."""
+    """The user's function, its faults counted. `score` never pays a fault."""
 
     def __init__(self, workers: Workers):
         self.workers = workers
         self.faults: Counter = Counter()  # completions by kind of fault, of this step
         self.has_shown_one = False
 
-    def of_step(self, groups: list[tuple[list[str], Example]]) -> list[list[Reward | None]]:
+    def score(self, groups: list[tuple[list[str], Example]]) -> list[list[Reward | None]]:
         """One reward per completion of every group; None where it does not count."""
         replies = self.workers.answers(groups)
         return [
@@ -148,7 +148,7 @@ class Scorer:
     ) -> list[list[Reward | None]]:
         """The user's or the task's reward for every completion of every group."""
         if self.user is not None:
-            return self.user.of_step(groups)
+            return self.user.score(groups)
         is_decaying = self.cfg.dense_schedule == "linear"
         dense = self.cfg.dense * (1 - step / self.cfg.max_steps if is_decaying else 1.0)
         return [
@@ -194,9 +194,9 @@ class Scorer:
         if self.user is None:
             return {}
         local, self.user.faults = dict(self.user.faults), Counter()
-        of_ranks = distributed.all_gather([local, n_completions])
-        faults = sum((Counter(counts) for counts, _ in of_ranks), Counter())
-        n_completions = sum(n for _, n in of_ranks)
+        rank_counts = distributed.all_gather([local, n_completions])
+        faults = sum((Counter(counts) for counts, _ in rank_counts), Counter())
+        n_completions = sum(n for _, n in rank_counts)
         if faults.total() > MAX_FAULTS * n_completions:
             kinds = ", ".join(f"{kind} {count}" for kind, count in faults.items())
             raise InputError(

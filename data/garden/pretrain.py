@@ -89,8 +89,8 @@ class PerceptionHeads(nn.Module):
         """Loss and accuracy over every target of the pictures: features (Q, D)."""
         places = torch.from_numpy(np.concatenate([p.places for p in pictures]))  # (Q, 12)
         whole = torch.from_numpy(np.stack([p.whole for p in pictures]))  # (pictures, 12)
-        of_pictures = features.split([len(p.places) for p in pictures])
-        means = torch.stack([tokens.mean(0) for tokens in of_pictures])  # (pictures, D)
+        parts = features.split([len(p.places) for p in pictures])
+        means = torch.stack([tokens.mean(0) for tokens in parts])  # (pictures, D)
         scores = self.linear(torch.cat((features, means))).split(list(TARGETS.values()), dim=-1)
         targets = torch.cat((places, whole))  # (Q + pictures, 12)
         loss, right, total = 0.0, 0, 0

@@ -58,7 +58,7 @@ def short(value: float) -> str:
 
 def panels(runs: list[tuple[str, str, list[dict]]]) -> list[dict]:
     """All panels that have something to show. runs: (label, headline metric, rows)."""
-    of_page = []
+    shown = []
     for title, metrics in PANELS.items():
         curves = []
         for r, (run, headline, rows) in enumerate(runs):
@@ -70,8 +70,8 @@ def panels(runs: list[tuple[str, str, list[dict]]]) -> list[dict]:
                 curve = {"metric": metric, "label": label, "colour": colour, "dash": dash}
                 curves += [curve | {"points": points}] if points else []
         if curves:
-            of_page.append(_panel(title, curves, len(runs)))
-    return of_page
+            shown.append(_panel(title, curves, len(runs)))
+    return shown
 
 
 def _logged(rows: list[dict], metrics: dict[str, str], headline: str) -> list[tuple[str, str]]:

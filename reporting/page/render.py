@@ -45,7 +45,7 @@ def _render(runs: list[Run], panels: list[dict], limits: Limits) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_text
     )
     questions, views = held_out_groups(runs, limits), training_groups(runs[0], limits)
-    groups = questions + [group for *_, of_view in views for group in of_view]
+    groups = questions + [group for *_, view_groups in views for group in view_groups]
     pictures = {picture.key: picture for group in groups for picture in group["pictures"]}
     return environment.get_template("page.html").render(
         runs=runs,

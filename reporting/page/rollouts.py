@@ -94,8 +94,8 @@ def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, lis
     triples = [(kinds[s], tint, t) for s, tint, t in zip(starts, tints, tokens, strict=False)]
     texts = []
     for kind, run in groupby(triples, key=itemgetter(0)):
-        of_tint = groupby(run, key=itemgetter(1))
-        texts.append((kind, [("".join(t for *_, t in same), tint) for tint, same in of_tint]))
+        tinted = groupby(run, key=itemgetter(1))
+        texts.append((kind, [("".join(t for *_, t in same), tint) for tint, same in tinted]))
     return texts
 
 

@@ -251,7 +251,7 @@ def test_only_the_first_fault_of_a_run_is_shown(tmp_path, capsys):
     body = "raise ValueError(f'example {example.id}')"
     user = UserReward(Workers(user_file(tmp_path, body), 30))
     groups = [(list(TEXTS), example) for example in EXAMPLES[:2]]
-    assert user.of_step(groups) == [[None] * 4] * 2
+    assert user.score(groups) == [[None] * 4] * 2
     assert user.faults == {"exception": 8}
     shown = capsys.readouterr().err
     assert "ValueError: example e0" in shown and "ValueError: example e1" not in shown
@@ -260,7 +260,7 @@ def test_only_the_first_fault_of_a_run_is_shown(tmp_path, capsys):
 def test_a_function_cannot_change_the_texts_of_the_rollout(tmp_path):
     texts = list(TEXTS)
     user = UserReward(Workers(user_file(tmp_path, "completions.clear()\n    return [0.0] * 4"), 30))
-    user.of_step([(texts, EXAMPLES[0])])
+    user.score([(texts, EXAMPLES[0])])
     assert texts == TEXTS
 
 
@@ -292,11 +292,11 @@ def test_whatever_a_reward_does_it_costs_its_completions_and_no_more(
     body = f"if example.id == 'e0':\n        {body}\n    return [1.0] * len(completions)"
     user = UserReward(Workers(user_file(tmp_path, body), 1))
     begun = time.monotonic()
-    hit, spared = user.of_step([(list(TEXTS), EXAMPLES[0]), (list(TEXTS), EXAMPLES[1])])
+    hit, spared = user.score([(list(TEXTS), EXAMPLES[0]), (list(TEXTS), EXAMPLES[1])])
     assert [reward.total for reward in spared] == [1.0] * 4
     if fault is None:
         assert [reward.total for reward in hit] == [2.0] * 4 and not user.faults
-        again = user.of_step([(list(TEXTS), EXAMPLES[1])] * 3)  # and nothing is left in the pipe
+        again = user.score([(list(TEXTS), EXAMPLES[1])] * 3)  # and nothing is left in the pipe
         assert [[reward.total for reward in group] for group in again] == [[1.0] * 4] * 3
     else:
         assert hit == [None] * 4 and user.faults == {fault: 4}
@@ -314,13 +314,13 @@ def test_a_worker_killed_from_outside_is_replaced(tmp_path):
     (worker,) = set(multiprocessing.active_children()) - before
     question = (TEXTS, EXAMPLES[0])
     threading.Timer(0.3, worker.kill).start()
-    hit, spared = user.of_step([question, question])
+    hit, spared = user.score([question, question])
     assert hit == [None] * 4 and [reward.total for reward in spared] == [2.0] * 4
     assert user.faults == {"died": 4}
     (worker,) = set(multiprocessing.active_children()) - before
     worker.kill()
     time.sleep(1.0)
-    (rewards,) = user.of_step([question])
+    (rewards,) = user.score([question])
     assert [reward.total for reward in rewards] == [2.0] * 4 and user.faults == {"died": 4}
     del user
     gc.collect()
