@@ -77,7 +77,7 @@ def test_only_the_worker_imports_a_users_file_and_training_gets_text_from_it():
     users = [p.name for p in SOURCES if "exec_module" in p.read_text(encoding="utf-8")]
     assert users == ["reward_worker.py"]
     text = (ROOT / "training/reward_worker.py").read_text(encoding="utf-8")
-    worker, training = text.split("# ---- in training ---")
+    worker, training = text.split("class Workers:")
     assert "def answer(texts: list[str], example: Example | None) -> str:" in worker
     assert training.count("future.result(") == training.count("json.loads(future.result(") == 1
 
