@@ -147,9 +147,6 @@ def require_temperature(config: Any) -> None:
     require(t == 0 or 1e-3 <= t <= 1e3, "temperature", "0 or in 0.001 .. 1000", config)
 
 
-# ---- command line --------------------------------------------------------------------------------
-
-
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag for a misspelt one."""
 
@@ -162,6 +159,8 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, flags, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; --help lists the flags"
             message = f"{unknown[1]}: no such flag{hint}"
+        if not self.exit_on_error:  # a config.json is read
+            raise ValueError(message)
         self.exit(2, f"error: {message}\n")
 
 
@@ -258,9 +257,6 @@ def _words(name: str, value: Any) -> list[str]:
         return [f"--{name}" if value else f"--no-{name}"]
     text = str(value)  # "=" where the value looks like a flag itself
     return [f"--{name}={text}"] if text[:1] == "-" else [f"--{name}", text]
-
-
-# ---- JSON ----------------------------------------------------------------------------------------
 
 
 def to_dict(config: Any) -> dict:

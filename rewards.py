@@ -136,9 +136,6 @@ def _require_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name}={value!r} is not in [0, 1]")
 
 
-# ---- names, numbers and choices ------------------------------------------------------------------
-
-
 def classification_reward(
     text: str, target: str, mode="think", weights=WEIGHTS, dense=0.0
 ) -> Reward:
@@ -210,9 +207,6 @@ def measure_reward(
     if parse_number(target) is None:
         return choice_reward(text, target, mode, weights, dense)
     return number_reward(text, target, mode, weights, dense, tolerance)
-
-
-# ---- boxes ---------------------------------------------------------------------------------------
 
 
 def detection_reward(
@@ -323,9 +317,6 @@ def well_formed_box(target: str, canvas: tuple[float, float]) -> list[Box] | Non
     """The one box of a target, or None."""
     boxes = well_formed_boxes(target, canvas) or []
     return boxes if len(boxes) == 1 else None
-
-
-# ---- calls and sequences -------------------------------------------------------------------------
 
 
 def calls_reward(

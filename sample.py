@@ -247,9 +247,6 @@ def generate_group(
     )
 
 
-# ---- command line --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SampleConfig:
     prompt: str = flag("Which species is this flower?", "the question")

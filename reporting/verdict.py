@@ -149,7 +149,9 @@ def _right(rows: list[Row]) -> Rule:
     """What is never sampled cannot be learnt."""
     metric = next((m for m in (f"rewards/{part}/mean" for part in RIGHT) if column(rows, m)), None)
     if metric is None:  # a --reward: what is right is unknown
-        return NO_LIGHT
+        rewards = column(rows, "reward")
+        is_zero = bool(rewards) and not any(rewards)
+        return ("bad", "the reward is always 0", "check --reward") if is_zero else NO_LIGHT
     value, remedy = tail_mean(rows, metric), "another --model, more --shots, or train_sft.py first"
     if not any(column(rows, metric)):
         return "bad", "never", f"what is never sampled cannot be learnt: {remedy}"

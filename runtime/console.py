@@ -80,6 +80,8 @@ def _run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except InputError as error:
         _exit(str(error), 2)
+    except PermissionError as error:
+        _exit(f"{error.filename}: {error.strerror}; check its rights", 2)
     except KeyboardInterrupt:
         _exit("interrupted; checkpoints and logs already written are whole", 130)
     except (MemoryError, RuntimeError) as error:

@@ -34,9 +34,12 @@ def check_output_dir(directory: Path | None) -> None:
 def lock_directory(directory: Path) -> TextIO:
     """Lock a directory against other runs until the returned file is closed or this process ends.
 
-    Raises InputError if another run holds the lock.
+    Raises InputError if another run holds the lock, or the directory cannot be written.
     """
-    lock = (directory / ".lock").open("w")
+    try:
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"--output_dir {directory}: cannot be written ({error})") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

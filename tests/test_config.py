@@ -236,3 +236,12 @@ def test_every_flag_is_read_somewhere():
     dead = {f"{k.__name__}.{f.name}" for k in KINDS for f in dataclasses.fields(k)
             if derived.get(f.name, f.name) not in names}  # fmt: skip
     assert dead == set() and "no_such_flag" not in names
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_switch_where_text_belongs_names_the_file(tmp_path, value):
+    path = tmp_path / "config.json"
+    config.save(GRPOConfig(), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"question": value}))
+    with pytest.raises(InputError, match="config.json: not a GRPOConfig of this version"):
+        config.load(GRPOConfig, path)

@@ -8,7 +8,6 @@ Read first: training/scoring.py.
 """
 
 import ctypes
-import faulthandler
 import importlib.util
 import io
 import json
@@ -16,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -80,24 +80,19 @@ class _Worker:
     printed = _Tail()
 
 
-def start_worker(spec: str, seconds: float) -> None:
-    """Import the user's file in a fresh process; what goes wrong is reported by `answer`.
-
-    The process ends if that takes more than `seconds`, even inside C code.
-    """
+def start_worker(spec: str) -> None:
+    """Import the user's file in a fresh process; what goes wrong is reported by `answer`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for training to handle
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also in the middle of an endless answer
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what C code prints
         os.dup2(silence, stream)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     sys.stdout = sys.stderr = _Worker.printed
     try:
         _Worker.function = load_user_reward(spec)
     except InputError as error:
         _Worker.error = str(error)
-    faulthandler.cancel_dump_traceback_later()
 
 
 def answer(texts: list[str], example: Example | None) -> str:
@@ -135,10 +130,10 @@ class Workers:
 
     def _start_pool(self) -> None:
         context = multiprocessing.get_context("spawn")  # no threads or GPU state of training's
-        initial = {"initializer": start_worker, "initargs": (self.spec, START_SECONDS)}
+        initial = {"initializer": start_worker, "initargs": (self.spec,)}
         self.pool = ProcessPool(WORKERS, context=context, **initial)
         weakref.finalize(self, end_pool, self.pool)
-        reply = self._reply(self.pool.schedule(answer, ([], None)))
+        reply = self._reply(self.pool.schedule(answer, ([], None)), START_SECONDS)
         error = f"importing it ends its process, or takes longer than {START_SECONDS:g} s"
         if (error := reply.get("error", f"--reward {self.spec}: {error}")) is not None:
             raise InputError(error)
@@ -148,15 +143,21 @@ class Workers:
 
         Raises InputError only if the user's file cannot be imported any more.
         """
-        if not self.pool.active:  # a worker was killed from outside while it waited
-            self._start_pool()
-        futures = [
-            self.pool.schedule(answer, question, timeout=self.timeout) for question in questions
-        ]
-        return [self._reply(future) for future in futures]
+        replies: list[dict] = []
+        while len(replies) < len(questions):
+            if not self.pool.active:  # a worker ended while it waited for a question
+                self._start_pool()
+            rest = questions[len(replies) :]
+            futures = [self.pool.schedule(answer, q, timeout=self.timeout) for q in rest]
+            for future in futures:
+                replies.append(self._reply(future, START_SECONDS + self.timeout * len(questions)))
+                if not self.pool.active:  # the others are asked again, in a new pool
+                    break
+        return replies
 
-    def _reply(self, future: Future) -> dict:
-        """Wait for a reply; what a worker cannot say itself becomes a fault."""
+    def _reply(self, future: Future, seconds: float) -> dict:
+        """Wait `seconds` at most; what a worker cannot say itself becomes a fault."""
+        deadline = time.monotonic() + seconds  # that of a question begins after the import only
         while True:
             try:
                 return json.loads(future.result(timeout=0.5))
@@ -164,6 +165,8 @@ class Workers:
                 if future.done():
                     reason = f"no answer within --reward_timeout {self.timeout:g} s"
                     return {"fault": "timeout", "what": reason}
+                if not self.pool.active or time.monotonic() > deadline:
+                    return {"fault": "died", "what": "the process ended, or hangs in its import"}
                 distributed.stop_point()
             except ProcessExpired as error:
                 reason = f"the process ended with code {error.exitcode}"

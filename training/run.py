@@ -204,7 +204,7 @@ class TrainingRun:
         if at_end or (self.done % WARN_EVERY == 0 and self.done < self.cfg.max_steps):
             warned = set() if at_end else self.warned
             for line in new_warnings(self.rows, self.task.headline, warned):
-                print(line)
+                self.log.bar.write(line)
 
     def _save_if_due(self) -> None:
         if self._is_due(self.done, self.cfg.steps_between_saves):

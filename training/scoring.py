@@ -117,8 +117,10 @@ class Scorer:
         self.weights |= {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
         self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.shaping |= {"length": cfg.length_weight}
-        self.user = UserReward(Workers(cfg.reward, cfg.reward_timeout)) if cfg.reward else None
-        if cfg.reward and cfg.length_weight:
+        self.user = (
+            UserReward(Workers(cfg.reward, cfg.reward_timeout)) if cfg.reward is not None else None
+        )
+        if self.user and cfg.length_weight:
             raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
             raise InputError(

@@ -54,6 +54,11 @@ def read_run(directory: Path) -> Run:
     settings = defaults | config.read_settings(path)
     about = config.read_settings(about_path) if about_path.is_file() else {}
     rows, gallery = (list(_json_lines(directory / f"{n}.jsonl")) for n in ("metrics", "gallery"))
+    for number, row in enumerate(rows, start=1):
+        numbers = all(isinstance(value, int | float) for value in row.values())
+        if not numbers or type(row.get("step")) is not int:
+            where = directory / "metrics.jsonl"
+            raise InputError(f"{where}: row {number} is no row of metrics; remove it")
     return Run(directory, settings, about, rows, gallery, label=directory.resolve().name)
 
 

@@ -59,9 +59,6 @@ def ids(items: list[Example]) -> list[str]:
     return [item.id for item in items]
 
 
-# ------------------------------------------------------------------------------------ class folders
-
-
 def test_class_folders_give_sorted_items_labelled_by_folder_name(tmp_path):
     root = class_folders(tmp_path / "set", Rose_dog=2, **{"737-800": 1})
     picture(9).save(root / "737-800" / "Z.JPG")
@@ -166,9 +163,6 @@ def test_readable_leaves_the_neighbours_of_a_bad_image_alone(tmp_path):
     assert skips.counts == {"unreadable": 1} and "bad" in skips.first[0]
 
 
-# ------------------------------------------------------------------------------------------- digits
-
-
 def test_digit_halves_are_disjoint_complete_balanced_scans_with_names(capsys, monkeypatch):
     scans = pytest.importorskip("sklearn.datasets").load_digits()
     pretrain, rl = read_digits("pretrain"), read_digits("rl")
@@ -185,9 +179,6 @@ def test_digit_halves_are_disjoint_complete_balanced_scans_with_names(capsys, mo
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
         read_digits("rl")
-
-
-# ------------------------------------------------------------------------------------ rows as names
 
 
 @pytest.fixture
@@ -249,9 +240,6 @@ def test_i37_one_class_only_is_refused_and_spellings_of_one_name_are_one_class(t
     assert len(train) == len(held_out) == 2
 
 
-# -------------------------------------------------------------------------------- the data flag
-
-
 @pytest.mark.case("I16", "I17", "I34")
 def test_other_files_and_urls_are_refused_unopened_with_what_is_accepted(tmp_path):
     for name in ("a.pkl", "a.pth", "a.npy", "a.csv", "a.jpg", "a"):
@@ -276,9 +264,6 @@ def test_i18_a_missing_path_is_refused_with_a_hint_for_another_case(tmp_path):
         load_labelled(str(tmp_path / unicodedata.normalize("NFC", "rosé")))
     with pytest.raises(InputError, match="does not exist; accepted"):
         load_labelled(str(tmp_path / "birds" / "x"))
-
-
-# ---------------------------------------------------------------------------- the few-shot split
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])

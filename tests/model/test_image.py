@@ -241,9 +241,6 @@ def test_i4_i5_modes_that_8_bit_rgb_cannot_hold_are_refused_by_name(tmp_path, mo
         refusal(tmp_path / "x.tif", f"mode {mode} ", "save it as 8-bit RGB")
 
 
-# --------------------------------------------------------------------------- EXIF
-
-
 # The six fields of the upright picture in row-major order, worked out by hand.
 TURNED = {
     1: [[0, 1, 2], [3, 4, 5]],
@@ -427,9 +424,6 @@ def test_i17_urls_are_refused_and_links_and_names_with_a_colon_read(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "a: b.png")
     assert load_image(tmp_path / "link.png").size == (9, 9)
     assert load_image(str(tmp_path / "a: b.png")).size == (9, 9)
-
-
-# --------------------------------------------------------------------------- configuration
 
 
 def test_both_spellings_of_the_area_limits_give_one_config(reference_class):

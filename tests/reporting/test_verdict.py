@@ -67,7 +67,7 @@ def test_lights_that_do_not_apply_are_left_out():
         return [light.name for light in lights(steps(3, **columns), "strict", [])]
 
     assert names(loss=0.1) == [SKIPPED]  # supervised fine-tuning
-    assert RIGHT not in names(reward=0.0, **{"rewards/user/mean": 0.0})
+    assert RIGHT not in names(reward=0.5, **{"rewards/user/mean": 0.5})
     assert lights(steps(3, loss=0.1), "strict", None) == []
     (light,) = lights(steps(3), "strict", ["2 of 90 records skipped; no image: a.png"])
     assert light.level == "watch" and "a.png" in light.value
@@ -114,3 +114,9 @@ def test_the_verdict_compares_with_the_interval_of_the_start(last, words):
     sentence = verdict([*rows, {"step": 10, "eval/strict": last, "eval/loose": 1.0}], "strict", 20)
     assert sentence.startswith(words) and "10 of 20 steps" in sentence
     assert f"30.0% -> {last:.1%} (loose 99.0% -> 100.0%)" in sentence
+
+
+def test_a_reward_of_the_user_that_is_always_zero_is_red():
+    for reward, level in ((0.0, "bad"), (0.5, None)):
+        found = {x.name: x.level for x in lights(steps(9, reward=reward), "strict", None)}
+        assert found.get(RIGHT) == level

@@ -58,9 +58,6 @@ def differences(a: Path, b: Path, steps: int = STEPS) -> list[str]:
     return different + ([] if metrics(a) == metrics(b) else ["metrics.jsonl"])
 
 
-# ---- killed (F1 to F5, F20, F22) -----------------------------------------------------------------
-
-
 def die(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -164,9 +161,6 @@ def test_a_run_killed_at_every_moment_resumes_exactly_and_has_no_child_process(t
     assert outcome["differences"] == [] and outcome["left"] == ["step_7", "step_8"]
 
 
-# ---- disks (F6, F11, F22) ------------------------------------------------------------------------
-
-
 @pytest.mark.case("F6")
 def test_a_disk_that_stays_full_costs_steps_but_nothing_that_was_saved(
     flags, tmp_path, monkeypatch, capsys
@@ -240,7 +234,10 @@ def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp
 
     def write():
         for step in range(150):
-            log.append("metrics.jsonl", [{"step": step, "text": "é" * 500 * (step % 50)}])
+            log.append(
+                "metrics.jsonl",
+                [{"step": step} | {"é" * 50 + str(k): 0.0 for k in range(9 * (step % 50))}],
+            )
             write_atomically(page, f"<html>{'é' * 5000 * (step % 40)}</html>")
         is_over.set()
 
@@ -256,9 +253,6 @@ def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp
     writer.join()
     log.close()
     assert wrong == [] and reads > 2 and len(read_run(log.directory).rows) == 150
-
-
-# ---- memory (F15) --------------------------------------------------------------------------------
 
 
 @pytest.mark.case("F15")

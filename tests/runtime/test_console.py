@@ -85,6 +85,12 @@ def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
         console.run(a_bug)
 
 
+def test_a_file_that_may_not_be_read_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        console.run(lambda: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "a/b")))
+    assert capsys.readouterr().err == "error: a/b: Permission denied; check its rights\n"
+
+
 def test_an_illegal_memory_access_is_a_bug_and_no_lack_of_memory():
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     assert not console.is_out_of_memory(error)

@@ -561,6 +561,21 @@ def test_what_cannot_be_resumed_is_one_line(two, tmp_path, what):
         parse_or_resume(kind, ["--resume_from_checkpoint", str(place), *more], "")
 
 
+@pytest.mark.parametrize("row", ['{"a": 1}', '{"step": 1, "reward": "x"}'])
+def test_a_row_that_is_none_of_metrics_is_named_before_anything_changes(two, row):
+    path = two / "metrics.jsonl"
+    path.write_text("\n".join([path.read_text().splitlines()[0], row, ""]))
+    with pytest.raises(InputError, match="metrics.jsonl: row 2 is no row of metrics; remove it"):
+        train_grpo.main(["--resume_from_checkpoint", str(two), "--max_steps", str(STEPS + 1)])
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(two):
+    (two / ".lock").unlink(missing_ok=True)
+    (two / ".lock").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        train_grpo.main(["--resume_from_checkpoint", str(two)])
+
+
 def test_logs_that_were_lost_are_reported(two, capsys):
     os.truncate(two / "completions.jsonl", 10)
     train_grpo.main(["--resume_from_checkpoint", str(two)])

@@ -330,6 +330,16 @@ def test_a_worker_killed_from_outside_is_replaced(tmp_path):
     assert not set(multiprocessing.active_children()) - before
 
 
+@pytest.mark.case("F19")
+def test_a_worker_that_ends_while_it_waits_costs_a_group_at_most(tmp_path):
+    body = "import os, threading, time; threading.Timer(0.05, os._exit, [1]).start()"
+    user = UserReward(Workers(user_file(tmp_path, f"{body}; return [1.0] * len(completions)"), 30))
+    for wait in (0.0, 0.02, 0.1, 0.3):
+        time.sleep(wait)
+        groups = user.score([(TEXTS, EXAMPLES[0])] * 3)
+        assert sum(rewards == [None] * 4 for rewards in groups) <= 2
+
+
 @pytest.mark.parametrize("body", ["return [0.0]", "while True: pass"])
 def test_a_worker_ends_with_training_idle_or_busy(tmp_path, body):
     program = (
@@ -376,6 +386,7 @@ def test_a_reward_that_cannot_be_found_is_refused_by_flag(spec, why):
     [("pay = 3", "has no function 'pay'"), ("1 / 0", "importing it fails .ZeroDivisionError")]
     + [("def pay(:", "importing it fails .SyntaxError")]
     + [("import os; os._exit(3)", "importing it ends its process")]
+    + [("import os; os._exit(0)", "importing it ends its process")]
     + [("import time; time.sleep(100)", "importing it .* takes longer than 2 s")]
     + [("import re; re.match('(a+)+b', 'a' * 60)", "importing it .* takes longer than 2 s")],  # C
 )

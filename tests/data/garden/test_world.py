@@ -29,9 +29,6 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
-# ---- species -------------------------------------------------------------------------------------
-
-
 def test_species_are_fine_grained_but_decided_by_what_is_seen():
     assert len(SPECIES) == len({s.name for s in SPECIES}) == len(world.SPECIES_OF) == 40
     assert set(Counter(s.genus for s in SPECIES).values()) == {4}
@@ -61,9 +58,6 @@ def test_random_flowers_reach_every_value_and_others_are_refused_by_name():
         Flower(5, "round", "white", "white")
 
 
-# ---- seeds and splits ----------------------------------------------------------------------------
-
-
 def test_rendering_seeds_of_splits_species_images_and_seeds_are_disjoint():
     splits = list(product(world.SPLITS, (0, 2503)))
     seeds = [seed for key in splits for _, seed, _ in world.class_examples(SPECIES, 5, *key)]
@@ -80,9 +74,6 @@ def test_the_one_shot_set_is_part_of_the_four_shot_set():
     one, four = (list(world.class_examples(RL_SPECIES, shots, "train", 2503)) for shots in (1, 4))
     assert four[:30] == one and {s for _, _, s in one} == set(RL_SPECIES)
     assert len({identifier for identifier, _, _ in four}) == 120
-
-
-# ---- scenes --------------------------------------------------------------------------------------
 
 
 def assert_well_formed(scene):
@@ -154,9 +145,6 @@ def test_another_viewpoint_moves_all_flowers_alike_or_is_refused():
         assert world.shifted(scene, dx, dy) == (tuple(moved) if is_inside else None)
         refused += not is_inside
     assert 40 < refused < 190
-
-
-# ---- pictures ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["portrait", "scene", *STAGES])
