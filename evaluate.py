@@ -19,7 +19,7 @@ import torch
 import config
 from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
 from model.processor import Processor
-from model.weights import load_model
+from model.weights import load_model, local_directory
 from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
     if cfg.run is not None:
         cfg = as_in_run(cfg)
+    cfg = replace(cfg, model=local_directory(cfg.model))
     processor = Processor(cfg.model, cfg.max_pixels)
     task = load_task(cfg, processor)
     splits = task.splits | {"train": task.train}

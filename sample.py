@@ -17,7 +17,7 @@ Next: training/batches.py.
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ from model.attention import KVCache, PackLayout, Span
 from model.language import DecodingStep, mrope
 from model.processor import Processor
 from model.vlm import VLM, Prompt
-from model.weights import load_model
+from model.weights import load_model, local_directory
 from rewards import FORMATS, classification_reward
 from runtime import console, distributed
 from runtime.device import pick_device
@@ -243,7 +243,10 @@ def generate_group(
         ids=[row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],
         logps=[row[:n].clone() for row, n in zip(logps, lengths, strict=True)],
         finish=["stop" if ended else "length" for ended in is_end.any(1).tolist()],
-        texts=[processor.decode(row[:n]) for row, n in zip(tokens, lengths, strict=True)],
+        texts=[
+            processor.opening + processor.decode(row[:n])
+            for row, n in zip(tokens, lengths, strict=True)
+        ],
     )
 
 
@@ -275,6 +278,7 @@ class SampleConfig:
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
+    cfg = replace(cfg, model=local_directory(cfg.model))
     processor = Processor(cfg.model, cfg.max_pixels)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
     question = (

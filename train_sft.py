@@ -90,6 +90,7 @@ def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
 def response_ids(example: Example, mode: str, processor: Processor) -> Tensor:
     """What the model should answer, end token included: (C_i,) int64."""
     text = completion_text(example.target, mode, example.reasoning)
+    text = text.removeprefix(processor.opening)  # which the prompt holds already
     return torch.tensor([*processor.encode(text), processor.end_ids[0]])
 
 

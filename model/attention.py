@@ -175,6 +175,33 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
     return scores.softmax(-1) @ v  # (B, H, T, E)
 
 
+class Runs:
+    """Sequences end to end in which every token sees all others: runs of (count, size)."""
+
+    def __init__(self, runs: list[tuple[int, int]], device: torch.device | str = "cpu"):
+        self.runs, self.device = runs, device
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(sequences + 1,) int32, 0 first."""
+        sizes = torch.tensor([size for count, size in self.runs for _ in range(count)])
+        return F.pad(sizes.cumsum(0), (1, 0)).to(self.device, torch.int32)
+
+
+def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    """Attention inside each sequence, in both directions: (T, H, E) each -> (T, H, E)."""
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        longest = max(size for _, size in runs.runs)
+        return flash_varlen(q, k, v, runs.ends, runs.ends, longest, longest, causal=False)
+    lengths, out = [count * size for count, size in runs.runs], []
+    # A run goes through one dense call: (count, H, size, E) each.
+    parts = zip(runs.runs, *(x.split(lengths) for x in (q, k, v)), strict=True)
+    for (count, size), *run in parts:
+        dense = [x.view(count, size, *x.shape[1:]).transpose(1, 2) for x in run]
+        out.append(full_attention(*dense).transpose(1, 2).flatten(0, 1))
+    return torch.cat(out)  # (T, H, E)
+
+
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
     """Attention of packed groups.
 
@@ -208,22 +235,30 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Ten
 
 
 def flash_varlen(
-    q: Tensor, k: Tensor, v: Tensor, query_ends: Tensor, key_ends: Tensor, max_q: int, max_k: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_ends: Tensor,
+    key_ends: Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool = True,
 ) -> Tensor:
-    """Causal attention of sequences end to end: q (Tq, H, E), k and v (Tk, K, E) -> (Tq, H, E).
+    """Attention of sequences end to end: q (Tq, H, E), k and v (Tk, K, E) -> (Tq, H, E).
 
     `query_ends`, `key_ends`: (sequences + 1,) int32, 0 first.
     """
     bounds = (query_ends, key_ends, max_q, max_k)
     if flash_attn_varlen_func is not None:
-        return flash_attn_varlen_func(q, k, v, *bounds, causal=True)
+        return flash_attn_varlen_func(q, k, v, *bounds, causal=causal)
     from torch.nn.attention.varlen import varlen_attn  # its import takes a while
 
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     if grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch < 2.12
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = {}
-    return varlen_attn(q, k, v, *bounds, window_size=(-1, 0), **grouped)  # (Tq, H, E)
+    window = (-1, 0 if causal else -1)
+    return varlen_attn(q, k, v, *bounds, window_size=window, **grouped)  # (Tq, H, E)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

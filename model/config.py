@@ -1,48 +1,128 @@
-"""Sizes of a Qwen2-VL checkpoint, read from its `config.json`.
+"""Sizes of a Qwen-VL checkpoint, read from its `config.json`, and the choices of its family.
 
-Two layouts exist. The files published with Qwen2-VL keep the language model's fields at the top
-level; transformers >= 4.52 nests them in `text_config` and calls `rope_scaling` `rope_parameters`.
-Both are read into the same frozen dataclass; no other file reads the JSON. Next:
-kernels/advantage.py.
+A `Family` is a record of choices that the files do not state; every size is in the JSON. Modules
+look at a choice once, when they are built. No other file reads the JSON or asks for `model_type`.
+
+Public files come in five forms, all read into the same frozen dataclass: flat, as Qwen2-VL and
+Qwen2.5-VL were published; flat with a sparse `vision_config` (transformers 4.45 to 4.49), whose
+other fields are the family's defaults; flat with a copy in `text_config`; nested, as Qwen3-VL; and
+nested with `rope_parameters` (transformers 5). Sources: Qwen2-VL, arXiv:2409.12191; Qwen2.5-VL,
+arXiv:2502.13923; Qwen3-VL, arXiv:2511.21631. Next: kernels/advantage.py.
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 
 
 @dataclass(frozen=True)
+class Family:
+    """What a family of checkpoints has in common beyond its sizes."""
+
+    name: str
+    vision_act: str  # activation of the tower's MLP, as `hidden_act` names it
+    gated_vision: bool  # MLP of three matrices and RMSNorm, else of two and LayerNorm
+    patch_bias: bool
+    qkv_bias: bool  # of the language model's queries, keys and values
+    qk_norm: bool  # RMSNorm of each query and key head before the rotation
+    interleaved_mrope: bool  # frequencies go t, h, w, t, h, w, ..; else in three chunks
+    vision_width: str  # the field that holds the tower's width
+    vision_defaults: Mapping[str, Any]  # of the fields that a sparse `vision_config` leaves out
+    text_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+PATCHES = {"in_channels": 3, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 16}
+FAMILIES = {
+    "qwen2_vl": Family(
+        name="Qwen2-VL",
+        vision_act="quick_gelu",
+        gated_vision=False,
+        patch_bias=False,
+        qkv_bias=True,
+        qk_norm=False,
+        interleaved_mrope=False,
+        vision_width="embed_dim",
+        vision_defaults=PATCHES
+        | {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "patch_size": 14},
+    ),
+    "qwen2_5_vl": Family(
+        name="Qwen2.5-VL",
+        vision_act="silu",
+        gated_vision=True,
+        patch_bias=False,
+        qkv_bias=True,
+        qk_norm=False,
+        interleaved_mrope=False,
+        vision_width="hidden_size",
+        vision_defaults=PATCHES
+        | {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14}
+        | {"out_hidden_size": 3584, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
+    ),
+    "qwen3_vl": Family(
+        name="Qwen3-VL",
+        vision_act="gelu_pytorch_tanh",
+        gated_vision=False,
+        patch_bias=True,
+        qkv_bias=False,
+        qk_norm=True,
+        interleaved_mrope=True,
+        vision_width="hidden_size",
+        vision_defaults=PATCHES
+        | {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16}
+        | {"out_hidden_size": 3584, "num_position_embeddings": 2304}
+        | {"deepstack_visual_indexes": [8, 16, 24]},
+        text_defaults={"head_dim": 128, "rope_theta": 5e5},
+    ),
+}
+OTHERS = {  # named so that nobody has to guess why they are refused
+    "qwen3_vl_moe": "a mixture of experts, whose weights alone fill 58 GiB",
+    "qwen3_5": "linear attention, which is not written here",
+    "qwen3_5_moe": "linear attention and a mixture of experts",
+}
+
+
+@dataclass(frozen=True)
 class VisionConfig:
+    family: Family
     depth: int
     embed_dim: int  # width of the tower
     num_heads: int
-    mlp_ratio: float
+    intermediate_size: int
     in_channels: int
     patch_size: int
     spatial_merge_size: int  # side of the square of patches that becomes one image token
     temporal_patch_size: int
     hidden_size: int  # width of the language model, which the merger projects to
+    rope_theta: float
+    window_side: int  # tokens; 0: every block sees whole frames
+    full_blocks: tuple[int, ...]  # with windows, the blocks that see whole frames
+    position_side: int  # of the square table of learned positions; 0: none
+    deep_blocks: tuple[int, ...]  # whose output also goes to the language model's first layers
+
+    @property
+    def levels(self) -> int:
+        """Features per image token: the last block's, and one per deep block."""
+        return 1 + len(self.deep_blocks)
 
 
 @dataclass(frozen=True)
 class TextConfig:
+    family: Family
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
+    head_dim: int
     intermediate_size: int
     rms_norm_eps: float
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies for time, height, width
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -55,28 +135,36 @@ class VLMConfig:
 
     @classmethod
     def from_dict(cls, raw: dict, origin: str = "config.json") -> "VLMConfig":
-        """Read a parsed `config.json`; raises InputError naming the missing or wrong field."""
+        """Read a parsed `config.json`.
+
+        Raises InputError naming what is missing or wrong, and whatever would change the model but
+        is not computed here.
+        """
         model_type = raw.get("model_type") if isinstance(raw, dict) else None
-        if model_type != "qwen2_vl":
+        if model_type not in FAMILIES:
+            names = ", ".join(family.name for family in FAMILIES.values())
+            why = f" ({OTHERS[model_type]})" if model_type in OTHERS else ""
             raise InputError(
-                f"{origin}: model_type is {model_type!r}, but this project reads 'qwen2_vl' "
-                "checkpoints; pass --model a Qwen2-VL directory"
+                f"{origin}: model_type is {model_type!r}{why}, but this project reads {names}; "
+                "pass --model such a directory"
             )
-        text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
+        family = FAMILIES[model_type]
+        nested = raw.get("text_config") or {}
         try:
-            rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-            theta = rope.get("rope_theta", text.get("rope_theta", 1e6))
-            section = tuple(int(n) for n in rope["mrope_section"])
-            channels = vision.get("in_channels", vision.get("in_chans", 3))
+            text = family.text_defaults | raw | {k: v for k, v in nested.items() if v is not None}
+            vision = _vision_fields(raw["vision_config"], family)
+            _refuse_what_is_not_computed(raw, text, vision, family, origin)
             config = cls(
                 model_type=model_type,
-                vision=_typed(VisionConfig, vision | {"in_channels": channels}),
-                text=_typed(TextConfig, text | {"rope_theta": theta, "mrope_section": section}),
-                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+                vision=_typed(VisionConfig, vision | {"family": family}),
+                text=_typed(TextConfig, _text_fields(text) | {"family": family}),
+                tie_word_embeddings=bool(raw.get("tie_word_embeddings"))
+                or bool(nested.get("tie_word_embeddings")),
                 image_token_id=int(raw["image_token_id"]),
             )
         except KeyError as error:
-            raise InputError(f"{origin}: {error} is missing; is it a Qwen2-VL config?") from None
+            what = f"{error} is missing; is it a {family.name} config?"
+            raise InputError(f"{origin}: {what}") from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{origin}: a field has the wrong type ({error})") from None
         config._check(origin)
@@ -95,27 +183,98 @@ class VLMConfig:
     def _check(self, origin: str) -> None:
         """Raise InputError unless the sizes fit together."""
         text, vision = self.text, self.vision
+        may_be_zero = ("window_side", "position_side")
         for name, value in (vars(text) | vars(vision)).items():
-            if name != "mrope_section" and not 0 < value < math.inf:
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise InputError(f"{origin}: {name} is {value}, must be a positive number")
+            if value == 0 and name not in may_be_zero:
+                raise InputError(f"{origin}: {name} is 0, must be a positive number")
         if max(text.num_hidden_layers, vision.depth) > 1000:
             raise InputError(f"{origin}: more than 1000 layers")
-        D, H, K = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
-        section, vision_head_dim = text.mrope_section, vision.embed_dim // vision.num_heads
+        H, K, section = text.num_attention_heads, text.num_key_value_heads, text.mrope_section
+        vision_head_dim = vision.embed_dim // vision.num_heads
+        deep = vision.deep_blocks
         rules = {
-            "num_attention_heads must divide hidden_size": D % H == 0,
             "num_key_value_heads must divide num_attention_heads": H % K == 0,
-            "vision num_heads must divide embed_dim": vision.embed_dim % vision.num_heads == 0,
-            "vision embed_dim / num_heads must be a multiple of 4": vision_head_dim % 4 == 0,
-            "mrope_section must have three positive parts": len(section) == 3 and min(section) > 0,
-            "mrope_section must sum to half the head width": sum(section) == text.head_dim // 2,
-            "vision hidden_size must equal the text hidden_size": vision.hidden_size == D,
+            "vision num_heads must divide the tower's width": vision.embed_dim % vision.num_heads
+            == 0,
+            "the tower's width / num_heads must be a multiple of 4": vision_head_dim % 4 == 0,
+            "mrope_section must have three parts": len(section) == 3 and min(section) >= 0,
+            "mrope_section must sum to half the head width": 2 * sum(section) == text.head_dim,
+            "the tower's output width must equal the text hidden_size": vision.hidden_size
+            == text.hidden_size,
+            "deepstack_visual_indexes must be increasing blocks": [*deep] == sorted({*deep})
+            and {*deep} <= {*range(vision.depth)},
+            "more deepstack levels than language layers": len(deep) <= text.num_hidden_layers,
         }
         for rule, is_met in rules.items():
             if not is_met:
                 raise InputError(f"{origin}: {rule}")
 
 
+def _vision_fields(raw: dict, family: Family) -> dict:
+    """The fields of `VisionConfig` from a `vision_config`, which may be sparse."""
+    raw = family.vision_defaults | {name: value for name, value in raw.items() if value is not None}
+    width, merge = raw[family.vision_width], raw["spatial_merge_size"]
+    fields = raw | {"embed_dim": width, "in_channels": raw.get("in_chans", raw["in_channels"])}
+    if family.vision_width == "embed_dim":  # and `hidden_size` is that of the language model
+        fields["intermediate_size"] = int(width * raw["mlp_ratio"])
+    else:
+        fields["hidden_size"] = raw["out_hidden_size"]
+    positions = math.isqrt(raw.get("num_position_embeddings", 0))
+    return fields | {
+        "rope_theta": (raw.get("rope_parameters") or {}).get("rope_theta", 10000.0),
+        "window_side": raw.get("window_size", 0) // merge // raw["patch_size"],
+        "full_blocks": tuple(raw.get("fullatt_block_indexes", ())),
+        "position_side": positions,
+        "deep_blocks": tuple(raw.get("deepstack_visual_indexes", ())),
+    }
+
+
+def _text_fields(raw: dict) -> dict:
+    """The fields of `TextConfig` from a `text_config`, or from a config.json without one."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    heads = raw["num_attention_heads"]
+    return raw | {
+        "num_key_value_heads": raw.get("num_key_value_heads") or heads,
+        "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
+        "rope_theta": rope.get("rope_theta", raw.get("rope_theta", 1e6)),
+        "mrope_section": tuple(int(n) for n in rope["mrope_section"]),
+    }
+
+
+def _refuse_what_is_not_computed(
+    raw: dict, text: dict, vision: dict, family: Family, origin: str
+) -> None:
+    """Raise InputError for a field that changes the model in a way that is not written here."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope_types = {rope.get(name, "default") for name in ("type", "rope_type")}
+    heads, width = text["num_attention_heads"], text["hidden_size"]
+    own_width = text.get("head_dim") in (None, width // heads)
+    wrong = {
+        "quantization_config: weights are quantised; use the bf16 checkpoint": (
+            raw.get("quantization_config") is not None
+        ),
+        f"rope type {sorted(rope_types)}: only default and mrope": not rope_types
+        <= {"default", "mrope"},
+        "use_sliding_window: every token sees all before it": bool(text.get("use_sliding_window")),
+        "attention_bias": bool(text.get("attention_bias")) and not family.qkv_bias,
+        f"hidden_act {text.get('hidden_act')!r}: only silu": text.get("hidden_act", "silu")
+        != "silu",
+        f"vision hidden_act {vision.get('hidden_act')!r}: only {family.vision_act}": vision.get(
+            "hidden_act", family.vision_act
+        )
+        != family.vision_act,
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "head_dim unlike hidden_size / num_attention_heads": family.qkv_bias and not own_width,
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(f"{origin}: {what}: not supported for {family.name}")
+
+
 def _typed(cls, raw: dict):
     """Build a dataclass from the JSON fields of the same names, each converted to its type."""
-    return cls(**{field.name: field.type(raw[field.name]) for field in fields(cls)})
+    values = {field.name: raw[field.name] for field in fields(cls)}
+    numbers = {field.name: field.type for field in fields(cls) if field.type in (int, float)}
+    return cls(**values | {name: kind(values[name]) for name, kind in numbers.items()})

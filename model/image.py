@@ -168,12 +168,17 @@ class ImageConfig:
         """Read a parsed preprocessor_config.json; `source` names the file in messages.
 
         The areas are `min_pixels`/`max_pixels` (Qwen2-VL, Qwen2.5-VL) or `size: {shortest_edge,
-        longest_edge}` (Qwen3-VL); as in transformers the former win, and null means absent.
+        longest_edge}` (Qwen3-VL), whose keys may be called as the former. As in transformers the
+        former win, and null means absent.
         InputError: a key is missing, invalid, or asks for something not implemented here.
         """
         d = {key: value for key, value in d.items() if value is not None}
         size = d["size"] if isinstance(d.get("size"), dict) else {}
-        d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d
+        low, high = size.get("shortest_edge"), size.get("longest_edge")
+        d = {
+            "min_pixels": low or size.get("min_pixels"),
+            "max_pixels": high or size.get("max_pixels"),
+        } | d
         sizes = ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
         for key in sizes:
             if type(d.get(key)) is not int or d[key] < 1:  # type(): True is an int but no size

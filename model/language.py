@@ -1,8 +1,10 @@
-"""The language model of Qwen2-VL: a decoder with grouped-query attention and M-RoPE.
+"""The language model of the Qwen-VL families: a decoder with grouped-query attention and M-RoPE.
 
 Every token has three positions: time, height and width. For text the three are equal, and M-RoPE is
 ordinary RoPE; an image token has its frame, row and column. `mrope_section` divides the rotary
-frequencies of a head among the three.
+frequencies of a head among the three. In Qwen3-VL queries and keys are normalised before they are
+rotated, and features of the tower's middle blocks are added to the image tokens after the first
+layers (DeepStack, arXiv:2406.04334).
 
 `LanguageModel.forward` serves training on a packed sequence and, with a cache to fill, the prefill;
 `DecodingStep` computes one token more per row.
@@ -17,7 +19,15 @@ from torch import Tensor, nn
 
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
-from model.vision import Rotary, apply_rotary, rotary_table, through
+from model.vision import Rotary, apply_rotary, rotary_table, run_layer
+
+
+def frequency_axes(cfg: TextConfig) -> list[int]:
+    """The axis (0 time, 1 height, 2 width) of each of the E/2 rotary frequencies."""
+    section = cfg.mrope_section
+    if not cfg.family.interleaved_mrope:
+        return [axis for axis, count in enumerate(section) for _ in range(count)]
+    return [j % 3 if j < 3 * section[j % 3] else 0 for j in range(cfg.head_dim // 2)]
 
 
 def mrope(positions: Tensor, cfg: TextConfig) -> Rotary:
@@ -26,11 +36,10 @@ def mrope(positions: Tensor, cfg: TextConfig) -> Rotary:
     Args:
         positions: (3, T) integer: time, height, width.
     """
-    half = cfg.head_dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
-    angle = positions[:, :, None].float() * cfg.rope_theta**-exponent  # (3, T, E/2)
-    parts = angle.split(list(cfg.mrope_section), dim=-1)
-    return rotary_table(torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1))
+    half, device = cfg.head_dim // 2, positions.device
+    exponent = torch.arange(half, dtype=torch.float32, device=device) / half
+    axes = torch.tensor(frequency_axes(cfg), device=device)  # (E/2,)
+    return rotary_table(positions[axes].T.float() * cfg.rope_theta**-exponent)
 
 
 class SelfAttention(nn.Module):
@@ -39,14 +48,28 @@ class SelfAttention(nn.Module):
         self.head_dim = cfg.head_dim
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads)
         rows = (cfg.num_attention_heads + 2 * cfg.num_key_value_heads) * cfg.head_dim
-        self.qkv_proj = nn.Linear(cfg.hidden_size, rows)  # in the files: q_proj, k_proj, v_proj
+        # In the files: q_proj, k_proj, v_proj.
+        self.qkv_proj = nn.Linear(cfg.hidden_size, rows, bias=cfg.family.qkv_bias)
         self.o_proj = nn.Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
+        self.eps = cfg.rms_norm_eps
+        if cfg.family.qk_norm:
+            self.q_norm = nn.RMSNorm(cfg.head_dim, cfg.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(cfg.head_dim, cfg.rms_norm_eps)
+
+    def qk_scale(self) -> Tensor | None:
+        """Weights of the norms of all query and key heads, (H + K, E); None without norms."""
+        if not hasattr(self, "q_norm"):
+            return None
+        H, K = self.heads
+        return torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(K, -1)))
 
     def project(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """(T, D) -> queries (T, H, E), keys and values (T, K, E), the first two rotated."""
         H, K = self.heads
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # (T, H + 2K, E)
         qk, v = qkv.split((H + K, K), dim=1)
+        if (scale := self.qk_scale()) is not None:
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.eps) * scale  # (T, H + K, E)
         q, k = apply_rotary(qk, *rotary).split((H, K), dim=1)  # (T, H, E), (T, K, E)
         return q, k, v
 
@@ -97,18 +120,36 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, layout: PackLayout, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        layout: PackLayout,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        deep: Tensor | None = None,
     ) -> Tensor:
         """Embedded tokens of a pack -> hidden states.
 
         Args:
             x: (T, D). rotary: `mrope` of their positions. layout: the groups of the pack.
             cache: filled with the keys and values of the prefixes, where given (prefill).
+            slots: (Q,) int64, the image tokens. deep: (Q, L - 1, D), added to them after the first
+            L - 1 layers (DeepStack).
         Returns: (T, D), after the last norm.
         """
         rotary = tuple(table.to(x.dtype) for table in rotary)
         recompute = self.gradient_checkpointing and cache is None
-        return self.norm(through(self.layers, x, rotary, layout, cache, recompute=recompute))
+        for number, layer in enumerate(self.layers):
+            x = run_layer(layer, x, rotary, layout, cache, recompute=recompute)
+            x = add_deep(x, slots, deep, number)
+        return self.norm(x)
+
+
+def add_deep(x: Tensor, slots: Tensor | None, deep: Tensor | None, layer: int) -> Tensor:
+    """DeepStack: a layer's output (T, D), with a level of features added to the image tokens."""
+    if deep is None or layer >= deep.shape[1]:
+        return x
+    return x.index_add(0, slots, deep[:, layer].to(x.dtype))
 
 
 class DecodingStep:
@@ -126,6 +167,7 @@ class DecodingStep:
                 layer.input_layernorm.weight,
                 layer.self_attn.qkv_proj.weight,
                 layer.self_attn.qkv_proj.bias,
+                layer.self_attn.qk_scale(),
                 layer.self_attn.o_proj.weight,
                 layer.post_attention_layernorm.weight,
                 layer.mlp.gate_proj.weight,
@@ -141,10 +183,13 @@ class DecodingStep:
         H, K = cfg.num_attention_heads, cfg.num_key_value_heads
         width, eps = (cfg.hidden_size,), cfg.rms_norm_eps
         self.cache.advance()
-        for layer, (norm_1, qkv, bias, o, norm_2, gate, up, down) in enumerate(self.layers):
+        for layer, (norm_1, qkv, bias, scale, o, norm_2, gate, up, down) in enumerate(self.layers):
             h = F.linear(F.rms_norm(x, width, norm_1, eps), qkv, bias)
             h = h.view(len(x), H + 2 * K, cfg.head_dim)  # (B, H + 2K, E)
-            qk, v = apply_rotary(h[:, : H + K], cos, sin), h[:, H + K :]
+            qk, v = h[:, : H + K], h[:, H + K :]  # (B, H + K, E), (B, K, E)
+            if scale is not None:
+                qk = F.rms_norm(qk, (cfg.head_dim,), eps=eps) * scale
+            qk = apply_rotary(qk, cos, sin)
             out = decode_attention(qk[:, :H], qk[:, H:], v, self.cache, layer)  # (B, H, E)
             x = x + F.linear(out.flatten(1), o)
             h = F.rms_norm(x, width, norm_2, eps)

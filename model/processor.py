@@ -10,6 +10,7 @@ untrained padding rows of the embedding have probability zero in both. Next: mod
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from answers import TAGS
 from model.config import VLMConfig
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
@@ -29,6 +31,14 @@ USER_TEXT = "\ue000"
 IMAGE_PAD = "<|image_pad|>"
 
 
+def _image_settings(directory: Path) -> tuple[Path, dict]:
+    """The file with the image preprocessing, and its fields: transformers 5 nests them."""
+    path, nested = directory / "preprocessor_config.json", directory / "processor_config.json"
+    if not path.is_file() and nested.is_file():
+        return nested, read_json_object(nested).get("image_processor") or {}
+    return path, read_json_object(path)
+
+
 class Processor:
     """Tokenizer, chat template and image preprocessing of one checkpoint directory."""
 
@@ -37,8 +47,8 @@ class Processor:
         if not directory.is_dir():
             raise InputError(f"--model {directory}: no such directory")
         self.cfg = VLMConfig.from_directory(directory)
-        path = directory / "preprocessor_config.json"
-        self.image_cfg = ImageConfig.from_dict(read_json_object(path), str(path))
+        path, settings = _image_settings(directory)
+        self.image_cfg = ImageConfig.from_dict(settings, str(path))
         image, vision = self.image_cfg, self.cfg.vision
         sizes = image.patch_size, image.merge_size, image.temporal_patch_size
         expected = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
@@ -64,8 +74,9 @@ class Processor:
                 f"{directory}: the tokenizer files cannot be read "
                 f"({one_line(error)}); copy them again from the source"
             ) from error
-        legacy = directory / "chat_template.json"  # read by transformers' processors only
-        if self.tokenizer.chat_template is None and legacy.is_file():
+        # A processor's template wins over the tokenizer's, as in transformers.
+        legacy = directory / "chat_template.json"
+        if legacy.is_file() and not (directory / "chat_template.jinja").is_file():
             self.tokenizer.chat_template = read_json_object(legacy).get("chat_template")
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
@@ -79,7 +90,9 @@ class Processor:
             raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
         self.end_ids = self._end_ids(directory)
         special = [i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special]
-        special = {*special, *self.tokenizer.all_special_ids} - {*self.end_ids}
+        tags = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.content in TAGS}
+        self.control_ids = {*special, *self.tokenizer.all_special_ids} - tags
+        special = self.control_ids - {*self.end_ids}
         self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
         self.suppressed_tokens[[*special, *range(len(self.tokenizer), vocabulary)]] = True
 
@@ -106,8 +119,12 @@ class Processor:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """Ids to text without chat control tokens; invalid UTF-8 pieces become U+FFFD."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        """Ids to text without chat control tokens; invalid UTF-8 pieces become U+FFFD.
+
+        The tags of an answer stay, even where a tokenizer calls them special.
+        """
+        ids = [id for id in map(int, ids) if id not in self.control_ids]
+        return self.tokenizer.decode(ids)
 
     def template(self, num_images: int) -> tuple[list[int], list[int]]:
         """Token ids of one user turn before and after the question, one slot per image."""
@@ -125,6 +142,15 @@ class Processor:
         before, after = rendered.split(USER_TEXT)
         encode = self.tokenizer.encode
         return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes of the answer: `<think>` of a thinking checkpoint, else "".
+
+        A completion's text begins with it, since its tokens do not.
+        """
+        after = self.tokenizer.decode(self.template(0)[1])
+        return "<think>" if after.rstrip().endswith("<think>") else ""
 
     def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
         """Widen each image slot to its number of image tokens and add the positions."""

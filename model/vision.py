@@ -1,13 +1,18 @@
-"""The vision tower of Qwen2-VL: patches of an image -> image tokens of the language model's width.
+"""The vision towers of the Qwen-VL families: patches of an image -> image tokens.
 
 A patch is one row of numbers (channels x time x height x width), so the patch embedding is a plain
 Linear: the checkpoint's 3-D convolution has a stride equal to its kernel. The patches attend to all
-patches of their own image, with rotary positions in two dimensions (half of each head turns with
+patches of their own frame, with rotary positions in two dimensions (half of each head turns with
 the row, half with the column). At the end each square of `spatial_merge_size`^2 neighbouring
 patches, consecutive in `model/image.py`'s order, is merged into one image token.
 
-Source: Qwen2-VL, arXiv:2409.12191, section 2.1. Letters: M patches, Q image tokens, D width, E head
-width. Next: model/language.py.
+Qwen2.5-VL: most blocks attend in windows of a few tokens only (`window_order`). Qwen3-VL: learned
+positions are added to the patches (`learned_positions`), and the output of a few blocks goes to the
+first layers of the language model as well, each through a merger of its own (DeepStack,
+arXiv:2406.04334): that is the dimension L, for levels, of the features.
+
+Sources: arXiv:2409.12191, section 2.1; arXiv:2502.13923, 2.1; arXiv:2511.21631. Letters: M patches,
+Q image tokens, L levels, D width, E head width. Next: model/language.py.
 """
 
 from itertools import groupby
@@ -17,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import full_attention
+from model.attention import Runs, bidirectional_attention
 from model.config import VisionConfig
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, (T, 1, E) each
+Grid = tuple[int, int, int]  # time, height, width in patches
 
 
 def rotary_table(angle: Tensor) -> Rotary:
@@ -35,7 +41,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, partner, sin)  # (T, heads, E)
 
 
-def patch_positions(grid: tuple[int, int, int], merge: int) -> Tensor:
+def patch_positions(grid: Grid, merge: int) -> Tensor:
     """Row and column of every patch in merge-block order: (M, 2) for one image."""
     t, h, w = grid
     places = torch.cartesian_prod(torch.arange(h), torch.arange(w))  # (h * w, 2)
@@ -43,40 +49,85 @@ def patch_positions(grid: tuple[int, int, int], merge: int) -> Tensor:
     return blocks.reshape(h * w, 2).repeat(t, 1)  # (M, 2)
 
 
-def vision_rotary(grids: list[tuple[int, int, int]], cfg: VisionConfig, device) -> Rotary:
+def vision_rotary(grids: list[Grid], cfg: VisionConfig, device) -> Rotary:
     """`rotary_table` of the two-dimensional rotary angles."""
     quarter = cfg.embed_dim // cfg.num_heads // 4  # frequencies per axis
-    frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float32) / quarter)  # (E/4,)
+    exponent = torch.arange(quarter, dtype=torch.float32) / quarter
     place = torch.cat([patch_positions(g, cfg.spatial_merge_size) for g in grids])  # (M, 2)
-    return rotary_table((place[:, :, None] * frequency).flatten(1).to(device))
+    angle = place[:, :, None] * cfg.rope_theta**-exponent  # (M, 2, E/4)
+    return rotary_table(angle.flatten(1).to(device))
 
 
-def through(layers: nn.ModuleList, x: Tensor, *context, recompute: bool) -> Tensor:
-    """One layer after the other. With `recompute` only a layer's input is stored, and backward
-    computes its activations once more (activation checkpointing, arXiv:1604.06174)."""
-    for layer in layers:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(layer, x, *context, use_reentrant=False)
-        else:
-            x = layer(x, *context)
-    return x
+def learned_positions(table: Tensor, grids: list[Grid], cfg: VisionConfig) -> Tensor:
+    """The square table (side^2, D), read bilinearly with aligned corners: (M, D) fp32."""
+    parts = []
+    for grid in grids:
+        place = patch_positions(grid, cfg.spatial_merge_size).to(table.device)  # (M, 2)
+        last = torch.tensor(grid[1:], device=table.device) - 1  # row and column of the last patch
+        at = place * (cfg.position_side - 1) / last.clamp(min=1)  # (M, 2) in the table
+        low = at.floor().long()  # (M, 2)
+        high, part = (low + 1).clamp(max=cfg.position_side - 1), at - low  # (M, 2) each
+        corners = [
+            (row[:, 0] * cfg.position_side + column[:, 1], a[:, 0] * b[:, 1])
+            for row, a in ((low, 1 - part), (high, part))
+            for column, b in ((low, 1 - part), (high, part))
+        ]
+        parts.append(sum(table[index].float() * weight[:, None] for index, weight in corners))
+    return torch.cat(parts)
+
+
+def window_order(grids: list[Grid], cfg: VisionConfig) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The image tokens sorted by windows, and the runs of windows of one size.
+
+    Windows of `window_side`^2 tokens start at the upper left of each frame; those at the right and
+    lower edge are what is left. Their order is free, so windows of one size stand together.
+
+    Returns: token of every place (Q,), and (count, patches of each) of the windows.
+    """
+    side, patches = cfg.window_side, cfg.spatial_merge_size**2
+    order, runs, start = [], [], 0
+    for t, h, w in grids:
+        H, W = h // cfg.spatial_merge_size, w // cfg.spatial_merge_size
+        for _ in range(t):
+            tokens = torch.arange(start, start + H * W).view(H, W)
+            rows = tokens.split((H - H % side, H % side))
+            for part in [part for row in rows for part in row.split((W - W % side, W % side), 1)]:
+                if part.numel() > 0:
+                    a, b = min(side, part.shape[0]), min(side, part.shape[1])
+                    windows = part.view(part.shape[0] // a, a, part.shape[1] // b, b)
+                    order.append(windows.transpose(1, 2).flatten())
+                    runs.append((part.numel() // (a * b), a * b * patches))
+            start += H * W
+    return torch.cat(order), runs
+
+
+def run_layer(layer: nn.Module, x: Tensor, *context, recompute: bool) -> Tensor:
+    """A layer's output. With `recompute` only its input is stored, and backward computes its
+    activations once more (activation checkpointing, arXiv:1604.06174)."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, x, *context, use_reentrant=False)
+    return layer(x, *context)
+
+
+def _norm(width: int, cfg: VisionConfig) -> nn.Module:
+    return (nn.RMSNorm if cfg.family.gated_vision else nn.LayerNorm)(width, eps=1e-6)
 
 
 class PatchEmbed(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        # Only the container of the weight: shape (D, channels, time, height, width), no bias.
+        # Only the container of the weight: shape (D, channels, time, height, width).
         patch = (cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size)
-        self.proj = nn.Conv3d(cfg.in_channels, cfg.embed_dim, patch, bias=False)
+        self.proj = nn.Conv3d(cfg.in_channels, cfg.embed_dim, patch, bias=cfg.family.patch_bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(M, patch numbers) -> (M, D)."""
         weight = self.proj.weight.flatten(1)  # (D, patch numbers)
-        return F.linear(pixels.to(weight.dtype), weight)  # (M, D)
+        return F.linear(pixels.to(weight.dtype), weight, self.proj.bias)  # (M, D)
 
 
 class VisionAttention(nn.Module):
-    """Attention of every patch to all patches of its frame."""
+    """Attention of every patch to all patches of its frame, or of its window."""
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
@@ -84,60 +135,75 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(cfg.embed_dim, 3 * cfg.embed_dim)
         self.proj = nn.Linear(cfg.embed_dim, cfg.embed_dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
-        """(M, D) -> (M, D); `frames`: (consecutive frames, patches of each)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, runs: Runs) -> Tensor:
+        """(M, D) -> (M, D); `runs`: which patches stand together."""
         qkv = self.qkv(x).view(len(x), 3 * self.num_heads, -1)  # (M, 3H, E)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=1)
         # The angles are fp32; in bf16 the product would lose the low bits of far positions.
         q, k = apply_rotary(qk.float(), cos, sin).to(v.dtype).chunk(2, dim=1)  # (M, H, E) each
-        lengths, out = [count * size for count, size in frames], []
-        # Consecutive frames of equal size go through one dense call: (count, H, size, E) each.
-        for (count, size), *run in zip(frames, *(x.split(lengths) for x in (q, k, v)), strict=True):
-            dense = [x.view(count, size, *x.shape[1:]).transpose(1, 2) for x in run]
-            out.append(full_attention(*dense).transpose(1, 2).reshape(count * size, -1))
-        return self.proj(torch.cat(out))  # (M, D)
+        return self.proj(bidirectional_attention(q, k, v, runs).flatten(1))  # (M, D)
 
 
 class VisionMLP(nn.Module):
+    """Two linear layers with GELU: its "quick" form in Qwen2-VL, the tanh form in Qwen3-VL."""
+
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        hidden = int(cfg.embed_dim * cfg.mlp_ratio)
-        self.fc1 = nn.Linear(cfg.embed_dim, hidden)
-        self.fc2 = nn.Linear(hidden, cfg.embed_dim)
+        self.is_quick = cfg.family.vision_act == "quick_gelu"
+        self.fc1 = nn.Linear(cfg.embed_dim, cfg.intermediate_size)
+        self.fc2 = nn.Linear(cfg.intermediate_size, cfg.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, D) -> (M, D)."""
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick" GELU, as the checkpoint was trained
+        return self.fc2(
+            x * torch.sigmoid(1.702 * x) if self.is_quick else F.gelu(x, approximate="tanh")
+        )
+
+
+class GatedVisionMLP(nn.Module):
+    """SwiGLU with biases, in Qwen2.5-VL."""
+
+    def __init__(self, cfg: VisionConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.embed_dim, cfg.intermediate_size)
+        self.up_proj = nn.Linear(cfg.embed_dim, cfg.intermediate_size)
+        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, D) -> (M, D)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class VisionBlock(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
-        self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.norm1, self.norm2 = _norm(cfg.embed_dim, cfg), _norm(cfg.embed_dim, cfg)
         self.attn = VisionAttention(cfg)
-        self.mlp = VisionMLP(cfg)
+        self.mlp = (GatedVisionMLP if cfg.family.gated_vision else VisionMLP)(cfg)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frames: list[tuple[int, int]]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, runs: Runs) -> Tensor:
         """(M, D) -> (M, D); arguments as of `VisionAttention.forward`."""
-        x = x + self.attn(self.norm1(x), cos, sin, frames)
+        x = x + self.attn(self.norm1(x), cos, sin, runs)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchMerger(nn.Module):
     """Concatenate the patches of a merge block and project them to the language model's width."""
 
-    def __init__(self, cfg: VisionConfig):
+    def __init__(self, cfg: VisionConfig, norm_merged: bool = False):
         super().__init__()
         self.merged = cfg.embed_dim * cfg.spatial_merge_size**2
-        self.ln_q = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.norm_merged = norm_merged  # normalise what is concatenated, not each patch
+        self.ln_q = _norm(self.merged if norm_merged else cfg.embed_dim, cfg)
         self.mlp = nn.Sequential(
             nn.Linear(self.merged, self.merged), nn.GELU(), nn.Linear(self.merged, cfg.hidden_size)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, D) -> (Q, hidden_size)."""
+        if self.norm_merged:
+            return self.mlp(self.ln_q(x.view(-1, self.merged)))  # (Q, hidden_size)
         return self.mlp(self.ln_q(x).view(-1, self.merged))  # (Q, hidden_size)
 
 
@@ -147,22 +213,45 @@ class VisionTower(nn.Module):
         self.cfg = cfg
         self.gradient_checkpointing = False
         self.patch_embed = PatchEmbed(cfg)
+        if cfg.position_side:
+            self.pos_embed = nn.Embedding(cfg.position_side**2, cfg.embed_dim)
         self.blocks = nn.ModuleList(VisionBlock(cfg) for _ in range(cfg.depth))
         self.merger = PatchMerger(cfg)
+        self.deepstack_merger_list = nn.ModuleList(
+            PatchMerger(cfg, norm_merged=True) for _ in cfg.deep_blocks
+        )
 
-    def forward(self, pixels: Tensor, grids: list[tuple[int, int, int]]) -> Tensor:
+    def forward(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
         """Encode images.
 
         Args:
             pixels: (M, patch numbers) of all images end to end, from `model.image.patchify`.
             grids: (t, h, w) in patches of each image; the products sum to M.
-        Returns: (Q, hidden_size), image after image.
+        Returns: (Q, L, hidden_size), image after image.
         """
+        cfg, device = self.cfg, pixels.device
         if sum(t * h * w for t, h, w in grids) != len(pixels):
             raise ValueError(f"grids {grids} do not describe {len(pixels)} patches")
-        sizes = [h * w for t, h, w in grids for _ in range(t)]  # patches of every frame
-        frames = [(len([*run]), size) for size, run in groupby(sizes)]  # (consecutive frames, size)
-        cos, sin = vision_rotary(grids, self.cfg, pixels.device)
         x = self.patch_embed(pixels)  # (M, D)
-        x = through(self.blocks, x, cos, sin, frames, recompute=self.gradient_checkpointing)
-        return self.merger(x)
+        if cfg.position_side:
+            x = x + learned_positions(self.pos_embed.weight, grids, cfg).to(x.dtype)
+        cos, sin = vision_rotary(grids, cfg, device)  # (M, 1, E) each
+        sizes = [h * w for t, h, w in grids for _ in range(t)]  # patches of every frame
+        frames = windows = Runs([(len([*run]), size) for size, run in groupby(sizes)], device)
+        if cfg.window_side:
+            order, runs = window_order(grids, cfg)  # (Q,)
+            order, windows = order.to(device), Runs(runs, device)
+            x, cos, sin = (_reordered(part, order) for part in (x, cos, sin))
+        levels = []  # (Q, hidden_size) each
+        for number, block in enumerate(self.blocks):
+            runs = frames if number in cfg.full_blocks else windows
+            x = run_layer(block, x, cos, sin, runs, recompute=self.gradient_checkpointing)
+            if number in cfg.deep_blocks:
+                levels.append(self.deepstack_merger_list[len(levels)](x))
+        features = torch.stack([self.merger(x), *levels], dim=1)  # (Q, L, hidden_size)
+        return features[order.argsort()] if cfg.window_side else features
+
+
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    """The patches of the image tokens in another order: (M, ..) -> (M, ..)."""
+    return x.view(len(order), -1, *x.shape[1:])[order].flatten(0, 1)

@@ -42,7 +42,7 @@ class Prompt:
     positions: Tensor  # (3, P) int64
     pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
     grids: list[Grid]
-    features: Tensor | None = None  # (Q, D): the tower's output, stored while the tower is frozen
+    features: Tensor | None = None  # (Q, L, D): the tower's output, stored while it is frozen
 
     @property
     def next_position(self) -> int:
@@ -101,7 +101,7 @@ class VLM(nn.Module):
         return self.model.norm.weight.device
 
     def image_features(self, prompts: list[Prompt]) -> Tensor | None:
-        """Run the tower once over the images of all prompts: (Q, D), or None without images."""
+        """Run the tower once over the images of all prompts: (Q, L, D), or None without images."""
         prompts = [prompt for prompt in prompts if prompt.pixels is not None]
         if not prompts:
             return None
@@ -111,8 +111,8 @@ class VLM(nn.Module):
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
     def keep_image_features(self, prompts: list[Prompt]) -> Tensor | None:
-        """`image_features` (Q, D), stored in the prompts for every later use."""
-        features = self.image_features(prompts)  # (Q, D)
+        """`image_features` (Q, L, D), stored in the prompts for every later use."""
+        features = self.image_features(prompts)  # (Q, L, D)
         if features is not None:
             merge = self.cfg.vision.spatial_merge_size**2
             counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
@@ -120,15 +120,19 @@ class VLM(nn.Module):
                 prompt.features = part if prompt.grids else None
         return features
 
+    def image_slots(self, ids: Tensor) -> Tensor:
+        """The packed tokens that stand for image tokens: (Q,) int64."""
+        return (ids == self.cfg.image_token_id).nonzero().squeeze(1)
+
     def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
-        """Text from the embedding, image slots from the tower: (T,) -> (T, D)."""
+        """Text from the embedding, image slots from the tower's last level: (T,) -> (T, D)."""
         x = F.embedding(ids, self.model.embed_tokens.weight)  # (T, D)
         if features is None:
             return x
-        slots = (ids == self.cfg.image_token_id).nonzero().squeeze(1)  # (Q,)
+        slots = self.image_slots(ids)  # (Q,)
         if len(slots) != len(features):
             raise ValueError(f"{len(slots)} image slots but {len(features)} image tokens")
-        return x.index_copy(0, slots, features.to(x.dtype))
+        return x.index_copy(0, slots, features[:, 0].to(x.dtype))
 
     def forward(
         self,
@@ -143,8 +147,11 @@ class VLM(nn.Module):
         Args:
             ids: (T,) int64. positions: (3, T). prompts: whose images fill the slots among `ids`.
         """
-        x = self.embed(ids, self.image_features(prompts))  # (T, D)
-        return self.model(x, mrope(positions, self.cfg.text), layout, cache)
+        features = self.image_features(prompts)  # (Q, L, D)
+        x, rotary = self.embed(ids, features), mrope(positions, self.cfg.text)  # (T, D)
+        if features is None or features.shape[1] == 1:
+            return self.model(x, rotary, layout, cache)
+        return self.model(x, rotary, layout, cache, self.image_slots(ids), features[:, 1:])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32: logits rounded to bf16 are off by up to 0.06 nats."""

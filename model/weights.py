@@ -1,8 +1,9 @@
 """Load and save Hugging Face checkpoints: safetensors files, single or sharded, nothing else.
 
-Two names exist for every tensor. The published Qwen2-VL files have `model.layers.0...`,
-`visual...`; transformers >= 4.52 has `model.language_model.layers.0...`, `model.visual...`. Both
-are read. The files hold q_proj, k_proj and v_proj; here one matrix has the rows of all three.
+Several names exist for every tensor. The published Qwen2-VL files have `model.layers.0...`,
+`visual...`; transformers >= 4.52 has `model.language_model.layers.0...`, `model.visual...`; serving
+engines write `language_model.model.layers.0...`. All are read (`published_name`). The files hold
+q_proj, k_proj and v_proj; here one matrix has the rows of all three.
 Saving writes **exactly the files of the source directory**: the same keys, shapes and dtypes in the
 same shards, and every companion file byte for byte, so that whatever loaded the source loads the
 result. Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,11 +45,43 @@ class TensorSlot:
 Slots = dict[str, TensorSlot]  # key in the files -> slot
 
 
+PREFIXES = {  # of the layouts in which checkpoints are saved -> of `VLM`
+    "model.language_model.": "model.",
+    "model.visual.": "visual.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+RENAMED = {  # Qwen3-VL's names -> Qwen2-VL's
+    "mlp.linear_fc": "mlp.fc",
+    ".norm.": ".ln_q.",
+    ".linear_fc1.": ".mlp.0.",
+    ".linear_fc2.": ".mlp.2.",
+}
+
+
+def local_directory(model: Path) -> Path:
+    """The directory of a checkpoint: `model` itself, or what the hub's cache has under that name.
+
+    Raises InputError if it is neither; nothing is downloaded.
+    """
+    if model.exists() or len(model.parts) != 2 or model.is_absolute():
+        return model
+    try:
+        return Path(snapshot_download(str(model), local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        download = f"hf download {model} --local-dir {model.name}"
+        raise InputError(f"--model {model}: no such directory; {download}") from None
+
+
 def published_name(key: str) -> str:
-    """The published name of a checkpoint key, whichever of the two layouts it comes from."""
-    for prefix, published in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+    """The name in `VLM` of a checkpoint key, whichever of the layouts it comes from."""
+    for prefix, published in PREFIXES.items():
         if key.startswith(prefix):
-            return published + key[len(prefix) :]
+            key = published + key[len(prefix) :]
+            break
+    if key.startswith("visual."):
+        for theirs, ours in RENAMED.items():
+            key = key.replace(theirs, ours)
     return key
 
 
@@ -85,11 +120,7 @@ def read_slots(directory: Path) -> Slots:
     elif (directory / SINGLE).is_file():
         files = [SINGLE]
     else:
-        names = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
-        raise InputError(
-            f"--model {directory}: neither {SINGLE} nor {INDEX} here (found: {names}); "
-            "convert .bin checkpoints to safetensors first"
-        )
+        raise InputError(f"--model {directory}: {_what_is_there(directory)}")
     slots: Slots = {}
     for file in files:
         path = directory / file
@@ -106,12 +137,27 @@ def read_slots(directory: Path) -> Slots:
                         raise InputError(f"{directory}: {key} is in {slots[key].file} and {file}")
                     slots[key] = TensorSlot(file, DTYPES[dtype], shape)
         except SafetensorError as error:
+            with path.open("rb") as opened:
+                if opened.read(40).startswith(b"version https://git-lfs"):
+                    raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
             raise InputError(f"{path}: damaged safetensors file ({error})") from None
     file_of = {key: slot.file for key, slot in slots.items()}
     if weight_map is not None and weight_map != file_of:
         keys = sorted(key for key, _ in weight_map.items() ^ file_of.items())
         raise InputError(f"{index}: disagrees with its shards about {keys[0]!r}")
     return slots
+
+
+def _what_is_there(directory: Path) -> str:
+    """Why a directory without safetensors cannot be used, and the way on."""
+    names = sorted(path.name for path in directory.iterdir())
+    if "adapter_config.json" in names:
+        return "is an adapter; name the directory of a whole model"
+    if any(name.endswith(".gguf") for name in names):
+        return "holds .gguf files, which are quantised; download the safetensors checkpoint"
+    if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
+        return f"{pickled[0]} is a pickle, which can run code; save it anew as safetensors"
+    return f"neither {SINGLE} nor {INDEX} here (found: {', '.join(names[:8]) or 'nothing'})"
 
 
 def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
@@ -143,7 +189,8 @@ def load_model(
 ) -> VLM:
     """Build the model of a checkpoint directory and fill it, one tensor at a time.
 
-    Peak memory is the model plus one tensor. Raises InputError as `read_slots` and `check_slots`.
+    Peak memory is the model plus one tensor. Raises InputError as `read_slots` and `check_slots`,
+    and where a tied head is repeated with other values.
     """
     directory = Path(directory)
     slots = read_slots(directory)
@@ -151,13 +198,19 @@ def load_model(
         model = VLM(VLMConfig.from_directory(directory)).to(dtype)
     check_slots(slots, model, directory)
     model.to_empty(device=device)
-    parameters = published_tensors(model)
+    parameters, repeated = published_tensors(model), []
     for file in sorted({slot.file for slot in slots.values()}):
         with safe_open(directory / file, "pt") as tensors:
             for key in sorted(k for k, slot in slots.items() if slot.file == file):
                 name = published_name(key)
-                if name in parameters:  # all but a repeated tied head
+                if name in parameters:
                     parameters[name].copy_(tensors.get_tensor(key))
+                else:  # a repeated tied head
+                    repeated.append(tensors.get_tensor(key))
+    for head in repeated:
+        if not torch.equal(head.to(device, dtype), model.head_weight):
+            what = "lm_head.weight differs from the embedding, but config.json ties them"
+            raise InputError(f"{directory}: {what}; set tie_word_embeddings to false")
     return model
 
 

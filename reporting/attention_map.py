@@ -7,7 +7,7 @@ from, not why an answer was given (Jain and Wallace, arXiv:1902.10186): look, bu
 import torch
 from torch import Tensor
 
-from model.language import mrope
+from model.language import add_deep, mrope
 from model.vlm import VLM, Prompt, make_pack
 
 
@@ -20,17 +20,20 @@ def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tenso
     """
     pack = make_pack([prompt], [[completion]], model.device)
     P, T = len(prompt.ids), len(pack.ids)
-    x = model.embed(pack.ids, model.image_features([prompt]))  # (T, D)
+    features = model.image_features([prompt])  # (Q, L, D)
+    x = model.embed(pack.ids, features)  # (T, D)
+    deep = None if features is None else features[:, 1:]  # (Q, L - 1, D)
     rotary = tuple(table.to(x.dtype) for table in mrope(pack.positions, model.cfg.text))
     later = torch.ones(T - P, T, dtype=torch.bool, device=x.device).triu(P + 1)  # (C, T)
     total = torch.zeros(T - P, P, device=x.device)
-    for layer in model.model.layers:
+    for number, layer in enumerate(model.model.layers):
         q, k, _ = layer.self_attn.project(layer.input_layernorm(x), rotary)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (T, H, E)
         scores = torch.einsum("che,the->hct", q[P:].float(), k.float()) * q.shape[-1] ** -0.5
         weights = scores.masked_fill(later, float("-inf")).softmax(-1)  # (H, C, T)
         total += weights[:, :, :P].mean(0)
         x = layer(x, rotary, pack.layout, None)
+        x = add_deep(x, model.image_slots(pack.ids), deep, number)
     return (total / len(model.model.layers)).cpu()
 
 

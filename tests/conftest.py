@@ -54,6 +54,17 @@ def tiny_dir(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def tiny_dirs(tiny_dir, tmp_path_factory) -> dict[str, Path]:
+    """A directory like `tiny_dir` of every family."""
+    from tests.model.families import CLASSES, write_tiny_directory
+
+    folder = tmp_path_factory.mktemp("families")
+    others = [family for family in CLASSES if family != "qwen2_vl"]
+    dirs = {family: write_tiny_directory(family, tiny_dir, folder / family) for family in others}
+    return dirs | {"qwen2_vl": tiny_dir}
+
+
 # ---- the campaign: `python -m pytest -m campaign` ------------------------------------------------
 
 from tests.campaign import Campaign  # noqa: E402

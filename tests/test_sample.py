@@ -15,6 +15,7 @@ from PIL import Image
 import sample
 from model import attention
 from model.attention import Span
+from model.config import FAMILIES
 from model.language import DecodingStep
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
@@ -25,9 +26,9 @@ from sample import Decoder, Rollout, choose_tokens, completion_uniforms, generat
 from tests.model.test_shared_prefix import some_groups
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_dir):
-    return load_model(tiny_dir), Processor(tiny_dir)
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request, tiny_dirs):
+    return load_model(tiny_dirs[request.param]), Processor(tiny_dirs[request.param])
 
 
 @pytest.fixture

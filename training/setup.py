@@ -12,7 +12,7 @@ from config import TrainConfig
 from data.files import SkipLog
 from model.processor import Processor
 from model.vlm import VLM
-from model.weights import load_model
+from model.weights import load_model, local_directory
 from runtime import distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -52,7 +52,10 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         check_output_dir(cfg.output_dir)
     check_ranks(cfg)
     SkipLog.reported.clear()
+    cfg = replace(cfg, model=local_directory(cfg.model))
     processor = Processor(cfg.model, cfg.max_pixels)
+    if processor.opening and cfg.prompt_mode == "direct":
+        raise InputError("--prompt_mode direct: the model's template opens a thought; use think")
     task = load_task(cfg, processor)
     evaluated = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
     usable = usable_splits({"train": task.train} | evaluated, processor, cfg)

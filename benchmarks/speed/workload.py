@@ -128,7 +128,8 @@ class Workload:
         else:
             self.model = random_model(VLMConfig.from_dict(self.size.config))
             suppressed = torch.arange(self.model.cfg.text.vocab_size) >= self.size.words
-            self.processor = SimpleNamespace(suppressed_tokens=suppressed, decode=lambda ids: "")
+            words = dict(decode=lambda ids: "", opening="")
+            self.processor = SimpleNamespace(suppressed_tokens=suppressed, **words)
         self.processor.end_ids = []
         self.model.to(device, self.dtype).visual.requires_grad_(False)
 

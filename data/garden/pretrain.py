@@ -153,7 +153,7 @@ def dialogue_pack(examples: list[PromptedPicture], processor, rng) -> tuple[Pack
 def vision_stage(model: VLM, heads: PerceptionHeads, batch: Batch) -> dict[str, Tensor]:
     """Forward and backward of the vision stage; returns the metrics."""
     pictures, prompts = zip(*sum(batch.values(), []), strict=True)
-    loss, accuracy = heads(model.image_features(prompts), pictures)
+    loss, accuracy = heads(model.image_features(prompts)[:, 0], pictures)
     loss.backward()
     return {"loss": loss.detach(), "accuracy": accuracy}
 
@@ -167,14 +167,14 @@ def joint_stage(
     metrics = {"loss": 0.0}
     for kind, (pack, weights) in packs.items():
         pictures, prompts = zip(*batch[kind], strict=True)
-        features = model.keep_image_features(prompts)  # (Q, D), for dialogues and heads alike
+        features = model.keep_image_features(prompts)  # (Q, L, D), for dialogues and heads alike
         logp, _ = completion_logps(model, pack)  # (C,)
         nll = -(logp * weights).sum()
         loss = nll / total
         metrics["loss"] += loss.detach()
         metrics[f"nll/{kind}"] = nll.detach() / weights.sum()
         if kind not in ("growth", "digit"):
-            side_loss, metrics[f"accuracy/{kind}"] = heads(features, pictures)
+            side_loss, metrics[f"accuracy/{kind}"] = heads(features[:, 0], pictures)
             loss = loss + SIDE_LOSS * side_loss * len(pictures) / sum(BATCH.values())
         loss.backward()
     return metrics

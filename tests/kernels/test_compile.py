@@ -24,7 +24,14 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-LARGEST = ("odds bf16", "prefix bf16", "suffix bf16", "advantages 4096")
+LARGEST = ("odds bf16", "advantages 4096")  # and all decoding kernels in bf16
+HEADS = {  # key heads, query heads on each; all of width 128
+    "Qwen2-VL-2B": (2, 6),
+    "Qwen2.5-VL-3B": (2, 8),
+    "Qwen2-VL-7B, Qwen2.5-VL-7B": (4, 7),
+    "Qwen3-VL-2B": (8, 2),
+    "Qwen3-VL-4B, -8B": (8, 4),
+}
 
 
 def run_python(*arguments, **environment):
@@ -61,14 +68,17 @@ def launches() -> dict[str, tuple]:
             multiples = ["V", "D", "stride_hc", "stride_wv"]
             launch = (logprob._odds_kernel, types, constants | absent, multiples)
             result[f"odds {use}{name}"] = launch
-        # Qwen2-VL-2B (12 heads on 2 key heads of width 128) and groups of 8.
+        # Groups of 8.
         types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{name}")
         types |= {"lengths_ptr": "*i32", "length_ptr": "*i32", "scale": "fp32"}
-        constants = decode.TILES[dtype] | dict(K=2, R=6, E=128)
-        largest = {"BLOCK_Q": constants.pop("MAX_QUERIES")}
-        result[f"prefix {name}"] = (decode._prefix_kernel, types, constants | largest, [])
-        smallest = {"BLOCK_Q": decode.MIN_QUERIES}
-        result[f"suffix {name}"] = (decode._suffix_kernel, types, constants | smallest, [])
+        for heads, (K, R) in HEADS.items():
+            constants = decode.TILES[dtype] | dict(K=K, R=R, E=128)
+            largest = {"BLOCK_Q": constants.pop("MAX_QUERIES")}
+            launch = (decode._prefix_kernel, types, constants | largest, [])
+            result[f"prefix {name}, {heads}"] = launch
+            smallest = {"BLOCK_Q": decode.MIN_QUERIES}
+            launch = (decode._suffix_kernel, types, constants | smallest, [])
+            result[f"suffix {name}, {heads}"] = launch
     for block_g in (8, advantage.MAX_GROUP_SIZE):
         constants = dict(BLOCK_G=block_g, DIVIDE_BY_STD=True, stride_g=1)
         constants["num_warps"] = advantage.NUM_WARPS
@@ -123,7 +133,7 @@ def binaries(tmp_path_factory):
 @pytest.mark.case("O15")
 @needs_triton
 def test_the_kernels_compile_without_spills_and_bf16_uses_tensor_cores(binaries):
-    assert len(binaries) == 12 + 2 * len(LARGEST)
+    assert len(binaries) == 8 + 2 * len(LARGEST) + (4 + 4) * len(HEADS)
     for name, binary in binaries.items():
         assert binary["STACK"] == binary["LOCAL"] == 0 < binary["REG"], (name, binary)
         if "odds" in name and "bf16" in name:
@@ -156,6 +166,6 @@ if __name__ == "__main__":
         f"{variant} {capability}": compile_kernel(*launch, capability)
         for capability in TENSOR_CORES
         for variant, launch in launches().items()
-        if capability == 90 or variant in LARGEST
+        if capability == 90 or variant in LARGEST or "fix bf16" in variant
     }
     print(json.dumps(binaries))

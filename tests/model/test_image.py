@@ -115,6 +115,25 @@ def test_patches_equal_the_reference_processor_bit_for_bit(reference_class, sett
     assert_bit_equal(reference_class, every_value, settings | exact)
 
 
+PUBLISHED = {  # the fields of each family's preprocessor_config.json
+    "Qwen2-VL, Qwen2.5-VL": QWEN2_VL,
+    "Qwen3-VL": {
+        **{"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2},
+        **{"size": {"shortest_edge": 65536, "longest_edge": 16777216}},
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    },
+}
+
+
+@pytest.mark.case("O7")
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_two_hundred_pictures_are_cut_as_each_family_s_processor_cuts_them(reference_class, family):
+    rng = np.random.default_rng(11)
+    for seed in range(200):
+        size = tuple(int(2 ** rng.uniform(2, 9)) for _ in range(2))
+        assert_bit_equal(reference_class, noise(*size, seed), PUBLISHED[family])
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGB"])
 def test_opaque_modes_equal_the_reference_after_load_image(reference_class, mode):
     image = noise(90, 50).convert(mode)

@@ -1,58 +1,52 @@
-"""The hand-written model equals transformers' Qwen2VLForConditionalGeneration, weight for weight.
+"""The hand-written model equals transformers' three Qwen-VL classes, weight for weight.
 
-Several small random configurations are saved by transformers and loaded through `model/weights.py`:
-tied and untied embeddings, three ratios of query to key heads, prompts with no image, one, and two
-of different size, and batches of different lengths (padded there, packed here). Logits agree to
-1e-5, every parameter gradient to 1e-4, 20 greedy tokens and the M-RoPE positions exactly.
+Small random configurations are saved by transformers and loaded through `model/weights.py`: tied
+and untied embeddings, ratios of query to key heads from 1 to 8, prompts with no image, with one,
+and with several of different size, some smaller than a window, and batches of different lengths
+(padded there, packed here). Logits agree to 1e-5, every parameter gradient to 1e-4, 20 greedy
+tokens and the M-RoPE positions exactly; files saved here load there with equal tensors.
 """
 
 import copy
 
 import pytest
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from safetensors.torch import load_file
 
 from model.attention import KVCache, PackLayout
+from model.config import FAMILIES
 from model.language import DecodingStep, mrope
 from model.vlm import Prompt, rope_positions
-from model.weights import load_model, published_name, published_tensors
+from model.weights import load_model, published_name, published_tensors, save_model
+from tests.model.families import random_reference
 
-PADDING, START, END, IMAGE, VIDEO = 2, 3, 4, 5, 6
-CONFIGS = {
-    "tied, 4 heads on 2": dict(tied=True, heads=4, kv=2, depth=2),
-    "untied, 4 heads on 1": dict(tied=False, heads=4, kv=1, depth=1),
-    "tied, 3 heads on 3": dict(tied=True, heads=3, kv=3, depth=3),
+PADDING, START, END, IMAGE = 2, 3, 4, 6
+CONFIGS = {  # tied, query heads, key heads, blocks of the tower
+    "tied, 4 heads on 2": (True, 4, 2, 4),
+    "untied, 4 heads on 1": (False, 4, 1, 3),
+    "tied, 3 heads on 3": (True, 3, 3, 5),
+    "untied, 6 heads on 1": (False, 6, 1, 4),
+    "tied, 7 heads on 1": (True, 7, 1, 4),
+    "untied, 8 heads on 1": (False, 8, 1, 4),
 }
-GRIDS = {"no image": [], "one image": [(1, 4, 6)], "two images": [(1, 4, 4), (1, 2, 8)]}
+GRIDS = {
+    "no image": [],
+    "one image": [(1, 4, 6)],
+    "two images": [(1, 4, 4), (1, 2, 8)],
+    "three images": [(1, 10, 6), (1, 2, 2), (1, 8, 12)],
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=list(CONFIGS))
-def pair(request, tmp_path_factory):
+def pair(request, family, tmp_path_factory):
     """(transformers model, ours), the same random weights."""
-    sizes = CONFIGS[request.param]
     torch.manual_seed(0)
-    D = 16 * sizes["heads"]
-    rope = dict(rope_type="default", type="mrope", mrope_section=[2, 3, 3], rope_theta=1e4)
-    # Large weights: differences between tokens are visible.
-    text = dict(hidden_size=D, intermediate_size=72, vocab_size=151, initializer_range=0.2)
-    text |= dict(num_hidden_layers=2, num_attention_heads=sizes["heads"], rms_norm_eps=1e-6)
-    text |= dict(num_key_value_heads=sizes["kv"], bos_token_id=0, eos_token_id=1)
-    vision = dict(depth=sizes["depth"], embed_dim=32, hidden_size=D, num_heads=2, mlp_ratio=2)
-    vision |= dict(patch_size=4, spatial_merge_size=2, temporal_patch_size=2, initializer_range=0.2)
-    config = Qwen2VLConfig(
-        text_config=text | {"rope_parameters": rope},
-        vision_config=vision,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-        tie_word_embeddings=sizes["tied"],
-    )
-    reference = Qwen2VLForConditionalGeneration(config).eval()
-    with torch.no_grad():  # transformers starts biases at zero and norms at one
-        for parameter in reference.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    reference = random_reference(family, *CONFIGS[request.param])
     directory = tmp_path_factory.mktemp("reference")
     reference.save_pretrained(directory)
     return reference, load_model(directory)
@@ -171,3 +165,16 @@ def test_twenty_greedy_tokens_with_our_cache_equal_transformers_generate(pair, g
             words = model.embed(torch.tensor(ours[-1:]), None)
             hidden = step(words, mrope(position, model.cfg.text))
     assert ours == theirs.tolist()
+
+
+@pytest.mark.case("O21")
+def test_files_saved_here_load_there_with_nothing_missing_and_equal_tensors(pair, tmp_path):
+    reference, model = pair
+    reference.save_pretrained(tmp_path / "source")
+    save_model(model, tmp_path / "ours", tmp_path / "source")
+    theirs, info = type(reference).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for ours, source in zip(theirs.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, source)
+    files = [load_file(tmp_path / name / "model.safetensors") for name in ("source", "ours")]
+    assert files[0].keys() == files[1].keys()

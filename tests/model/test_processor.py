@@ -22,9 +22,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+import train_grpo
+import train_sft
+from data.examples import Example, Reasoning
 from model.new_checkpoint import CONTROL_TOKENS, TAGS, train_tokenizer
 from model.processor import Processor
+from model.weights import load_model
+from rewards import classification_reward
 from runtime.errors import InputError
+from sample import generate_group
 
 ROOT = Path(__file__).resolve().parents[2]
 # Width, height and image tokens of a picture: an image token covers 8 x 8 pixels at this size.
@@ -310,3 +316,63 @@ def test_neither_torchvision_nor_the_network_is_used(tiny_dir, processor, tmp_pa
     assert done.returncode == 0, done.stderr
     length = len(processor.prompt("p", [Image.new("RGB", (32, 32))], "What is it?").ids)
     assert done.stdout.split() == [str(length), "False"]
+
+
+THINKING = "{{ messages[0].content[-1].text }}<|im_start|>assistant\n<think>\n"
+
+
+def test_a_thought_that_the_prompt_opens_belongs_to_the_text_of_the_completion(tiny_dir, tmp_path):
+    directory = shutil.copytree(tiny_dir, tmp_path / "thinking")
+    (directory / "chat_template.jinja").write_text(THINKING)
+    processor = Processor(directory)
+    assert (processor.opening, Processor(tiny_dir).opening) == ("<think>", "")
+    prompt = processor.prompt("a", [], "Which species?")
+    rollout = generate_group(load_model(directory), processor, [prompt], 4, 6)
+    for text, ids in zip(rollout.texts, rollout.ids, strict=True):
+        assert text == "<think>" + processor.decode(ids)
+    reward = classification_reward(processor.opening + "so</think><answer>cat</answer>", "cat")
+    assert reward.parts == {"correct": 1.0, "format": 1.0}
+    example = Example("a", (), "?", "cat", reasoning=Reasoning("so", "", ""))
+    ids = train_sft.response_ids(example, "think", processor)
+    assert processor.decode(ids) == "so</think><answer>cat</answer>"
+    with pytest.raises(InputError, match="--prompt_mode direct: the model's template opens"):
+        train_grpo.main(["--model", str(directory), "--prompt_mode", "direct"])
+
+
+def test_tags_that_a_tokenizer_calls_special_can_be_earned(tiny_dir, tmp_path):
+    directory = shutil.copytree(tiny_dir, tmp_path / "special")
+    raw = json.loads((directory / "tokenizer.json").read_text())
+    for token in raw["added_tokens"]:
+        token["special"] = True
+    (directory / "tokenizer.json").write_text(json.dumps(raw))
+    processor = Processor(directory)
+    ids = processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<answer>"])
+    assert not processor.suppressed_tokens[ids].any()
+    assert torch.equal(processor.suppressed_tokens, Processor(tiny_dir).suppressed_tokens)
+    text = "<think>red</think><answer>Solara</answer>"
+    assert processor.decode(processor.tokenizer.encode(text + "<|im_end|>")) == text
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_processors_files_are_read_as_transformers_reads_them(tiny_dir, tmp_path, nested):
+    """transformers 5 nests the preprocessing; a processor's template wins over the tokenizer's."""
+    directory = shutil.copytree(tiny_dir, tmp_path / "other")
+    path = directory / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    low, high = settings.pop("min_pixels"), settings.pop("max_pixels")
+    settings["size"] = {"min_pixels": low, "max_pixels": high}
+    if nested:
+        path.unlink()
+        text = json.dumps({"image_processor": settings, "processor_class": "Qwen3VLProcessor"})
+        (directory / "processor_config.json").write_text(text)
+    else:
+        path.write_text(json.dumps(settings))
+    (directory / "chat_template.jinja").unlink()
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    text = json.dumps(config | {"chat_template": "{{ messages[0].content[-1].text }} tokenizer"})
+    (directory / "tokenizer_config.json").write_text(text)
+    text = json.dumps({"chat_template": "{{ messages[0].content[-1].text }} processor"})
+    (directory / "chat_template.json").write_text(text)
+    processor = Processor(directory)
+    assert processor.image_cfg == Processor(tiny_dir).image_cfg
+    assert processor.decode(processor.template(0)[1]).strip() == "processor"

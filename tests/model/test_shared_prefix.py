@@ -15,14 +15,15 @@ from torch.distributions import Categorical
 from config import BASE_MODEL
 from model import attention, language
 from model.attention import PackLayout
+from model.config import FAMILIES
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack, rope_positions
 from model.weights import load_model
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_dir):
-    return load_model(tiny_dir), Processor(tiny_dir)
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request, tiny_dirs):
+    return load_model(tiny_dirs[request.param]), Processor(tiny_dirs[request.param])
 
 
 def picture(seed: int, height: int, width: int):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
@@ -22,7 +23,13 @@ import model.weights
 from model.config import VLMConfig
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.vlm import VLM
-from model.weights import load_model, published_tensors, save_model, single_file
+from model.weights import (
+    load_model,
+    local_directory,
+    published_tensors,
+    save_model,
+    single_file,
+)
 from runtime.errors import InputError
 from tests.conftest import TINY
 from tests.model.test_parity import inputs_of, our_forward
@@ -251,6 +258,12 @@ NEW_NORM = "model.language_model.norm.weight"
 DAMAGED = {
     "no directory": (shutil.rmtree, "source: no such directory"),
     "only .bin": (lambda d: (d / SINGLE).rename(d / "pytorch_model.bin"), "pytorch_model.bin"),
+    "only .gguf": (lambda d: (d / SINGLE).rename(d / "model.gguf"), "safetensors checkpoint"),
+    "an adapter": (lambda d: (d / SINGLE).rename(d / "adapter_config.json"), "is an adapter"),
+    "git-lfs pointer": (
+        lambda d: (d / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
+        "run git lfs pull",
+    ),
     "truncated data": (cut(SINGLE, -9), SINGLE),
     "empty file": (cut(SINGLE, 0), SINGLE),
     "extra key": (edit(SINGLE, {"score": torch.ones(2)}), "'score'"),
@@ -303,11 +316,11 @@ DAMAGED_CONFIGS = {
     "not JSON": (cut("config.json", 20), "config.json"),
     "other model": (edit_config(model_type="llava"), "'llava'"),
     "no sizes": (edit_config(hidden_size=None), "hidden_size"),
-    "no tower": (edit_config(vision_config={}), "depth"),
+    "no tower": (edit_config(vision_config={}), "hidden_size"),
     "no rope": (edit_config(rope_scaling=None), "mrope_section"),
     "infinite": (edit_config(vocab_size=float("inf")), "wrong type"),
     "negative": (edit_config(num_hidden_layers=-1), "num_hidden_layers is -1"),
-    "5 heads": (edit_config(num_attention_heads=5), "num_attention_heads must divide"),
+    "5 heads": (edit_config(num_attention_heads=5), "num_key_value_heads must divide"),
     "3 key heads": (edit_config(num_key_value_heads=3), "num_key_value_heads must divide"),
     "another width": (edit_config(intermediate_size=64), "model.layers.0.mlp"),
     "another depth": (edit_config(num_hidden_layers=3), "layers.2"),
@@ -334,3 +347,36 @@ def test_a_model_is_not_saved_with_the_files_of_another(skeleton, tmp_path):
     with pytest.raises(InputError, match="gone: the source directory is gone"):
         save_model(m, tmp_path / "out", tmp_path / "gone", single_file(m, torch.float32))
     assert snapshot(tmp_path) == before
+
+
+def test_a_repeated_head_with_other_values_is_refused(skeleton, tmp_path):
+    tensors = write_source(skeleton, tmp_path / "source", head="tied, head repeated")
+    save_file(tensors | {"lm_head.weight": tensors[EMBED] + 1}, tmp_path / "source" / SINGLE)
+    with pytest.raises(InputError, match="differs from the embedding"):
+        load_model(tmp_path / "source")
+
+
+def test_the_prefixes_of_serving_engines_are_read_and_written_back(skeleton, tmp_path):
+    tensors = write_source(skeleton, tmp_path / "source", head="untied")
+    renamed = {
+        key if key.startswith("visual.") else f"language_model.{key}": value
+        for key, value in tensors.items()
+    }
+    save_file(renamed, tmp_path / "source" / SINGLE)
+    save_model(load_model(tmp_path / "source"), tmp_path / "out", tmp_path / "source")
+    saved = load_file(tmp_path / "out" / SINGLE)
+    assert saved.keys() == renamed.keys()
+    assert all(torch.equal(saved[key], renamed[key]) for key in saved)
+
+
+def test_a_name_on_the_hub_is_looked_up_in_the_cache_and_never_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="hf download Qwen/Some-VL --local-dir Some-VL"):
+        local_directory(Path("Qwen/Some-VL"))
+    repository = tmp_path / "models--Qwen--Some-VL"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    assert local_directory(Path("Qwen/Some-VL")) == repository / "snapshots" / ("0" * 40)
+    assert local_directory(tmp_path) == tmp_path
+    assert local_directory(Path("no/such/place")) == Path("no/such/place")  # refused by its reader

@@ -110,8 +110,8 @@ def as_adapter(directory: Path) -> None:
 
 
 SPOILED = {
-    "only .bin": (lambda d: only(d, "pytorch_model.bin"), "found: ", "pytorch_model.bin"),
-    "only .pth": (lambda d: only(d, "model.pth"), "neither model.safetensors nor", "model.pth"),
+    "only .bin": (lambda d: only(d, "pytorch_model.bin"), "is a pickle", "pytorch_model.bin"),
+    "only .pth": (lambda d: only(d, "model.pth"), "save it anew as safetensors", "model.pth"),
     "shards without their index": (
         lambda d: only(d, "model-00001-of-00002.safetensors"),
         "neither model.safetensors nor",
@@ -133,7 +133,7 @@ SPOILED = {
     "another architecture": (
         lambda d: (d / "config.json").write_text('{"model_type": "llava"}'),
         "config.json: model_type is 'llava'",
-        "pass --model a Qwen2-VL directory",
+        "pass --model such a directory",
     ),
     "a tokenizer of another model": (
         lambda d: (d / "config.json").write_text(
