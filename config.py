@@ -57,6 +57,7 @@ class TaskConfig:
     )
     tolerance: float = flag(0.04, "measure: relative error of a number that is still right")
     ordered: bool = flag(False, "change: the order of the calls counts")
+    list_classes: bool = flag(False, "cls: the question lists the class names to choose from")
     shuffle_labels: bool = flag(False, "cls, control run: train on wrong labels; must not help")
     coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
         "auto", "format in which the model writes boxes; auto: what its family was taught"

@@ -8,6 +8,7 @@ data/box_formats.py), and compared there. Next: tasks/det.py.
 import contextlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from rewards import well_formed_box, well_formed_boxes
 from runtime.errors import InputError
 from tasks.scenes import Splits
 
+BOX_ANSWER = "Answer with a JSON list of"  # how `box_instruction` begins
 ANY_CANVAS = (1e6, 1e6)  # of boxes whose format is not known yet
 
 
@@ -66,11 +68,22 @@ def in_model_format(splits: Splits, cfg: TaskConfig, image_cfg: ImageConfig | No
     }
 
 
+def box_instruction(box_format: BoxFormat, canvas: tuple[float, float]) -> str:
+    """What a question from outside is told: the form that Qwen2.5-VL and Qwen3-VL were taught, and
+    what its numbers count."""
+    unit = "0-1000 of the image's width and height"
+    if box_format != "norm1000":
+        unit = "pixels of an image of {:g} x {:g}".format(*canvas)
+    item = '{"bbox_2d": [x1, y1, x2, y2], "label": "..."}'
+    return f"{BOX_ANSWER} {item}, coordinates in {unit}; [] if there is none."
+
+
 def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Example:
     """The example with the boxes of its target in the model's format, `cfg.coords`.
 
     They come in the example's own format, unless `cfg.data_coords` says otherwise. A target that is
-    one bare box stays one; labels are kept. Boxes refer to the upright first image.
+    one bare box stays one; labels are kept. Boxes refer to the upright first image. A question from
+    outside that does not say how to answer is told (`box_instruction`).
 
     Args:
         image_cfg: preprocessing of the model, which decides the size of a resized image.
@@ -101,25 +114,30 @@ def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None =
         target = json.dumps([{"bbox_2d": box} | label for box, label in items])
     else:
         target = box_list(rounded)
-    return replace(example, target=target, box_format=cfg.coords, canvas=canvas)
+    question = example.question
+    if cfg.data != "garden" and not re.search("<answer>|bbox|Position", question):
+        question = f"{question} {box_instruction(cfg.coords, canvas)}"
+    return replace(example, question=question, target=target, box_format=cfg.coords, canvas=canvas)
 
 
 def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """COCO's mAP (mean over IoU 0.50 to 0.95) and AP50, by pycocotools.
 
     Every example is a question about one category in one image, and the question, which names the
-    category, is COCO's category, together with the label where boxes have one. Categories without
-    a true box in the split do not count, as in COCO. An answer outside the grammar has no boxes; a
-    box without confidence has confidence 1.
+    category, is COCO's category, together with the label where true boxes have one. Categories
+    without a true box in the split do not count, as in COCO. An answer outside the grammar has no
+    boxes; a box without confidence has confidence 1.
     """
     coco = optional_import("pycocotools.coco", "pycocotools")
     cocoeval = optional_import("pycocotools.cocoeval", "pycocotools")
     categories: dict[tuple[str, str], int] = {}  # (question, label) -> id
     truths, detections = [], []
     for image_id, (example, text) in enumerate(zip(examples, texts, strict=True), 1):
+        question = example.question.partition(BOX_ANSWER)[0]  # the rest depends on the image
+        is_labelled = any(box.label for box in boxes_of(example.target, example))
         for answer, rows in ((example.target, truths), (parse_answer(text), detections)):
             for box in boxes_of(answer, example):
-                name = (example.question, box.label or "")
+                name = (question, (is_labelled and box.label) or "")
                 row = {"id": len(rows) + 1, "image_id": image_id, "area": area(box), "iscrowd": 0}
                 row["category_id"] = categories.setdefault(name, len(categories) + 1)
                 row["bbox"] = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]

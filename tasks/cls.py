@@ -26,7 +26,9 @@ from tasks.loose import loose_name_correct
 from tasks.scenes import Splits, answer_task
 from tasks.task import Task
 
-FLAGS = ("shots", "held_out_per_class", "shuffle_labels", "dense")  # what this task reads
+# What this task reads.
+FLAGS = ("shots", "held_out_per_class", "list_classes", "shuffle_labels", "dense")
+MAX_LISTED = 4000  # characters of class names in a question
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -34,6 +36,10 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
     train, evaluated = garden_splits(cfg) if cfg.data == "garden" else labelled_splits(cfg)
     if cfg.shuffle_labels:
         train = shuffled(train, cfg.split_seed)
+    if cfg.list_classes:
+        names = sorted({e.target for e in sum(evaluated.values(), train)})
+        train, *others = (with_names(e, names) for e in (train, *evaluated.values()))
+        evaluated = dict(zip(evaluated, others, strict=True))
     splits = train, evaluated
     return answer_task("cls", cfg, splits, classification_reward, loose_name_correct, 40)
 
@@ -61,6 +67,15 @@ def labelled_splits(cfg: TaskConfig) -> Splits:
     items = load_labelled(cfg.data, cfg.max_skip, cfg.data_root)
     train, held_out = few_shot_split(items, cfg.shots, cfg.split_seed, cfg.held_out_per_class)
     return train, {"held_out": held_out}
+
+
+def with_names(examples: list[Example], names: list[str]) -> list[Example]:
+    """The examples, their questions followed by all class names. InputError: they are too long."""
+    listed = ", ".join(names)
+    if len(listed) > MAX_LISTED:
+        what = f"{len(names)} names of {len(listed)} characters"
+        raise InputError(f"--list_classes: {what}, more than {MAX_LISTED}; leave it out")
+    return [replace(e, question=f"{e.question} Choose one of: {listed}.") for e in examples]
 
 
 def shuffled(examples: list[Example], seed: int) -> list[Example]:

@@ -26,6 +26,7 @@ from rewards import WEIGHTS
 from runtime.errors import InputError
 from tasks import cls
 from tasks.task import Task
+from tests.helpers import folder_of_classes
 
 ROOT = Path(cls.__file__).parents[1]
 RIGHT = "<think>six petals</think><answer>Solara minor</answer>"
@@ -193,3 +194,14 @@ def test_rows_of_visual_rft_become_a_task_with_their_own_question(tmp_path):
     assert question == f"Which breed? {INSTRUCTIONS['think']}"
     with pytest.raises(InputError, match="--shots 2 .*'beagle' has 2"):
         load(path, shots=2)
+
+
+def test_the_question_lists_the_classes_if_asked_and_not_too_many(tmp_path, monkeypatch):
+    data = folder_of_classes(tmp_path / "photos")
+    task = cls.load(TaskConfig(data=str(data), list_classes=True))
+    for example in (*task.train, *task.splits["held_out"]):
+        assert "Choose one of: rose, tulip." in example.question
+    assert all("Choose" not in e.question for e in cls.load(TaskConfig(data=str(data))).train)
+    monkeypatch.setattr(cls, "MAX_LISTED", 10)
+    with pytest.raises(InputError, match="--list_classes: 2 names of 11 characters, more than 10"):
+        cls.load(TaskConfig(data=str(data), list_classes=True))

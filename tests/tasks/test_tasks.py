@@ -11,6 +11,7 @@ import io
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -29,7 +30,14 @@ from reporting.provenance import data_hash
 from rewards import WEIGHTS
 from runtime.errors import InputError
 from tasks import TASKS, change
-from tasks.boxes import average_precision, converted, cumulative_iou, is_box_list, is_one_box
+from tasks.boxes import (
+    average_precision,
+    box_instruction,
+    converted,
+    cumulative_iou,
+    is_box_list,
+    is_one_box,
+)
 from tasks.ovd import BASE_COLOURS, NEW_COLOURS
 from tasks.task import Task
 
@@ -230,6 +238,13 @@ def test_average_precision_of_hand_worked_cases():
     absent = Example("d", (), "Find every bee.", "No Objects")
     metrics = average_precision([*TRUTH, absent], [*PERFECT, completion("[[0, 0, 9, 9]]")])
     assert metrics == pytest.approx({"mAP": 1.0, "AP50": 1.0})
+    # What the question says of the image is no part of the category, nor is a label not asked for.
+    told = [
+        replace(e, question=f"{e.question} {box_instruction('abs', (k, 9))}")
+        for k, e in enumerate(TRUTH)
+    ]
+    labelled = [text.replace('"Position"', '"label": "cat", "bbox_2d"') for text in PERFECT]
+    assert average_precision(told, labelled) == pytest.approx({"mAP": 1.0, "AP50": 1.0})
 
 
 @pytest.mark.case("O18")
@@ -457,7 +472,8 @@ def image_ids(examples: list[Example]) -> list[str]:
 def test_coco_annotations_become_few_shot_detection(tmp_path, capsys):
     path = coco_file(tmp_path)
     task = load("det", path, held_out_size=8)
-    questions = Counter(e.question.split(" Think")[0] for e in task.train)
+    assert "Answer with a JSON list" in task.train[0].question
+    questions = Counter(e.question.split(" Answer")[0] for e in task.train)
     assert questions == {DET_PROMPT.format(category=c): 2 for c in ("cat", "dog", "horse")}
     assert not set(image_ids(task.train)) & set(image_ids(task.splits["held_out"]))
     ((box,), _) = parse_boxes(task.train[0].target, task.train[0].canvas)
