@@ -18,8 +18,7 @@ import torch
 
 import config
 from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
-from model.processor import Processor
-from model.weights import load_model, local_directory
+from model.load import load_model, load_processor, local_directory
 from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     if cfg.run is not None:
         cfg = as_in_run(cfg)
     cfg = replace(cfg, model=local_directory(cfg.model))
-    processor = Processor(cfg.model, cfg.max_pixels)
+    processor = load_processor(cfg.model, cfg.max_pixels)
     task = load_task(cfg, processor)
     splits = task.splits | {"train": task.train}
     names = [name for name in ("held_out", "ood") if name in splits]

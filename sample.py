@@ -29,12 +29,10 @@ import config
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
 from data.examples import full_question
-from kernels import triton
-from model.attention import KVCache, PackLayout, Span
-from model.language import DecodingStep, mrope
+from model.attention import Span
+from model.load import load_model, load_processor, local_directory
 from model.processor import Processor
-from model.vlm import VLM, Prompt
-from model.weights import load_model, local_directory
+from model.vlm import VLM, DecodingRows, Prompt
 from rewards import FORMATS, classification_reward
 from runtime import console, distributed
 from runtime.device import pick_device
@@ -86,40 +84,29 @@ class Decoder:
     CUDA graph and then replayed.
 
     Args:
-        cache: after the prefill of N groups. position: (B,) int64, where each row's first token
-            stands. uniforms: (B, C_max), one random number per row and token.
+        model_rows: the model after its prefill (`VLM.prefill`). uniforms: (B, C_max), one random
+            number per row and token.
         suppressed_ids: never sampled. temperature: 0 is greedy.
     """
 
     def __init__(
         self,
-        model: VLM,
-        cache: KVCache,
-        position: Tensor,
+        model_rows: DecodingRows,
         uniforms: Tensor,
         suppressed_ids: Tensor,
         temperature: float,
     ):
-        B, longest = uniforms.shape
-        self.model, self.cache, self.uniforms = model, cache, uniforms
-        self.layers = DecodingStep(model.model, cache)
+        self.model_rows, self.uniforms = model_rows, uniforms
         self.suppressed_ids, self.temperature = suppressed_ids, temperature
-        self.rows = torch.arange(B, device=uniforms.device)  # (B,) which rows of the rollout
+        self.rows = torch.arange(len(uniforms), device=uniforms.device)  # (B,) of the rollout
         self.tokens = torch.full_like(uniforms, -1, dtype=torch.int64)  # (B, C_max)
         self.logps = torch.zeros_like(uniforms)  # (B, C_max) fp32
         self.newest = Span(0, 1, uniforms.device)  # the column chosen last
-        # A completion is text: its three positions are equal, and all angles fit one table.
-        last = int(position.max()) + longest
-        self.rotary = mrope(
-            torch.arange(last, device=position.device).expand(3, -1), model.cfg.text
-        )
-        self.position = position
         self.graph: torch.cuda.CUDAGraph | None = None
         self.steps = 0  # since the rows changed
 
-    def choose(self, hidden: Tensor) -> None:
-        """Draw the newest token of every row from its hidden state (B, D)."""
-        logits = self.model.logits(hidden)  # (B, V) fp32
+    def choose(self, logits: Tensor) -> None:
+        """Draw the newest token of every row from its logits (B, V) fp32, which it may change."""
         logits.index_fill_(1, self.suppressed_ids, float("-inf"))
         if self.temperature not in (0.0, 1.0):
             logits /= self.temperature
@@ -139,8 +126,8 @@ class Decoder:
         self.advance()
         self.steps += 1
         # The first steps compile kernels and make workspaces, which a recording may not contain.
-        # Without Triton the attention asks the host for a length, which it may not contain either.
-        if self.rows.is_cuda and triton is not None and self.steps == STEPS_BEFORE_GRAPH:
+        is_recordable = self.rows.is_cuda and self.model_rows.is_recordable
+        if is_recordable and self.steps == STEPS_BEFORE_GRAPH:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):  # records, computes nothing
                 self.advance()
@@ -148,23 +135,19 @@ class Decoder:
     def advance(self) -> None:
         """One token more for all rows, operation by operation."""
         ids = self.tokens[:, self.newest.index].squeeze(1)  # (B,)
-        rotary = tuple(table.index_select(0, self.position) for table in self.rotary)
-        hidden = self.layers(self.model.embed(ids, None), rotary)  # (B, D)
-        self.position += 1
+        logits = self.model_rows(ids)  # (B, V)
         self.newest.advance()
-        self.choose(hidden)
+        self.choose(logits)
 
     def unfinished_groups(self, end_ids: Tensor) -> Tensor:
         """Groups with a row that has not ended: (N',) int64. Asks the host."""
         has_ended = torch.isin(self.tokens, end_ids).any(1)  # (B,)
-        return (~has_ended).view(-1, self.cache.group_size).any(1).nonzero().squeeze(1)
+        return (~has_ended).view(-1, self.model_rows.group_size).any(1).nonzero().squeeze(1)
 
     def keep(self, groups: Tensor) -> None:
         """Drop all groups but these."""
-        self.cache.keep(groups)
-        G = self.cache.group_size
-        rows = (groups[:, None] * G + torch.arange(G, device=groups.device)).flatten()  # (B',)
-        for name in ("rows", "position", "uniforms", "tokens", "logps"):
+        rows = self.model_rows.keep(groups)  # (B',)
+        for name in ("rows", "uniforms", "tokens", "logps"):
             setattr(self, name, getattr(self, name)[rows])
         self.graph, self.steps = None, 0
 
@@ -198,25 +181,11 @@ def generate_group(
             uniforms[b] = torch.from_numpy(completion_uniforms(*key, max_completion_length))
 
     # Prefill: every prompt once.
-    cache = KVCache(G, max_completion_length, device)
-    layout = PackLayout([len(p.ids) for p in prompts], [[] for _ in prompts], device)
-    ids = torch.cat([p.ids for p in prompts]).to(device)  # (T,)
-    positions = torch.cat([p.positions for p in prompts], dim=1).to(device)  # (3, T)
-    hidden = model(ids, positions, layout, prompts, cache)  # (T, D)
-    ends = torch.tensor(layout.prefix_lengths, device=device).cumsum(0) - 1  # (N,)
-    position = torch.tensor([p.next_position for p in prompts], device=device)  # (N,)
-
+    logits, model_rows = model.prefill(prompts, G, max_completion_length)  # (B, V)
     # Decode: one token for all rows at a time.
     suppressed_ids = processor.suppressed_tokens.nonzero().squeeze(1).to(device)
-    decoder = Decoder(
-        model,
-        cache,
-        position.repeat_interleave(G),
-        uniforms.to(device),
-        suppressed_ids,
-        temperature,
-    )
-    decoder.choose(hidden[ends].repeat_interleave(G, 0))
+    decoder = Decoder(model_rows, uniforms.to(device), suppressed_ids, temperature)
+    decoder.choose(logits)
     tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)
     for t in range(1, max_completion_length):
         if t % CHECK_END_EVERY == 0:
@@ -279,7 +248,7 @@ class SampleConfig:
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
     cfg = replace(cfg, model=local_directory(cfg.model))
-    processor = Processor(cfg.model, cfg.max_pixels)
+    processor = load_processor(cfg.model, cfg.max_pixels)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
     question = (
         cfg.prompt if cfg.prompt_mode == "plain" else full_question(cfg.prompt, cfg.prompt_mode)

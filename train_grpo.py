@@ -28,8 +28,8 @@ from torch import Tensor
 
 from config import TrainConfig, flag, require, require_counts
 from kernels import group_advantages
+from model.load import load_model
 from model.vlm import VLM, completion_logps
-from model.weights import load_model
 from runtime import console, distributed
 from sample import generate_group
 from training.batches import (

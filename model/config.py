@@ -79,9 +79,32 @@ FAMILIES = {
         text_defaults={"head_dim": 128, "rope_theta": 5e5},
     ),
 }
-OTHERS = {  # named so that nobody has to guess why they are refused
+
+
+@dataclass(frozen=True)
+class OtherFamily:
+    """A family that runs through transformers (model/transformers_vlm.py), and what its files do
+    not say."""
+
+    name: str
+    needs_image: bool = False
+    template: str | None = None  # its way to ask, where the files have no chat template
+
+
+QUESTION = "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
+OTHER_FAMILIES = {
+    "llava": OtherFamily("LLaVA"),
+    "llava_next": OtherFamily("LLaVA-NeXT"),
+    "idefics3": OtherFamily("Idefics3"),
+    "smolvlm": OtherFamily("SmolVLM"),
+    "internvl": OtherFamily("InternVL"),
+    "gemma3": OtherFamily("Gemma 3"),
+    "blip-2": OtherFamily("BLIP-2", True, f"Question: {QUESTION} Answer:"),
+    "instructblip": OtherFamily("InstructBLIP", True, QUESTION),
+    "qwen3_5": OtherFamily("Qwen3.5"),
+}
+REFUSED = {  # named so that nobody has to guess why
     "qwen3_vl_moe": "a mixture of experts, whose weights alone fill 58 GiB",
-    "qwen3_5": "linear attention, which is not written here",
     "qwen3_5_moe": "linear attention and a mixture of experts",
 }
 
@@ -142,11 +165,14 @@ class VLMConfig:
         """
         model_type = raw.get("model_type") if isinstance(raw, dict) else None
         if model_type not in FAMILIES:
-            names = ", ".join(family.name for family in FAMILIES.values())
-            why = f" ({OTHERS[model_type]})" if model_type in OTHERS else ""
+            names, others = (
+                ", ".join(family.name for family in table.values())
+                for table in (FAMILIES, OTHER_FAMILIES)
+            )
+            why = f" ({REFUSED[model_type]})" if model_type in REFUSED else ""
             raise InputError(
-                f"{origin}: model_type is {model_type!r}{why}, but this project reads {names}; "
-                "pass --model such a directory"
+                f"{origin}: model_type is {model_type!r}{why}, but this project reads {names} and, "
+                f"through transformers, {others}; pass --model such a directory"
             )
         family = FAMILIES[model_type]
         nested = raw.get("text_config") or {}

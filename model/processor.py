@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from answers import TAGS
 from model.config import VLMConfig
@@ -40,16 +40,30 @@ def _image_settings(directory: Path) -> tuple[Path, dict]:
 
 
 class Processor:
-    """Tokenizer, chat template and image preprocessing of one checkpoint directory."""
+    """Tokenizer, chat template and image preprocessing of one checkpoint directory.
+
+    Attributes:
+        image_cfg: how images become patches; None where transformers does that.
+        end_ids: tokens that end a completion. control_ids: tokens that no text contains.
+        suppressed_tokens: (V,) bool, probability zero in sampler and trainer.
+    """
+
+    default_template: str | None = None  # where the files have none
 
     def __init__(self, directory: Path, max_pixels: int | None = None):
         directory = Path(directory)
         if not directory.is_dir():
             raise InputError(f"--model {directory}: no such directory")
         self.cfg = VLMConfig.from_directory(directory)
+        self.model_type = self.cfg.model_type
+        self.image_cfg: ImageConfig | None = self._read_image_settings(directory, max_pixels)
+        self._read_tokenizer(directory, self.cfg.text.vocab_size)
+        if self.image_pad != self.cfg.image_token_id:
+            raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
+
+    def _read_image_settings(self, directory: Path, max_pixels: int | None) -> ImageConfig:
         path, settings = _image_settings(directory)
-        self.image_cfg = ImageConfig.from_dict(settings, str(path))
-        image, vision = self.image_cfg, self.cfg.vision
+        image, vision = ImageConfig.from_dict(settings, str(path)), self.cfg.vision
         sizes = image.patch_size, image.merge_size, image.temporal_patch_size
         expected = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         if sizes != expected:
@@ -57,38 +71,31 @@ class Processor:
             what = f"{names} are {sizes}, but {expected} in config.json"
             raise InputError(f"{path}: {what}; the files belong to different models")
         if max_pixels is not None:
-            if max_pixels < self.image_cfg.min_pixels:
-                smallest = self.image_cfg.min_pixels
+            if max_pixels < image.min_pixels:
+                smallest = image.min_pixels
                 raise InputError(f"--max_pixels {max_pixels}: below the checkpoint's {smallest}")
-            self.image_cfg = replace(self.image_cfg, max_pixels=max_pixels)
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise InputError(f"{path}: missing; is this a complete checkpoint?")
+            image = replace(image, max_pixels=max_pixels)
+        return image
+
+    def _read_tokenizer(self, directory: Path, vocabulary: int) -> None:
+        """The tokenizer, its chat template, and which of the V tokens have which role."""
         self.directory = directory
-        try:
-            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(
-                directory, local_files_only=True, model_max_length=10**9
-            )
-        except Exception as error:  # the library raises almost anything on damaged files
-            raise InputError(
-                f"{directory}: the tokenizer files cannot be read "
-                f"({one_line(error)}); copy them again from the source"
-            ) from error
+        self.tokenizer = self._load_tokenizer(directory)
         # A processor's template wins over the tokenizer's, as in transformers.
         legacy = directory / "chat_template.json"
         if legacy.is_file() and not (directory / "chat_template.jinja").is_file():
             self.tokenizer.chat_template = read_json_object(legacy).get("chat_template")
         if self.tokenizer.chat_template is None:
+            self.tokenizer.chat_template = self.default_template
+        if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
-        vocabulary = self.cfg.text.vocab_size
         if len(self.tokenizer) > vocabulary:
             raise InputError(
                 f"{directory}: the tokenizer has {len(self.tokenizer)} tokens, but config.json "
                 f"says vocab_size {vocabulary}; the files belong to different models"
             )
-        if self.tokenizer.convert_tokens_to_ids(IMAGE_PAD) != self.cfg.image_token_id:
-            raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
-        self.end_ids = self._end_ids(directory)
+        self.image_pad = self.tokenizer.added_tokens_encoder.get(IMAGE_PAD)
+        self.end_ids = self._end_ids(directory, vocabulary)
         special = [i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special]
         tags = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.content in TAGS}
         self.control_ids = {*special, *self.tokenizer.all_special_ids} - tags
@@ -96,15 +103,29 @@ class Processor:
         self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
         self.suppressed_tokens[[*special, *range(len(self.tokenizer), vocabulary)]] = True
 
-    def _end_ids(self, directory: Path) -> list[int]:
+    def _load_tokenizer(self, directory: Path) -> PreTrainedTokenizerBase:
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path}: missing; is this a complete checkpoint?")
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(
+                directory, local_files_only=True, model_max_length=10**9
+            )
+        except Exception as error:  # the library raises almost anything on damaged files
+            raise InputError(
+                f"{directory}: the tokenizer files cannot be read "
+                f"({one_line(error)}); copy them again from the source"
+            ) from error
+
+    def _end_ids(self, directory: Path, vocabulary: int) -> list[int]:
         """Tokens that end a completion: the tokenizer's and the generation config's."""
         path = directory / "generation_config.json"
         ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
         ids = ids if isinstance(ids, list) else [ids]
         ids = [id for id in (*ids, self.tokenizer.eos_token_id) if id is not None]
         for id in ids:
-            is_token = type(id) is int and 0 <= id < self.cfg.text.vocab_size
-            if not is_token or id == self.cfg.image_token_id:
+            is_token = type(id) is int and 0 <= id < vocabulary
+            if not is_token or id == self.image_pad:
                 raise InputError(f"{path}: eos_token_id {id!r} is not a token that can end a text")
         if not ids:
             raise InputError(f"{directory}: no eos_token_id in tokenizer or generation_config.json")
@@ -126,8 +147,8 @@ class Processor:
         ids = [id for id in map(int, ids) if id not in self.control_ids]
         return self.tokenizer.decode(ids)
 
-    def template(self, num_images: int) -> tuple[list[int], list[int]]:
-        """Token ids of one user turn before and after the question, one slot per image."""
+    def turn(self, num_images: int) -> tuple[str, str]:
+        """The text of one user turn before and after the question, one slot per image."""
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": USER_TEXT}]
         try:
             rendered = self.tokenizer.apply_chat_template(
@@ -140,8 +161,12 @@ class Processor:
         if rendered.count(USER_TEXT) != 1:
             raise InputError(f"{self.directory}: the chat template must give the text exactly once")
         before, after = rendered.split(USER_TEXT)
+        return before, after
+
+    def template(self, num_images: int) -> tuple[list[int], list[int]]:
+        """`turn` as token ids."""
         encode = self.tokenizer.encode
-        return encode(before, add_special_tokens=False), encode(after, add_special_tokens=False)
+        return tuple(encode(text, add_special_tokens=False) for text in self.turn(num_images))
 
     @cached_property
     def opening(self) -> str:
@@ -149,8 +174,7 @@ class Processor:
 
         A completion's text begins with it, since its tokens do not.
         """
-        after = self.tokenizer.decode(self.template(0)[1])
-        return "<think>" if after.rstrip().endswith("<think>") else ""
+        return "<think>" if self.turn(0)[1].rstrip().endswith("<think>") else ""
 
     def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
         """Widen each image slot to its number of image tokens and add the positions."""
@@ -185,10 +209,16 @@ class Processor:
         patches = [patchify(load_image(image), self.image_cfg) for image in images]
         before, after = self.template(len(images))
         prompt = self.assemble(id, before + self.encode(question) + after, patches)
-        length, slots = len(prompt.ids), int((prompt.ids == self.cfg.image_token_id).sum())
-        if max_prompt_length is not None and length > max_prompt_length:
-            raise InputError(
-                f"prompt {id}: {length} tokens, {slots} of them image tokens, but "
-                f"--max_prompt_length is {max_prompt_length}; raise it, or lower --max_pixels"
-            )
+        slots = int((prompt.ids == self.cfg.image_token_id).sum())
+        check_length(prompt, slots, max_prompt_length, "raise it, or lower --max_pixels")
         return prompt
+
+
+def check_length(prompt: Prompt, slots: int, limit: int | None, fix: str) -> None:
+    """Raise InputError for a prompt of more than `limit` tokens, `slots` of them image tokens."""
+    length = len(prompt.ids)
+    if limit is not None and length > limit:
+        raise InputError(
+            f"prompt {prompt.id}: {length} tokens, {slots} of them image tokens, but "
+            f"--max_prompt_length is {limit}; {fix}"
+        )

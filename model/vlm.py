@@ -3,6 +3,7 @@
     VLM                 the tower computes image tokens, which replace the embedded
                         `<|image_pad|>` tokens
     Prompt              one question with its images, ready for the model
+    DecodingRows        N * G rows after the prefill, one token more at each call
     Pack                whole groups [prefix | c_1 | .. | c_G] end to end, every prefix once
     completion_logps    one log-probability per completion token: the only place of the next-token
                         shift
@@ -24,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import linear_logprob
+from kernels import linear_logprob, triton
 from model.attention import KVCache, PackLayout
 from model.config import VLMConfig
-from model.language import LanguageModel, mrope
+from model.language import DecodingStep, LanguageModel, mrope
 from model.vision import VisionTower
 
 Grid = tuple[int, int, int]  # time, height, width in patches
@@ -159,6 +160,77 @@ class VLM(nn.Module):
             return torch.mm(hidden, self.head_weight.T, out_dtype=torch.float32)
         return F.linear(hidden.float(), self.head_weight.float())
 
+    def prefill(
+        self, prompts: list[Prompt], group_size: int, max_completion_length: int
+    ) -> tuple[Tensor, "DecodingRows"]:
+        """Compute every prompt once, then stand ready to decode G rows of each.
+
+        Returns: the logits (B, V) fp32 of each row's first token, and the rows.
+        """
+        cache = KVCache(group_size, max_completion_length, self.device)
+        layout = PackLayout([len(p.ids) for p in prompts], [[] for _ in prompts], self.device)
+        ids = torch.cat([p.ids for p in prompts]).to(self.device)  # (T,)
+        positions = torch.cat([p.positions for p in prompts], dim=1).to(self.device)  # (3, T)
+        hidden = self(ids, positions, layout, prompts, cache)  # (T, D)
+        ends = torch.tensor(layout.prefix_lengths, device=self.device).cumsum(0) - 1  # (N,)
+        position = torch.tensor([p.next_position for p in prompts], device=self.device)  # (N,)
+        logits = self.logits(hidden[ends].repeat_interleave(group_size, 0))  # (B, V)
+        return logits, DecodingRows(self, cache, position.repeat_interleave(group_size))
+
+    def completion_hidden(self, pack: "Pack") -> Tensor:
+        """The hidden states (C, D) that predict the completion tokens of a pack."""
+        hidden = self(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
+        # Not hidden[..]: a group shares its first predictor, and on a CPU the gradients of an index
+        # that repeats are then added up in whatever order the threads come. (On a GPU such sums
+        # have no fixed order, here and in attention.)
+        return hidden.index_select(0, pack.predictors)
+
+    def prepare_training(self, freeze_vision: bool, gradient_checkpointing: bool) -> None:
+        """Choose the trained parameters, and whether backward computes the layers a second time."""
+        self.visual.requires_grad_(not freeze_vision)
+        for part in (self.model, self.visual):
+            part.gradient_checkpointing = gradient_checkpointing
+
+
+class DecodingRows:
+    """N * G rows after their prefill; the rows of a prompt share its keys and values.
+
+    Attributes:
+        is_recordable: a call never asks the host anything, so that a CUDA graph can record it.
+    """
+
+    # Without Triton the attention asks the host for a length.
+    is_recordable = triton is not None
+
+    def __init__(self, model: VLM, cache: KVCache, position: Tensor):
+        """`position`: (B,) int64, where each row's first token stands."""
+        self.model, self.cache, self.position = model, cache, position
+        self.group_size = cache.group_size
+        self.layers = DecodingStep(model.model, cache)
+        # A completion is text: its three positions are equal, and all angles fit one table.
+        places = torch.arange(int(position.max()) + cache.max_suffix, device=position.device)
+        self.rotary = mrope(places.expand(3, -1), model.cfg.text)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The newest token of each row (B,) -> logits (B, V) fp32 of the next one."""
+        rotary = tuple(table.index_select(0, self.position) for table in self.rotary)
+        hidden = self.layers(self.model.embed(ids, None), rotary)  # (B, D)
+        self.position += 1
+        return self.model.logits(hidden)
+
+    def keep(self, groups: Tensor) -> Tensor:
+        """Drop all groups but these (N',); returns the rows (B',) int64 that stay."""
+        rows = rows_of_groups(groups, self.group_size)  # (B',)
+        self.cache.keep(groups)
+        self.position = self.position[rows]
+        return rows
+
+
+def rows_of_groups(groups: Tensor, group_size: int) -> Tensor:
+    """Numbers of groups (N,) -> those of their rows (N * G,)."""
+    places = torch.arange(group_size, device=groups.device)  # (G,)
+    return (groups[:, None] * group_size + places).flatten()
+
 
 @dataclass
 class Pack:
@@ -212,9 +284,5 @@ def completion_logps(
         temperature: the sampler's. suppressed: (V,) bool, tokens the sampler never draws.
     Returns: logp (C,) fp32 with gradient, entropy (C,) fp32 without, both in nats.
     """
-    hidden = model(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
-    # Not hidden[..]: a group shares its first predictor, and on a CPU the gradients of an index
-    # that repeats are then added up in whatever order the threads come. (On a GPU such sums have
-    # no fixed order, here and in attention.)
-    hidden = hidden.index_select(0, pack.predictors)  # (C, D)
+    hidden = model.completion_hidden(pack)  # (C, D)
     return linear_logprob(hidden, model.head_weight, pack.targets, temperature, suppressed)

@@ -30,6 +30,7 @@ from runtime.run_directory import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FOLDERS = ("qformer_tokenizer", "additional_chat_templates")  # companions that are directories
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -220,30 +221,53 @@ def single_file(model: VLM, dtype: torch.dtype) -> Slots:
     return {name: TensorSlot(SINGLE, dtype, tuple(t.shape)) for name, t in tensors.items()}
 
 
+def tensors_of_files(model: VLM, slots: Slots, source: Path) -> dict[str, Tensor]:
+    """Key of the files -> the value of `model`, without gradient; raises as `check_slots`."""
+    check_slots(slots, model, source)
+    tensors = published_tensors(model)
+    if model.cfg.tie_word_embeddings:
+        tensors["lm_head.weight"] = model.head_weight.detach()
+    return {key: tensors[published_name(key)] for key in slots}
+
+
 def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | None = None) -> None:
-    """Write a checkpoint directory that loads wherever its source does.
+    """Write a checkpoint directory that loads wherever its source does: see `save_tensors`.
+
+    Args:
+        slots: keys, files and dtypes to write; by default those of the source directory.
+    """
+    slots = source_slots(companions, slots)
+    save_tensors(tensors_of_files(model, slots, companions), slots, directory, companions)
+
+
+def source_slots(companions: Path, slots: Slots | None = None) -> Slots:
+    """`slots`, or those of the directory that the model came from; InputError if that is gone."""
+    if not companions.is_dir():
+        raise InputError(f"{companions}: the source directory is gone; saving needs its files")
+    return read_slots(companions) if slots is None else slots
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], slots: Slots, directory: Path, companions: Path
+) -> None:
+    """Write the tensors of a checkpoint, by key, into the files that `slots` says.
 
     Args:
         directory: replaced as a whole if it exists; written beside it first, then renamed.
         companions: the source directory, whose non-weight files are copied byte for byte.
-        slots: keys, files and dtypes to write; by default those of the source directory.
 
-    Raises InputError, before anything is written, if the source is damaged or of another model.
+    Raises InputError, before anything is written, if a value is not finite.
     """
-    if not companions.is_dir():
-        raise InputError(f"{companions}: the source directory is gone; saving needs its files")
     if directory.exists() and not (directory / "config.json").is_file():
         raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
-    slots = read_slots(companions) if slots is None else slots
-    check_slots(slots, model, companions)
-    for name, tensor in published_tensors(model).items():
+    for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{directory}: not saved, since {name} is not finite")
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        _write_files(model, unfinished, companions, slots)
+        _write_files(tensors, slots, unfinished, companions)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise InputError(f"{directory}: cannot be saved ({error}); is the disk full?") from error
@@ -256,26 +280,29 @@ def save_model(model: VLM, directory: Path, companions: Path, slots: Slots | Non
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _write_files(model: VLM, directory: Path, companions: Path, slots: Slots) -> None:
+def _write_files(
+    tensors: dict[str, Tensor], slots: Slots, directory: Path, companions: Path
+) -> None:
     """The companion files, then every shard, then the index if there are several."""
-    published = published_tensors(model)
     for source in companions.iterdir():
         if source.is_file() and source.suffix != ".safetensors" and source.name != INDEX:
             shutil.copyfile(source, directory / source.name)
+        elif source.is_dir() and source.name in FOLDERS:
+            shutil.copytree(source, directory / source.name)
     weight_map, total_size = {key: slots[key].file for key in sorted(slots)}, 0
     for file in sorted(set(weight_map.values())):
-        tensors: dict[str, Tensor] = {}
+        shard: dict[str, Tensor] = {}
+        storages: set[int] = set()
         for key, slot in slots.items():
             if slot.file == file:
-                name = published_name(key)
-                tied = name == "lm_head.weight" and model.cfg.tie_word_embeddings
-                value = model.head_weight.detach() if tied else published[name]
+                value, storage = tensors[key], tensors[key].untyped_storage()
                 # A file may not hold two views of one storage: parts and repeats are copied.
-                copy = tied or value.untyped_storage().nbytes() > value.nbytes
-                tensors[key] = value.to("cpu", slot.dtype, copy=copy)
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+                copy = storage.nbytes() > value.nbytes or storage.data_ptr() in storages
+                storages.add(storage.data_ptr())
+                shard[key] = value.to("cpu", slot.dtype, copy=copy)
+        save_file(shard, directory / file, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / file)  # not for the owner alone
-        total_size += sum(tensor.nbytes for tensor in tensors.values())
+        total_size += sum(tensor.nbytes for tensor in shard.values())
     if set(weight_map.values()) != {SINGLE}:
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@
 
 A new task is one file here and its name in `NAMES`. The file has `load(cfg, image_cfg) -> Task` and
 `FLAGS`, the command-line flags that it reads and that not every task does. `image_cfg` is the
-model's image preprocessing, which box tasks need; `cfg.coords` is never "auto".
+model's image preprocessing, which box tasks need; `cfg.coords` of a box task is never "auto".
 Next: tasks/cls.py. The others follow the same pattern, on tasks/scenes.py.
 """
 
@@ -33,8 +33,13 @@ def load_task(cfg: TaskConfig, processor: Processor) -> Task:
     if cfg.task not in TASKS:
         raise InputError(f"--task {cfg.task}: must be one of {', '.join(TASKS)}")
     check_flags(cfg)
-    coords = model_box_format(cfg, processor.cfg.model_type)
-    return TASKS[cfg.task].load(replace(cfg, coords=coords), processor.image_cfg)
+    if reads(cfg.task, "coords"):
+        cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
+        for flag in ("coords", "data_coords"):
+            if getattr(cfg, flag) == "abs_resized" and processor.image_cfg is None:
+                what = "only the model's own processor knows the resized image; use norm1000 or abs"
+                raise InputError(f"--{flag} abs_resized: {what}")
+    return TASKS[cfg.task].load(cfg, processor.image_cfg)
 
 
 def reads(task: str, flag: str) -> bool:

@@ -65,6 +65,17 @@ def tiny_dirs(tiny_dir, tmp_path_factory) -> dict[str, Path]:
     return dirs | {"qwen2_vl": tiny_dir}
 
 
+@pytest.fixture(scope="session")
+def other_dirs(tmp_path_factory) -> dict[str, Path]:
+    """A tiny directory of every family that runs through transformers."""
+    from tests.model.other_families import OTHER_FAMILIES, read_without_torchvision
+    from tests.model.other_families import write_other_directory as write
+
+    read_without_torchvision()
+    folder = tmp_path_factory.mktemp("others")
+    return {family: write(family, folder / family) for family in OTHER_FAMILIES}
+
+
 # ---- the campaign: `python -m pytest -m campaign` ------------------------------------------------
 
 from tests.campaign import Campaign  # noqa: E402

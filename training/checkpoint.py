@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.load import save_model
 from model.vlm import VLM
-from model.weights import save_model
 from runtime.errors import InputError
 from runtime.run_directory import LOGS, is_step, saved_steps, step_number
 

@@ -10,9 +10,10 @@ import torch
 
 from config import TrainConfig
 from data.files import SkipLog
+from model.load import load_model, load_processor, local_directory
 from model.processor import Processor
+from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
-from model.weights import load_model, local_directory
 from runtime import distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -53,9 +54,8 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
     check_ranks(cfg)
     SkipLog.reported.clear()
     cfg = replace(cfg, model=local_directory(cfg.model))
-    processor = Processor(cfg.model, cfg.max_pixels)
-    if processor.opening and cfg.prompt_mode == "direct":
-        raise InputError("--prompt_mode direct: the model's template opens a thought; use think")
+    processor = load_processor(cfg.model, cfg.max_pixels)
+    check_model_flags(cfg, processor)
     task = load_task(cfg, processor)
     evaluated = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
     usable = usable_splits({"train": task.train} | evaluated, processor, cfg)
@@ -66,7 +66,7 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
             f"{cfg.prompts_per_step}: a step asks some of them twice"
         )
     if reads(cfg.task, "coords"):  # a run's config.json says which box format was used
-        cfg = replace(cfg, coords=model_box_format(cfg, processor.cfg.model_type))
+        cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
     model = trainable_model(cfg, checkpoint)
@@ -78,6 +78,18 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         + (f", {ranks} processes" if ranks > 1 else "")
     )
     return Setup(cfg, processor, task, model, checkpoint, start_time)
+
+
+def check_model_flags(cfg: TrainConfig, processor: Processor) -> None:
+    """Raise InputError for a flag that the model cannot serve."""
+    if processor.opening and cfg.prompt_mode == "direct":
+        raise InputError("--prompt_mode direct: the model's template opens a thought; use think")
+    if isinstance(processor, TransformersProcessor):
+        name = processor.family.name
+        for flag in ("fsdp", "gradient_checkpointing", "report_attention"):
+            if getattr(cfg, flag):
+                raise InputError(f"--{flag}: not for {name}, which runs through transformers")
+        print(f"{name} runs through transformers: the slow path (docs/models.md)")
 
 
 def check_ranks(cfg: TrainConfig) -> None:
@@ -94,9 +106,7 @@ def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
     device, dtype = pick_device(cfg.device, cfg.dtype), getattr(torch, cfg.dtype)
     source = cfg.model if checkpoint is None else checkpoint.hf
     model = load_model(source, dtype, torch.device("cpu") if cfg.fsdp else device)
-    model.visual.requires_grad_(not cfg.freeze_vision)
-    for part in (model.model, model.visual):
-        part.gradient_checkpointing = cfg.gradient_checkpointing
+    model.prepare_training(cfg.freeze_vision, cfg.gradient_checkpointing)
     if cfg.fsdp:
         shard(model.float(), dtype, device)  # the shards are what the optimizer works on
     return model

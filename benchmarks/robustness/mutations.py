@@ -86,6 +86,12 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
             "first = prompt.next_position",
             "first = len(prompt.ids)",
         ),
+        (
+            "prompts repeated in the wrong order",
+            "hidden[ends].repeat_interleave(group_size, 0)",
+            "hidden[ends].repeat(group_size, 1)",
+        ),
+        ("stale rope offset in decoding", "[p.next_position for", "[p.next_position - 1 for"),
     ),
     ("sample.py", "tests/test_sample.py"): (
         (
@@ -98,12 +104,6 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
             "is_end.int().argmax(1) + 1, cut)",
             "(is_end.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
         ),
-        (
-            "prompts repeated in the wrong order",
-            "choose(hidden[ends].repeat_interleave(G, 0))",
-            "choose(hidden[ends].repeat(G, 1))",
-        ),
-        ("stale rope offset in decoding", "[p.next_position for", "[p.next_position - 1 for"),
         (
             "sampling from a sharpened distribution",
             "uniforms.double() *",

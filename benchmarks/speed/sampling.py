@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.speed.workload import Workload, arguments, as_transformers
 from benchmarks.timing import Table, interleaved, milliseconds, ratio, report
-from model.attention import KVCache
 from sample import Decoder, generate_group
 
 SHAPES = {  # N, G, prompt tokens (None: as many as the question has)
@@ -73,10 +72,9 @@ def sampler_us(work: Workload, B: int, rounds: int) -> dict[str, float]:
     """Microseconds of head and sampler together, and of the head's product alone, for B rows."""
     (V, D), device = work.model.head_weight.shape, work.device
     uniforms, last = torch.rand(B, 4, device=device), torch.tensor([V - 1], device=device)
-    position = torch.ones(B, dtype=torch.int64, device=device)
-    decoder = Decoder(work.model, KVCache(1, 4, device), position, uniforms, last, 1.0)
+    decoder, logits = Decoder(None, uniforms, last, 1.0), work.model.logits
     hidden = torch.randn(B, D, device=device).to(work.dtype)
-    functions = {"both": decoder.choose, "head": work.model.logits}
+    functions = {"both": lambda hidden: decoder.choose(logits(hidden)), "head": logits}
     repeated = {n: lambda f=f: [f(hidden) for _ in range(20)] for n, f in functions.items()}
     with torch.inference_mode():
         ms = milliseconds(interleaved(repeated, rounds))

@@ -1,0 +1,101 @@
+"""Prompts of the families that run through transformers: their own processors make them.
+
+Next: model/transformers_vlm.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from model.config import OTHER_FAMILIES
+from model.image import load_image
+from model.processor import Processor, check_length
+from model.vlm import Prompt
+from runtime.errors import InputError, one_line
+
+
+@dataclass
+class OtherPrompt(Prompt):
+    """A prompt of transformers' classes. Pixels, grids and features are theirs, not ours."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # of the prefill, besides `ids`
+
+
+class TransformersProcessor(Processor):
+    """`Processor` of `OTHER_FAMILIES`: the checkpoint's own processor class makes the prompts."""
+
+    def __init__(self, directory: Path, max_pixels: int | None = None):
+        if max_pixels is not None:
+            raise InputError(f"--max_pixels: {directory} sets the size of its images itself")
+        config = self._read(transformers.AutoConfig, Path(directory))
+        self.model_type, self.image_cfg = config.model_type, None
+        self.family = OTHER_FAMILIES[self.model_type]
+        self.default_template = self.family.template
+        self.processor = self._read(transformers.AutoProcessor, Path(directory))
+        self._read_tokenizer(Path(directory), config.get_text_config().vocab_size)
+
+    def _read(self, kind: type, directory: Path):
+        """A configuration or a processor, as transformers reads it from a directory."""
+        try:
+            return kind.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the library raises almost anything on damaged files
+            if "torchvision" in str(error).lower():
+                what = f"{directory}: the processor of this family needs torchvision"
+                raise InputError(f"{what}; pip install torchvision") from error
+            raise InputError(f"{directory}: cannot be read ({one_line(error)})") from error
+
+    def _load_tokenizer(self, directory: Path) -> transformers.PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    @cached_property
+    def control_tokens(self) -> list[str]:
+        """What may not stand in a question: transformers would read it as the token."""
+        return [self.tokenizer.convert_ids_to_tokens(id) for id in sorted(self.control_ids)]
+
+    def prompt(
+        self,
+        id: str,
+        images: Sequence[Path | Image.Image],
+        question: str,
+        max_prompt_length: int | None = None,
+    ) -> OtherPrompt:
+        """One user turn with its images in front, ending where the answer begins.
+
+        Raises InputError as `Processor.prompt`, for a question with a control token in it, and for
+        a number of images that the family does not take.
+        """
+        if found := [token for token in self.control_tokens if token in question]:
+            what = f"the question contains {found[0]!r}, a control token of this model"
+            raise InputError(f"prompt {id}: {what}; remove it")
+        if self.family.needs_image and len(images) != 1:
+            what = f"{self.family.name} takes exactly one image, not {len(images)}"
+            raise InputError(f"prompt {id}: {what}")
+        pictures = [load_image(image) for image in images]
+        text = question.join(self.turn(len(images)))
+        bos = self.tokenizer.bos_token
+        try:
+            inputs = self.processor(
+                text=text,
+                images=pictures or None,
+                add_special_tokens=bos is None or not text.startswith(bos),
+                return_tensors="pt",
+            )
+        except Exception as error:  # the library raises almost anything on odd images
+            raise InputError(f"prompt {id}: cannot be made ({one_line(error)})") from error
+        ids = inputs.pop("input_ids")[0]  # (P,)
+        inputs.pop("attention_mask", None)  # of one row: all ones
+        positions = torch.arange(len(ids)).expand(3, -1)
+        prompt = OtherPrompt(id, ids, positions, None, [], inputs=dict(inputs))
+        fix = "raise it, or choose smaller images"
+        check_length(prompt, self._image_tokens(ids), max_prompt_length, fix)
+        return prompt
+
+    def _image_tokens(self, ids: Tensor) -> int:
+        image_id = getattr(self.processor, "image_token_id", None)
+        return 0 if image_id is None else int((ids == image_id).sum())
