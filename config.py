@@ -66,7 +66,7 @@ class TaskConfig:
         "auto", "format of the data's boxes; auto: what its file format prescribes"
     )
     # Model
-    model: Path = flag(BASE_MODEL, "checkpoint directory of a Qwen2-VL model")
+    model: Path = flag(BASE_MODEL, "checkpoint directory, see docs/models.md")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; AdamW stays fp32")
     max_prompt_length: int = flag(2048, "tokens; a question with a longer prompt is left out")

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from model import transformers_vlm, weights
+from model import weights
 from model.config import OTHER_FAMILIES
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
-from model.transformers_vlm import TransformersVLM
 from model.vlm import VLM
 from model.weights import local_directory  # noqa: F401 (the name of a --model becomes a directory)
 from runtime.run_directory import read_json_object
@@ -33,21 +32,25 @@ def load_processor(directory: Path, max_pixels: int | None = None) -> Processor:
 
 def load_model(
     directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> VLM | TransformersVLM:
-    """Build and fill the model of a checkpoint directory; raises InputError for what cannot be."""
-    if runs_through_transformers(directory):
-        return transformers_vlm.load(Path(directory), dtype, device)
-    return weights.load_model(directory, dtype, device)
+) -> VLM:
+    """Build and fill the model of a checkpoint directory, a `VLM` or a `TransformersVLM`.
+
+    Raises InputError for files that are damaged, incomplete or of another model.
+    """
+    if not runs_through_transformers(directory):
+        return weights.load_model(directory, dtype, device)
+    from model import transformers_vlm  # takes a second, which the default run need not wait
+
+    return transformers_vlm.load(Path(directory), dtype, device)
 
 
-def save_model(model: VLM | TransformersVLM, directory: Path, companions: Path) -> None:
+def save_model(model: VLM, directory: Path, companions: Path) -> None:
     """Write the model as the files of the directory that it was loaded from, `companions`.
 
     Raises InputError as `weights.save_tensors`.
     """
     if isinstance(model, VLM):
-        weights.save_model(model, directory, companions)
-    else:
-        slots = weights.source_slots(companions)
-        tensors = transformers_vlm.tensors_of_files(model, slots, companions)
-        weights.save_tensors(tensors, slots, directory, companions)
+        return weights.save_model(model, directory, companions)
+    slots = weights.source_slots(companions)
+    tensors = model.tensors_of_files(slots, companions)
+    weights.save_tensors(tensors, slots, directory, companions)

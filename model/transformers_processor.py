@@ -43,7 +43,7 @@ class TransformersProcessor(Processor):
     def _read(self, kind: type, directory: Path):
         """A configuration or a processor, as transformers reads it from a directory."""
         try:
-            return kind.from_pretrained(directory, local_files_only=True)
+            return kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the library raises almost anything on damaged files
             if "torchvision" in str(error).lower():
                 what = f"{directory}: the processor of this family needs torchvision"

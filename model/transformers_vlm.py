@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from model.transformers_processor import OtherPrompt
 from model.vlm import Pack, rows_of_groups
@@ -39,6 +41,7 @@ class AssignedState(LinearAttentionLayer):
     """
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **kwargs) -> Tensor:
+        """Append the new inputs (B, channels, C) of the convolution, keep its last ones."""
         if self.has_previous_state[state_idx]:
             conv_states = torch.cat([self.conv_states[state_idx], conv_states], -1)
         width = kwargs["conv_kernel_size"]
@@ -48,18 +51,22 @@ class AssignedState(LinearAttentionLayer):
         return conv_states
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_) -> Tensor:
+        """Replace the state (B, heads, E, E)."""
         self.recurrent_states[state_idx] = recurrent_states
         self.is_recurrent_states_initialized[state_idx] = True
         return recurrent_states
 
 
 class TransformersVLM(nn.Module):
-    """Stands in for `VLM`; `key_names` maps the keys of its files to those of its state."""
+    """Stands in for `VLM`.
 
-    def __init__(self, source: transformers.PreTrainedModel, key_names: dict[str, str]):
+    Args:
+        key_names: key of its files -> name in its state; None for what transformers leaves out.
+    """
+
+    def __init__(self, source: transformers.PreTrainedModel, key_names: dict[str, str | None]):
         super().__init__()
         self.source, self.key_names = source.eval(), key_names  # no dropout: sampler = trainer
-        self.head_weight.requires_grad  # noqa: B018
         source.get_output_embeddings().forward = lambda hidden: hidden
 
     @property
@@ -94,7 +101,7 @@ class TransformersVLM(nn.Module):
 
     # ---- a group -----------------------------------------------------------------------------
 
-    def read(self, prompt: OtherPrompt) -> tuple[Tensor, DynamicCache, int]:
+    def prefill_one(self, prompt: OtherPrompt) -> tuple[Tensor, DynamicCache, int]:
         """Run one prompt: hidden states (P, D), the cache, the position after it."""
         inputs = {name: self._placed(value) for name, value in prompt.inputs.items()}
         ids, cache = prompt.ids[None].to(self.device), self._new_cache()
@@ -117,7 +124,7 @@ class TransformersVLM(nn.Module):
             cache.layers = [layer_of[kind]() for kind in kinds]
         return cache
 
-    def go_on(
+    def after_prefix(
         self, ids: Tensor, position: Tensor, cache: DynamicCache, mask: Tensor | None = None
     ) -> Tensor:
         """Tokens (B, C) after a cached prompt, the first at `position` (B,): (B, C, D).
@@ -139,14 +146,16 @@ class TransformersVLM(nn.Module):
         """The hidden states (C, D) that predict the completion tokens of a pack."""
         states, completions = [], iter(pack.targets.split(sum(pack.layout.completion_lengths, [])))
         for prompt, lengths in zip(pack.prompts, pack.layout.completion_lengths, strict=True):
-            hidden, cache, position = self.read(prompt)
+            hidden, cache, position = self.prefill_one(prompt)
             G = len(lengths)
             rows = [next(completions)[:-1] for _ in range(G)]  # the last token predicts nothing
             cache.reorder_cache(torch.zeros(G, dtype=torch.int64, device=self.device))  # the fork
             after = hidden.new_empty(G, 0, hidden.shape[-1])
             if max(lengths) > 1:
                 ids = pad_sequence(rows, batch_first=True)  # (G, C_max - 1)
-                after = self.go_on(ids, torch.full((G,), position, device=self.device), cache)
+                after = self.after_prefix(
+                    ids, torch.full((G,), position, device=self.device), cache
+                )
             for g, C in enumerate(lengths):
                 states += [hidden[-1:], after[g, : C - 1]]
         return torch.cat(states)
@@ -159,20 +168,45 @@ class TransformersVLM(nn.Module):
         self, prompts: list[OtherPrompt], group_size: int, max_completion_length: int
     ) -> tuple[Tensor, "OtherRows"]:
         """As `VLM.prefill`, one prompt after the other."""
-        states = [self.read(prompt) for prompt in prompts]
-        rows = OtherRows(self, *zip(*states, strict=True), group_size, max_completion_length)
-        last = torch.stack([hidden[-1] for hidden, _, _ in states])  # (N, D)
+        hidden, caches, positions = zip(*map(self.prefill_one, prompts), strict=True)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        rows = OtherRows(self, lengths, caches, positions, group_size, max_completion_length)
+        last = torch.stack([states[-1] for states in hidden])  # (N, D)
         return self.logits(last).repeat_interleave(group_size, 0), rows
+
+    def tensors_of_files(self, slots: Slots, source: Path) -> dict[str, Tensor]:
+        """Key of the files -> its value, without gradient; InputError if they are not its own."""
+        if {*slots} != {*self.key_names}:
+            raise InputError(f"{source}: its files are not those of the model any more")
+        state, tensors = self.source.state_dict(), {}
+        for key, name in self.key_names.items():
+            if name is not None:
+                tensors[key] = state[name].detach()
+            else:  # a draft head, a buffer of former times: copied as it is
+                with safe_open(source / slots[key].file, "pt") as file:
+                    tensors[key] = file.get_tensor(key)
+        return tensors
 
 
 class OtherRows:
-    """Stands in for `DecodingRows`: N * G rows, prompts padded on the left."""
+    """Stands in for `DecodingRows`: N * G rows, prompts padded on the left.
+
+    Args:
+        lengths: P_n of each prompt. caches, positions: after its prefill.
+    """
 
     is_recordable = False
 
-    def __init__(self, model, hidden, caches, positions, group_size, max_completion_length):
+    def __init__(
+        self,
+        model: TransformersVLM,
+        lengths: list[int],
+        caches: list[DynamicCache],
+        positions: list[int],
+        group_size: int,
+        max_completion_length: int,
+    ):
         self.model, self.group_size, device = model, group_size, model.device
-        lengths = [len(states) for states in hidden]  # P_n
         P, B = max(lengths), len(lengths) * group_size
         row_lengths = torch.tensor(lengths, device=device).repeat_interleave(group_size)  # (B,)
         self.position = torch.tensor(positions, device=device).repeat_interleave(group_size)
@@ -185,7 +219,7 @@ class OtherRows:
         """The newest token of each row (B,) -> logits (B, V) fp32 of the next one."""
         self.length += 1
         mask = self.mask[:, : self.length]
-        hidden = self.model.go_on(ids[:, None], self.position, self.cache, mask)  # (B, 1, D)
+        hidden = self.model.after_prefix(ids[:, None], self.position, self.cache, mask)  # (B, 1, D)
         self.position += 1
         return self.model.logits(hidden[:, 0])
 
@@ -199,8 +233,8 @@ class OtherRows:
 
 def merged(caches: list[DynamicCache], P: int) -> DynamicCache:
     """The caches of N prompts as one of N rows: keys and values padded on the left to P."""
-    merged, *others = caches
-    for layer, *rest in zip(merged.layers, *(cache.layers for cache in others), strict=True):
+    first, *others = caches
+    for layer, *rest in zip(first.layers, *(cache.layers for cache in others), strict=True):
         parts = [layer, *rest]
         if isinstance(layer, AssignedState):
             layer.conv_states[0] = torch.cat([part.conv_states[0] for part in parts])
@@ -210,7 +244,7 @@ def merged(caches: list[DynamicCache], P: int) -> DynamicCache:
                 tensors = [getattr(part, name) for part in parts]
                 tensors = [F.pad(x, (0, 0, P - x.shape[2], 0)) for x in tensors]
                 setattr(layer, name, torch.cat(tensors))
-    return merged
+    return first
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -229,6 +263,7 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Tra
             directory,
             dtype=dtype,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -255,23 +290,19 @@ def check_computed(source: transformers.PreTrainedModel, directory: Path) -> Non
 
 
 def key_names(source: transformers.PreTrainedModel, slots: Slots, directory: Path) -> dict:
-    """Key of the files -> name in the model's state, as transformers renamed it while loading."""
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    """Key of the files -> name in the model's state, as transformers renamed it while loading.
 
+    None for a tensor that transformers leaves out of the model; what it does not know is refused
+    before. Raises InputError where keys and parameters do not correspond one to one.
+    """
     changes = getattr(source, "_weight_conversions", None) or []
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     state, prefix = source.state_dict(), source.base_model_prefix
     names = {key: rename_source_key(key, renamings, [], prefix, state)[0] for key in slots}
-    for key, name in names.items():
-        if name not in state or state[name].shape != slots[key].shape:
-            what = f"{key} is not stored as the model has it, so it could not be written back"
-            raise InputError(f"{directory}: {what}")
+    names = {key: name if name in state else None for key, name in names.items()}
+    unread = {name for name, _ in source.named_parameters()} - {*names.values()}
+    wrong = [key for key, name in names.items() if name and state[name].shape != slots[key].shape]
+    if unread or wrong:
+        what = f"{[*wrong, *sorted(unread)][0]} is not stored as the model has it"
+        raise InputError(f"{directory}: {what}, so it could not be written back")
     return names
-
-
-def tensors_of_files(model: TransformersVLM, slots: Slots, source: Path) -> dict[str, Tensor]:
-    """Key of the files -> what the model has for it, without gradient."""
-    if {*slots} != {*model.key_names}:
-        raise InputError(f"{source}: its files are not those of the model any more")
-    state = model.source.state_dict()
-    return {key: state[name].detach() for key, name in model.key_names.items()}

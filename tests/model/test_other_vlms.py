@@ -198,6 +198,48 @@ def test_saving_writes_the_files_of_the_source(tiny, tmp_path):
         save_model(changed, tmp_path / "broken", directory)
 
 
+LAYOUTS = {
+    "of the hub": {"vision_tower.": "vision_tower.vision_model."},
+    "of transformers 4.52": {
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head": "lm_head",
+        "vision_tower.": "model.vision_tower.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_every_layout_of_keys_is_read_and_written_back(family, layout, other_dirs, tmp_path):
+    source, tensors = shutil.copytree(other_dirs[family], tmp_path / "source"), {}
+    for key, value in load_file(source / "model.safetensors").items():
+        for old, new in LAYOUTS[layout].items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+                break
+        tensors[key] = value
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    model, plain = load_model(source), load_model(other_dirs[family])
+    for (name, a), (_, b) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    save_model(model, tmp_path / "saved", source)
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == tensors.keys()
+    assert all(torch.equal(saved[key], tensors[key]) for key in tensors)
+
+
+def test_what_transformers_leaves_out_is_copied(other_dirs, tmp_path):
+    """Qwen3.5's files hold a draft head, which its class does not have."""
+    source = shutil.copytree(other_dirs["qwen3_5"], tmp_path / "source")
+    tensors = load_file(source / "model.safetensors") | {"mtp.fc.weight": torch.randn(3, 4)}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    save_model(load_model(source), tmp_path / "saved", source)
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == tensors.keys()
+    assert all(torch.equal(saved[key], tensors[key]) for key in tensors)
+
+
 def test_a_frozen_vision_tower_leaves_the_language_model_trainable(tiny):
     model, _, _ = tiny
     model.prepare_training(freeze_vision=True, gradient_checkpointing=False)
