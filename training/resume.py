@@ -118,9 +118,9 @@ def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoin
             f"--model {cfg.model}: with --beta the run needs the weights that were in "
             f"{saved.model}; put them back there, a link will do"
         )
-    for path in sorted(checkpoint.hf.iterdir()):
-        other = cfg.model / path.name
-        if "safetensors" in path.name:  # the weights, and the index of their shards
+    for path in sorted(checkpoint.hf.rglob("*")):
+        other = cfg.model / path.relative_to(checkpoint.hf)
+        if path.is_dir() or "safetensors" in path.name:  # the weights, the index of their shards
             continue
         if not other.is_file() or path.read_bytes() != other.read_bytes():
             raise InputError(
