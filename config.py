@@ -67,6 +67,7 @@ class TaskConfig:
     )
     # Model
     model: Path = flag(BASE_MODEL, "checkpoint directory, see docs/models.md")
+    adapter: Path | None = flag(None, "directory of a LoRA adapter of --model (PEFT's files)")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; AdamW stays fp32")
     max_prompt_length: int = flag(2048, "tokens; a question with a longer prompt is left out")
@@ -90,6 +91,8 @@ class TrainConfig(TaskConfig):
     """The flags of every training run. The defaults suit the bundled base on a laptop."""
 
     freeze_vision: bool = flag(True, "keep the vision tower as it is")
+    lora_rank: int = flag(0, "train a LoRA adapter of this rank, not the weights; 0: the weights")
+    lora_alpha: float = flag(32.0, "its scale is lora_alpha / lora_rank")
     prompts_per_step: int = flag(8, "questions per optimizer step: N")
     max_steps: int = flag(150, "batches of questions")
     learning_rate: float = flag(5e-5, "peak; a real 2B checkpoint wants 1e-6")
@@ -117,12 +120,23 @@ class TrainConfig(TaskConfig):
         super().__post_init__()
         require_counts(self, "prompts_per_step max_steps groups_per_micro_batch eval_steps")
         require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
+        require(0 <= self.lora_rank <= 4096, "lora_rank", "in 0 .. 4096", self)
+        require(0 < self.lora_alpha <= 1e6, "lora_alpha", "above 0", self)
+        if self.trains_adapter:
+            why = "left out with --lora_rank or --adapter, which train an adapter"
+            require(self.freeze_vision, "freeze_vision", f"{why} of the language model", self)
+            require(not self.fsdp, "fsdp", f"{why} whole on every GPU", self)
         require(0 < self.max_grad_norm < math.inf, "max_grad_norm", "a positive number", self)
         require(0 <= self.weight_decay <= 1e6, "weight_decay", "in 0 .. 1e6", self)
         require(self.save_steps is None or self.save_steps >= 0, "save_steps", "0 or more", self)
         limit = self.save_total_limit
         require(limit is None or limit >= 1, "save_total_limit", "at least 1, or none", self)
         require(0 <= self.report_prompts <= 100, "report_prompts", "in 0 .. 100", self)
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether a LoRA adapter is trained, and the weights are not."""
+        return self.lora_rank > 0 or self.adapter is not None
 
     @property
     def steps_between_saves(self) -> int:

@@ -57,14 +57,15 @@ def as_in_run(cfg: EvalConfig) -> EvalConfig:
     trained = config.load(TaskConfig, cfg.run / "config.json", strict=False)
     last = last_model(cfg.run)
     if last is None:
-        raise InputError(f"--run {cfg.run}: has no checkpoint (step_N/hf) yet")
-    excluded = {"seed", "device", "model"}  # of this evaluation, not of the run
+        raise InputError(f"--run {cfg.run}: has no checkpoint (step_N) yet")
+    excluded = {"seed", "device"}  # of this evaluation, not of the run
+    place = {"adapter": last} if last.name == "adapter" else {"model": last, "adapter": None}
     values = {
         field.name: getattr(trained, field.name)
         for field in fields(TaskConfig)
         if field.name not in excluded and getattr(cfg, field.name) == field.default
     }
-    return replace(cfg, run=None, model=last, **values)
+    return replace(cfg, run=None, **values | place)
 
 
 def result_line(task: Task, metrics: dict[str, float]) -> str:
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     if names[0] not in splits:
         raise InputError(f"--split {cfg.split}: this data has {', '.join(splits)}")
     usable = usable_splits({name: splits[name] for name in names}, processor, cfg)
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
+    device = pick_device(cfg.device, cfg.dtype)
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), device, cfg.adapter)
     answers = []
     for name, examples in usable.items():
         start = time.time()

@@ -228,6 +228,7 @@ class SampleConfig:
         "think", "how to answer; plain adds nothing"
     )
     model: Path = flag(BASE_MODEL, "checkpoint directory")
+    adapter: Path | None = flag(None, "directory of a LoRA adapter of --model")
     num_generations: int = flag(4, "answers to draw")
     max_completion_length: int = flag(64, "tokens")
     max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error")
@@ -249,7 +250,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
-    model = load_model(cfg.model, getattr(torch, cfg.dtype), pick_device(cfg.device, cfg.dtype))
+    device = pick_device(cfg.device, cfg.dtype)
+    model = load_model(cfg.model, getattr(torch, cfg.dtype), device, cfg.adapter)
     question = (
         cfg.prompt if cfg.prompt_mode == "plain" else full_question(cfg.prompt, cfg.prompt_mode)
     )

@@ -29,6 +29,7 @@ from torch import Tensor
 from config import TrainConfig, flag, require, require_counts
 from kernels import group_advantages
 from model.load import load_model
+from model.lora import AdapterReference
 from model.vlm import VLM, completion_logps
 from runtime import console, distributed
 from sample import generate_group
@@ -182,9 +183,11 @@ def policy_loss(
 
 
 def load_reference(model: VLM, cfg: GRPOConfig) -> VLM | None:
-    """The reference of the KL term, the model as it was before the first step; None at beta 0."""
+    """The reference of the KL term, the policy as it was before the first step; None at beta 0."""
     if cfg.beta == 0:
         return None
+    if cfg.trains_adapter:  # no second model: the base, with the adapter that the run began from
+        return AdapterReference(model, cfg.adapter)
     return load_model(cfg.model, getattr(torch, cfg.dtype), model.device).requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.adapter import Linear, linear
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
 from model.vision import Rotary, apply_rotary, rotary_table, run_layer
@@ -49,8 +50,8 @@ class SelfAttention(nn.Module):
         self.heads = (cfg.num_attention_heads, cfg.num_key_value_heads)
         rows = (cfg.num_attention_heads + 2 * cfg.num_key_value_heads) * cfg.head_dim
         # In the files: q_proj, k_proj, v_proj.
-        self.qkv_proj = nn.Linear(cfg.hidden_size, rows, bias=cfg.family.qkv_bias)
-        self.o_proj = nn.Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
+        self.qkv_proj = Linear(cfg.hidden_size, rows, bias=cfg.family.qkv_bias)
+        self.o_proj = Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
         self.eps = cfg.rms_norm_eps
         if cfg.family.qk_norm:
             self.q_norm = nn.RMSNorm(cfg.head_dim, cfg.rms_norm_eps)
@@ -87,9 +88,9 @@ class MLP(nn.Module):
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
+        self.gate_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
+        self.up_proj = Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
+        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, D)."""
@@ -165,14 +166,13 @@ class DecodingStep:
         self.layers = [
             (
                 layer.input_layernorm.weight,
-                layer.self_attn.qkv_proj.weight,
-                layer.self_attn.qkv_proj.bias,
+                layer.self_attn.qkv_proj.for_decoding(),
                 layer.self_attn.qk_scale(),
-                layer.self_attn.o_proj.weight,
+                layer.self_attn.o_proj.for_decoding(),
                 layer.post_attention_layernorm.weight,
-                layer.mlp.gate_proj.weight,
-                layer.mlp.up_proj.weight,
-                layer.mlp.down_proj.weight,
+                layer.mlp.gate_proj.for_decoding(),
+                layer.mlp.up_proj.for_decoding(),
+                layer.mlp.down_proj.for_decoding(),
             )
             for layer in model.layers
         ]
@@ -183,15 +183,15 @@ class DecodingStep:
         H, K = cfg.num_attention_heads, cfg.num_key_value_heads
         width, eps = (cfg.hidden_size,), cfg.rms_norm_eps
         self.cache.advance()
-        for layer, (norm_1, qkv, bias, scale, o, norm_2, gate, up, down) in enumerate(self.layers):
-            h = F.linear(F.rms_norm(x, width, norm_1, eps), qkv, bias)
+        for layer, (norm_1, qkv, scale, o, norm_2, gate, up, down) in enumerate(self.layers):
+            h = linear(F.rms_norm(x, width, norm_1, eps), *qkv)
             h = h.view(len(x), H + 2 * K, cfg.head_dim)  # (B, H + 2K, E)
             qk, v = h[:, : H + K], h[:, H + K :]  # (B, H + K, E), (B, K, E)
             if scale is not None:
                 qk = F.rms_norm(qk, (cfg.head_dim,), eps=eps) * scale
             qk = apply_rotary(qk, cos, sin)
             out = decode_attention(qk[:, :H], qk[:, H:], v, self.cache, layer)  # (B, H, E)
-            x = x + F.linear(out.flatten(1), o)
+            x = x + linear(out.flatten(1), *o)
             h = F.rms_norm(x, width, norm_2, eps)
-            x = x + F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down)
+            x = x + linear(F.silu(linear(h, *gate)) * linear(h, *up), *down)
         return F.rms_norm(x, width, self.norm, eps)

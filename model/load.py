@@ -11,10 +11,12 @@ import torch
 
 from model import weights
 from model.config import OTHER_FAMILIES
+from model.lora import load_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
 from model.weights import local_directory  # noqa: F401 (the name of a --model becomes a directory)
+from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 
 
@@ -31,14 +33,26 @@ def load_processor(directory: Path, max_pixels: int | None = None) -> Processor:
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    adapter: Path | None = None,
 ) -> VLM:
     """Build and fill the model of a checkpoint directory, a `VLM` or a `TransformersVLM`.
 
+    Args:
+        adapter: a LoRA adapter to put into it.
     Raises InputError for files that are damaged, incomplete or of another model.
     """
     if not runs_through_transformers(directory):
-        return weights.load_model(directory, dtype, device)
+        model = weights.load_model(directory, dtype, device)
+        if adapter is not None:
+            load_adapter(model, adapter)
+        return model
+    if adapter is not None:
+        raise InputError(
+            f"--adapter {adapter}: {directory} runs through transformers, without LoRA"
+        )
     from model import transformers_vlm  # takes a second, which the default run need not wait
 
     return transformers_vlm.load(Path(directory), dtype, device)

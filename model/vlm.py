@@ -84,6 +84,7 @@ class VLM(nn.Module):
     def __init__(self, cfg: VLMConfig):
         super().__init__()
         self.cfg = cfg
+        self.fingerprint = ""  # of the weights that it was filled with
         self.visual = VisionTower(cfg.vision)
         self.model = LanguageModel(cfg.text)
         if not cfg.tie_word_embeddings:

@@ -10,6 +10,7 @@ result. Loading is strict: a missing, unexpected or misshapen tensor is an error
 Next: model/config.py.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -92,6 +93,8 @@ def published_tensors(model: VLM) -> dict[str, Tensor]:
     heads = (text.num_attention_heads, text.num_key_value_heads, text.num_key_value_heads)
     tensors = {}
     for name, parameter in model.named_parameters():
+        if ".lora." in name:  # files of its own: model/lora.py
+            continue
         if ".qkv_proj." in name and name.startswith("model."):
             parts = parameter.detach().split([count * text.head_dim for count in heads])
             for letter, part in zip("qkv", parts, strict=True):
@@ -208,11 +211,24 @@ def load_model(
                     parameters[name].copy_(tensors.get_tensor(key))
                 else:  # a repeated tied head
                     repeated.append(tensors.get_tensor(key))
+    model.fingerprint = fingerprint(directory, slots)
     for head in repeated:
         if not torch.equal(head.to(device, dtype), model.head_weight):
             what = "lm_head.weight differs from the embedding, but config.json ties them"
             raise InputError(f"{directory}: {what}; set tie_word_embeddings to false")
     return model
+
+
+def fingerprint(directory: Path, slots: Slots) -> str:
+    """Of the weights, to tell bases apart: a hash of each file's size, beginning and end."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted({slot.file for slot in slots.values()}):
+        with (directory / file).open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            digest.update(f"{file} {size}".encode() + opened.read(2**20))
+            opened.seek(max(0, size - 2**20))
+            digest.update(opened.read())
+    return digest.hexdigest()
 
 
 def single_file(model: VLM, dtype: torch.dtype) -> Slots:

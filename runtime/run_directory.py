@@ -86,5 +86,6 @@ def saved_steps(run: Path) -> list[Path]:
 
 
 def last_model(run: Path) -> Path | None:
-    """The model directory of the newest checkpoint of a run, verified or not."""
-    return next((path / "hf" for path in saved_steps(run) if (path / "hf").is_dir()), None)
+    """The model, or the adapter, of the newest checkpoint of a run, verified or not."""
+    places = [path / kind for path in saved_steps(run) for kind in ("hf", "adapter")]
+    return next((place for place in places if place.is_dir()), None)

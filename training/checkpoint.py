@@ -1,6 +1,7 @@
 """Checkpoints that survive a night: never half written, verified before use, resumed exactly.
 
-    runs/NAME/step_120/hf/              the model, as any tool loads it
+    runs/NAME/step_120/hf/              the model, as any tool loads it; of a LoRA run instead
+    runs/NAME/step_120/adapter/         the adapter, as PEFT loads it
     runs/NAME/step_120/trainer/         what training needs to continue: optimizer.safetensors and
                                         state.json; no pickle
     runs/NAME/step_120/manifest.json    size and sha256 of every file, written last
@@ -23,12 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.load import save_model
+from model.lora import has_adapter, save_adapter
 from model.vlm import VLM
 from runtime.errors import InputError
 from runtime.run_directory import LOGS, is_step, saved_steps, step_number
 
 MANIFEST = "manifest.json"
-PARTS = {"trainer/state.json", "trainer/optimizer.safetensors", "hf/config.json"}
+PARTS = {"trainer/state.json", "trainer/optimizer.safetensors"}
+MODELS = {"hf/config.json", "adapter/adapter_config.json"}  # one of them
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,15 @@ class Checkpoint:
         return self.state["step"]
 
     @property
-    def hf(self) -> Path:
-        """The model's directory."""
-        return self.directory / "hf"
+    def hf(self) -> Path | None:
+        """The model's directory; None for a checkpoint of an adapter."""
+        return None if self.adapter else self.directory / "hf"
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter's directory; None for a checkpoint of a whole model."""
+        place = self.directory / "adapter"
+        return place if place.is_dir() else None
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Masters and moments by name; moments only from the first update on."""
@@ -70,7 +79,8 @@ def save_checkpoint(
     """Write run/step_N, N = state["step"]; returns it.
 
     Args:
-        companions: directory whose other files belong to the model (`save_model`).
+        companions: the directory that the model came from: its other files are copied
+            (`save_model`), or it is named as the adapter's base.
         optimizer_tensors: by name, see `Optimizer.tensors`.
         keep: how many checkpoints may stay; None keeps all.
     Raises: InputError if it cannot be written; older checkpoints are untouched then.
@@ -81,7 +91,10 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         _check_space(run, model, optimizer_tensors)
         (unfinished / "trainer").mkdir(parents=True)
-        save_model(model, unfinished / "hf", companions)
+        if has_adapter(model):
+            save_adapter(model, unfinished / "adapter", companions)
+        else:
+            save_model(model, unfinished / "hf", companions)
         save_file(optimizer_tensors, unfinished / "trainer" / "optimizer.safetensors")
         (unfinished / "trainer" / "state.json").write_text(json.dumps(state), encoding="utf-8")
         manifest = {
@@ -111,7 +124,8 @@ def save_checkpoint(
 
 
 def _check_space(run: Path, model: VLM, optimizer_tensors: dict[str, Tensor]) -> None:
-    tensors = [*model.parameters(), *optimizer_tensors.values()]
+    saved = [p for p in model.parameters() if p.requires_grad or not has_adapter(model)]
+    tensors = [*saved, *optimizer_tensors.values()]
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     free = shutil.disk_usage(run).free
     if free < 1.05 * needed:
@@ -140,7 +154,7 @@ def why_unusable(directory: Path) -> str | None:
             path = directory / name
             if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
                 return f"{name} is damaged"
-        if not PARTS <= manifest.keys():
+        if not PARTS <= manifest.keys() or not MODELS & manifest.keys():
             return f"{MANIFEST} is incomplete"
         is_own = _state(directory)["step"] == step_number(directory)
         return None if is_own else "state.json is of another step"

@@ -25,7 +25,7 @@ C = TypeVar("C", bound=TrainConfig)
 # Flags that may change on resume: what is kept and reported,
 REPORTED = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
 # where things are (their content is compared), and how it is computed, up to rounding.
-PLACES = {"model", "data", "data_root", "device"}
+PLACES = {"model", "adapter", "data", "data_root", "device"}
 FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
 
 
@@ -113,11 +113,13 @@ def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoin
         raise InputError(f"--model {cfg.model}: from there the run began, but it is gone; {fix}")
     if cfg.model.resolve() == saved.model.resolve():
         return
-    if getattr(saved, "beta", 0.0) > 0:
+    if getattr(saved, "beta", 0.0) > 0 and checkpoint.hf:
         raise InputError(
             f"--model {cfg.model}: with --beta the run needs the weights that were in "
             f"{saved.model}; put them back there, a link will do"
         )
+    if checkpoint.hf is None:
+        return  # an adapter knows the weights of its base
     for path in sorted(checkpoint.hf.rglob("*")):
         other = cfg.model / path.relative_to(checkpoint.hf)
         if path.is_dir() or "safetensors" in path.name:  # the weights, the index of their shards

@@ -237,7 +237,7 @@ class TrainingRun:
         evaluations = [row for row in self.rows if f"eval/{self.task.headline}" in row]
         line = rise(evaluations[0], evaluations[-1], self.task.headline)
         seconds = time.time() - self.start_time
-        print(f"{line}; {seconds:.0f} s; {self.log.directory / f'step_{self.done}' / 'hf'}")
+        print(f"{line}; {seconds:.0f} s; {last_model(self.log.directory)}")
         if report is not None:
             print(f"report: {report}")
         return evaluations[-1]

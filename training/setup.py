@@ -11,6 +11,7 @@ import torch
 from config import TrainConfig
 from data.files import SkipLog
 from model.load import load_model, load_processor, local_directory
+from model.lora import load_adapter, new_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
@@ -86,7 +87,7 @@ def check_model_flags(cfg: TrainConfig, processor: Processor) -> None:
         raise InputError("--prompt_mode direct: the model's template opens a thought; use think")
     if isinstance(processor, TransformersProcessor):
         name = processor.family.name
-        for flag in ("fsdp", "gradient_checkpointing", "report_attention"):
+        for flag in ("fsdp", "gradient_checkpointing", "report_attention", "lora_rank", "adapter"):
             if getattr(cfg, flag):
                 raise InputError(f"--{flag}: not for {name}, which runs through transformers")
         print(f"{name} runs through transformers: the slow path (docs/models.md)")
@@ -104,9 +105,15 @@ def check_ranks(cfg: TrainConfig) -> None:
 def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
     """The model on its device, sharded with --fsdp, with gradients where `cfg` wants them."""
     device, dtype = pick_device(cfg.device, cfg.dtype), getattr(torch, cfg.dtype)
-    source = cfg.model if checkpoint is None else checkpoint.hf
+    source = cfg.model if checkpoint is None else checkpoint.hf or cfg.model
     model = load_model(source, dtype, torch.device("cpu") if cfg.fsdp else device)
     model.prepare_training(cfg.freeze_vision, cfg.gradient_checkpointing)
+    if cfg.trains_adapter:
+        adapter = cfg.adapter if checkpoint is None else checkpoint.adapter
+        if adapter is None:
+            new_adapter(model, cfg.lora_rank, cfg.lora_alpha, cfg.seed)
+        else:
+            load_adapter(model, adapter, cfg.lora_rank)
     if cfg.fsdp:
         shard(model.float(), dtype, device)  # the shards are what the optimizer works on
     return model
