@@ -250,6 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
+    processor.check_prompt_mode(cfg.prompt_mode)
     device = pick_device(cfg.device, cfg.dtype)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device, cfg.adapter)
     question = (

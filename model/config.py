@@ -1,7 +1,7 @@
 """Sizes of a Qwen-VL checkpoint, read from its `config.json`, and the choices of its family.
 
-A `Family` is a record of choices that the files do not state; every size is in the JSON. Modules
-look at a choice once, when they are built. No other file reads the JSON or asks for `model_type`.
+A `Family` is a record of choices that the files do not state; every size is in the JSON. No other
+file reads the JSON or asks for `model_type`.
 
 Public files come in five forms, all read into the same frozen dataclass: flat, as Qwen2-VL and
 Qwen2.5-VL were published; flat with a sparse `vision_config` (transformers 4.45 to 4.49), whose
@@ -34,9 +34,15 @@ class Family:
     vision_width: str  # the field that holds the tower's width
     vision_defaults: Mapping[str, Any]  # of the fields that a sparse `vision_config` leaves out
     text_defaults: Mapping[str, Any] = field(default_factory=dict)
+    text_tie_counts: bool = True  # a tie flag in `text_config` counts beside one at the root
 
 
-PATCHES = {"in_channels": 3, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 16}
+VISION_DEFAULTS = {
+    "in_channels": 3,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_heads": 16,
+}
 FAMILIES = {
     "qwen2_vl": Family(
         name="Qwen2-VL",
@@ -47,7 +53,7 @@ FAMILIES = {
         qk_norm=False,
         interleaved_mrope=False,
         vision_width="embed_dim",
-        vision_defaults=PATCHES
+        vision_defaults=VISION_DEFAULTS
         | {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "patch_size": 14},
     ),
     "qwen2_5_vl": Family(
@@ -59,7 +65,7 @@ FAMILIES = {
         qk_norm=False,
         interleaved_mrope=False,
         vision_width="hidden_size",
-        vision_defaults=PATCHES
+        vision_defaults=VISION_DEFAULTS
         | {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14}
         | {"out_hidden_size": 3584, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
     ),
@@ -72,19 +78,19 @@ FAMILIES = {
         qk_norm=True,
         interleaved_mrope=True,
         vision_width="hidden_size",
-        vision_defaults=PATCHES
+        vision_defaults=VISION_DEFAULTS
         | {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16}
         | {"out_hidden_size": 3584, "num_position_embeddings": 2304}
         | {"deepstack_visual_indexes": [8, 16, 24]},
         text_defaults={"head_dim": 128, "rope_theta": 5e5},
+        text_tie_counts=False,
     ),
 }
 
 
 @dataclass(frozen=True)
 class OtherFamily:
-    """A family that runs through transformers (model/transformers_vlm.py), and what its files do
-    not say."""
+    """What the files of a family that runs through transformers do not say."""
 
     name: str
     needs_image: bool = False
@@ -103,6 +109,14 @@ OTHER_FAMILIES = {
     "instructblip": OtherFamily("InstructBLIP", True, QUESTION),
     "qwen3_5": OtherFamily("Qwen3.5"),
 }
+
+
+def runs_through_transformers(directory: Path) -> bool:
+    """Whether a checkpoint directory is of `OTHER_FAMILIES`: see model/load.py."""
+    path = directory / "config.json"
+    return path.is_file() and read_json_object(path).get("model_type") in OTHER_FAMILIES
+
+
 REFUSED = {  # named so that nobody has to guess why
     "qwen3_vl_moe": "a mixture of experts, whose weights alone fill 58 GiB",
     "qwen3_5_moe": "linear attention and a mixture of experts",
@@ -179,13 +193,12 @@ class VLMConfig:
         try:
             text = family.text_defaults | raw | {k: v for k, v in nested.items() if v is not None}
             vision = _vision_fields(raw["vision_config"], family)
-            _refuse_what_is_not_computed(raw, text, vision, family, origin)
+            refused = _what_is_not_computed(raw, text, vision, family)
             config = cls(
                 model_type=model_type,
                 vision=_typed(VisionConfig, vision | {"family": family}),
                 text=_typed(TextConfig, _text_fields(text) | {"family": family}),
-                tie_word_embeddings=bool(raw.get("tie_word_embeddings"))
-                or bool(nested.get("tie_word_embeddings")),
+                tie_word_embeddings=_is_tied(raw, nested, family),
                 image_token_id=int(raw["image_token_id"]),
             )
         except KeyError as error:
@@ -193,6 +206,8 @@ class VLMConfig:
             raise InputError(f"{origin}: {what}") from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{origin}: a field has the wrong type ({error})") from None
+        if refused is not None:
+            raise InputError(f"{origin}: {refused}: not supported for {family.name}")
         config._check(origin)
         return config
 
@@ -242,14 +257,14 @@ def _vision_fields(raw: dict, family: Family) -> dict:
     """The fields of `VisionConfig` from a `vision_config`, which may be sparse."""
     raw = family.vision_defaults | {name: value for name, value in raw.items() if value is not None}
     width, merge = raw[family.vision_width], raw["spatial_merge_size"]
-    fields = raw | {"embed_dim": width, "in_channels": raw.get("in_chans", raw["in_channels"])}
+    values = raw | {"embed_dim": width, "in_channels": raw.get("in_chans", raw["in_channels"])}
     if family.vision_width == "embed_dim":  # and `hidden_size` is that of the language model
-        fields["intermediate_size"] = int(width * raw["mlp_ratio"])
+        values["intermediate_size"] = int(width * raw["mlp_ratio"])
     else:
-        fields["hidden_size"] = raw["out_hidden_size"]
+        values["hidden_size"] = raw["out_hidden_size"]
     positions = math.isqrt(raw.get("num_position_embeddings", 0))
-    return fields | {
-        "rope_theta": (raw.get("rope_parameters") or {}).get("rope_theta", 10000.0),
+    return values | {
+        "rope_theta": (raw.get("rope_parameters") or raw).get("rope_theta", 10000.0),
         "window_side": raw.get("window_size", 0) // merge // raw["patch_size"],
         "full_blocks": tuple(raw.get("fullatt_block_indexes", ())),
         "position_side": positions,
@@ -269,10 +284,16 @@ def _text_fields(raw: dict) -> dict:
     }
 
 
-def _refuse_what_is_not_computed(
-    raw: dict, text: dict, vision: dict, family: Family, origin: str
-) -> None:
-    """Raise InputError for a field that changes the model in a way that is not written here."""
+def _is_tied(raw: dict, nested: dict, family: Family) -> bool:
+    """Whether the output layer is the embedding: the flag may stand at the root and in the text."""
+    at_root, in_text = (fields.get("tie_word_embeddings") for fields in (raw, nested))
+    if at_root is None or family.text_tie_counts:
+        return bool(at_root or in_text)
+    return bool(at_root)
+
+
+def _what_is_not_computed(raw: dict, text: dict, vision: dict, family: Family) -> str | None:
+    """The first field that changes the model in a way that is not written here."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     rope_types = {rope.get(name, "default") for name in ("type", "rope_type")}
     heads, width = text["num_attention_heads"], text["hidden_size"]
@@ -294,9 +315,7 @@ def _refuse_what_is_not_computed(
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
         "head_dim unlike hidden_size / num_attention_heads": family.qkv_bias and not own_width,
     }
-    for what, is_wrong in wrong.items():
-        if is_wrong:
-            raise InputError(f"{origin}: {what}: not supported for {family.name}")
+    return next((what for what, is_wrong in wrong.items() if is_wrong), None)
 
 
 def _typed(cls, raw: dict):

@@ -10,7 +10,7 @@ layers (DeepStack, arXiv:2406.04334).
 `DecodingStep` computes one token more per row.
 
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1 (M-RoPE). Letters: T packed tokens, B rows, D width,
-H query heads, K key/value heads, E head width. Next: kernels/advantage.py.
+H query heads, K key/value heads, E head width. Next: model/load.py.
 """
 
 import torch
@@ -134,8 +134,8 @@ class LanguageModel(nn.Module):
         Args:
             x: (T, D). rotary: `mrope` of their positions. layout: the groups of the pack.
             cache: filled with the keys and values of the prefixes, where given (prefill).
-            slots: (Q,) int64, the image tokens. deep: (Q, L - 1, D), added to them after the first
-            L - 1 layers (DeepStack).
+            slots: (Q,) int64, the image tokens. deep: (Q, levels - 1, D), added to them after the
+            first levels - 1 layers (DeepStack).
         Returns: (T, D), after the last norm.
         """
         rotary = tuple(table.to(x.dtype) for table in rotary)

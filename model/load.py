@@ -2,33 +2,46 @@
 
 The Qwen-VL families of `model/config.py` are computed by `VLM`; those of `OTHER_FAMILIES` run
 through transformers (`model/transformers_vlm.py`), slower. Both have the same methods, and nobody
-else asks which it is. Next: model/config.py.
+else asks which it is. Next: model/processor.py.
 """
 
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from model import weights
-from model.config import OTHER_FAMILIES
+from model.config import runs_through_transformers
 from model.lora import load_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
-from model.weights import local_directory  # noqa: F401 (the name of a --model becomes a directory)
+from model.weights import what_is_there
 from runtime.errors import InputError
-from runtime.run_directory import read_json_object
 
 
-def runs_through_transformers(directory: Path) -> bool:
-    """Whether a checkpoint directory is of `OTHER_FAMILIES`."""
-    path = Path(directory) / "config.json"
-    return path.is_file() and read_json_object(path).get("model_type") in OTHER_FAMILIES
+def local_directory(model: Path) -> Path:
+    """The directory of a checkpoint: `model` itself, or what the hub's cache has under that name.
+
+    Raises InputError if it is neither, or no checkpoint; nothing is downloaded.
+    """
+    directory = model
+    if not model.exists() and len(model.parts) == 2 and not model.is_absolute():
+        try:
+            directory = Path(snapshot_download(str(model), local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError, OSError):
+            download = f"hf download {model} --local-dir {model.name}"
+            raise InputError(f"--model {model}: no such directory; {download}") from None
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        what = "has no config.json; name a checkpoint directory"
+        raise InputError(f"--model {model}: {what_is_there(directory, what)}")
+    return directory
 
 
 def load_processor(directory: Path, max_pixels: int | None = None) -> Processor:
     """Tokenizer, template and image preprocessing; raises InputError for incomplete files."""
-    kind = TransformersProcessor if runs_through_transformers(directory) else Processor
+    kind = TransformersProcessor if runs_through_transformers(Path(directory)) else Processor
     return kind(directory, max_pixels)
 
 
@@ -44,7 +57,7 @@ def load_model(
         adapter: a LoRA adapter to put into it.
     Raises InputError for files that are damaged, incomplete or of another model.
     """
-    if not runs_through_transformers(directory):
+    if not runs_through_transformers(Path(directory)):
         model = weights.load_model(directory, dtype, device)
         if adapter is not None:
             load_adapter(model, adapter)

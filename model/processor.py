@@ -32,10 +32,14 @@ IMAGE_PAD = "<|image_pad|>"
 
 
 def _image_settings(directory: Path) -> tuple[Path, dict]:
-    """The file with the image preprocessing, and its fields: transformers 5 nests them."""
-    path, nested = directory / "preprocessor_config.json", directory / "processor_config.json"
-    if not path.is_file() and nested.is_file():
-        return nested, read_json_object(nested).get("image_processor") or {}
+    """The file with the image preprocessing, and its fields.
+
+    transformers 5 nests them in the processor's file, which then wins.
+    """
+    nested = directory / "processor_config.json"
+    if nested.is_file() and (fields := read_json_object(nested).get("image_processor")):
+        return nested, fields
+    path = directory / "preprocessor_config.json"
     return path, read_json_object(path)
 
 
@@ -175,6 +179,12 @@ class Processor:
         A completion's text begins with it, since its tokens do not.
         """
         return "<think>" if self.turn(0)[1].rstrip().endswith("<think>") else ""
+
+    def check_prompt_mode(self, mode: str) -> None:
+        """Raise InputError where the template opens a thought, and `mode` asks for none."""
+        if self.opening and mode not in ("think", "plain"):
+            what = "the model's template opens a thought; use think"
+            raise InputError(f"--prompt_mode {mode}: {what}")
 
     def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
         """Widen each image slot to its number of image tokens and add the positions."""

@@ -21,7 +21,7 @@ from runtime.errors import InputError, one_line
 
 
 @dataclass
-class OtherPrompt(Prompt):
+class TransformersPrompt(Prompt):
     """A prompt of transformers' classes. Pixels, grids and features are theirs, not ours."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)  # of the prefill, besides `ids`
@@ -37,6 +37,8 @@ class TransformersProcessor(Processor):
         self.model_type, self.image_cfg = config.model_type, None
         self.family = OTHER_FAMILIES[self.model_type]
         self.default_template = self.family.template
+        qformer = getattr(config, "qformer_config", None)
+        self.qformer_length = getattr(qformer, "max_position_embeddings", 0)
         self.processor = self._read(transformers.AutoProcessor, Path(directory))
         self._read_tokenizer(Path(directory), config.get_text_config().vocab_size)
 
@@ -64,7 +66,7 @@ class TransformersProcessor(Processor):
         images: Sequence[Path | Image.Image],
         question: str,
         max_prompt_length: int | None = None,
-    ) -> OtherPrompt:
+    ) -> TransformersPrompt:
         """One user turn with its images in front, ending where the answer begins.
 
         Raises InputError as `Processor.prompt`, for a question with a control token in it, and for
@@ -91,9 +93,12 @@ class TransformersProcessor(Processor):
         ids = inputs.pop("input_ids")[0]  # (P,)
         inputs.pop("attention_mask", None)  # of one row: all ones
         positions = torch.arange(len(ids)).expand(3, -1)
-        prompt = OtherPrompt(id, ids, positions, None, [], inputs=dict(inputs))
-        fix = "raise it, or choose smaller images"
-        check_length(prompt, self._image_tokens(ids), max_prompt_length, fix)
+        prompt = TransformersPrompt(id, ids, positions, None, [], inputs=dict(inputs))
+        check_length(prompt, self._image_tokens(ids), max_prompt_length, "raise it")
+        read = inputs.get("qformer_input_ids", ids[None, :0]).shape[1]
+        if read > self.qformer_length:
+            what = f"{read} tokens for the query transformer, which reads {self.qformer_length}"
+            raise InputError(f"prompt {id}: {what}; shorten the question")
         return prompt
 
     def _image_tokens(self, ids: Tensor) -> int:

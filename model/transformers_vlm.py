@@ -7,8 +7,8 @@ The model's classes are transformers'. What is written here is the group:
   values (and the states of linear attention) in a cache. The cache is repeated for the G
   completions, which run against it as one padded batch. The gradient flows back through the fork,
   so a prefix is computed once per group here as well.
-- **The head is not transformers'.** It passes hidden states on; `linear_logprob` and the sampler
-  apply its weight, a chunk of logits at a time and in fp32, as for the hand-written model.
+- **The head is not transformers'.** It passes hidden states on, and its weight is applied as the
+  hand-written model's is: in fp32, by `linear_logprob` a chunk of logits at a time.
 
 Slower than the hand-written model, and why: a group's keys are repeated G times in memory, a
 rollout is not recorded as a CUDA graph, completions are padded to the longest of their group,
@@ -28,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from model.transformers_processor import OtherPrompt
-from model.vlm import Pack, rows_of_groups
+from model.transformers_processor import TransformersPrompt
+from model.vlm import Pack, head_logits, rows_of_groups
 from model.weights import Slots, read_slots
 from runtime.errors import InputError, one_line
 
@@ -96,12 +96,12 @@ class TransformersVLM(nn.Module):
         self.source.get_decoder().requires_grad_(True)
         self.head_weight.requires_grad_(True)
 
-    def keep_image_features(self, prompts: list[OtherPrompt]) -> None:
+    def keep_image_features(self, prompts: list[TransformersPrompt]) -> None:
         """Nothing is kept: the tower runs again in every pass."""
 
     # ---- a group -----------------------------------------------------------------------------
 
-    def prefill_one(self, prompt: OtherPrompt) -> tuple[Tensor, DynamicCache, int]:
+    def prefill_one(self, prompt: TransformersPrompt) -> tuple[Tensor, DynamicCache, int]:
         """Run one prompt: hidden states (P, D), the cache, the position after it."""
         inputs = {name: self._placed(value) for name, value in prompt.inputs.items()}
         ids, cache = prompt.ids[None].to(self.device), self._new_cache()
@@ -162,15 +162,15 @@ class TransformersVLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32."""
-        return F.linear(hidden.float(), self.head_weight.float())
+        return head_logits(hidden, self.head_weight)
 
     def prefill(
-        self, prompts: list[OtherPrompt], group_size: int, max_completion_length: int
-    ) -> tuple[Tensor, "OtherRows"]:
+        self, prompts: list[TransformersPrompt], group_size: int, max_completion_length: int
+    ) -> tuple[Tensor, "TransformersRows"]:
         """As `VLM.prefill`, one prompt after the other."""
         hidden, caches, positions = zip(*map(self.prefill_one, prompts), strict=True)
         lengths = [len(prompt.ids) for prompt in prompts]
-        rows = OtherRows(self, lengths, caches, positions, group_size, max_completion_length)
+        rows = TransformersRows(self, lengths, caches, positions, group_size, max_completion_length)
         last = torch.stack([states[-1] for states in hidden])  # (N, D)
         return self.logits(last).repeat_interleave(group_size, 0), rows
 
@@ -188,7 +188,7 @@ class TransformersVLM(nn.Module):
         return tensors
 
 
-class OtherRows:
+class TransformersRows:
     """Stands in for `DecodingRows`: N * G rows, prompts padded on the left.
 
     Args:
@@ -257,7 +257,9 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Tra
     head or the files of this model have that is not written here.
     """
     slots = read_slots(directory)
+    verbosity = transformers.logging.get_verbosity()
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # its report; what it says is one line below
     try:
         source, info = transformers.AutoModelForImageTextToText.from_pretrained(
             directory,
@@ -269,6 +271,8 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Tra
         )
     except Exception as error:  # the library raises almost anything on damaged files
         raise InputError(f"--model {directory}: cannot be loaded ({one_line(error)})") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             count, first = len(info[kind]), sorted(map(str, info[kind]))[0]

@@ -9,10 +9,10 @@ patches, consecutive in `model/image.py`'s order, is merged into one image token
 Qwen2.5-VL: most blocks attend in windows of a few tokens only (`window_order`). Qwen3-VL: learned
 positions are added to the patches (`learned_positions`), and the output of a few blocks goes to the
 first layers of the language model as well, each through a merger of its own (DeepStack,
-arXiv:2406.04334): that is the dimension L, for levels, of the features.
+arXiv:2406.04334): that is the dimension `levels` of the features.
 
 Sources: arXiv:2409.12191, section 2.1; arXiv:2502.13923, 2.1; arXiv:2511.21631. Letters: M patches,
-Q image tokens, L levels, D width, E head width. Next: model/language.py.
+Q image tokens, D width, E head width. Next: model/language.py.
 """
 
 from itertools import groupby
@@ -227,7 +227,7 @@ class VisionTower(nn.Module):
         Args:
             pixels: (M, patch numbers) of all images end to end, from `model.image.patchify`.
             grids: (t, h, w) in patches of each image; the products sum to M.
-        Returns: (Q, L, hidden_size), image after image.
+        Returns: (Q, levels, hidden_size), image after image.
         """
         cfg, device = self.cfg, pixels.device
         if sum(t * h * w for t, h, w in grids) != len(pixels):
@@ -248,7 +248,7 @@ class VisionTower(nn.Module):
             x = run_layer(block, x, cos, sin, runs, recompute=self.gradient_checkpointing)
             if number in cfg.deep_blocks:
                 levels.append(self.deepstack_merger_list[len(levels)](x))
-        features = torch.stack([self.merger(x), *levels], dim=1)  # (Q, L, hidden_size)
+        features = torch.stack([self.merger(x), *levels], dim=1)  # (Q, levels, hidden_size)
         return features[order.argsort()] if cfg.window_side else features
 
 

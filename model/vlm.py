@@ -29,9 +29,7 @@ from kernels import linear_logprob, triton
 from model.attention import KVCache, PackLayout
 from model.config import VLMConfig
 from model.language import DecodingStep, LanguageModel, mrope
-from model.vision import VisionTower
-
-Grid = tuple[int, int, int]  # time, height, width in patches
+from model.vision import Grid, VisionTower
 
 
 @dataclass
@@ -43,7 +41,7 @@ class Prompt:
     positions: Tensor  # (3, P) int64
     pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
     grids: list[Grid]
-    features: Tensor | None = None  # (Q, L, D): the tower's output, stored while it is frozen
+    features: Tensor | None = None  # (Q, levels, D): the tower's output, stored while it is frozen
 
     @property
     def next_position(self) -> int:
@@ -103,7 +101,7 @@ class VLM(nn.Module):
         return self.model.norm.weight.device
 
     def image_features(self, prompts: list[Prompt]) -> Tensor | None:
-        """Run the tower once over the images of all prompts: (Q, L, D), or None without images."""
+        """Run the tower once over all images: (Q, levels, D), or None without images."""
         prompts = [prompt for prompt in prompts if prompt.pixels is not None]
         if not prompts:
             return None
@@ -113,8 +111,8 @@ class VLM(nn.Module):
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
     def keep_image_features(self, prompts: list[Prompt]) -> Tensor | None:
-        """`image_features` (Q, L, D), stored in the prompts for every later use."""
-        features = self.image_features(prompts)  # (Q, L, D)
+        """`image_features` (Q, levels, D), stored in the prompts for every later use."""
+        features = self.image_features(prompts)  # (Q, levels, D)
         if features is not None:
             merge = self.cfg.vision.spatial_merge_size**2
             counts = [sum(t * h * w for t, h, w in p.grids) // merge for p in prompts]
@@ -149,17 +147,15 @@ class VLM(nn.Module):
         Args:
             ids: (T,) int64. positions: (3, T). prompts: whose images fill the slots among `ids`.
         """
-        features = self.image_features(prompts)  # (Q, L, D)
+        features = self.image_features(prompts)  # (Q, levels, D)
         x, rotary = self.embed(ids, features), mrope(positions, self.cfg.text)  # (T, D)
         if features is None or features.shape[1] == 1:
             return self.model(x, rotary, layout, cache)
         return self.model(x, rotary, layout, cache, self.image_slots(ids), features[:, 1:])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(B, D) -> (B, V) in fp32: logits rounded to bf16 are off by up to 0.06 nats."""
-        if hidden.is_cuda and hidden.dtype == torch.bfloat16:
-            return torch.mm(hidden, self.head_weight.T, out_dtype=torch.float32)
-        return F.linear(hidden.float(), self.head_weight.float())
+        """(B, D) -> (B, V) in fp32."""
+        return head_logits(hidden, self.head_weight)
 
     def prefill(
         self, prompts: list[Prompt], group_size: int, max_completion_length: int
@@ -225,6 +221,13 @@ class DecodingRows:
         self.cache.keep(groups)
         self.position = self.position[rows]
         return rows
+
+
+def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(B, D), (V, D) -> (B, V) in fp32: logits rounded to bf16 are off by up to 0.06 nats."""
+    if hidden.is_cuda and hidden.dtype == torch.bfloat16:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return F.linear(hidden.float(), weight.float())
 
 
 def rows_of_groups(groups: Tensor, group_size: int) -> Tensor:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,6 +31,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FOLDERS = ("qformer_tokenizer", "additional_chat_templates")  # companions that are directories
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BUFFERS = {"I64": torch.int64}  # `position_ids`, which old files hold and models ignore
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,6 @@ RENAMED = {  # Qwen3-VL's names -> Qwen2-VL's
     ".linear_fc1.": ".mlp.0.",
     ".linear_fc2.": ".mlp.2.",
 }
-
-
-def local_directory(model: Path) -> Path:
-    """The directory of a checkpoint: `model` itself, or what the hub's cache has under that name.
-
-    Raises InputError if it is neither; nothing is downloaded.
-    """
-    if model.exists() or len(model.parts) != 2 or model.is_absolute():
-        return model
-    try:
-        return Path(snapshot_download(str(model), local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError, OSError):
-        download = f"hf download {model} --local-dir {model.name}"
-        raise InputError(f"--model {model}: no such directory; {download}") from None
 
 
 def published_name(key: str) -> str:
@@ -124,7 +110,8 @@ def read_slots(directory: Path) -> Slots:
     elif (directory / SINGLE).is_file():
         files = [SINGLE]
     else:
-        raise InputError(f"--model {directory}: {_what_is_there(directory)}")
+        what = f"neither {SINGLE} nor {INDEX} here"
+        raise InputError(f"--model {directory}: {what_is_there(directory, what)}")
     slots: Slots = {}
     for file in files:
         path = directory / file
@@ -135,11 +122,12 @@ def read_slots(directory: Path) -> Slots:
                 for key in tensors.keys():  # noqa: SIM118 (a safe_open is not iterable)
                     header = tensors.get_slice(key)
                     dtype, shape = header.get_dtype(), tuple(header.get_shape())
-                    if dtype not in DTYPES:
+                    kinds = DTYPES | (BUFFERS if key.endswith("position_ids") else {})
+                    if dtype not in kinds:
                         raise InputError(f"{path}: {key} is {dtype}, not one of {[*DTYPES]}")
                     if key in slots:
                         raise InputError(f"{directory}: {key} is in {slots[key].file} and {file}")
-                    slots[key] = TensorSlot(file, DTYPES[dtype], shape)
+                    slots[key] = TensorSlot(file, kinds[dtype], shape)
         except SafetensorError as error:
             with path.open("rb") as opened:
                 if opened.read(40).startswith(b"version https://git-lfs"):
@@ -152,8 +140,8 @@ def read_slots(directory: Path) -> Slots:
     return slots
 
 
-def _what_is_there(directory: Path) -> str:
-    """Why a directory without safetensors cannot be used, and the way on."""
+def what_is_there(directory: Path, missing: str) -> str:
+    """Why a directory that lacks a file cannot be used, and the way on; by default `missing`."""
     names = sorted(path.name for path in directory.iterdir())
     if "adapter_config.json" in names:
         return "is an adapter; name the directory of a whole model"
@@ -161,7 +149,7 @@ def _what_is_there(directory: Path) -> str:
         return "holds .gguf files, which are quantised; download the safetensors checkpoint"
     if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
         return f"{pickled[0]} is a pickle, which can run code; save it anew as safetensors"
-    return f"neither {SINGLE} nor {INDEX} here (found: {', '.join(names[:8]) or 'nothing'})"
+    return f"{missing} (found: {', '.join(names[:8]) or 'nothing'})"
 
 
 def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
@@ -301,7 +289,8 @@ def _write_files(
 ) -> None:
     """The companion files, then every shard, then the index if there are several."""
     for source in companions.iterdir():
-        if source.is_file() and source.suffix != ".safetensors" and source.name != INDEX:
+        is_weights = source.suffix in OTHER_WEIGHTS or ".index.json" in source.name
+        if source.is_file() and not is_weights:
             shutil.copyfile(source, directory / source.name)
         elif source.is_dir() and source.name in FOLDERS:
             shutil.copytree(source, directory / source.name)

@@ -20,9 +20,9 @@ def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tenso
     """
     pack = make_pack([prompt], [[completion]], model.device)
     P, T = len(prompt.ids), len(pack.ids)
-    features = model.image_features([prompt])  # (Q, L, D)
+    features = model.image_features([prompt])  # (Q, levels, D)
     x = model.embed(pack.ids, features)  # (T, D)
-    deep = None if features is None else features[:, 1:]  # (Q, L - 1, D)
+    deep = None if features is None else features[:, 1:]  # (Q, levels - 1, D)
     rotary = tuple(table.to(x.dtype) for table in mrope(pack.positions, model.cfg.text))
     later = torch.ones(T - P, T, dtype=torch.bool, device=x.device).triu(P + 1)  # (C, T)
     total = torch.zeros(T - P, P, device=x.device)

@@ -33,6 +33,7 @@ def load_task(cfg: TaskConfig, processor: Processor) -> Task:
     if cfg.task not in TASKS:
         raise InputError(f"--task {cfg.task}: must be one of {', '.join(TASKS)}")
     check_flags(cfg)
+    processor.check_prompt_mode(cfg.prompt_mode)
     if reads(cfg.task, "coords"):
         cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
         for flag in ("coords", "data_coords"):

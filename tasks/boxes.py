@@ -132,12 +132,14 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
     cocoeval = optional_import("pycocotools.cocoeval", "pycocotools")
     categories: dict[tuple[str, str], int] = {}  # (question, label) -> id
     truths, detections = [], []
+    labelled = {  # questions whose true boxes have labels
+        question_of(e) for e in examples if any(box.label for box in boxes_of(e.target, e))
+    }
     for image_id, (example, text) in enumerate(zip(examples, texts, strict=True), 1):
-        question = example.question.partition(BOX_ANSWER)[0]  # the rest depends on the image
-        is_labelled = any(box.label for box in boxes_of(example.target, example))
+        question = question_of(example)
         for answer, rows in ((example.target, truths), (parse_answer(text), detections)):
             for box in boxes_of(answer, example):
-                name = (question, (is_labelled and box.label) or "")
+                name = (question, (question in labelled and box.label) or "")
                 row = {"id": len(rows) + 1, "image_id": image_id, "area": area(box), "iscrowd": 0}
                 row["category_id"] = categories.setdefault(name, len(categories) + 1)
                 row["bbox"] = [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
@@ -162,6 +164,11 @@ def average_precision(examples: list[Example], texts: list[str]) -> dict[str, fl
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories)
     precision = precision[:, :, precision[0, 0] > -1]
     return {"mAP": float(precision.mean()), "AP50": float(precision[0].mean())}
+
+
+def question_of(example: Example) -> str:
+    """The question without the instruction, which depends on the size of the image."""
+    return example.question.partition(BOX_ANSWER)[0]
 
 
 def area(box: Box) -> float:

@@ -38,8 +38,8 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
         train = shuffled(train, cfg.split_seed)
     if cfg.list_classes:
         names = sorted({e.target for e in sum(evaluated.values(), train)})
-        train, *others = (with_names(e, names) for e in (train, *evaluated.values()))
-        evaluated = dict(zip(evaluated, others, strict=True))
+        train = with_names(train, names)
+        evaluated = {split: with_names(examples, names) for split, examples in evaluated.items()}
     splits = train, evaluated
     return answer_task("cls", cfg, splits, classification_reward, loose_name_correct, 40)
 

@@ -83,8 +83,6 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
 
 def check_model_flags(cfg: TrainConfig, processor: Processor) -> None:
     """Raise InputError for a flag that the model cannot serve."""
-    if processor.opening and cfg.prompt_mode == "direct":
-        raise InputError("--prompt_mode direct: the model's template opens a thought; use think")
     if isinstance(processor, TransformersProcessor):
         name = processor.family.name
         for flag in ("fsdp", "gradient_checkpointing", "report_attention", "lora_rank", "adapter"):

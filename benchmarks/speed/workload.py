@@ -32,6 +32,7 @@ from training.optimizer import Optimizer
 
 MATMUL_TFLOPS = 790.0  # bf16, measured on an H200 with random data
 
+# Of published checkpoints. The speed benchmarks run the first, real_size.py builds all of them.
 QWEN2_VL_2B = json.loads("""{
     "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
     "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
@@ -44,6 +45,31 @@ QWEN2_VL_2B = json.loads("""{
         "mlp_ratio": 4, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2,
         "temporal_patch_size": 2}
 }""")
+QWEN2_5_VL_3B = QWEN2_VL_2B | json.loads("""{
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+    "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
+    "intermediate_size": 11008, "max_position_embeddings": 128000,
+    "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "in_chans": 3, "out_hidden_size": 2048, "patch_size": 14, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
+}""")
+QWEN3_VL_2B = json.loads("""{
+    "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
+    "tie_word_embeddings": true, "image_token_id": 151655,
+    "text_config": {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 6144, "rms_norm_eps": 1e-6,
+        "vocab_size": 151936, "rope_theta": 5000000, "rope_scaling": {"mrope_interleaved": true,
+            "mrope_section": [24, 20, 20], "rope_type": "default"}},
+    "vision_config": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
+        "in_channels": 3, "out_hidden_size": 2048, "patch_size": 16, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17]}
+}""")
+QWEN3_VL_4B = QWEN3_VL_2B | {
+    "text_config": QWEN3_VL_2B["text_config"]
+    | dict(hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, intermediate_size=9728),
+    "vision_config": QWEN3_VL_2B["vision_config"] | dict(out_hidden_size=2560),
+}
 BUNDLED = json.loads((BASE_MODEL / "config.json").read_text(encoding="utf-8"))
 
 

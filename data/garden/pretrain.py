@@ -167,7 +167,9 @@ def joint_stage(
     metrics = {"loss": 0.0}
     for kind, (pack, weights) in packs.items():
         pictures, prompts = zip(*batch[kind], strict=True)
-        features = model.keep_image_features(prompts)  # (Q, L, D), for dialogues and heads alike
+        features = model.keep_image_features(
+            prompts
+        )  # (Q, levels, D), for dialogues and heads alike
         logp, _ = completion_logps(model, pack)  # (C,)
         nll = -(logp * weights).sum()
         loss = nll / total

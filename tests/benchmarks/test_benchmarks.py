@@ -9,14 +9,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import train_grpo
 import train_sft
 from benchmarks.learning import headline, learning_curve, loose_rewards, runs, task_table
 from benchmarks.robustness import fuzz, mutations, soak
+from benchmarks.speed import real_size
 from benchmarks.timing import Table, interleaved, ratio
 from data.examples import Example
+from model.config import VLMConfig
+from model.vlm import VLM
 from runtime.signals import signals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,16 +31,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEED = ["head", "sampling", "update", "step"]
 
 
-@pytest.mark.parametrize("name", [*SPEED, "real_size"])
-def test_a_speed_benchmark_runs_in_miniature_and_ends_with_json(
-    name, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.parametrize("name", SPEED)
+def test_a_speed_benchmark_runs_in_miniature_and_ends_with_json(name, monkeypatch, capsys):
     monkeypatch.setattr(signals, "deferred", False)  # an optimizer's step leaves it set
-    device = ["--work_dir", str(tmp_path)] if name == "real_size" else ["--device", "cpu"]
-    importlib.import_module(f"benchmarks.speed.{name}").main([*device, "--size", "small"])
+    benchmark = importlib.import_module(f"benchmarks.speed.{name}")
+    benchmark.main(["--device", "cpu", "--size", "small"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["id"] == name and "commit" in report["machine"]
-    rows = report["phases" if name == "real_size" else "rows"]
+    rows = report["rows"]
     if name == "head":
         assert {"ours", "torch"} == {row["head"] for row in rows} and rows[0]["extra_mb"] > 0
     elif name == "sampling":
@@ -44,10 +46,21 @@ def test_a_speed_benchmark_runs_in_miniature_and_ends_with_json(
     elif name == "update":
         assert all(row["gradient_error"] < 1e-5 and row["shared_mb"] > 0 for row in rows)
         assert report["fit"].keys() >= {"us_per_token", "r2"} and "prefill" in report
-    elif name == "step":
-        assert 0 < rows[0]["mismatch_mean"] <= rows[0]["mismatch_max"] < 1e-5
     else:
-        assert report["parameters"] > 10**6 and report["shards"] > 2 and len(rows) == 6
+        assert 0 < rows[0]["mismatch_mean"] <= rows[0]["mismatch_max"] < 1e-5
+
+
+@pytest.mark.parametrize("size", real_size.SIZES)
+def test_every_published_size_is_right_and_runs_in_miniature(size, tmp_path, capsys):
+    config, parameters = real_size.SIZES[size]
+    with torch.device("meta"):
+        model = VLM(VLMConfig.from_dict(config))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    real_size.main(["--work_dir", str(tmp_path), "--size", size, "--small"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["size"] == size and 10**6 < report["parameters"] < 10**7
+    assert report["shards"] > 2 and len(report["phases"]) == 7
+    assert not list(tmp_path.iterdir())
 
 
 def test_cpu_and_gpu_call_every_speed_benchmark_and_end_in_time():

@@ -51,6 +51,7 @@ def float64_reference(inputs):
         dict(N=2, G=5, H=6, K=2, E=32, P=130, S=35, S_max=48),  # a suffix of two blocks
         dict(N=1, G=12, H=4, K=2, P=70),  # 24 queries a key head: two tiles
         dict(N=2, G=2, H=12, K=2, E=64, P=64, S=32, S_max=32),  # whole blocks, nothing to mask
+        *(dict(N=1, G=3, H=R * K, K=K, P=40) for R, K in ((2, 8), (4, 8), (7, 4), (8, 2))),
     ],
     ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()) or "default",
 )

@@ -230,18 +230,20 @@ def write_other_directory(family: str, directory: Path) -> Path:
     return directory
 
 
+READ = transformers.AutoProcessor.from_pretrained
+
+
 def read_without_torchvision() -> None:
     """Let AutoProcessor read these directories although torchvision is missing.
 
     Three processors want a video processor, which wants torchvision. They are built from their
     other parts; SmolVLM's own class only adds videos to Idefics3's.
     """
-    read = transformers.AutoProcessor.from_pretrained
 
     def from_pretrained(directory, **options):
         kind = json.loads((Path(directory) / "config.json").read_text("utf-8"))["model_type"]
         if kind not in ("smolvlm", "internvl", "qwen3_5"):
-            return read(directory, **options)
+            return READ(directory, **options)
         path = Path(directory) / "processor_config.json"
         fields = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         fields.pop("processor_class", None)

@@ -6,6 +6,7 @@ own forward of every completion behind its prompt, without a cache.
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from model.transformers_vlm import TransformersVLM
 from model.vlm import completion_logps, make_pack
 from runtime.errors import InputError
 from sample import generate_group
+from tests.model import other_families
 
 TEMPERATURE = 0.8
 
@@ -132,9 +134,9 @@ def test_finished_groups_leave_the_cache(tiny, monkeypatch):
     """The second prompt's rows end at once; the first's go on alone, with the same tokens."""
     model, processor, _ = tiny
     prompts, kept = some_prompts(processor)[:2], []
-    keep = transformers_vlm.OtherRows.keep
+    keep = transformers_vlm.TransformersRows.keep
     watched = lambda rows, groups: kept.append(groups.tolist()) or keep(rows, groups)  # noqa: E731
-    monkeypatch.setattr(transformers_vlm.OtherRows, "keep", watched)
+    monkeypatch.setattr(transformers_vlm.TransformersRows, "keep", watched)
     never = processor.suppressed_tokens.nonzero()[-1].item()
     for seed in range(50):  # one whose second prompt alone draws some token in both rows
         monkeypatch.setattr(processor, "end_ids", [never])
@@ -229,10 +231,16 @@ def test_every_layout_of_keys_is_read_and_written_back(family, layout, other_dir
     assert all(torch.equal(saved[key], tensors[key]) for key in tensors)
 
 
-def test_what_transformers_leaves_out_is_copied(other_dirs, tmp_path):
-    """Qwen3.5's files hold a draft head, which its class does not have."""
-    source = shutil.copytree(other_dirs["qwen3_5"], tmp_path / "source")
-    tensors = load_file(source / "model.safetensors") | {"mtp.fc.weight": torch.randn(3, 4)}
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("qwen3_5", "mtp.fc.weight", torch.randn(3, 4)),  # its files hold a draft head
+        ("instructblip", "qformer.embeddings.position_ids", torch.arange(128)[None]),  # old ones
+    ],
+)
+def test_what_transformers_leaves_out_is_copied(family, key, value, other_dirs, tmp_path):
+    source = shutil.copytree(other_dirs[family], tmp_path / "source")
+    tensors = load_file(source / "model.safetensors") | {key: value}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     save_model(load_model(source), tmp_path / "saved", source)
     saved = load_file(tmp_path / "saved" / "model.safetensors")
@@ -309,13 +317,18 @@ def test_a_head_that_is_more_than_a_product_is_refused(other_dirs):
         transformers_vlm.check_computed(source, other_dirs["gemma3"])
 
 
-def test_what_a_processor_needs_is_named(llava, monkeypatch):
-    def without_torchvision(*_, **__):
-        raise ImportError("X requires the Torchvision library but it was not found")
-
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", without_torchvision)
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.parametrize("family", ["smolvlm", "internvl", "qwen3_5"])
+def test_what_a_processor_needs_is_named(family, other_dirs, monkeypatch):
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", other_families.READ)
     with pytest.raises(InputError, match="needs torchvision; pip install torchvision"):
-        load_processor(llava)
+        load_processor(other_dirs[family])
+
+
+def test_a_question_that_the_query_transformer_cannot_read_is_refused(other_dirs):
+    processor = load_processor(other_dirs["instructblip"])
+    with pytest.raises(InputError, match=r"prompt q: \d+ tokens for the query transformer, .* 128"):
+        processor.prompt("q", [picture(9, 9, 0)], "Which flower is it? " * 40)
 
 
 def test_flags_of_the_hand_written_path_are_refused(llava):
@@ -332,7 +345,7 @@ def test_blip_2_takes_one_image(other_dirs, images):
 
 def test_a_long_prompt_is_refused(other_dirs):
     processor = load_processor(other_dirs["llava"])
-    with pytest.raises(InputError, match="--max_prompt_length is 20; raise it, or choose smaller"):
+    with pytest.raises(InputError, match="--max_prompt_length is 20; raise it"):
         processor.prompt("a", [picture(9, 9, 0)], "Who?", 20)
 
 

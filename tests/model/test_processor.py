@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
+import evaluate
+import sample
 import train_grpo
 import train_sft
 from data.examples import Example, Reasoning
@@ -335,8 +338,9 @@ def test_a_thought_that_the_prompt_opens_belongs_to_the_text_of_the_completion(t
     example = Example("a", (), "?", "cat", reasoning=Reasoning("so", "", ""))
     ids = train_sft.response_ids(example, "think", processor)
     assert processor.decode(ids) == "so</think><answer>cat</answer>"
-    with pytest.raises(InputError, match="--prompt_mode direct: the model's template opens"):
-        train_grpo.main(["--model", str(directory), "--prompt_mode", "direct"])
+    for mode, main in product(("direct", "steps"), (train_grpo.main, evaluate.main, sample.main)):
+        with pytest.raises(InputError, match=f"--prompt_mode {mode}: the model's template opens"):
+            main(["--model", str(directory), "--prompt_mode", mode])
 
 
 def test_tags_that_a_tokenizer_calls_special_can_be_earned(tiny_dir, tmp_path):
@@ -376,3 +380,9 @@ def test_the_processors_files_are_read_as_transformers_reads_them(tiny_dir, tmp_
     processor = Processor(directory)
     assert processor.image_cfg == Processor(tiny_dir).image_cfg
     assert processor.decode(processor.template(0)[1]).strip() == "processor"
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(directory)
+    if nested:  # an older file beside it does not count
+        path.write_text(json.dumps(settings | {"size": {"min_pixels": 64, "max_pixels": 99999}}))
+        theirs = Qwen2VLImageProcessorPil.from_pretrained(directory)
+        assert Processor(directory).image_cfg == processor.image_cfg
+    assert processor.image_cfg.max_pixels == (theirs.size.get("longest_edge") or high)

@@ -152,6 +152,27 @@ def test_the_flash_kernel_computes_causal_attention(monkeypatch):
     torch.testing.assert_close(attention.varlen_attention(q, k, v, layout), expected)
 
 
+def test_windows_of_all_sizes_go_through_one_call_of_the_flash_kernel(monkeypatch):
+    from torch.nn.attention import varlen
+
+    def stand_in(q, k, v, query_ends, key_ends, max_q, max_k, window_size, **_):
+        assert window_size == (-1, -1) and torch.equal(query_ends, key_ends)  # both directions
+        sizes = query_ends.diff()
+        assert max_q == max_k == sizes.max()
+        window = torch.arange(len(sizes)).repeat_interleave(sizes)  # (T,) of each token
+        scores = torch.einsum("qhe,khe->hqk", q, k) / q.shape[-1] ** 0.5
+        scores = scores.masked_fill(window[:, None] != window, -torch.inf)
+        return torch.einsum("hqk,khe->qhe", scores.softmax(-1), v)
+
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", None)
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    runs = attention.Runs([(3, 16), (2, 8), (1, 4)])
+    q, k, v = torch.randn(3, 68, 2, 8)
+    expected = attention.bidirectional_attention(q, k, v, runs)
+    out = attention.flash_varlen(q, k, v, runs.ends, runs.ends, 16, 16, causal=False)
+    torch.testing.assert_close(out, expected)
+
+
 @pytest.mark.case("O13")
 def test_recomputing_layers_stores_less_and_changes_no_gradient(tiny):
     model, processor = tiny

@@ -21,11 +21,11 @@ from transformers import Qwen2VLForConditionalGeneration
 
 import model.weights
 from model.config import VLMConfig
+from model.load import local_directory
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.vlm import VLM
 from model.weights import (
     load_model,
-    local_directory,
     published_tensors,
     save_model,
     single_file,
@@ -376,7 +376,19 @@ def test_a_name_on_the_hub_is_looked_up_in_the_cache_and_never_downloaded(tmp_pa
     repository = tmp_path / "models--Qwen--Some-VL"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    assert local_directory(Path("Qwen/Some-VL")) == repository / "snapshots" / ("0" * 40)
-    assert local_directory(tmp_path) == tmp_path
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    with pytest.raises(InputError, match="--model Qwen/Some-VL: has no config.json"):
+        local_directory(Path("Qwen/Some-VL"))
+    (snapshot / "config.json").write_text("{}")
+    assert local_directory(Path("Qwen/Some-VL")) == local_directory(snapshot) == snapshot
     assert local_directory(Path("no/such/place")) == Path("no/such/place")  # refused by its reader
+
+
+def test_weights_in_other_formats_are_no_companions(skeleton, tmp_path):
+    write_source(skeleton, tmp_path / "source")
+    for name in ("pytorch_model.bin", "model.gguf", "pytorch_model.bin.index.json", "notes.md"):
+        (tmp_path / "source" / name).write_text("x")
+    save_model(load_model(tmp_path / "source"), tmp_path / "out", tmp_path / "source")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "notes.md" in names and not any("bin" in name or "gguf" in name for name in names)

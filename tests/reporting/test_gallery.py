@@ -8,12 +8,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
-from transformers import Qwen2VLForConditionalGeneration
 
 import config
 import train_grpo
 from data.examples import Example
+from model.config import FAMILIES
 from model.processor import Processor
 from model.vlm import make_pack
 from model.weights import load_model
@@ -24,6 +25,7 @@ from reporting.metrics import rollout_metrics
 from reporting.page import render
 from reporting.page.saved_run import read_run
 from sample import Rollout
+from tests.model.families import CLASSES
 from train_grpo import GRPOConfig
 
 
@@ -136,14 +138,17 @@ def test_the_fixed_questions_differ_in_their_targets_where_possible():
         assert [int(e.id) for e in fixed_questions(examples, wanted)] == places
 
 
-def test_the_heat_map_is_transformers_attention(tiny_dir):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_heat_map_is_transformers_attention(family, tiny_dirs):
     """The mean over layers and heads of the eager attention weights of the same model."""
+    tiny_dir = tiny_dirs[family]
     processor, model = Processor(tiny_dir), load_model(tiny_dir)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8))
     prompt = processor.prompt("p", (image,), "Which species?")
     completion = torch.tensor([7, 11, 13, 17])
     ours = attention_to_prompt(model, prompt, completion)  # (C, P)
-    load, eager = Qwen2VLForConditionalGeneration.from_pretrained, {"attn_implementation": "eager"}
+    kind = getattr(transformers, f"{CLASSES[family]}ForConditionalGeneration")
+    load, eager = kind.from_pretrained, {"attn_implementation": "eager"}
     pack, P = make_pack([prompt], [[completion]]), len(prompt.ids)
     inputs = {"input_ids": pack.ids[None], "position_ids": pack.positions[:, None]}
     inputs |= {"pixel_values": prompt.pixels, "image_grid_thw": torch.tensor(prompt.grids)}

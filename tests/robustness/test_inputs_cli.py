@@ -124,15 +124,20 @@ SPOILED = {
         "model-2.safetensors",
         "this shard of the checkpoint is missing",
     ),
-    "an adapter alone": (as_adapter, "has no config.json", "name a checkpoint directory"),
+    "an adapter alone": (as_adapter, "is an adapter", "name the directory of a whole model"),
+    "a quantised file alone": (
+        lambda d: as_adapter(d) or [p.rename(d / "model.gguf") for p in d.glob("*.json")],
+        "holds .gguf files",
+        "download the safetensors checkpoint",
+    ),
     "an adapter in a model's place": (
         lambda d: only(d, "adapter_model.safetensors"),
         "neither model.safetensors nor",
         "adapter_model.safetensors",
     ),
     "another architecture": (
-        lambda d: (d / "config.json").write_text('{"model_type": "llava"}'),
-        "config.json: model_type is 'llava'",
+        lambda d: (d / "config.json").write_text('{"model_type": "mllama"}'),
+        "config.json: model_type is 'mllama'",
         "pass --model such a directory",
     ),
     "a tokenizer of another model": (

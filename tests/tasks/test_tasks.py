@@ -245,6 +245,13 @@ def test_average_precision_of_hand_worked_cases():
     ]
     labelled = [text.replace('"Position"', '"label": "cat", "bbox_2d"') for text in PERFECT]
     assert average_precision(told, labelled) == pytest.approx({"mAP": 1.0, "AP50": 1.0})
+    # A false box on an empty image counts, where the question's true boxes have labels, too.
+    cat = '[{"bbox_2d": [0, 0, 100, 100], "label": "cat"}]'
+    scenes = [Example("a", (), "Find.", cat), Example("b", (), "Find.", "No Objects")]
+    sure = cat.replace('"label"', '"Confidence": 0.9, "label"')
+    less = cat.replace('"label"', '"Confidence": 0.5, "label"')
+    metrics = average_precision(scenes, [completion(less), completion(sure)])
+    assert metrics == pytest.approx({"mAP": 0.5, "AP50": 0.5}, abs=0.01)
 
 
 @pytest.mark.case("O18")

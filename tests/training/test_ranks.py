@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,40 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
     "sft": ("train_sft", SFT, ""),
     "sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
     "bfloat16, sharded": ("train_grpo", f"{SHORT} --dtype bfloat16", "--fsdp"),
+    # Of the other families. "No image": one rank has DeepStack's features to add, one has not.
+    "qwen2_5_vl": ("train_grpo", f"{SHORT} {HARD}", ""),
+    "qwen2_5_vl, sharded": ("train_grpo", f"{SHORT} {HARD} --gradient_checkpointing", "--fsdp"),
+    "qwen3_vl": ("train_grpo", f"{SHORT} {HARD}", ""),
+    "qwen3_vl, sharded": ("train_grpo", f"{SHORT} {HARD} --gradient_checkpointing", "--fsdp"),
+    "qwen3_vl, no image, sharded": (
+        "train_grpo",
+        f"{SHORT} {HARD} --train_size 3 --freeze_vision",
+        "--fsdp",
+    ),
 }
+
+
+def count_with_changes(load):
+    """A task's `load` for these runs: a random model earns something, so that its weights move.
+
+    In runs with "no image" in their name one question of a step has none. Each rank has one
+    question at least, so while one computes it, the other computes one with an image.
+    """
+
+    def changed(cfg, image_cfg=None):
+        task = pay_odd_lengths(load)(cfg, image_cfg)
+        if "no image" not in str(getattr(cfg, "output_dir", "")):
+            return task
+        first, *others = task.train
+        return replace(task, train=[replace(first, images=()), *others])
+
+    return changed
+
+
 SETUP = """
 from tasks import TASKS
-from tests.helpers import pay_odd_lengths
-TASKS["count"].load = pay_odd_lengths(TASKS["count"].load)
+from tests.training.test_ranks import count_with_changes
+TASKS["count"].load = count_with_changes(TASKS["count"].load)
 """
 ALL_RUNS = f"""
 import json
@@ -89,9 +119,8 @@ def torchrun(program: str, argv: list[str], folder: Path, **more) -> subprocess.
 
 @pytest.fixture(scope="module", autouse=True)
 def paid():
-    """A random model earns something, so that its weights move."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TASKS["count"], "load", pay_odd_lengths(TASKS["count"].load))
+        patch.setattr(TASKS["count"], "load", count_with_changes(TASKS["count"].load))
         yield
 
 
@@ -100,8 +129,13 @@ def short(tiny_dir) -> str:
     return f"{SHORT} --model {tiny_dir}"
 
 
+def model_of(name: str, tiny_dirs: dict[str, Path]) -> Path:
+    """The checkpoint that a run of RUNS starts from."""
+    return tiny_dirs.get(name.split(",")[0], tiny_dirs["qwen2_vl"])
+
+
 @pytest.fixture(scope="module")
-def runs(tiny_dir, tmp_path_factory) -> Path:
+def runs(tiny_dir, tiny_dirs, tmp_path_factory) -> Path:
     """one/NAME and two/NAME: every run by one rank and by two, and evaluations."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "one").mkdir()
@@ -115,7 +149,8 @@ def runs(tiny_dir, tmp_path_factory) -> Path:
     )
     jobs = []
     for name, (script, flags, more) in RUNS.items():
-        flags = [*flags.replace("REWARD", f"{reward}:paid").split(), "--model", str(tiny_dir)]
+        model = str(model_of(name, tiny_dirs))
+        flags = [*flags.replace("REWARD", f"{reward}:paid").split(), "--model", model]
         jobs.append((script, [*flags, *more.split(), "--output_dir", str(folder / "two" / name)]))
         scripts = {"train_grpo": train_grpo, "train_sft": train_sft}
         scripts[script].main([*flags, "--output_dir", str(folder / "one" / name)])
@@ -146,9 +181,9 @@ def assert_equal_weights(a: Path, b: Path) -> None:
 
 @pytest.mark.case("O6")
 @pytest.mark.parametrize("name", [name for name in RUNS if "bfloat16" not in name])
-def test_two_ranks_make_the_run_of_one(runs, tiny_dir, name):
+def test_two_ranks_make_the_run_of_one(runs, tiny_dirs, name):
     one, two = runs / "one" / name, runs / "two" / name
-    moved, start = weights(one), load_file(tiny_dir / "model.safetensors")
+    moved, start = weights(one), load_file(model_of(name, tiny_dirs) / "model.safetensors")
     assert any(not torch.equal(moved[k], start[k]) for k in moved)
     assert_equal_weights(one, two)
     logs = [rows(run / "metrics.jsonl") for run in (one, two)]
