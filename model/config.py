@@ -246,6 +246,8 @@ class VLMConfig:
             == text.hidden_size,
             "deepstack_visual_indexes must be increasing blocks": [*deep] == sorted({*deep})
             and {*deep} <= {*range(vision.depth)},
+            "window_size is smaller than an image token": vision.window_side > 0
+            or "window_size" not in vision.family.vision_defaults,
             "more deepstack levels than language layers": len(deep) <= text.num_hidden_layers,
         }
         for rule, is_met in rules.items():
@@ -253,9 +255,17 @@ class VLMConfig:
                 raise InputError(f"{origin}: {rule}")
 
 
+WINDOWS_AND_MORE = {
+    *("window_size", "fullatt_block_indexes"),
+    *("num_position_embeddings", "deepstack_visual_indexes"),
+}
+
+
 def _vision_fields(raw: dict, family: Family) -> dict:
     """The fields of `VisionConfig` from a `vision_config`, which may be sparse."""
-    raw = family.vision_defaults | {name: value for name, value in raw.items() if value is not None}
+    foreign = WINDOWS_AND_MORE - family.vision_defaults.keys()  # stray: another family's choices
+    given = {k: v for k, v in raw.items() if v is not None and k not in foreign}
+    raw = family.vision_defaults | given
     width, merge = raw[family.vision_width], raw["spatial_merge_size"]
     values = raw | {"embed_dim": width, "in_channels": raw.get("in_chans", raw["in_channels"])}
     if family.vision_width == "embed_dim":  # and `hidden_size` is that of the language model

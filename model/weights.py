@@ -154,6 +154,9 @@ def what_is_there(directory: Path, missing: str) -> str:
 
 def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
     """Every tensor once, nothing else, every shape right; raises InputError otherwise."""
+    if any(key.startswith("vision_tower.") for key in slots):
+        what = "an MLX checkpoint (its keys begin with vision_tower), whose arrays lie otherwise"
+        raise InputError(f"--model {directory}: {what}; name the one that it was converted from")
     tensors = published_tensors(model)
     names = {published_name(key): key for key in slots}
     if len(names) != len(slots):

@@ -34,6 +34,7 @@ def shard(model: VLM, dtype: torch.dtype, device: torch.device) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)  # a sum, not a mean
         module.set_force_sum_reduction_for_comms(True)  # by adding: gloo has nothing else
+        module.set_reduce_scatter_unused_params(True)  # the tower's, where a rank has no image
 
 
 @contextmanager

@@ -169,3 +169,15 @@ def test_a_head_width_that_the_family_ignores_and_a_bias_that_it_lacks_are_refus
         raw["text_config"] |= field
         with pytest.raises(InputError, match=next(iter(field))):
             VLMConfig.from_dict(raw)
+
+
+def test_windows_smaller_than_a_token_are_refused_and_stray_fields_do_not_count():
+    raw = full("qwen2_5_vl")
+    raw["vision_config"]["window_size"] = 27
+    with pytest.raises(InputError, match="window_size is smaller than an image token"):
+        VLMConfig.from_dict(raw)
+    raw = full("qwen2_vl")
+    plain = VLMConfig.from_dict(raw)
+    raw["vision_config"] |= {"window_size": 112, "fullatt_block_indexes": [7]}
+    raw["vision_config"] |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [1]}
+    assert VLMConfig.from_dict(raw) == plain

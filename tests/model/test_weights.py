@@ -392,3 +392,11 @@ def test_weights_in_other_formats_are_no_companions(skeleton, tmp_path):
     save_model(load_model(tmp_path / "source"), tmp_path / "out", tmp_path / "source")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "notes.md" in names and not any("bin" in name or "gguf" in name for name in names)
+
+
+def test_mlx_files_are_named(skeleton, tmp_path):
+    tensors = write_source(skeleton, tmp_path / "source")
+    renamed = {key.replace("visual.", "vision_tower."): value for key, value in tensors.items()}
+    save_file(renamed, tmp_path / "source" / SINGLE)
+    with pytest.raises(InputError, match="an MLX checkpoint .* name the one that it was converted"):
+        load_model(tmp_path / "source")

@@ -58,7 +58,7 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
     "qwen3_vl, sharded": ("train_grpo", f"{SHORT} {HARD} --gradient_checkpointing", "--fsdp"),
     "qwen3_vl, no image, sharded": (
         "train_grpo",
-        f"{SHORT} {HARD} --train_size 3 --freeze_vision",
+        f"{SHORT} {HARD} --train_size 3",
         "--fsdp",
     ),
 }
