@@ -32,7 +32,8 @@ class Adapter(nn.Module):
         """The pairs in use."""
         if self.use_reference:
             return self.reference
-        return {name: (self.A[name], self.B[name]) for name in self.A}
+        # In the order of rows: a ParameterDict sorts its names.
+        return {name: (self.A[name], self.B[name]) for name in self.rows if name in self.A}
 
     def forward(self, x: Tensor) -> Tensor | None:
         """(T, in) -> what is added to the layer's output, (T, out); None if that is nothing."""
@@ -67,7 +68,9 @@ class Adapter(nn.Module):
 class Linear(nn.Linear):
     """`nn.Linear` that adds what its adapter says, if it has one."""
 
-    lora: Adapter | None = None
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        self.lora: Adapter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""

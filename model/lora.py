@@ -309,7 +309,7 @@ def merge(model: VLM) -> tuple[float, float]:
         for name, weight in zip(rows, module.weight.split([*rows.values()]), strict=True):
             if name not in pairs:
                 continue
-            before, (A, B) = weight.float(), pairs[name]
+            before, (A, B) = weight.to(torch.float32, copy=True), pairs[name]
             delta = module.lora.scale * (B.float() @ A.float())  # (rows, in)
             weight.copy_(before + delta)
             change = weight.float() - before
