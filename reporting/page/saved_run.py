@@ -41,10 +41,13 @@ class Run:
         return lights(self.rows, self.headline, self.about.get("skipped"))
 
     @property
-    def checkpoint(self) -> str | None:
-        """The last model, quoted for a shell."""
+    def model_flags(self) -> str | None:
+        """How to name the last model on a command line; None if there is none."""
         last = last_model(self.directory)
-        return None if last is None else shlex.quote(str(last))
+        if last is None or last.name != "adapter":
+            return last and f"--model {shlex.quote(str(last))}"
+        base = shlex.quote(str(self.settings["model"]))
+        return f"--model {base} --adapter {shlex.quote(str(last))}"
 
 
 def read_run(directory: Path) -> Run:
