@@ -99,8 +99,12 @@ class TrainConfig(TaskConfig):
     lr_scheduler_type: Literal["linear", "constant"] = flag("linear", "decay to 0, or none")
     max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
     weight_decay: float = flag(0.0, "of AdamW")
-    groups_per_micro_batch: int = flag(8, "questions per forward: memory, not the result")
+    groups_per_micro_batch: int | None = flag(
+        None, "questions per forward: memory, not the result; default: what fits, at most 8"
+    )
     gradient_checkpointing: bool = flag(False, "recompute layers in backward: memory for time")
+    gpu_memory: float | None = flag(None, "GiB to plan for; default: the card's")
+    plan: bool = flag(False, "print the memory that the run would need, and end")
     fsdp: bool = flag(False, "under torchrun: shard weights and optimizer state over the GPUs")
     # Logging
     output_dir: Path | None = flag(None, "default: runs/<task>-<time>")
@@ -118,7 +122,10 @@ class TrainConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(self, "prompts_per_step max_steps groups_per_micro_batch eval_steps")
+        require_counts(self, "prompts_per_step max_steps eval_steps")
+        if self.groups_per_micro_batch is not None:
+            require_counts(self, "groups_per_micro_batch")
+        require(self.gpu_memory is None or self.gpu_memory > 0, "gpu_memory", "above 0", self)
         require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
         require(0 <= self.lora_rank <= 4096, "lora_rank", "in 0 .. 4096", self)
         require(0 < self.lora_alpha <= 1e6, "lora_alpha", "above 0", self)

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 from runtime.errors import InputError, visible
 
+advice: str | None = None  # of the memory plan, where memory runs out
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a CPU or a GPU."""
@@ -87,6 +89,8 @@ def _run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        if advice is not None:
+            _exit(f"out of memory; {advice} ({error})", 2)
         now = "lower --groups_per_micro_batch or give --gradient_checkpointing (on resume, too)"
         anew = "--prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
         _exit(f"out of memory; {now}, or start anew with a lower {anew} ({error})", 2)

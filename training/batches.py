@@ -137,7 +137,7 @@ class MicroBatches:
 
     def __init__(self, model: VLM, optimizer: Optimizer, cfg: TrainConfig):
         self.model, self.optimizer, self.fsdp = model, optimizer, cfg.fsdp
-        self.size = cfg.groups_per_micro_batch
+        self.size = cfg.groups_per_micro_batch or 8
         self.totals: dict[str, float] = {}
         self.restart = False  # the pass begins again
         self.is_padding = False  # the batch only keeps this rank in step with the others (fsdp)

@@ -27,6 +27,7 @@ REPORTED = {"save_steps", "save_total_limit", "report_to", "report_prompts", "re
 # where things are (their content is compared), and how it is computed, up to rounding.
 PLACES = {"model", "adapter", "data", "data_root", "device"}
 FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
+FREE |= {"gpu_memory", "plan"}
 
 
 def parse_or_resume(

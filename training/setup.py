@@ -15,13 +15,14 @@ from model.lora import load_adapter, new_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
-from runtime import distributed
+from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
 from runtime.run_directory import check_output_dir
 from tasks import load_task, reads
 from tasks.boxes import model_box_format
 from tasks.task import Task
+from training import memory_plan
 from training.checkpoint import Checkpoint
 from training.evaluation import EVAL_SPLITS, usable_splits
 from training.fsdp import shard
@@ -70,6 +71,7 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
+    cfg = with_memory_plan(cfg, processor)
     model = trainable_model(cfg, checkpoint)
     sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
     millions, ranks = sum(p.numel() for p in model.parameters()) / 1e6, distributed.world_size()
@@ -89,6 +91,31 @@ def check_model_flags(cfg: TrainConfig, processor: Processor) -> None:
             if getattr(cfg, flag):
                 raise InputError(f"--{flag}: not for {name}, which runs through transformers")
         print(f"{name} runs through transformers: the slow path (docs/models.md)")
+
+
+def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
+    """Choose the micro-batches, and say what memory the run needs; with --plan end there."""
+    if isinstance(processor, TransformersProcessor):
+        if cfg.plan:
+            raise InputError("--plan: only for the hand-written families")
+        return replace(cfg, groups_per_micro_batch=cfg.groups_per_micro_batch or 1)
+    device, ranks = pick_device(cfg.device, cfg.dtype), distributed.world_size()
+    available = cfg.gpu_memory and cfg.gpu_memory * memory_plan.GIB
+    if available is None and device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    cfg = memory_plan.with_micro_batches(cfg, processor, available, ranks)
+    planned = memory_plan.plan_of(cfg, processor, ranks)
+    if cfg.plan:
+        print(memory_plan.in_full(planned, available))
+    elif available is not None:
+        print(memory_plan.in_two_lines(planned, available))
+    if available is not None:
+        console.advice = memory_plan.advice(cfg, processor, available, ranks)
+        if planned.peak > available:
+            print(f"warning: this does not fit; {console.advice}")
+    if cfg.plan:
+        raise SystemExit(0)
+    return cfg
 
 
 def check_ranks(cfg: TrainConfig) -> None:

@@ -1,0 +1,260 @@
+"""How much GPU memory a run needs, computed from config.json and the flags before it begins.
+
+    python train_grpo.py --model DIR --dtype bfloat16 --lora_rank 16 --gpu_memory 24 --plan
+
+Weights and what the optimizer keeps of them are counted exactly, on a model without storage. What a
+forward keeps for its backward is counted per token and layer of the GPU path (flash attention in
+bfloat16, kernels/logprob.py), for the largest prompt that the flags allow. CONTEXT is what CUDA and
+its libraries take themselves. Not in it: fragmentation, other programs on the card.
+
+Computed, not measured on a card: tests/training/test_memory_plan.py compares the plan with the
+allocations that torch makes. Read first: training/setup.py. Next: training/run.py.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from config import TrainConfig
+from kernels import logprob
+from model.config import VLMConfig
+from model.lora import LoRAConfig, linears
+from model.processor import Processor
+from model.vlm import VLM
+
+GIB = 2**30
+CONTEXT = 1.5 * GIB  # CUDA context, library workspaces, the pool of a recorded graph
+QUESTION = 128  # tokens of a prompt besides its image
+KEPT_MLP = 4  # tensors of the MLP's width that a layer keeps: gate, its SiLU, up, product
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the memory of a run depends on, in tokens and numbers."""
+
+    prompt: int  # tokens of a prompt, P
+    image: int  # image tokens in it
+    prompts: int  # questions of a step on this GPU, N
+    groups: int  # of a micro-batch
+    completions: int  # of a question, G
+    length: int  # tokens of a completion, at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by part, and what is in memory in each phase of a step."""
+
+    parts: dict[str, float]
+    phases: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        """Of the largest phase."""
+        return max(self.phases.values())
+
+    @property
+    def largest(self) -> str:
+        """The name of that phase."""
+        return max(self.phases, key=self.phases.get)
+
+
+def sizes_of(cfg: TrainConfig, processor: Processor, ranks: int) -> Sizes:
+    """The largest prompt that the flags allow, and how many are in memory at once."""
+    image_cfg = processor.image_cfg
+    side = image_cfg.patch_size * image_cfg.merge_size  # pixels of an image token
+    pixels = min(image_cfg.max_pixels, cfg.max_pixels or image_cfg.max_pixels)
+    image = max(1, min(pixels // side**2, cfg.max_prompt_length - QUESTION))
+    prompts = -(-cfg.prompts_per_step // ranks)
+    return Sizes(
+        prompt=image + QUESTION,
+        image=image,
+        prompts=prompts,
+        groups=min(cfg.groups_per_micro_batch or 1, prompts),
+        completions=getattr(cfg, "num_generations", 1),
+        length=cfg.max_completion_length or 256,
+    )
+
+
+def plan(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, ranks: int = 1) -> Plan:
+    """The memory of a run on one of `ranks` GPUs.
+
+    Notes: with --fsdp what the optimizer keeps is divided by the ranks, the weights are not: a
+        rollout gathers them.
+    """
+    with torch.device("meta"):
+        model = VLM(cfg)
+    size = 2 if run.dtype == "bfloat16" else 4
+    total = sum(p.numel() for p in model.parameters())
+    tower = sum(p.numel() for p in model.visual.parameters())
+    rank = LoRAConfig.from_directory(run.adapter).rank if run.adapter else run.lora_rank
+    adapter = sum(
+        rank * (module.in_features + count)
+        for _, module, rows in linears(model)
+        for count in rows.values()
+    )
+    trained = adapter if rank else total - (tower if run.freeze_vision else 0)
+    shards = ranks if run.fsdp else 1
+    is_fp32 = size == 4 and not run.fsdp
+    head_trained = 0 if rank else model.head_weight.numel()
+    parts = {
+        "weights": total * size,
+        "adapter": adapter * size,
+        "reference": total * size if _needs_reference(run) else 0,
+        "masters": 0 if is_fp32 else 4 * trained / shards,
+        "moments": 8 * trained / shards,
+        "gradients": 4 * trained / shards,
+        "image features": sizes.prompts
+        * sizes.image
+        * cfg.vision.levels
+        * cfg.text.hidden_size
+        * size
+        if run.freeze_vision
+        else 0,
+        "cache": cache_bytes(cfg, sizes, size),
+        "sampler": sizes.prompts * sizes.completions * cfg.text.vocab_size * 24,
+        "prefill": sizes.prompts * sizes.prompt * layer_bytes(cfg, size, keeps=False),
+        "tower": tower_bytes(cfg, run, sizes, size),
+        "activations": activation_bytes(cfg, run, sizes, size),
+        "head": head_bytes(cfg, sizes, size, head_trained),
+    }
+    kept = ("weights", "adapter", "reference", "masters", "moments", "image features")
+    static = sum(parts[name] for name in kept) + CONTEXT
+    update = static + parts["gradients"] + parts["activations"] + parts["head"]
+    phases = {
+        "tower": static + (parts["tower"] if run.freeze_vision else 0),
+        "rollout": static + parts["cache"] + max(parts["sampler"], parts["prefill"]),
+        "update": update + (0 if run.freeze_vision else parts["tower"]),
+    }
+    return Plan(parts, phases)
+
+
+def _needs_reference(run: TrainConfig) -> bool:
+    return getattr(run, "beta", 0.0) > 0 and not run.trains_adapter
+
+
+def cache_bytes(cfg: VLMConfig, sizes: Sizes, size: int) -> int:
+    """Keys and values of a rollout: every prompt once, and G completions of it."""
+    text = cfg.text
+    slots = sizes.prompts * (sizes.prompt + sizes.completions * sizes.length)
+    per_slot = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size
+    return slots * per_slot
+
+
+def layer_bytes(cfg: VLMConfig, size: int, keeps: bool = True) -> int:
+    """Bytes per token of one decoder layer: what it keeps for backward, or has at once without.
+
+    Kept: its input and that of the MLP, both also normalised (4 D); queries, keys, values and the
+    attention's output (2 H E + 2 K E); and KEPT_MLP tensors of the MLP.
+    """
+    text = cfg.text
+    heads = (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
+    if not keeps:  # the residual stream and the MLP's three tensors, or queries, keys, values
+        return size * (2 * text.hidden_size + max(3 * text.intermediate_size, 4 * heads))
+    return size * (4 * text.hidden_size + 2 * heads + KEPT_MLP * text.intermediate_size)
+
+
+def activation_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) -> int:
+    """What the forward of a micro-batch keeps for its backward, in all layers."""
+    text, layers = cfg.text, cfg.text.num_hidden_layers
+    tokens = sizes.groups * (sizes.prompt + sizes.completions * sizes.length)
+    # A completion's keys and values are gathered behind those of its prefix.
+    gathered = sizes.groups * sizes.completions * (sizes.prompt + sizes.length)
+    keys = 2 * text.num_key_value_heads * text.head_dim * size * gathered
+    one_layer = tokens * layer_bytes(cfg, size) + keys
+    hidden = tokens * text.hidden_size * size
+    if run.gradient_checkpointing:  # inputs of the layers; one layer at a time, and its gradients
+        return layers * hidden + 2 * one_layer
+    return layers * one_layer + 2 * hidden
+
+
+def head_bytes(cfg: VLMConfig, sizes: Sizes, size: int, trained: int) -> int:
+    """Odds of a chunk of columns, their product, and the gradient of the head's weight."""
+    tokens = sizes.groups * sizes.completions * sizes.length
+    odds = min(tokens * cfg.text.vocab_size * size, logprob.CHUNK_BYTES)
+    return odds + 2 * tokens * cfg.text.hidden_size * size + trained * size
+
+
+def tower_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) -> int:
+    """The vision tower over the images that are in it at once: of a step, or of a micro-batch."""
+    vision = cfg.vision
+    patches = sizes.image * vision.spatial_merge_size**2  # of an image
+    per_patch = size * (6 * vision.embed_dim + 3 * vision.intermediate_size)
+    if run.freeze_vision:
+        return sizes.prompts * patches * per_patch
+    return sizes.groups * patches * per_patch * vision.depth
+
+
+# ---- what is said ------------------------------------------------------------------------------
+
+
+def in_two_lines(plan: Plan, available: float | None) -> str:
+    """The plan for the console, as a run begins."""
+    largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:4]
+    parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in largest)
+    room = f" of {available / GIB:.1f}" if available else ""
+    return (
+        f"memory, computed: {plan.peak / GIB:.1f}{room} GiB in the {plan.largest} "
+        f"(--plan says more)\n  largest parts in GiB: {parts}"
+    )
+
+
+def in_full(plan: Plan, available: float | None) -> str:
+    """Every part and phase, in GiB."""
+    lines = [f"{name:<16}{value / GIB:8.2f}" for name, value in plan.parts.items()]
+    lines += [f"{'context':<16}{CONTEXT / GIB:8.2f}", ""]
+    lines += [f"{'in ' + name:<16}{value / GIB:8.2f}" for name, value in plan.phases.items()]
+    if available:
+        lines.append(f"{'available':<16}{available / GIB:8.2f}")
+    return "\n".join(lines)
+
+
+CHANGES = (  # what brings memory down, the cheapest first
+    ("--groups_per_micro_batch 1", lambda run: {"groups_per_micro_batch": 1}),
+    ("--dtype bfloat16", lambda run: {"dtype": "bfloat16"}),
+    ("--gradient_checkpointing", lambda run: {"gradient_checkpointing": True}),
+    ("--lora_rank 16", lambda run: {"lora_rank": 16} if not run.trains_adapter else {}),
+    ("--max_pixels 401408", lambda run: {"max_pixels": min(run.max_pixels or 10**9, 401408)}),
+    ("--max_completion_length 256", lambda run: {"max_completion_length": 256}),
+    ("--prompts_per_step 4", lambda run: {"prompts_per_step": min(run.prompts_per_step, 4)}),
+)
+
+
+def plan_of(run: TrainConfig, processor: Processor, ranks: int = 1) -> Plan:
+    """`plan` of a run's flags and checkpoint."""
+    return plan(processor.cfg, run, sizes_of(run, processor, ranks), ranks)
+
+
+def with_micro_batches(
+    run: TrainConfig, processor: Processor, available: float | None, ranks: int
+) -> TrainConfig:
+    """The run with --groups_per_micro_batch chosen: the largest that fits, at most 8."""
+    if run.groups_per_micro_batch is not None:
+        return run
+    for groups in (8, 4, 2, 1):
+        chosen = replace(run, groups_per_micro_batch=groups)
+        if available is None or plan_of(chosen, processor, ranks).peak <= available:
+            break
+    return chosen
+
+
+def changes_that_fit(
+    run: TrainConfig, processor: Processor, available: float, ranks: int = 1
+) -> list[str] | None:
+    """The flags that bring a run under `available` bytes, one after the other; None: none does."""
+    flags, peak = [], plan_of(run, processor, ranks).peak
+    for words, change in CHANGES:
+        if peak <= available:
+            break
+        changed = replace(run, **change(run))
+        lower = plan_of(changed, processor, ranks).peak
+        if lower < peak:
+            run, peak, flags = changed, lower, [*flags, words]
+    return flags if peak <= available else None
+
+
+def advice(run: TrainConfig, processor: Processor, available: float, ranks: int = 1) -> str:
+    """What to change where memory runs out, or would: a tenth of it is left to fragmentation."""
+    flags = changes_that_fit(run, processor, 0.9 * available, ranks)
+    if flags is None:
+        return "no flags bring it down far enough: a smaller model, or several GPUs with --fsdp"
+    return f"try {' '.join(flags)}" if flags else "other programs may use the card"
