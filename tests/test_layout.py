@@ -12,7 +12,7 @@ LAYERS = (  # a file imports from layers above its own in this list, and from it
     ("tasks", "sample"),
     ("reporting",),
     ("training",),
-    ("train_grpo", "train_sft", "evaluate", "report"),
+    ("train_grpo", "train_sft", "evaluate", "merge", "report"),
     ("benchmarks",),
     ("tests",),
 )
