@@ -50,10 +50,6 @@ class TransformersProcessor(Processor):
         self.image_token_id = next((id for id in ids if type(id) is int), -1)
         if self.image_token_id in range(text.vocab_size):
             self.suppressed_tokens[self.image_token_id] = True
-        asked = getattr(self.processor, "image_token_id", None)
-        if asked is not None and asked != self.image_token_id:
-            what = f"image_token_id is {self.image_token_id}, but {asked} in the processor's files"
-            raise InputError(f"{path}: {what}; the files belong to different models")
         # Learned positions end; rotary ones do not.
         self.max_positions = text.max_position_embeddings if text.model_type == "opt" else None
 
