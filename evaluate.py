@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
     task = load_task(cfg, processor)
+    length = cfg.max_completion_length or task.max_completion_length
+    processor.check_lengths(cfg.max_prompt_length, length)
     splits = task.splits | {"train": task.train}
     names = [name for name in ("held_out", "ood") if name in splits]
     if cfg.split is not None:

@@ -251,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
     processor.check_prompt_mode(cfg.prompt_mode)
+    processor.check_lengths(cfg.max_prompt_length, cfg.max_completion_length)
     device = pick_device(cfg.device, cfg.dtype)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device, cfg.adapter)
     question = (

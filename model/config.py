@@ -114,7 +114,7 @@ OTHER_FAMILIES = {
 def runs_through_transformers(directory: Path) -> bool:
     """Whether a checkpoint directory is of `OTHER_FAMILIES`: see model/load.py."""
     path = directory / "config.json"
-    return path.is_file() and read_json_object(path).get("model_type") in OTHER_FAMILIES
+    return path.is_file() and str(read_json_object(path).get("model_type")) in OTHER_FAMILIES
 
 
 REFUSED = {  # named so that nobody has to guess why
@@ -178,12 +178,12 @@ class VLMConfig:
         is not computed here.
         """
         model_type = raw.get("model_type") if isinstance(raw, dict) else None
-        if model_type not in FAMILIES:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             names, others = (
                 ", ".join(family.name for family in table.values())
                 for table in (FAMILIES, OTHER_FAMILIES)
             )
-            why = f" ({REFUSED[model_type]})" if model_type in REFUSED else ""
+            why = f" ({REFUSED[model_type]})" if str(model_type) in REFUSED else ""
             raise InputError(
                 f"{origin}: model_type is {model_type!r}{why}, but this project reads {names} and, "
                 f"through transformers, {others}; pass --model such a directory"
@@ -192,8 +192,10 @@ class VLMConfig:
         nested = raw.get("text_config") or {}
         try:
             text = family.text_defaults | raw | {k: v for k, v in nested.items() if v is not None}
+            if not isinstance(raw["vision_config"], dict):
+                raise TypeError("vision_config is not an object")
             vision = _vision_fields(raw["vision_config"], family)
-            refused = _what_is_not_computed(raw, text, vision, family)
+            refused = _what_is_not_computed(raw, nested, text, vision, family)
             config = cls(
                 model_type=model_type,
                 vision=_typed(VisionConfig, vision | {"family": family}),
@@ -204,6 +206,8 @@ class VLMConfig:
         except KeyError as error:
             what = f"{error} is missing; is it a {family.name} config?"
             raise InputError(f"{origin}: {what}") from None
+        except ZeroDivisionError:
+            raise InputError(f"{origin}: a number of heads or a patch size is 0") from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{origin}: a field has the wrong type ({error})") from None
         if refused is not None:
@@ -255,6 +259,7 @@ class VLMConfig:
                 raise InputError(f"{origin}: {rule}")
 
 
+ROPE_FIELDS = ("rope_parameters", "rope_scaling")
 WINDOWS_AND_MORE = {
     *("window_size", "fullatt_block_indexes"),
     *("num_position_embeddings", "deepstack_visual_indexes"),
@@ -272,7 +277,9 @@ def _vision_fields(raw: dict, family: Family) -> dict:
         values["intermediate_size"] = int(width * raw["mlp_ratio"])
     else:
         values["hidden_size"] = raw["out_hidden_size"]
-    positions = math.isqrt(raw.get("num_position_embeddings", 0))
+    positions = math.isqrt(count := raw.get("num_position_embeddings", 0))
+    if positions**2 != count:
+        raise ValueError(f"num_position_embeddings {count} is not a square")
     return values | {
         "rope_theta": (raw.get("rope_parameters") or raw).get("rope_theta", 10000.0),
         "window_side": raw.get("window_size", 0) // merge // raw["patch_size"],
@@ -302,10 +309,13 @@ def _is_tied(raw: dict, nested: dict, family: Family) -> bool:
     return bool(at_root)
 
 
-def _what_is_not_computed(raw: dict, text: dict, vision: dict, family: Family) -> str | None:
+def _what_is_not_computed(
+    raw: dict, nested: dict, text: dict, vision: dict, family: Family
+) -> str | None:
     """The first field that changes the model in a way that is not written here."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    rope_types = {rope.get(name, "default") for name in ("type", "rope_type")}
+    places = [fields.get(n) or {} for fields in (raw, nested) for n in ROPE_FIELDS]
+    rope_types = {rope.get(n, "default") for rope in places for n in ("type", "rope_type")}
+    partial = {rope.get("partial_rotary_factor", 1.0) for rope in places}
     heads, width = text["num_attention_heads"], text["hidden_size"]
     own_width = text.get("head_dim") in (None, width // heads)
     wrong = {
@@ -322,7 +332,7 @@ def _what_is_not_computed(raw: dict, text: dict, vision: dict, family: Family) -
             "hidden_act", family.vision_act
         )
         != family.vision_act,
-        "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "partial_rotary_factor": partial != {1.0},
         "head_dim unlike hidden_size / num_attention_heads": family.qkv_bias and not own_width,
     }
     return next((what for what, is_wrong in wrong.items() if is_wrong), None)

@@ -5,6 +5,7 @@ through transformers (`model/transformers_vlm.py`), slower. Both have the same m
 else asks which it is. Next: model/processor.py.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -27,12 +28,18 @@ def local_directory(model: Path) -> Path:
     Raises InputError if it is neither, or no checkpoint; nothing is downloaded.
     """
     directory = model
-    if not model.exists() and len(model.parts) == 2 and not model.is_absolute():
+    if model.is_file():
+        raise InputError(f"--model {model}: is a file; name its directory")
+    if model.parts[:1] in (("https:",), ("http:",)):
+        raise InputError(f"--model {model}: is a URL; download it with hf download ORG/NAME")
+    if not model.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
         try:
             directory = Path(snapshot_download(str(model), local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError, OSError):
             download = f"hf download {model} --local-dir {model.name}"
             raise InputError(f"--model {model}: no such directory; {download}") from None
+    if (directory / "run.json").is_file():
+        raise InputError(f"--model {model}: is a run; name its {model.name}/step_N/hf")
     if directory.is_dir() and not (directory / "config.json").is_file():
         what = "has no config.json; name a checkpoint directory"
         raise InputError(f"--model {model}: {what_is_there(directory, what)}")

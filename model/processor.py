@@ -23,7 +23,7 @@ from model.config import VLMConfig
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
 from runtime.errors import InputError, one_line
-from runtime.run_directory import read_json_object
+from runtime.run_directory import is_lfs_pointer, read_json_object
 
 # Placeholder of the question while the chat template is rendered: a private-use character, which
 # no template contains.
@@ -64,6 +64,7 @@ class Processor:
         self._read_tokenizer(directory, self.cfg.text.vocab_size)
         if self.image_pad != self.cfg.image_token_id:
             raise InputError(f"{directory}: {IMAGE_PAD} is not token {self.cfg.image_token_id}")
+        self.suppressed_tokens[self.image_pad] = True  # even where it is not called special
 
     def _read_image_settings(self, directory: Path, max_pixels: int | None) -> ImageConfig:
         path, settings = _image_settings(directory)
@@ -85,10 +86,11 @@ class Processor:
         """The tokenizer, its chat template, and which of the V tokens have which role."""
         self.directory = directory
         self.tokenizer = self._load_tokenizer(directory)
-        # A processor's template wins over the tokenizer's, as in transformers.
-        legacy = directory / "chat_template.json"
-        if legacy.is_file() and not (directory / "chat_template.jinja").is_file():
-            self.tokenizer.chat_template = read_json_object(legacy).get("chat_template")
+        # A processor's template wins over the tokenizer's, in transformers' order.
+        for name in ("chat_template.json", "processor_config.json"):
+            path = directory / name
+            if path.is_file() and (template := read_json_object(path).get("chat_template")):
+                self.tokenizer.chat_template = template
         if self.tokenizer.chat_template is None:
             self.tokenizer.chat_template = self.default_template
         if self.tokenizer.chat_template is None:
@@ -116,6 +118,8 @@ class Processor:
                 directory, local_files_only=True, model_max_length=10**9
             )
         except Exception as error:  # the library raises almost anything on damaged files
+            if is_lfs_pointer(path):
+                raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
             raise InputError(
                 f"{directory}: the tokenizer files cannot be read "
                 f"({one_line(error)}); copy them again from the source"
@@ -183,8 +187,11 @@ class Processor:
     def check_prompt_mode(self, mode: str) -> None:
         """Raise InputError where the template opens a thought, and `mode` asks for none."""
         if self.opening and mode not in ("think", "plain"):
-            what = "the model's template opens a thought; use think"
+            what = "the model's template opens a thought; use think (train_sft.py: with --cot)"
             raise InputError(f"--prompt_mode {mode}: {what}")
+
+    def check_lengths(self, max_prompt_length: int, completion_length: int) -> None:
+        """Rotary positions have no end."""
 
     def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
         """Widen each image slot to its number of image tokens and add the positions."""

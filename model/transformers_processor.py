@@ -18,6 +18,7 @@ from model.image import load_image
 from model.processor import Processor, check_length
 from model.vlm import Prompt
 from runtime.errors import InputError, one_line
+from runtime.run_directory import is_lfs_pointer, read_json_object
 
 
 @dataclass
@@ -33,6 +34,9 @@ class TransformersProcessor(Processor):
     def __init__(self, directory: Path, max_pixels: int | None = None):
         if max_pixels is not None:
             raise InputError(f"--max_pixels: {directory} sets the size of its images itself")
+        path = Path(directory) / "config.json"
+        if read_json_object(path).get("quantization_config") is not None:
+            raise InputError(f"{path}: weights are quantised; use the bf16 checkpoint")
         config = self._read(transformers.AutoConfig, Path(directory))
         self.model_type, self.image_cfg = config.model_type, None
         self.family = OTHER_FAMILIES[self.model_type]
@@ -40,13 +44,23 @@ class TransformersProcessor(Processor):
         qformer = getattr(config, "qformer_config", None)
         self.qformer_length = getattr(qformer, "max_position_embeddings", 0)
         self.processor = self._read(transformers.AutoProcessor, Path(directory))
-        self._read_tokenizer(Path(directory), config.get_text_config().vocab_size)
+        text = config.get_text_config()
+        self._read_tokenizer(Path(directory), text.vocab_size)
+        ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+        self.image_token_id = next((id for id in ids if type(id) is int), -1)
+        if self.image_token_id in range(text.vocab_size):
+            self.suppressed_tokens[self.image_token_id] = True
+        # Learned positions end; rotary ones do not.
+        self.max_positions = text.max_position_embeddings if text.model_type == "opt" else None
 
     def _read(self, kind: type, directory: Path):
         """A configuration or a processor, as transformers reads it from a directory."""
         try:
             return kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the library raises almost anything on damaged files
+            if pointers := [p.name for p in directory.glob("*.json") if is_lfs_pointer(p)]:
+                what = f"{directory / pointers[0]}: a git-lfs pointer; run git lfs pull"
+                raise InputError(what) from error
             if "torchvision" in str(error).lower():
                 what = f"{directory}: the processor of this family needs torchvision"
                 raise InputError(f"{what}; pip install torchvision") from error
@@ -78,6 +92,7 @@ class TransformersProcessor(Processor):
         if self.family.needs_image and len(images) != 1:
             what = f"{self.family.name} takes exactly one image, not {len(images)}"
             raise InputError(f"prompt {id}: {what}")
+        self.encode(question)  # refuses what is no valid Unicode
         pictures = [load_image(image) for image in images]
         text = question.join(self.turn(len(images)))
         bos = self.tokenizer.bos_token
@@ -89,18 +104,34 @@ class TransformersProcessor(Processor):
                 return_tensors="pt",
             )
         except Exception as error:  # the library raises almost anything on odd images
-            raise InputError(f"prompt {id}: cannot be made ({one_line(error)})") from error
+            what = f"cannot be made ({one_line(error)}); {self._do_they_fit()}"
+            raise InputError(f"prompt {id}: {what}") from error
         ids = inputs.pop("input_ids")[0]  # (P,)
         inputs.pop("attention_mask", None)  # of one row: all ones
         positions = torch.arange(len(ids)).expand(3, -1)
         prompt = TransformersPrompt(id, ids, positions, None, [], inputs=dict(inputs))
-        check_length(prompt, self._image_tokens(ids), max_prompt_length, "raise it")
+        slots = int((ids == self.image_token_id).sum())
+        if pictures and slots == 0:
+            raise InputError(f"prompt {id}: no place for its image; {self._do_they_fit()}")
+        check_length(prompt, slots, max_prompt_length, "raise it")
         read = inputs.get("qformer_input_ids", ids[None, :0]).shape[1]
         if read > self.qformer_length:
             what = f"{read} tokens for the query transformer, which reads {self.qformer_length}"
             raise InputError(f"prompt {id}: {what}; shorten the question")
         return prompt
 
-    def _image_tokens(self, ids: Tensor) -> int:
-        image_id = getattr(self.processor, "image_token_id", None)
-        return 0 if image_id is None else int((ids == image_id).sum())
+    def _do_they_fit(self) -> str:
+        """What to look at where processor and model disagree."""
+        names = ("processor_config.json", "preprocessor_config.json", "config.json")
+        missing = [name for name in names if not (self.directory / name).is_file()]
+        if missing:
+            return f"{self.directory} has no {' and no '.join(missing)}: copy them from the source"
+        return f"do {', '.join(names)} in {self.directory} belong together?"
+
+    def check_lengths(self, max_prompt_length: int, completion_length: int) -> None:
+        """Raise InputError for lengths beyond the positions that the model has learned."""
+        limit = self.max_positions
+        if limit is not None and max_prompt_length + completion_length > limit:
+            fix = f"with completions of {completion_length} at most {limit - completion_length}"
+            what = f"{self.family.name} has {limit} positions; {fix}"
+            raise InputError(f"--max_prompt_length {max_prompt_length}: {what}")

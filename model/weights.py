@@ -25,7 +25,7 @@ from torch import Tensor
 from model.config import VLMConfig
 from model.vlm import VLM
 from runtime.errors import InputError
-from runtime.run_directory import read_json_object
+from runtime.run_directory import is_lfs_pointer, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -99,7 +99,9 @@ def read_slots(directory: Path) -> Slots:
     if not directory.is_dir():
         raise InputError(f"--model {directory}: no such directory")
     index, weight_map = directory / INDEX, None
-    if index.is_file():
+    if (directory / SINGLE).is_file():  # wins over an index beside it, as in transformers
+        files = [SINGLE]
+    elif index.is_file():
         weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise InputError(f"{index}: not a safetensors index, which has a weight_map")
@@ -107,8 +109,6 @@ def read_slots(directory: Path) -> Slots:
             if not isinstance(file, str) or Path(file).name != file:  # saving writes these names
                 raise InputError(f"{index}: {file!r} is not the name of a file beside it")
         files = sorted(set(weight_map.values()))
-    elif (directory / SINGLE).is_file():
-        files = [SINGLE]
     else:
         what = f"neither {SINGLE} nor {INDEX} here"
         raise InputError(f"--model {directory}: {what_is_there(directory, what)}")
@@ -129,9 +129,8 @@ def read_slots(directory: Path) -> Slots:
                         raise InputError(f"{directory}: {key} is in {slots[key].file} and {file}")
                     slots[key] = TensorSlot(file, kinds[dtype], shape)
         except SafetensorError as error:
-            with path.open("rb") as opened:
-                if opened.read(40).startswith(b"version https://git-lfs"):
-                    raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
+            if is_lfs_pointer(path):
+                raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
             raise InputError(f"{path}: damaged safetensors file ({error})") from None
     file_of = {key: slot.file for key, slot in slots.items()}
     if weight_map is not None and weight_map != file_of:
@@ -143,6 +142,9 @@ def read_slots(directory: Path) -> Slots:
 def what_is_there(directory: Path, missing: str) -> str:
     """Why a directory that lacks a file cannot be used, and the way on; by default `missing`."""
     names = sorted(path.name for path in directory.iterdir())
+    for path in directory.iterdir():
+        if path.is_symlink() and not path.exists():
+            return f"{path.name} is a link to nothing; download it again"
     if "adapter_config.json" in names:
         return "is an adapter; name the directory of a whole model"
     if any(name.endswith(".gguf") for name in names):

@@ -58,11 +58,24 @@ def write_atomically(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether git-lfs has left a pointer in the place of a file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
+
+
 def read_json_object(path: Path) -> dict:
     """The JSON object in a file; raises InputError naming a file that holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; is its directory complete?") from None
     except (OSError, ValueError, RecursionError) as error:
+        if is_lfs_pointer(path):
+            raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, not {type(content).__name__}")

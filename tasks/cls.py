@@ -13,7 +13,7 @@ species that no RL run ever trains on. Real data have `train` and `held_out`. Ne
 import random
 from dataclasses import replace
 
-from answers import normalise_name
+from answers import TAGS, normalise_name
 from config import TaskConfig
 from data.examples import Example, shuffle
 from data.garden.drawing import draw_flower, outdoors
@@ -38,8 +38,9 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
         train = shuffled(train, cfg.split_seed)
     if cfg.list_classes:
         names = sorted({e.target for e in sum(evaluated.values(), train)})
-        train = with_names(train, names)
-        evaluated = {split: with_names(examples, names) for split, examples in evaluated.items()}
+        train = with_names(train, names, cfg.question)
+        evaluated = {s: with_names(e, names, cfg.question) for s, e in evaluated.items()}
+        cfg = replace(cfg, question=None)
     splits = train, evaluated
     return answer_task("cls", cfg, splits, classification_reward, loose_name_correct, 40)
 
@@ -69,13 +70,20 @@ def labelled_splits(cfg: TaskConfig) -> Splits:
     return train, {"held_out": held_out}
 
 
-def with_names(examples: list[Example], names: list[str]) -> list[Example]:
-    """The examples, their questions followed by all class names. InputError: they are too long."""
-    listed = ", ".join(names)
+def with_names(examples: list[Example], names: list[str], asked: str | None) -> list[Example]:
+    """The examples, their questions (or `asked`) followed by all class names.
+
+    Raises InputError for names that are too long together, or hold a tag of the answer's format.
+    """
+    if wrong := [name for name in names if any(tag in name for tag in TAGS)]:
+        raise InputError(f"--list_classes: the class {wrong[0]!r} holds a tag; rename it")
+    listed = ("; " if any("," in name for name in names) else ", ").join(names)
     if len(listed) > MAX_LISTED:
         what = f"{len(names)} names of {len(listed)} characters"
         raise InputError(f"--list_classes: {what}, more than {MAX_LISTED}; leave it out")
-    return [replace(e, question=f"{e.question} Choose one of: {listed}.") for e in examples]
+    return [
+        replace(e, question=f"{asked or e.question} Choose one of: {listed}.") for e in examples
+    ]
 
 
 def shuffled(examples: list[Example], seed: int) -> list[Example]:

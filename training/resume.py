@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import config
 from config import TrainConfig
+from model.load import local_directory
 from reporting.page.saved_run import read_run
 from runtime import distributed
 from runtime.errors import InputError
@@ -56,6 +57,8 @@ def parse_or_resume(
         if checkpoint.step == cfg.max_steps and is_evaluated(read_run(run).rows, checkpoint.step):
             print(f"{run}: all {cfg.max_steps} steps are done; extend it by a larger --max_steps")
             raise SystemExit(0)
+        if not cfg.model.exists():  # a name of the hub's cache
+            cfg = replace(cfg, model=local_directory(cfg.model))
         check_same_model(cfg, saved, checkpoint)
         stack.pop_all()  # the run keeps the lock
     return cfg, replace(checkpoint, lock=lock)

@@ -59,6 +59,9 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
     processor = load_processor(cfg.model, cfg.max_pixels)
     check_model_flags(cfg, processor)
     task = load_task(cfg, processor)
+    if cfg.max_completion_length is None:
+        cfg = replace(cfg, max_completion_length=task.max_completion_length)
+    processor.check_lengths(cfg.max_prompt_length, cfg.max_completion_length)
     evaluated = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
     usable = usable_splits({"train": task.train} | evaluated, processor, cfg)
     task = replace(task, train=usable.pop("train"), splits=task.splits | usable)
@@ -69,10 +72,12 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         )
     if reads(cfg.task, "coords"):  # a run's config.json says which box format was used
         cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
-    if cfg.max_completion_length is None:
-        cfg = replace(cfg, max_completion_length=task.max_completion_length)
     cfg = with_memory_plan(cfg, processor)
     model = trainable_model(cfg, checkpoint)
+    if isinstance(processor, TransformersProcessor):  # do its files fit together?
+        example = task.train[0]
+        with torch.no_grad():
+            model.prefill_one(processor.prompt(example.id, example.images, example.question))
     sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
     millions, ranks = sum(p.numel() for p in model.parameters()) / 1e6, distributed.world_size()
     print(

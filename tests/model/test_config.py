@@ -181,3 +181,29 @@ def test_windows_smaller_than_a_token_are_refused_and_stray_fields_do_not_count(
     raw["vision_config"] |= {"window_size": 112, "fullatt_block_indexes": [7]}
     raw["vision_config"] |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [1]}
     assert VLMConfig.from_dict(raw) == plain
+
+
+@pytest.mark.parametrize("place", ["", "text_config"])
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_a_longer_context_added_by_hand_is_refused_wherever_it_stands(name, place):
+    raw = full("qwen2_5_vl")
+    (raw[place] if place else raw)[name] = YARN
+    with pytest.raises(InputError, match="yarn"):
+        VLMConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("where", "field", "value", "words"),
+    [
+        ("text_config", "num_attention_heads", 0, "a number of heads or a patch size is 0"),
+        ("vision_config", "patch_size", 0, "a number of heads or a patch size is 0"),
+        ("", "model_type", ["qwen3_vl"], "model_type is"),
+        ("", "vision_config", [1], "vision_config is not an object"),
+        ("vision_config", "num_position_embeddings", 50, "50 is not a square"),
+    ],
+)
+def test_odd_values_are_one_line(where, field, value, words):
+    raw = full("qwen3_vl")
+    (raw[where] if where else raw)[field] = value
+    with pytest.raises(InputError, match=words):
+        VLMConfig.from_dict(raw)

@@ -296,7 +296,7 @@ def test_damaged_files_are_refused_in_one_line(llava):
     with pytest.raises(InputError, match="llava: 1 unexpected keys, first 'extra.weight'"):
         load_model(llava)
     save_file(tensors | {key: torch.zeros(3, 3, 3)}, llava / "model.safetensors")
-    with pytest.raises(InputError, match="llava: .*"):
+    with pytest.raises(InputError, match="llava: 1 mismatched keys, first .*3, 3, 3"):
         load_model(llava)
     (llava / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="llava: cannot be read"):
@@ -334,6 +334,58 @@ def test_a_question_that_the_query_transformer_cannot_read_is_refused(other_dirs
 def test_flags_of_the_hand_written_path_are_refused(llava):
     with pytest.raises(InputError, match="--max_pixels: .*llava sets the size"):
         load_processor(llava, max_pixels=4096)
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_a_model_that_would_not_see_the_picture_is_refused(family, other_dirs, tmp_path):
+    """BLIP-2 without the number of its query tokens would answer blindly; so would a wrong id."""
+    directory = shutil.copytree(other_dirs[family], tmp_path / "copy")
+    if family == "blip-2":
+        (directory / "processor_config.json").unlink()
+        with pytest.raises(InputError, match="has no processor_config.json: copy them|no place"):
+            load_processor(directory).prompt("p", [picture(9, 9, 0)], "Who?")
+        shutil.copy(other_dirs[family] / "processor_config.json", directory)
+    raw = json.loads((directory / "config.json").read_text())
+    for name in ("image_token_id", "image_token_index"):
+        if name in raw:
+            raw[name] = 40
+    (directory / "config.json").write_text(json.dumps(raw))
+    processor, model = load_processor(directory), load_model(directory)
+    with pytest.raises(InputError, match="prompt p: (no place for its|transformers refuses)"):
+        model.prefill_one(processor.prompt("p", [picture(9, 9, 0)], "Who?"))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "instructblip", "llava"])
+def test_preprocessing_of_another_model_is_one_line(family, other_dirs, tmp_path):
+    directory = shutil.copytree(other_dirs[family], tmp_path / "copy")
+    path = directory / "preprocessor_config.json"
+    raw = json.loads(path.read_text()) | {"size": {"height": 56, "width": 56}}
+    path.write_text(json.dumps(raw | {"crop_size": {"height": 56, "width": 56}}))
+    processor, model = load_processor(directory), load_model(directory)
+    with pytest.raises(InputError, match="prompt p: .*belong together|prompt p: .*transformers"):
+        model.prefill_one(processor.prompt("p", [picture(9, 9, 0)], "Who?"))
+
+
+def test_learned_positions_end(other_dirs):
+    processor = load_processor(other_dirs["blip-2"])
+    processor.check_lengths(472, 40)
+    with pytest.raises(
+        InputError, match="--max_prompt_length 2048: BLIP-2 has 512 positions; .*472"
+    ):
+        processor.check_lengths(2048, 40)
+    load_processor(other_dirs["llava"]).check_lengths(10**6, 10**6)
+
+
+def test_what_transformers_says_unclearly_is_said_clearly(llava):
+    with pytest.raises(InputError, match="prompt p|no valid Unicode"):
+        load_processor(llava).prompt("p", [], "half \ud800")
+    edit_config(llava, quantization_config={"quant_method": "awq"})
+    with pytest.raises(InputError, match="config.json: weights are quantised; use the bf16"):
+        load_processor(llava)
+    edit_config(llava, quantization_config=None)
+    (llava / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="tokenizer.json: a git-lfs pointer; run git lfs pull"):
+        load_processor(llava)
 
 
 @pytest.mark.parametrize("images", [0, 2])

@@ -386,3 +386,28 @@ def test_the_processors_files_are_read_as_transformers_reads_them(tiny_dir, tmp_
         theirs = Qwen2VLImageProcessorPil.from_pretrained(directory)
         assert Processor(directory).image_cfg == processor.image_cfg
     assert processor.image_cfg.max_pixels == (theirs.size.get("longest_edge") or high)
+
+
+def test_an_image_token_is_never_drawn_even_where_it_is_not_special(tiny_dir, tmp_path):
+    directory = shutil.copytree(tiny_dir, tmp_path / "copy")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        raw = json.loads((directory / name).read_text())
+        for token in raw.get("added_tokens", []):
+            token["special"] &= token["content"] != "<|image_pad|>"
+        raw.pop("extra_special_tokens", None)
+        raw.pop("additional_special_tokens", None)
+        (directory / name).write_text(json.dumps(raw))
+    processor = Processor(directory)
+    assert processor.suppressed_tokens[processor.cfg.image_token_id]
+
+
+def test_templates_have_transformers_order(tiny_dir, tmp_path):
+    directory = shutil.copytree(tiny_dir, tmp_path / "copy")
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": TEXT % "legacy"}))
+    assert Processor(directory).turn(0)[1] == " legacy"
+    path = directory / "processor_config.json"
+    path.write_text(json.dumps({"chat_template": TEXT % "processor"}))
+    assert Processor(directory).turn(0)[1] == " processor"
+
+
+TEXT = "{{ messages[0].content[-1].text }} %s"

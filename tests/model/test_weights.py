@@ -400,3 +400,34 @@ def test_mlx_files_are_named(skeleton, tmp_path):
     save_file(renamed, tmp_path / "source" / SINGLE)
     with pytest.raises(InputError, match="an MLX checkpoint .* name the one that it was converted"):
         load_model(tmp_path / "source")
+
+
+def test_a_single_file_wins_over_an_index_beside_it(skeleton, tmp_path):
+    """As in transformers; the shards of the index may be stale, or gone."""
+    tensors = write_source(skeleton, tmp_path / "source")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00002.safetensors")}
+    (tmp_path / "source" / INDEX).write_text(json.dumps(index))
+    model = load_model(tmp_path / "source")
+    save_model(model, tmp_path / "out", tmp_path / "source")
+    assert load_file(tmp_path / "out" / SINGLE).keys() == tensors.keys()
+    assert not (tmp_path / "out" / INDEX).exists()
+
+
+def test_a_link_to_nothing_is_named(skeleton, tmp_path):
+    write_source(skeleton, tmp_path / "source")
+    (tmp_path / "source" / SINGLE).unlink()
+    (tmp_path / "source" / SINGLE).symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="model.safetensors is a link to nothing; download it"):
+        load_model(tmp_path / "source")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("config.json", "is a file"), ("https://huggingface.co/a/b", "is a URL"), (".", "is a run")],
+)
+def test_what_is_no_model_is_named(tmp_path, name, words):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}")
+    place = Path(name) if "http" in name else tmp_path / name
+    with pytest.raises(InputError, match=words):
+        local_directory(place)

@@ -15,12 +15,9 @@ from runtime.errors import InputError
 from tests.helpers import eval_rows, folder_of_classes, rows, step_rows
 from tests.training.test_families import write_phrases
 
-LINE = (
-    "--max_steps 3 --prompts_per_step 2 --num_generations 4 --max_completion_length 6 --beta 0.04"
-)
-LINE += (
-    " --save_steps 1 --save_total_limit none --report_prompts 1 --device cpu --learning_rate 1e-3"
-)
+LINE = "--max_steps 3 --prompts_per_step 2 --num_generations 4 --max_completion_length 6"
+LINE += " --beta 0.04 --max_prompt_length 400 --save_steps 1 --save_total_limit none"
+LINE += " --report_prompts 1 --device cpu --learning_rate 1e-3"
 
 
 @pytest.mark.parametrize("family", OTHER_FAMILIES)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import config
 import train_grpo
@@ -633,3 +634,19 @@ def test_five_bad_updates_in_a_row_stop_the_run_with_a_dump_and_a_sound_checkpoi
     assert all(len(bad["questions"]) == 2 for bad in dump)
     model = load_model(find_checkpoint(out).hf)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_name_of_the_hubs_cache_is_resumed_by_the_same_command(
+    flags, tiny_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_dir, repository / "snapshots" / ("0" * 40))
+    words = ["org/tiny" if word == str(tiny_dir) else word for word in flags]
+    out = ["--output_dir", str(tmp_path / "run")]
+    train_grpo.main([*words, *out])
+    shutil.rmtree(tmp_path / "run" / f"step_{STEPS}")
+    train_grpo.main([*words, *out, "--resume_from_checkpoint", str(tmp_path / "run")])
+    assert (tmp_path / "run" / f"step_{STEPS}" / "hf").is_dir()
