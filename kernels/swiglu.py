@@ -29,12 +29,12 @@ TILE = dict(BLOCK=1024, num_warps=4)  # 8 numbers a thread: one access of 16 byt
 
 
 # --- Reference, which is also the torch path -----------------------------------------------------
-def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
-    """The specification of `swiglu`, in the dtype of `gate` and `up` (.., I)."""
+def gated_product_ref(gate: Tensor, up: Tensor) -> Tensor:
+    """The specification of `gated_product`, in the dtype of `gate` and `up` (.., I)."""
     return F.silu(gate) * up
 
 
-def swiglu_backward_ref(
+def gated_product_backward_ref(
     grad: Tensor, gate: Tensor, up: Tensor, need_product: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of gate and up from that of the product, and the product once more: the operations
@@ -103,11 +103,11 @@ def _backward_triton(grad, gate, up, need_product):
 
 
 # --- Autograd ------------------------------------------------------------------------------------
-FORWARD = {"torch": swiglu_ref, "triton": _forward_triton}
-BACKWARD = {"torch": swiglu_backward_ref, "triton": _backward_triton}
+FORWARD = {"torch": gated_product_ref, "triton": _forward_triton}
+BACKWARD = {"torch": gated_product_backward_ref, "triton": _backward_triton}
 
 
-class _Swiglu(torch.autograd.Function):
+class _GatedProduct(torch.autograd.Function):
     """Saves gate and up."""
 
     @staticmethod
@@ -148,7 +148,7 @@ class _GatedLinear(torch.autograd.Function):
 
 
 # --- Public functions ----------------------------------------------------------------------------
-def swiglu(gate: Tensor, up: Tensor, impl: Impl = "auto") -> Tensor:
+def gated_product(gate: Tensor, up: Tensor, impl: Impl = "auto") -> Tensor:
     """silu(gate) * up, which keeps `gate` and `up` for backward and nothing else.
 
     Args:
@@ -164,23 +164,23 @@ def swiglu(gate: Tensor, up: Tensor, impl: Impl = "auto") -> Tensor:
     impl = _checked(gate, up, impl)
     if not torch.is_grad_enabled():
         return FORWARD[impl](gate, up)
-    return _Swiglu.apply(gate, up, impl)
+    return _GatedProduct.apply(gate, up, impl)
 
 
 def gated_linear(
     gate: Tensor, up: Tensor, *weights: Tensor, impl: Impl = "auto"
 ) -> tuple[Tensor, ...]:
-    """swiglu(gate, up) @ weight.T for each of `weights`, without keeping the product for backward.
+    """gated_product(gate, up) @ weight.T for each weight; the product is not kept for backward.
 
     Args:
-        gate, up: (T, I), as in `swiglu`. weights: (rows, I) each, same dtype.
+        gate, up: (T, I), as in `gated_product`. weights: (rows, I) each, same dtype.
         impl: "auto", "torch" or "triton"; see `kernels.choose_impl`.
 
     Returns: (T, rows) of each weight, in their dtype; differentiable once. Backward computes the
         product once more, and that only if some weight needs a gradient.
 
     Raises:
-        ValueError: as `swiglu`.
+        ValueError: as `gated_product`.
     """
     impl = _checked(gate, up, impl)
     return _GatedLinear.apply(gate, up, impl, *weights)

@@ -81,7 +81,7 @@ class Linear(nn.Linear):
         return y if A is None else y + self.lora(F.linear(x, A))
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """`forward(swiglu(gate, up))` of a layer without bias: gate, up (T, in) -> (T, out).
+        """`forward(gated_product(gate, up))` of a layer without bias: gate, up (T, in) -> (T, out).
 
         Of its input and what made it only gate and up are kept for backward.
         """

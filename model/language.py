@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import swiglu
+from kernels import gated_product
 from model.adapter import Linear, linear
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
@@ -194,5 +194,5 @@ class DecodingStep:
             out = decode_attention(qk[:, :H], qk[:, H:], v, self.cache, layer)  # (B, H, E)
             x = x + linear(out.flatten(1), *o)
             h = F.rms_norm(x, width, norm_2, eps)
-            x = x + linear(swiglu(linear(h, *gate), linear(h, *up)), *down)
+            x = x + linear(gated_product(linear(h, *gate), linear(h, *up)), *down)
         return F.rms_norm(x, width, self.norm, eps)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-from kernels import gated_linear, swiglu, swiglu_ref, triton
+from kernels import gated_linear, gated_product, gated_product_ref, triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
@@ -45,7 +45,7 @@ def test_product_and_gradients_equal_plain_autograd(shape, impl):
     gate, up = (x.detach().flatten()[: gate_size(shape)].view(shape) for x in (gate, up))
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     results = []
-    for function in (lambda *xs: swiglu(*xs, impl=impl), swiglu_ref):
+    for function in (lambda *xs: gated_product(*xs, impl=impl), gated_product_ref):
         leaves = [x.clone().requires_grad_() for x in (gate, up)]
         product = function(*leaves)
         product.backward(grad)
@@ -53,7 +53,7 @@ def test_product_and_gradients_equal_plain_autograd(shape, impl):
     for actual, expected in zip(*results, strict=True):
         close(actual, expected, impl)
     with torch.no_grad():
-        close(swiglu(gate, up, impl=impl), results[1][0], impl)
+        close(gated_product(gate, up, impl=impl), results[1][0], impl)
 
 
 def gate_size(shape):
@@ -68,7 +68,7 @@ def test_products_with_weights_equal_plain_autograd(rows, impl):
     for plain in (False, True):
         gate, up, weights = make_inputs(rows=rows)
         if plain:
-            product = swiglu_ref(gate, up)
+            product = gated_product_ref(gate, up)
             outs = [F.linear(product, weight) for weight in weights]
         else:
             outs = gated_linear(gate, up, *weights, impl=impl)
@@ -88,7 +88,7 @@ def test_a_float64_gradient_agrees_with_finite_differences(impl):
     if impl == "triton":
         gate, up, _ = make_inputs(2, 3)
         with pytest.raises(ValueError, match="takes float32 or bfloat16, got torch.float64"):
-            swiglu(gate.double(), up.double(), impl=impl)
+            gated_product(gate.double(), up.double(), impl=impl)
         return
     gate, up, weights = make_inputs(3, 4, (2, 2), torch.float64)
     assert torch.autograd.gradcheck(lambda *xs: gated_linear(*xs), (gate, up, *weights))
@@ -99,7 +99,7 @@ def test_extreme_gates_give_finite_gradients(impl):
     gate = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4], device=DEVICE)
     gate.requires_grad_()
     up = torch.ones(7, device=DEVICE, requires_grad=True)
-    swiglu(gate, up, impl=impl).sum().backward()
+    gated_product(gate, up, impl=impl).sum().backward()
     expected = torch.tensor([0.0, 0.0, -3.9e-8, 0.5, 1.0, 1.0, 1.0])
     torch.testing.assert_close(gate.grad.cpu(), expected, rtol=1e-5, atol=1e-9)
     expected = torch.tensor([0.0, 0.0, -20 / (1 + 4.85165195e8), 0.0, 20.0, 100.0, 1e4])
@@ -111,7 +111,7 @@ def test_backward_keeps_gate_up_and_weights_only(impl):
     gate, up, weights = make_inputs()
     kept = []
     with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        swiglu(gate, up, impl=impl)
+        gated_product(gate, up, impl=impl)
         gated_linear(gate, up, *weights, impl=impl)
     wanted = [gate, up, gate, up, *weights]
     assert [x.data_ptr() for x in kept] == [x.data_ptr() for x in wanted]
@@ -124,7 +124,7 @@ def test_strides_and_frozen_weights(impl):
     outs = gated_linear(gate.T.contiguous().T, up, weight, A, impl=impl)
     sum(out.sum() for out in outs).backward()
     assert weight.grad is None
-    product = swiglu_ref(gate, up).detach()  # (T, I)
+    product = gated_product_ref(gate, up).detach()  # (T, I)
     torch.testing.assert_close(A.grad, product.sum(0).expand(5, -1), rtol=1e-5, atol=1e-4)
 
 
@@ -137,6 +137,6 @@ def test_strides_and_frozen_weights(impl):
 )
 def test_inputs_that_do_not_fit_are_refused(up, message):
     gate = torch.zeros(2, 3)
-    for function in (swiglu, lambda gate, up: gated_linear(gate, up, torch.zeros(2, 3))):
+    for function in (gated_product, lambda gate, up: gated_linear(gate, up, torch.zeros(2, 3))):
         with pytest.raises(ValueError, match=message):
             function(gate, up)
