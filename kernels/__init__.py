@@ -13,6 +13,7 @@ Next: `advantage.py` (the smallest complete kernel), `swiglu.py`, `sample.py`, `
 and `logprob.py`.
 """
 
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -29,9 +30,11 @@ constexpr = object if triton is None else tl.constexpr  # annotations are evalua
 Impl = Literal["auto", "torch", "triton"]
 
 
-def jit(kernel):
+def jit(kernel=None, **options):
     """`triton.jit` where triton is installed, otherwise the plain function (never launched)."""
-    return kernel if triton is None else triton.jit(kernel)
+    if kernel is None:
+        return partial(jit, **options)
+    return kernel if triton is None else triton.jit(kernel, **options)
 
 
 def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:

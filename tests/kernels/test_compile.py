@@ -3,10 +3,10 @@
 Every kernel compiles ahead of time with the tiles of its launcher, in all variants for sm_90 (H100,
 H200) and in the largest for sm_80 (A100) and sm_100 (B200), those without a product also for sm_86,
 sm_89 and sm_120; nothing spills from registers to local memory; bf16 products use tensor cores
-(wgmma on sm_90) and fp32 products do not. Interpreted
-functions cannot be compiled, and tests/conftest.py turns the interpreter on, so this file runs
-itself once as a script without it and reads the JSON that it prints. Not covered: speed, races,
-bf16 accuracy. Run: python -m pytest tests/kernels/test_compile.py
+(wgmma on sm_90) and fp32 products do not; no length of a prompt needs a binary of its own.
+Interpreted functions cannot be compiled, and tests/conftest.py turns the interpreter on, so this
+file runs itself once as a script without it and reads the JSON that it prints. Not covered: speed,
+races, bf16 accuracy of products. Run: python -m pytest tests/kernels/test_compile.py
 """
 
 import importlib.util
@@ -139,6 +139,36 @@ def compile_kernel(kernel, types, constants, multiples, capability):
     return values | {"products": products}
 
 
+def decoding_variants(prompt_lengths: list[int]) -> int:
+    """Binaries that decoding after prompts of these lengths needs, its two kernels together: the
+    keys under which Triton's launcher looks for them, here taken without launching."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    from kernels import decode
+
+    keys, backend = set(), make_backend(GPUTarget("cuda", 90, 32))
+
+    class Launcher:
+        def __init__(self, kernel):
+            self.name = kernel.__name__
+            self.bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+
+        def __getitem__(self, _grid):
+            return lambda *args, **more: keys.add((self.name, str(self.bind(*args, **more)[1:])))
+
+    decode._prefix_kernel = Launcher(decode._prefix_kernel)
+    decode._suffix_kernel = Launcher(decode._suffix_kernel)
+    N, G, S_max, (K, R) = 2, 4, 33, HEADS["Qwen2-VL-2B"]
+    for P in prompt_lengths:
+        q = torch.empty(N * G, K * R, 128, dtype=torch.bfloat16)
+        k = torch.empty(N, K, P + S_max * G, 128, dtype=torch.bfloat16)
+        lengths, length = torch.empty(N, dtype=torch.int32), torch.empty((), dtype=torch.int32)
+        decode._triton(q, k, k, lengths, P, length)
+    return len(keys)
+
+
 # --- The tests -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory):
@@ -160,6 +190,15 @@ def test_the_kernels_compile_without_spills_and_bf16_uses_tensor_cores(binaries)
         else:  # fp32 products on tensor cores would be TF32
             has_product = "bf16" in name and not name.startswith(WITHOUT_PRODUCT)
             assert bool(binary["products"]) == has_product, (name, binary)
+
+
+@needs_triton
+def test_no_length_of_a_prompt_compiles_a_kernel_anew():
+    lengths = [1, 2, 16, 17, 31, 32, 100, 1000, 1024, 4095, 4096]
+    program = "from tests.kernels.test_compile import decoding_variants as variants\n"
+    process = run_python("-c", f"{program}print(variants({lengths}))")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["2"]  # one for each kernel
 
 
 def test_the_kernels_work_where_triton_is_not_installed():
