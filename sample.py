@@ -8,9 +8,9 @@ step advances all N * G rows together. Finished rows are computed along until ev
 the groups has finished; then the other half continues alone.
 
 Randomness is counter-based: every completion has its own stream of numbers, a function of (seed,
-step, prompt id, sample index) alone, however prompts are batched. A token is chosen by inverting
-the cumulative distribution at one uniform number, from float32 log-probabilities of the *whole*
-distribution (no top-k, no top-p: what is sampled is what is trained).
+step, prompt id, sample index) alone, however prompts are batched. kernels/sample.py chooses a
+token by inverting the cumulative distribution at one uniform number, from float32 logits of the
+*whole* distribution (no top-k, no top-p: what is sampled is what is trained).
 
 Next: training/batches.py.
 """
@@ -29,6 +29,7 @@ import config
 from answers import MAX_NAME_CHARS, normalise_name
 from config import BASE_MODEL, flag, require, require_counts, require_temperature
 from data.examples import full_question
+from kernels import sample_tokens
 from model.attention import Span
 from model.load import load_model, load_processor, local_directory
 from model.processor import Processor
@@ -68,14 +69,6 @@ def completion_uniforms(
     return np.random.Generator(np.random.Philox(key=key)).random(length, dtype=np.float32)
 
 
-def choose_tokens(logp: Tensor, uniforms: Tensor) -> Tensor:
-    """Invert the cumulative distribution: (B, V) log-probs, (B, 1) uniforms -> (B, 1) ids."""
-    cumulative = logp.double().exp_().cumsum_(-1)  # (B, V) fp64: 150,000 terms must not drift
-    target = uniforms.double() * cumulative[:, -1:]  # (B, 1)
-    ids = torch.searchsorted(cumulative, target, right=True)  # (B, 1)
-    return ids.clamp(max=logp.shape[-1] - 1)
-
-
 class Decoder:
     """Rows in the middle of their completions.
 
@@ -86,18 +79,18 @@ class Decoder:
     Args:
         model_rows: the model after its prefill (`VLM.prefill`). uniforms: (B, C_max), one random
             number per row and token.
-        suppressed_ids: never sampled. temperature: 0 is greedy.
+        suppressed: (V,) bool, never sampled. temperature: 0 is greedy.
     """
 
     def __init__(
         self,
         model_rows: DecodingRows,
         uniforms: Tensor,
-        suppressed_ids: Tensor,
+        suppressed: Tensor,
         temperature: float,
     ):
         self.model_rows, self.uniforms = model_rows, uniforms
-        self.suppressed_ids, self.temperature = suppressed_ids, temperature
+        self.suppressed, self.temperature = suppressed, temperature
         self.rows = torch.arange(len(uniforms), device=uniforms.device)  # (B,) of the rollout
         self.tokens = torch.full_like(uniforms, -1, dtype=torch.int64)  # (B, C_max)
         self.logps = torch.zeros_like(uniforms)  # (B, C_max) fp32
@@ -107,16 +100,10 @@ class Decoder:
 
     def choose(self, logits: Tensor) -> None:
         """Draw the newest token of every row from its logits (B, V) fp32, which it may change."""
-        logits.index_fill_(1, self.suppressed_ids, float("-inf"))
-        if self.temperature not in (0.0, 1.0):
-            logits /= self.temperature
-        logp = logits.log_softmax(-1)  # (B, V)
-        if self.temperature > 0:
-            ids = choose_tokens(logp, self.uniforms[:, self.newest.index])  # (B, 1)
-        else:
-            ids = logp.argmax(-1, keepdim=True)  # (B, 1)
-        self.tokens[:, self.newest.index] = ids
-        self.logps[:, self.newest.index] = logp.gather(1, ids)
+        newest = self.newest.index
+        uniforms = self.uniforms[:, newest].squeeze(1)  # (B,)
+        ids, logps = sample_tokens(logits, uniforms, self.temperature, self.suppressed)  # (B,) each
+        self.tokens[:, newest], self.logps[:, newest] = ids[:, None], logps[:, None]
 
     def step(self) -> None:
         """One token more for all rows: as a replay, once there is a recording."""
@@ -183,8 +170,8 @@ def generate_group(
     # Prefill: every prompt once.
     logits, model_rows = model.prefill(prompts, G, max_completion_length)  # (B, V)
     # Decode: one token for all rows at a time.
-    suppressed_ids = processor.suppressed_tokens.nonzero().squeeze(1).to(device)
-    decoder = Decoder(model_rows, uniforms.to(device), suppressed_ids, temperature)
+    suppressed = processor.suppressed_tokens.to(device)  # (V,)
+    decoder = Decoder(model_rows, uniforms.to(device), suppressed, temperature)
     decoder.choose(logits)
     tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)
     for t in range(1, max_completion_length):

@@ -1,15 +1,19 @@
-"""The three operations that have a Triton kernel, each beside its torch reference.
+"""The five operations that have a Triton kernel, each beside its torch reference.
 
 * `linear_logprob`: log-probability and entropy of given tokens straight from hidden states.
 * `group_advantages`: rewards compared inside each group.
 * `shared_prefix_attention`: one new token per row against [shared prefix | own suffix].
+* `sample_tokens`: one token of each row of logits, and its log-probability.
+* `gated_product`, `gated_linear`: the decoder's MLP with less kept for backward.
 
 All take `impl`: "auto" runs the Triton kernel on CUDA tensors and its torch twin everywhere else.
 Triton is optional: without it (or without a GPU) every function here still works.
 
-Next: `advantage.py` (the smallest complete kernel), then `decode.py` and `logprob.py`.
+Next: `advantage.py` (the smallest complete kernel), `swiglu.py`, `sample.py`, `decode.py`,
+and `logprob.py`.
 """
 
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -26,9 +30,11 @@ constexpr = object if triton is None else tl.constexpr  # annotations are evalua
 Impl = Literal["auto", "torch", "triton"]
 
 
-def jit(kernel):
+def jit(kernel=None, **options):
     """`triton.jit` where triton is installed, otherwise the plain function (never launched)."""
-    return kernel if triton is None else triton.jit(kernel)
+    if kernel is None:
+        return partial(jit, **options)
+    return kernel if triton is None else triton.jit(kernel, **options)
 
 
 def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:
@@ -53,3 +59,5 @@ def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:
 from kernels.advantage import group_advantages, group_advantages_ref  # noqa: E402, F401
 from kernels.decode import shared_prefix_attention, shared_prefix_attention_ref  # noqa: E402, F401
 from kernels.logprob import linear_logprob, linear_logprob_ref  # noqa: E402, F401
+from kernels.sample import sample_tokens, sample_tokens_ref  # noqa: E402, F401
+from kernels.swiglu import gated_linear, gated_product, gated_product_ref  # noqa: E402, F401

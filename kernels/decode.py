@@ -43,6 +43,9 @@ TILES = {
 MIN_QUERIES = 16  # the least number of rows that `tl.dot` takes
 PROGRAMS = 264  # enough for two on each of an H100's 132 multiprocessors
 HEAD_WIDTHS = (16, 32, 64, 128)
+# Arguments that change with the length of the prompts. Triton would compile a variant for each of
+# them that is 1, or a multiple of 16: now and then a rollout would wait for a compiler.
+OF_THE_PROMPTS = ("L", "part_length", "parts", "prefix_size")
 
 
 # --- Reference -----------------------------------------------------------------------------------
@@ -118,7 +121,7 @@ def _attend(q, k_ptr, v_ptr, stride, start, stop, scale, E: constexpr, BLOCK_KEY
     return maximum, total, values
 
 
-@jit
+@jit(do_not_specialize=OF_THE_PROMPTS)
 def _prefix_kernel(
     q_ptr,  # (B, H, E), rows stride_q apart
     k_ptr,  # (N, K, L, E)
@@ -162,7 +165,7 @@ def _prefix_kernel(
     tl.store(values_ptr + query[:, None] * E + e[None, :], values, mask=exists[:, None])
 
 
-@jit
+@jit(do_not_specialize=OF_THE_PROMPTS)
 def _suffix_kernel(
     q_ptr,  # (B, H, E), rows stride_q apart
     k_ptr,  # (N, K, L, E)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import gated_linear
+
 Pairs = dict[str, tuple[Tensor, Tensor]]  # name -> A (r, in), B (rows, r)
 
 
@@ -35,18 +37,20 @@ class Adapter(nn.Module):
         # In the order of rows: a ParameterDict sorts its names.
         return {name: (self.A[name], self.B[name]) for name in self.rows if name in self.A}
 
-    def forward(self, x: Tensor) -> Tensor | None:
-        """(T, in) -> what is added to the layer's output, (T, out); None if that is nothing."""
+    def stacked_A(self) -> Tensor | None:
+        """All A in one, (n r, in); None if there is no pair."""
         pairs = self.pairs()
-        if not pairs:
-            return None
-        down = F.linear(x, torch.cat([A for A, _ in pairs.values()])) * self.scale  # (T, n r)
-        parts = iter(down.chunk(len(pairs), dim=-1))
+        return torch.cat([A for A, _ in pairs.values()]) if pairs else None
+
+    def forward(self, low: Tensor) -> Tensor:
+        """x A^T of `stacked_A`, (T, n r) -> what is added to the layer's output, (T, out)."""
+        pairs, low = self.pairs(), low * self.scale
+        parts = iter(low.chunk(len(pairs), dim=-1))
         return torch.cat(
             [
                 F.linear(next(parts), pairs[name][1])
                 if name in pairs
-                else x.new_zeros(len(x), rows)
+                else low.new_zeros(len(low), rows)
                 for name, rows in self.rows.items()
             ],
             dim=-1,
@@ -54,10 +58,9 @@ class Adapter(nn.Module):
 
     def stacked(self) -> tuple[Tensor, Tensor] | None:
         """For decoding: all A in one, (n r, in), and all B scaled in one, (out, n r)."""
-        pairs = self.pairs()
-        if not pairs:
+        pairs, A = self.pairs(), self.stacked_A()
+        if A is None:
             return None
-        A = torch.cat([A for A, _ in pairs.values()])
         blocks = [
             pairs[name][1] * self.scale if name in pairs else A.new_zeros(rows, 0)
             for name, rows in self.rows.items()
@@ -74,9 +77,22 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        y = F.linear(x, self.weight, self.bias)
-        added = None if self.lora is None else self.lora(x)
-        return y if added is None else y + added
+        y, A = F.linear(x, self.weight, self.bias), self.stacked_A()
+        return y if A is None else y + self.lora(F.linear(x, A))
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """`forward(gated_product(gate, up))` of a layer without bias: gate, up (T, in) -> (T, out).
+
+        Of its input and what made it only gate and up are kept for backward.
+        """
+        if (A := self.stacked_A()) is None:
+            return gated_linear(gate, up, self.weight)[0]
+        y, low = gated_linear(gate, up, self.weight, A)
+        return y + self.lora(low)
+
+    def stacked_A(self) -> Tensor | None:
+        """`Adapter.stacked_A`; None without an adapter."""
+        return None if self.lora is None else self.lora.stacked_A()
 
     def for_decoding(self) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
         """Weight, bias and `Adapter.stacked`, looked up once per rollout; see `linear`."""

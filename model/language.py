@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import gated_product
 from model.adapter import Linear, linear
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
@@ -94,7 +95,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj.gated(self.gate_proj(x), self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
@@ -193,5 +194,5 @@ class DecodingStep:
             out = decode_attention(qk[:, :H], qk[:, H:], v, self.cache, layer)  # (B, H, E)
             x = x + linear(out.flatten(1), *o)
             h = F.rms_norm(x, width, norm_2, eps)
-            x = x + linear(F.silu(linear(h, *gate)) * linear(h, *up), *down)
+            x = x + linear(gated_product(linear(h, *gate), linear(h, *up)), *down)
         return F.rms_norm(x, width, self.norm, eps)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels import gated_product
 from model.attention import Runs, bidirectional_attention
 from model.config import VisionConfig
 
@@ -172,7 +173,7 @@ class GatedVisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, D) -> (M, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated_product(self.gate_proj(x), self.up_proj(x)))
 
 
 class VisionBlock(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import sample
+from kernels.sample import choose_tokens
 from model import attention
 from model.attention import Span
 from model.config import FAMILIES
@@ -22,7 +23,7 @@ from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from runtime import console
 from runtime.errors import InputError
-from sample import Decoder, Rollout, choose_tokens, completion_uniforms, generate_group
+from sample import Decoder, Rollout, completion_uniforms, generate_group
 from tests.model.test_shared_prefix import some_groups
 
 

@@ -70,6 +70,13 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
             "alpha=1.0 or temp",
         ),
     ),
+    ("kernels/sample.py", "tests/test_sample.py"): (
+        (
+            "sampling from a sharpened distribution",
+            "uniforms.double() *",
+            "uniforms.double() ** 2 *",
+        ),
+    ),
     ("model/attention.py", "tests/model/test_parity.py"): (
         ("a token sees the one after it", ".tril()[None, None]", ".tril(1)[None, None]"),
     ),
@@ -103,11 +110,6 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
             "a token after the end is part of the completion",
             "is_end.int().argmax(1) + 1, cut)",
             "(is_end.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
-        ),
-        (
-            "sampling from a sharpened distribution",
-            "uniforms.double() *",
-            "uniforms.double() ** 2 *",
         ),
         ("all completions of a prompt draw the same numbers", ".id, b % G)", ".id, 0)"),
     ),

@@ -71,8 +71,8 @@ def _compare(work: Workload, peer, N: int, G: int, length: int | None, rounds: i
 def sampler_us(work: Workload, B: int, rounds: int) -> dict[str, float]:
     """Microseconds of head and sampler together, and of the head's product alone, for B rows."""
     (V, D), device = work.model.head_weight.shape, work.device
-    uniforms, last = torch.rand(B, 4, device=device), torch.tensor([V - 1], device=device)
-    decoder, logits = Decoder(None, uniforms, last, 1.0), work.model.logits
+    uniforms, is_last = torch.rand(B, 4, device=device), torch.arange(V, device=device) == V - 1
+    decoder, logits = Decoder(None, uniforms, is_last, 1.0), work.model.logits
     hidden = torch.randn(B, D, device=device).to(work.dtype)
     functions = {"both": lambda hidden: decoder.choose(logits(hidden)), "head": logits}
     repeated = {n: lambda f=f: [f(hidden) for _ in range(20)] for n, f in functions.items()}

@@ -1,11 +1,12 @@
 """What the Triton kernels guarantee to a compiler without a GPU, and how they run without Triton.
 
 Every kernel compiles ahead of time with the tiles of its launcher, in all variants for sm_90 (H100,
-H200) and in the largest for sm_80 (A100) and sm_100 (B200); nothing spills from registers to local
-memory; bf16 products use tensor cores (wgmma on sm_90) and fp32 products do not. Interpreted
-functions cannot be compiled, and tests/conftest.py turns the interpreter on, so this file runs
-itself once as a script without it and reads the JSON that it prints. Not covered: speed, races,
-bf16 accuracy. Run: python -m pytest tests/kernels/test_compile.py
+H200) and in the largest for sm_80 (A100) and sm_100 (B200), those without a product also for sm_86,
+sm_89 and sm_120; nothing spills from registers to local memory; bf16 products use tensor cores
+(wgmma on sm_90) and fp32 products do not; no length of a prompt needs a binary of its own.
+Interpreted functions cannot be compiled, and tests/conftest.py turns the interpreter on, so this
+file runs itself once as a script without it and reads the JSON that it prints. Not covered: speed,
+races, bf16 accuracy of products. Run: python -m pytest tests/kernels/test_compile.py
 """
 
 import importlib.util
@@ -24,6 +25,8 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+OTHER_CAPABILITIES = (86, 89, 120)  # RTX 3090, 4090, 5090
+WITHOUT_PRODUCT = ("swiglu", "sampler")  # variants begin with these words
 LARGEST = ("odds bf16", "advantages 4096")  # and all decoding kernels in bf16
 HEADS = {  # key heads, query heads on each; all of width 128
     "Qwen2-VL-2B": (2, 6),
@@ -54,7 +57,7 @@ def launches() -> dict[str, tuple]:
     Arguments without a type are pointers to fp32 or 32-bit integers. Constants include the options
     of the compiler. All pointers are multiples of 16.
     """
-    from kernels import advantage, decode, logprob
+    from kernels import advantage, decode, logprob, sample, swiglu
 
     result = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -79,6 +82,21 @@ def launches() -> dict[str, tuple]:
             smallest = {"BLOCK_Q": decode.MIN_QUERIES}
             launch = (decode._suffix_kernel, types, constants | smallest, [])
             result[f"suffix {name}, {heads}"] = launch
+        # The MLP's width is a multiple of 16.
+        pointers = ("grad", "gate", "up", "grad_gate", "grad_up", "product")
+        types = {f"{pointer}_ptr": f"*{name}" for pointer in pointers}
+        launch = (swiglu._forward_kernel, types, swiglu.TILE, ["size"])
+        result[f"swiglu forward {name}"] = launch
+        for use, absent in (("", {}), (" without product", {"product_ptr": None})):
+            launch = (swiglu._backward_kernel, types, swiglu.TILE | absent, ["size"])
+            result[f"swiglu backward {name}{use}"] = launch
+    # Qwen2.5-VL-7B's 152064 words in 75 tiles.
+    types = {"sums_ptr": "*fp64", "suppressed_ptr": "*i1", "ids_ptr": "*i64", "temperature": "fp32"}
+    launch = (sample._tile_kernel, types, sample.TILE, ["stride_b", "V"])
+    result["sampler tile"] = launch
+    for use, greedy in (("", False), (" greedy", True)):
+        constants = sample.TILE | dict(GREEDY=greedy, BLOCK_TILES=128, stride_u=1)
+        result[f"sampler row{use}"] = (sample._row_kernel, types, constants, ["stride_b", "V"])
     for block_g in (8, advantage.MAX_GROUP_SIZE):
         constants = dict(BLOCK_G=block_g, DIVIDE_BY_STD=True, stride_g=1)
         constants["num_warps"] = advantage.NUM_WARPS
@@ -121,6 +139,36 @@ def compile_kernel(kernel, types, constants, multiples, capability):
     return values | {"products": products}
 
 
+def decoding_variants(prompt_lengths: list[int]) -> int:
+    """Binaries that decoding after prompts of these lengths needs, its two kernels together: the
+    keys under which Triton's launcher looks for them, here taken without launching."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    from kernels import decode
+
+    keys, backend = set(), make_backend(GPUTarget("cuda", 90, 32))
+
+    class Launcher:
+        def __init__(self, kernel):
+            self.name = kernel.__name__
+            self.bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+
+        def __getitem__(self, _grid):
+            return lambda *args, **more: keys.add((self.name, str(self.bind(*args, **more)[1:])))
+
+    decode._prefix_kernel = Launcher(decode._prefix_kernel)
+    decode._suffix_kernel = Launcher(decode._suffix_kernel)
+    N, G, S_max, (K, R) = 2, 4, 33, HEADS["Qwen2-VL-2B"]
+    for P in prompt_lengths:
+        q = torch.empty(N * G, K * R, 128, dtype=torch.bfloat16)
+        k = torch.empty(N, K, P + S_max * G, 128, dtype=torch.bfloat16)
+        lengths, length = torch.empty(N, dtype=torch.int32), torch.empty((), dtype=torch.int32)
+        decode._triton(q, k, k, lengths, P, length)
+    return len(keys)
+
+
 # --- The tests -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory):
@@ -133,13 +181,24 @@ def binaries(tmp_path_factory):
 @pytest.mark.case("O15")
 @needs_triton
 def test_the_kernels_compile_without_spills_and_bf16_uses_tensor_cores(binaries):
-    assert len(binaries) == 8 + 2 * len(LARGEST) + (4 + 4) * len(HEADS)
+    without_product = 9 * (3 + len(OTHER_CAPABILITIES))
+    assert len(binaries) == 8 + 2 * len(LARGEST) + (4 + 4) * len(HEADS) + without_product
     for name, binary in binaries.items():
         assert binary["STACK"] == binary["LOCAL"] == 0 < binary["REG"], (name, binary)
         if "odds" in name and "bf16" in name:
             assert binary["products"] == [TENSOR_CORES[int(name.split()[-1])]], name
         else:  # fp32 products on tensor cores would be TF32
-            assert bool(binary["products"]) == ("bf16" in name), (name, binary)
+            has_product = "bf16" in name and not name.startswith(WITHOUT_PRODUCT)
+            assert bool(binary["products"]) == has_product, (name, binary)
+
+
+@needs_triton
+def test_no_length_of_a_prompt_compiles_a_kernel_anew():
+    lengths = [1, 2, 16, 17, 31, 32, 100, 1000, 1024, 4095, 4096]
+    program = "from tests.kernels.test_compile import decoding_variants as variants\n"
+    process = run_python("-c", f"{program}print(variants({lengths}))")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["2"]  # one for each kernel
 
 
 def test_the_kernels_work_where_triton_is_not_installed():
@@ -164,8 +223,10 @@ except ValueError as error:
 if __name__ == "__main__":
     binaries = {
         f"{variant} {capability}": compile_kernel(*launch, capability)
-        for capability in TENSOR_CORES
+        for capability in (*TENSOR_CORES, *OTHER_CAPABILITIES)
         for variant, launch in launches().items()
-        if capability == 90 or variant in LARGEST or "fix bf16" in variant
+        if variant.startswith(WITHOUT_PRODUCT)
+        or capability in TENSOR_CORES
+        and (capability == 90 or variant in LARGEST or "fix bf16" in variant)
     }
     print(json.dumps(binaries))
