@@ -25,7 +25,7 @@ from model.vlm import VLM
 GIB = 2**30
 CONTEXT = 1.5 * GIB  # CUDA context, library workspaces, the pool of a recorded graph
 QUESTION = 128  # tokens of a prompt besides its image
-KEPT_MLP = 4  # tensors of the MLP's width that a layer keeps: gate, its SiLU, up, product
+KEPT_MLP = 2  # tensors of the width of the MLP that a layer keeps: gate and up (kernels/swiglu.py)
 
 
 @dataclass(frozen=True)
