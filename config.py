@@ -67,7 +67,7 @@ class TaskConfig:
     )
     # Model
     model: Path = flag(BASE_MODEL, "checkpoint directory, see docs/models.md")
-    adapter: Path | None = flag(None, "directory of a LoRA adapter of --model (PEFT's files)")
+    adapter: Path | None = flag(None, "directory of a LoRA adapter, PEFT's files")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights; AdamW stays fp32")
     max_prompt_length: int = flag(2048, "tokens; a question with a longer prompt is left out")
@@ -125,7 +125,8 @@ class TrainConfig(TaskConfig):
         require_counts(self, "prompts_per_step max_steps eval_steps")
         if self.groups_per_micro_batch is not None:
             require_counts(self, "groups_per_micro_batch")
-        require(self.gpu_memory is None or self.gpu_memory > 0, "gpu_memory", "above 0", self)
+        memory = self.gpu_memory
+        require(memory is None or 0 < memory <= 1e6, "gpu_memory", "above 0", self)
         require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
         require(0 <= self.lora_rank <= 4096, "lora_rank", "in 0 .. 4096", self)
         require(0 < self.lora_alpha <= 1e6, "lora_alpha", "above 0", self)

@@ -215,7 +215,7 @@ class SampleConfig:
         "think", "how to answer; plain adds nothing"
     )
     model: Path = flag(BASE_MODEL, "checkpoint directory")
-    adapter: Path | None = flag(None, "directory of a LoRA adapter of --model")
+    adapter: Path | None = flag(None, "directory of a LoRA adapter, PEFT's files")
     num_generations: int = flag(4, "answers to draw")
     max_completion_length: int = flag(64, "tokens")
     max_prompt_length: int = flag(2048, "tokens; a longer prompt is an error")

@@ -114,6 +114,7 @@ def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
         print(memory_plan.in_full(planned, available))
     elif available is not None:
         print(memory_plan.in_two_lines(planned, available))
+    console.advice = None
     if available is not None:
         console.advice = memory_plan.advice(cfg, processor, available, ranks)
         if planned.peak > available:

@@ -116,7 +116,7 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
     assert {"target-box", "heat"} <= set(page.values("class"))
     changed = set(re.findall(r'<tr class="set"><td>(\w+)</td>', page.html))  # bold
     words = "task model max_steps eval_steps prompts_per_step held_out_size report_attention"
-    assert changed == {*words.split(), "max_completion_length"}
+    assert changed == {*words.split(), "max_completion_length", "groups_per_micro_batch"}
 
 
 def test_a_run_without_run_json_gallery_and_pictures_has_a_page(copied):
