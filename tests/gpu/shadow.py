@@ -33,6 +33,7 @@ from collections import defaultdict
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before `kernels` is imported
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.cuda._utils import _get_device_index
 from torch.overrides import TorchFunctionMode
@@ -166,37 +167,41 @@ def varlen_attn(
 
 
 class Launch:
-    """A Triton kernel in Triton's interpreter, which cannot multiply bf16: it gets fp32."""
+    """A Triton kernel: its twin in torch, or Triton's interpreter, which gets bf16 as fp32."""
 
-    def __init__(self, kernel, name: str):
-        self.kernel, self.__name__ = kernel, name
+    def __init__(self, kernel, name: str, twin=None):
+        self.kernel, self.__name__, self.twin = kernel, name, twin
 
     def __getitem__(self, grid):
         if not (all(n > 0 for n in grid) and all(n < 65536 for n in grid[1:])):
             raise ShadowError(f"{self.__name__}: grid {grid}")
+        work = self._interpret(grid) if self.twin is None else self.twin
 
-        def launch(*args, **kwargs):
-            opaque(lambda *args: self._interpret(grid, args, kwargs), lambda *_: None)(*args)
+        def launch(*args, **options):
+            opaque(lambda *args: work(*args, **options), lambda *_: None)(*args)
 
         return launch
 
-    def _interpret(self, grid, args, kwargs):
-        wide, given = [], []
-        for x in args:
-            if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
-                # The whole storage, so that strides stay what they are.
-                flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-                wide.append((flat, flat.float()))
-                x = wide[-1][1].as_strided(x.size(), x.stride(), x.storage_offset())
-            given.append(x)
-        self.kernel[grid](*given, **kwargs)
-        for flat, numbers in wide:
-            flat.copy_(numbers)
+    def _interpret(self, grid):
+        def work(*args, **options):
+            wide, given = [], []
+            for x in args:
+                if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
+                    # The whole storage, so that strides stay what they are.
+                    flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+                    wide.append((flat, flat.float()))
+                    x = wide[-1][1].as_strided(x.size(), x.stride(), x.storage_offset())
+                given.append(x)
+            self.kernel[grid](*given, **options)
+            for flat, numbers in wide:
+                flat.copy_(numbers)
+
+        return work
 
 
 def twins() -> list[tuple]:
-    """(module, name, stand-in) of the functions that launch the two large kernels."""
-    from kernels import decode, logprob
+    """(module, name, stand-in in torch) of kernels, or of the functions that launch them."""
+    from kernels import advantage, decode, logprob
 
     def attention(*args):
         return decode._torch(*args, None)
@@ -206,10 +211,15 @@ def twins() -> list[tuple]:
         sums, found = logprob._odds_torch(chunk, shift, reduce, store)
         return sums, found.to(hidden.dtype) if store else None
 
-    all_odds = opaque(odds, None)
+    def advantages(rewards, into, *numbers, DIVIDE_BY_STD, **_):
+        scale = "group" if DIVIDE_BY_STD else "none"
+        into.copy_(advantage.group_advantages_ref(rewards, scale, eps=numbers[-1]))
+
+    all_odds, kernel = opaque(odds, None), "_group_advantages_kernel"
     return [
         (decode, "_triton", opaque(attention, lambda q, *_: torch.empty_like(q))),
         (logprob, "_odds_triton", lambda chunk, *rest: all_odds(*chunk, *rest)),
+        (advantage, kernel, Launch(None, kernel, advantages)),
     ]
 
 
@@ -225,6 +235,8 @@ class Devices(TorchFunctionMode):
             return Tensor.to(args[0], HERE)
         if name == "rms_norm" and isinstance(args[0], Shadow):
             return rms_norm(*args, **kwargs)
+        if func is torch.tensor:  # reads scalars in a list one by one
+            args = pytree.tree_map(lambda x: x.cpu() if isinstance(x, Shadow) else x, args)
         args = tuple(self._here(x, name in ("to", "empty_like")) for x in args)
         if "device" in kwargs:
             kwargs = kwargs | {"device": self._here(kwargs["device"], True)}
@@ -287,7 +299,7 @@ def _of_cuda(gpu: GPU) -> dict:
         manual_seed_all=lambda seed: None,
         CUDAGraph=Graph,
         graph=_recorded,
-        Stream=lambda *_: None,
+        Stream=type("Stream", (), {}),
         stream=lambda _: contextlib.nullcontext(),
     )
 
@@ -295,6 +307,7 @@ def _of_cuda(gpu: GPU) -> dict:
 @contextlib.contextmanager
 def gpu(sizes_only: bool = False, interpret: bool = False):
     """Inside, there is a GPU. `interpret`: all kernels in Triton's interpreter, which is slow."""
+    from torch.fx.experimental import _config as fx_config
     from torch.nn.attention import varlen
 
     import kernels
@@ -316,6 +329,7 @@ def gpu(sizes_only: bool = False, interpret: bool = False):
     put(torch, "compile", lambda function, **_: function)
     put(torch.autograd, "_engine_run_backward", run_backward)
     put(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
+    put(fx_config, "meta_nonzero_assume_all_nonzero", True)  # where there are no numbers
     put(varlen, "varlen_attn", varlen_attn)
     put(attention, "flash_attn_varlen_func", None)
     for module in (kernels.advantage, kernels.decode, kernels.logprob):
