@@ -94,8 +94,9 @@ def fused(work, kept):
 
         @staticmethod
         def backward(ctx, grad):
+            args = [*ctx.args]
             for place, x in zip(ctx.places, ctx.saved_tensors, strict=False):
-                ctx.args[place] = x
+                args[place] = x
             needed = [i for i, is_needed in enumerate(ctx.needs_input_grad) if is_needed]
 
             def gradients(grad, *args):
@@ -105,8 +106,8 @@ def fused(work, kept):
                     return torch.autograd.grad(out, list(leaves.values()), grad)
 
             empty = lambda _, *args: [torch.empty_like(args[i]) for i in needed]  # noqa: E731
-            found = dict(zip(needed, opaque(gradients, empty)(grad, *ctx.args), strict=True))
-            return tuple(found.get(i) for i in range(len(ctx.args)))
+            found = dict(zip(needed, opaque(gradients, empty)(grad, *args), strict=True))
+            return tuple(found.get(i) for i in range(len(args)))
 
     return Function.apply
 
