@@ -1,0 +1,198 @@
+"""What test_rehearsal.py runs on the GPU of shadow.py, in processes of its own.
+
+    python -m tests.gpu.rehearsal FOLDER NAME ..     # writes FOLDER/NAME.json each
+
+Every function here is one run of the library. It gets its own folder and returns what is asserted.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.gpu import shadow  # first: it sets TRITON_INTERPRET
+
+# isort: split
+import pytest
+import torch
+import transformers  # noqa: F401  (asks for the devices while it is imported)
+
+import benchmarks.speed.head
+import benchmarks.speed.sampling
+import benchmarks.speed.step
+import benchmarks.speed.update
+import evaluate
+import sample
+import train_grpo
+import train_sft
+from benchmarks.speed.workload import Update, Workload
+from config import BASE_MODEL
+from tests.gpu.memory import LORA, SIZES, measure
+from tests.helpers import folder_of_classes, make_groups, rows, step_rows
+from tests.model.families import write_tiny_directory
+
+SHORT = "--task cls --shots 2 --max_steps 2 --prompts_per_step 2 --report_prompts 0"
+GROUP = "--num_generations 4 --max_completion_length 14"  # long enough for a recorded step
+BF16 = "--device cuda --dtype bfloat16"
+
+
+def photos(directory: Path) -> str:
+    """--data of six small pictures of two classes."""
+    if not (directory / "photos").exists():
+        folder_of_classes(directory / "photos")
+    return f"--data {directory / 'photos'}"
+
+
+def grpo(directory: Path, flags: str, script=train_grpo) -> dict:
+    """Two short steps of training; the metrics of its steps, and what was counted."""
+    words = f"{SHORT} {photos(directory)} --output_dir {directory / 'run'} {flags}"
+    with shadow.gpu() as gpu:
+        script.main(words.split())
+    return {"steps": step_rows(directory / "run"), "replays": gpu.launched["replay"]}
+
+
+def bundled_base(directory: Path) -> dict:
+    """bfloat16, every layer computed twice; then the command lines on the checkpoint."""
+    found = grpo(directory, f"{GROUP} {BF16} --gradient_checkpointing --groups_per_micro_batch 1")
+    model = directory / "run" / "step_2" / "hf"
+    with shadow.gpu():
+        sample.main(
+            f"--model {model} --image assets/flower.png {BF16} --num_generations 2 "
+            "--max_completion_length 6".split()
+        )
+        evaluate.main(f"--run {directory / 'run'} --device cuda".split())
+    return found
+
+
+def float32_equals_the_cpu(directory: Path) -> dict:
+    """The same run on both devices: completions and losses."""
+    found = {}
+    for device in ("cuda", "cpu"):
+        (directory / device).mkdir()
+        grpo(directory / device, f"{GROUP} --device {device} --beta 0.04")
+        run = directory / device / "run"
+        found[device] = {
+            "texts": [row["text"] for row in rows(run / "completions.jsonl")],
+            "losses": [row["loss"] for row in step_rows(run)],
+        }
+    return found
+
+
+def lora(directory: Path) -> dict:
+    """An adapter, and the base as the reference of its KL term."""
+    return grpo(directory, f"{GROUP} {BF16} --lora_rank 4 --beta 0.04 --max_steps 1")
+
+
+def reference(directory: Path) -> dict:
+    """A second model as the reference; the tower is trained."""
+    return grpo(directory, f"{GROUP} {BF16} --beta 0.04 --no-freeze_vision --max_steps 1")
+
+
+def supervised(directory: Path) -> dict:
+    """train_sft.py."""
+    return grpo(directory, BF16, train_sft)
+
+
+def interpreted(directory: Path) -> dict:
+    """A rollout whose kernels run in Triton's interpreter, and one with their twins."""
+    texts = {}
+    for is_interpreted in (False, True):
+        with shadow.gpu(interpret=is_interpreted):
+            work = Workload("small", torch.device("cuda"))
+            rollout = work.rollout(work.questions(1), 2, 8)
+            texts[is_interpreted] = [ids.tolist() for ids in rollout.ids]
+    return {"twins": texts[False], "kernels": texts[True]}
+
+
+def of_family(family: str) -> Callable[[Path], dict]:
+    """A run of a tiny model of the family, with its tower trained."""
+
+    def run(directory: Path) -> dict:
+        write_tiny_directory(family, BASE_MODEL, directory / "model")
+        flags = f"{GROUP} {BF16} --model {directory / 'model'} --beta 0.04 --max_steps 1"
+        return grpo(directory, f"{flags} --no-freeze_vision --gradient_checkpointing")
+
+    return run
+
+
+def of_benchmark(module) -> Callable[[Path], dict]:
+    """A benchmark at its small size."""
+
+    def run(_: Path) -> dict:
+        with shadow.gpu():
+            module.main("--device cuda --size small".split())
+        return {}
+
+    return run
+
+
+def gpu_tests(_: Path) -> dict:
+    """tests/test_gpu.py."""
+    with shadow.gpu():
+        return {"code": int(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]))}
+
+
+def waits(directory: Path) -> dict:
+    """Waits of the host and launches of a rollout, of a pass and of each of its micro-batches."""
+    with shadow.gpu() as gpu:
+        work = Workload("bundled", torch.device("cuda"))
+        update = Update(work, groups_per_micro_batch=1, num_generations=2)
+        cfg, counts = update.cfg, {}
+
+        def count(name: str, function: Callable):
+            with gpu.part(name):
+                result = function()
+            lines = {f"{kind} {line}": n for (kind, line), n in gpu.waits[name].items()}
+            recorded = {"recorded": gpu.launched["recorded"]} if name == "rollout" else {}
+            counts[name] = {"waits": lines, "launches": gpu.launched[name]} | recorded
+            return result
+
+        prompts = work.questions(4)
+        with torch.no_grad():
+            count("tower", lambda: work.model.keep_image_features(prompts))
+        rollout = count("rollout", lambda: work.rollout(prompts, 2, 24))
+        groups = make_groups(prompts, rollout, torch.tensor([[1.0, -1.0]] * 4), cfg)
+        count("pass of one", lambda: update.gradient(groups[:1]))
+        count("pass of four", lambda: update.gradient(groups))
+        count("adamw", update.adamw)
+    return counts
+
+
+def memory_of(size: str) -> Callable[[Path], dict]:
+    """Peaks of one group of LoRA, in GiB."""
+    return lambda _: {k: v / 2**30 for k, v in measure(SIZES[size], LORA).items()}
+
+
+RUNS: dict[str, Callable[[Path], dict]] = {
+    "gpu_tests": gpu_tests,
+    "waits": waits,
+    "bundled_base": bundled_base,
+    "float32": float32_equals_the_cpu,
+    "lora": lora,
+    "reference": reference,
+    "supervised": supervised,
+    "interpreted": interpreted,
+    "qwen2_5_vl": of_family("qwen2_5_vl"),
+    "qwen3_vl": of_family("qwen3_vl"),
+    **{
+        name: of_benchmark(getattr(benchmarks.speed, name))
+        for name in ("head", "sampling", "update", "step")
+    },
+    **{size: memory_of(size) for size in SIZES},
+}
+
+
+def main(folder: str, *names: str) -> None:
+    for name in names:
+        directory = Path(folder) / f"of_{name}"
+        directory.mkdir()
+        try:
+            found = RUNS[name](directory)
+        except BaseException:
+            found = {"error": traceback.format_exc()}
+        (Path(folder) / f"{name}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
