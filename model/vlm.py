@@ -107,7 +107,8 @@ class VLM(nn.Module):
             return None
         if all(prompt.features is not None for prompt in prompts):
             return torch.cat([prompt.features for prompt in prompts])
-        pixels = torch.cat([prompt.pixels for prompt in prompts]).to(self.device)  # (M, numbers)
+        pixels = torch.cat([prompt.pixels for prompt in prompts])  # (M, numbers)
+        pixels = pixels.to(self.device, non_blocking=True)
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
     def keep_image_features(self, prompts: list[Prompt]) -> Tensor | None:
@@ -166,13 +167,15 @@ class VLM(nn.Module):
         """
         cache = KVCache(group_size, max_completion_length, self.device)
         layout = PackLayout([len(p.ids) for p in prompts], [[] for _ in prompts], self.device)
-        ids = torch.cat([p.ids for p in prompts]).to(self.device)  # (T,)
-        positions = torch.cat([p.positions for p in prompts], dim=1).to(self.device)  # (3, T)
+        ids = torch.cat([p.ids for p in prompts])  # (T,)
+        positions = torch.cat([p.positions for p in prompts], dim=1)  # (3, T)
+        ends = torch.tensor(layout.prefix_lengths).cumsum(0) - 1  # (N,)
+        ids, positions, ends = (
+            x.to(self.device, non_blocking=True) for x in (ids, positions, ends)
+        )
         hidden = self(ids, positions, layout, prompts, cache)  # (T, D)
-        ends = torch.tensor(layout.prefix_lengths, device=self.device).cumsum(0) - 1  # (N,)
-        position = torch.tensor([p.next_position for p in prompts], device=self.device)  # (N,)
         logits = self.logits(hidden[ends].repeat_interleave(group_size, 0))  # (B, V)
-        return logits, DecodingRows(self, cache, position.repeat_interleave(group_size))
+        return logits, DecodingRows(self, cache, [p.next_position for p in prompts])
 
     def completion_hidden(self, pack: "Pack") -> Tensor:
         """The hidden states (C, D) that predict the completion tokens of a pack."""
@@ -199,13 +202,14 @@ class DecodingRows:
     # Without Triton the attention asks the host for a length.
     is_recordable = triton is not None
 
-    def __init__(self, model: VLM, cache: KVCache, position: Tensor):
-        """`position`: (B,) int64, where each row's first token stands."""
-        self.model, self.cache, self.position = model, cache, position
-        self.group_size = cache.group_size
+    def __init__(self, model: VLM, cache: KVCache, starts: list[int]):
+        """`starts`: where the completions of each group begin, N positions."""
+        self.model, self.cache, self.group_size = model, cache, cache.group_size
+        position = torch.tensor(starts).repeat_interleave(self.group_size)
+        self.position = position.to(model.device, non_blocking=True)  # (B,) int64
         self.layers = DecodingStep(model.model, cache)
         # A completion is text: its three positions are equal, and all angles fit one table.
-        places = torch.arange(int(position.max()) + cache.max_suffix, device=position.device)
+        places = torch.arange(max(starts) + cache.max_suffix, device=model.device)
         self.rotary = mrope(places.expand(3, -1), model.cfg.text)
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -276,7 +280,8 @@ def make_pack(
             predictors.append(predictor)
             targets.append(tokens)
     parts = (ids, positions, predictors, targets)
-    return Pack(prompts, layout, *(torch.hstack(part).to(device) for part in parts))
+    tensors = (torch.hstack(part).to(device, non_blocking=True) for part in parts)
+    return Pack(prompts, layout, *tensors)
 
 
 def completion_logps(
