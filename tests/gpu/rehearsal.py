@@ -1,6 +1,6 @@
 """What test_rehearsal.py runs on the GPU of shadow.py, in processes of its own.
 
-    python -m tests.gpu.rehearsal FOLDER NAME ..     # writes FOLDER/NAME.json each
+    TRITON_INTERPRET=1 python -m tests.gpu.rehearsal FOLDER NAME ..   # FOLDER/NAME.json of each
 
 Every function here is one run of the library. It gets its own folder and returns what is asserted.
 """
@@ -9,14 +9,14 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
-from tests.gpu import shadow  # first: it sets TRITON_INTERPRET
-
-# isort: split
 import pytest
 import torch
 import transformers  # noqa: F401  (asks for the devices while it is imported)
+from PIL import Image
 
 import benchmarks.speed.head
 import benchmarks.speed.sampling
@@ -26,11 +26,16 @@ import evaluate
 import sample
 import train_grpo
 import train_sft
-from benchmarks.speed.workload import Update, Workload
+from benchmarks.speed.workload import Update, Workload, garden_prompts
 from config import BASE_MODEL
+from model.processor import Processor
+from model.vlm import completion_logps, make_pack
+from model.weights import load_model
+from sample import generate_group
+from tasks import cls
+from tests.gpu import shadow
 from tests.gpu.memory import LORA, SIZES, measure
-from tests.helpers import folder_of_classes, make_groups, rows, step_rows
-from tests.model.families import write_tiny_directory
+from tests.helpers import folder_of_classes, make_groups, pay_odd_lengths, rows, step_rows
 
 SHORT = "--task cls --shots 2 --max_steps 2 --prompts_per_step 2 --report_prompts 0"
 GROUP = "--num_generations 4 --max_completion_length 14"  # long enough for a recorded step
@@ -47,7 +52,8 @@ def photos(directory: Path) -> str:
 def grpo(directory: Path, flags: str, script=train_grpo) -> dict:
     """Two short steps of training; the metrics of its steps, and what was counted."""
     words = f"{SHORT} {photos(directory)} --output_dir {directory / 'run'} {flags}"
-    with shadow.gpu() as gpu:
+    odd_lengths = patch.object(cls, "load", pay_odd_lengths(cls.load))  # random models can earn it
+    with odd_lengths, shadow.gpu() as gpu:
         script.main(words.split())
     return {"steps": step_rows(directory / "run"), "replays": gpu.launched["replay"]}
 
@@ -73,7 +79,7 @@ def float32_equals_the_cpu(directory: Path) -> dict:
         grpo(directory / device, f"{GROUP} --device {device} --beta 0.04")
         run = directory / device / "run"
         found[device] = {
-            "texts": [row["text"] for row in rows(run / "completions.jsonl")],
+            "texts": [row["completion"] for row in rows(run / "completions.jsonl")],
             "losses": [row["loss"] for row in step_rows(run)],
         }
     return found
@@ -94,24 +100,42 @@ def supervised(directory: Path) -> dict:
     return grpo(directory, BF16, train_sft)
 
 
-def interpreted(directory: Path) -> dict:
-    """A rollout whose kernels run in Triton's interpreter, and one with their twins."""
-    texts = {}
-    for is_interpreted in (False, True):
-        with shadow.gpu(interpret=is_interpreted):
-            work = Workload("small", torch.device("cuda"))
-            rollout = work.rollout(work.questions(1), 2, 8)
-            texts[is_interpreted] = [ids.tolist() for ids in rollout.ids]
-    return {"twins": texts[False], "kernels": texts[True]}
+def interpreted(_: Path) -> dict:
+    """Tokens and log-probabilities from the kernels, in Triton's interpreter, and their twins."""
+    found, processor = {"twins": {}, "kernels": {}}, Processor(BASE_MODEL)
+    prompts, suppressed = garden_prompts(processor, 2), processor.suppressed_tokens
+    for way, dtype in product(found, (torch.float32, torch.bfloat16)):
+        with shadow.gpu(interpret=way == "kernels"):
+            model = load_model(BASE_MODEL, dtype, "cuda")
+            rollout = generate_group(model, processor, prompts, 2, 10)
+            completions = [[torch.arange(30, 42)] * 2, [torch.arange(50, 55)] * 2]
+            pack = make_pack(prompts, completions, "cuda")
+            logp, _ = completion_logps(model, pack, 1.0, suppressed.cuda())
+            logp.sum().backward()
+            norm = model.model.layers[0].mlp.up_proj.weight.grad.float().norm()
+            numbers = logp.tolist() + [float(norm) / 100]
+            tokens = [ids.tolist() for ids in rollout.ids]
+            found[way][str(dtype)] = {"tokens": tokens, "numbers": numbers}
+    return found
 
 
 def of_family(family: str) -> Callable[[Path], dict]:
-    """A run of a tiny model of the family, with its tower trained."""
+    """A run of a tiny model of the family, with its tower trained; the tower on both devices."""
 
     def run(directory: Path) -> dict:
-        write_tiny_directory(family, BASE_MODEL, directory / "model")
-        flags = f"{GROUP} {BF16} --model {directory / 'model'} --beta 0.04 --max_steps 1"
-        return grpo(directory, f"{flags} --no-freeze_vision --gradient_checkpointing")
+        path = directory.parent / family
+        flags = f"{GROUP} {BF16} --model {path} --beta 0.04 --max_steps 1"
+        found = grpo(directory, f"{flags} --no-freeze_vision --gradient_checkpointing")
+        processor, picture = Processor(path), Image.effect_mandelbrot((64, 40), (-2, -1, 1, 1), 99)
+        prompt = processor.prompt("q", [picture.convert("RGB")], "Which?")
+        with torch.no_grad():
+            expected = load_model(path, torch.float32, "cpu").image_features([prompt])
+            with shadow.gpu() as gpu:
+                model = load_model(path, torch.bfloat16, "cuda")
+                features = model.image_features([prompt]).float().cpu()
+        error = float((features - expected).norm() / expected.norm())
+        calls, blocks = gpu.launched["varlen_attn"], len(model.visual.blocks)
+        return found | {"calls": calls, "blocks": blocks, "error": error}
 
     return run
 
@@ -190,7 +214,7 @@ def main(folder: str, *names: str) -> None:
         try:
             found = RUNS[name](directory)
         except BaseException:
-            found = {"error": traceback.format_exc()}
+            found = {"traceback": traceback.format_exc()}
         (Path(folder) / f"{name}.json").write_text(json.dumps(found))
 
 

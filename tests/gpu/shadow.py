@@ -164,6 +164,7 @@ def varlen_attn(
         is_whole = int(ends.inner[0]) == 0 and int(ends.inner[-1]) == len(x)
         if not is_whole or int(lengths.max()) > longest or int(lengths.min()) < 1:
             raise ShadowError(f"varlen_attn: sequences {lengths.tolist()} of {len(x)} tokens")
+    GPU.now.launched["varlen_attn"] += 1
     return _fused_attention(q, k, v, cu_seq_q, cu_seq_k, window_size == (-1, 0))
 
 
