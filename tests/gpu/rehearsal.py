@@ -23,6 +23,7 @@ import benchmarks.speed.sampling
 import benchmarks.speed.step
 import benchmarks.speed.update
 import evaluate
+import kernels.advantage
 import sample
 import train_grpo
 import train_sft
@@ -152,9 +153,63 @@ def of_benchmark(module) -> Callable[[Path], dict]:
 
 
 def gpu_tests(_: Path) -> dict:
-    """tests/test_gpu.py."""
+    """tests/test_gpu.py, and of the kernels what a CPU cannot do."""
+    options = ["-q", "-p", "no:cacheprovider"]
     with shadow.gpu():
-        return {"code": int(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]))}
+        whole = pytest.main([*options, "tests/test_gpu.py"])
+    with shadow.gpu(interpret=True):
+        bf16 = pytest.main([*options, "tests/kernels", "-k", "bfloat16"])
+    return {"test_gpu": int(whole), "bfloat16 of kernels": int(bf16)}
+
+
+def mistakes(_: Path) -> dict:
+    """What each mistake on a GPU is answered with."""
+    found = {}
+
+    def recorded(function: Callable):
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        try:
+            function()
+        finally:
+            graph.capture_end()
+        return graph
+
+    with shadow.gpu():
+        on_cpu, x = torch.ones(8, 8), torch.ones(8, 8).cuda()
+        half, ends = x.bfloat16().view(8, 1, 8), torch.tensor([0, 3, 8]).cuda().int()
+        temporary = [torch.zeros(8, 8, device="cuda")]
+        graph = recorded(lambda: x.add_(temporary[0]))
+        graph.replay()
+        temporary.clear()
+        for name, function in {
+            "devices mix": lambda: x + on_cpu,
+            "numpy": lambda: x.numpy(),
+            "a launch gets a CPU pointer": lambda: kernels.advantage.group_advantages(
+                on_cpu, impl="triton"
+            ),
+            "bare cuda": lambda: torch.cuda.set_device(torch.device("cuda")),
+            "mm of fp32": lambda: torch.mm(x, x, out_dtype=torch.float32),
+            "flash of fp32": lambda: shadow.varlen_attn(x, x, x, ends, ends, 5, 5),
+            "flash of a longer sequence": lambda: shadow.varlen_attn(
+                half, half, half, ends, ends, 4, 5
+            ),
+            "a recorded wait": lambda: recorded(lambda: x.sum().item()),
+            "a recorded CPU tensor": lambda: recorded(lambda: on_cpu + 1),
+            "freed memory": graph.replay,
+        }.items():
+            try:
+                function()
+                found[name] = "nothing"
+            except (RuntimeError, TypeError, ValueError) as error:
+                found[name] = str(error)
+        before = float(x[0, 0])
+        replayed = recorded(lambda: x.add_(1.0))
+        found["recording computes"] = float(x[0, 0]) - before
+        replayed.replay()
+        found["replay computes"] = float(x[0, 0]) - before
+        found["new memory"] = str(float(torch.empty(1, device="cuda")))
+    return found
 
 
 def waits(directory: Path) -> dict:
@@ -190,6 +245,7 @@ def memory_of(size: str) -> Callable[[Path], dict]:
 
 RUNS: dict[str, Callable[[Path], dict]] = {
     "gpu_tests": gpu_tests,
+    "mistakes": mistakes,
     "waits": waits,
     "bundled_base": bundled_base,
     "float32": float32_equals_the_cpu,

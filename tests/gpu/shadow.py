@@ -29,6 +29,7 @@ import os
 import sys
 import types
 from collections import defaultdict
+from functools import partial
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before `kernels` is imported
 
@@ -180,7 +181,9 @@ class Launch:
         work = self._interpret(grid) if self.twin is None else self.twin
 
         def launch(*args, **options):
-            opaque(lambda *args: work(*args, **options), lambda *_: None)(*args)
+            kernel = partial(work, **options)
+            kernel.__name__ = self.__name__
+            opaque(kernel, lambda *_: None)(*args)
 
         return launch
 

@@ -71,12 +71,34 @@ def rehearsal(tmp_path_factory, tiny_dir) -> Rehearsal:
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 RUNS = ("bundled_base", "lora", "reference", "supervised", *FAMILIES)
-LIBRARY = ("gpu_tests", "waits", *RUNS, "float32", "interpreted")  # in one process
+LIBRARY = ("mistakes", "gpu_tests", "waits", *RUNS, "float32", "interpreted")  # in one process
 BENCHMARKS = ("head", "sampling", "update", "step")
 
 
 def test_the_tests_for_a_gpu_pass(rehearsal):
-    assert rehearsal("gpu_tests", *LIBRARY)["code"] == 0
+    assert set(rehearsal("gpu_tests", *LIBRARY).values()) == {0}
+
+
+MISTAKES = {  # and words of the answer
+    "devices mix": "found at least two devices, cuda:0 and cpu",
+    "numpy": "can't convert cuda:0 device type tensor to numpy",
+    "a launch gets a CPU pointer": "_group_advantages_kernel: Pointer argument cannot be accessed",
+    "bare cuda": "cuda",
+    "mm of fp32": "mm: torch.float32",
+    "flash of fp32": "varlen_attn: (8, 8)",
+    "flash of a longer sequence": "sequences [3, 5] of 8 tokens",
+    "a recorded wait": "item inside a recording, tests/gpu/rehearsal.py:",
+    "a recorded CPU tensor": "on the CPU inside a recording",
+    "freed memory": "a replay reads freed memory, recorded at tests/gpu/rehearsal.py:",
+    "new memory": "nan",
+}
+
+
+def test_the_stand_in_refuses_what_a_gpu_would(rehearsal):
+    found = rehearsal("mistakes", *LIBRARY)
+    unanswered = {name: found[name] for name, words in MISTAKES.items() if words not in found[name]}
+    assert not unanswered
+    assert found["recording computes"] == 0 and found["replay computes"] == 1
 
 
 @pytest.mark.parametrize("name", RUNS)
