@@ -133,7 +133,7 @@ class Graph:
         if GPU.now.recording is not None:
             raise ShadowError("a recording inside a recording")
         GPU.now.recording = self
-        GPU.now.graphs.append(self)
+        GPU.now.launched["recording"] += 1
 
     @quiet()
     def capture_end(self):
@@ -218,7 +218,6 @@ class GPU(TorchDispatchMode):
         self.peaks: Counter = Counter()  # phase -> bytes
         self.phase, self.bytes, self.peak = "", 0, 0
         self.recording: Graph | None = None
-        self.graphs: list[Graph] = []
         self.known: set[int] = set()  # storages
 
     @contextlib.contextmanager
@@ -363,7 +362,7 @@ class GPU(TorchDispatchMode):
     def _is_sized(func, inner, args, kwargs) -> bool:
         if inner:
             return any(x.is_floating_point() or x.is_meta for x in inner)
-        if "arange" in func._schema.name and kwargs.get("dtype") is None:
+        if func._schema.name in ("aten::arange", "aten::randint") and kwargs.get("dtype") is None:
             return any(isinstance(x, float) for x in args)
         return (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
 
@@ -379,7 +378,7 @@ class GPU(TorchDispatchMode):
 
     @staticmethod
     def _shapes(func, args, kwargs):
-        kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
+        kwargs = {key: None if key == "generator" else x for key, x in kwargs.items()}
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         args, kwargs = each_tensor(lambda x: x.to("meta"), (args, kwargs))

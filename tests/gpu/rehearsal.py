@@ -23,12 +23,13 @@ import benchmarks.speed.sampling
 import benchmarks.speed.step
 import benchmarks.speed.update
 import evaluate
-import kernels.advantage
 import sample
 import train_grpo
 import train_sft
 from benchmarks.speed.workload import Update, Workload, garden_prompts
 from config import BASE_MODEL
+from kernels import group_advantages, linear_logprob
+from model.attention import PackLayout
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
@@ -185,9 +186,7 @@ def mistakes(_: Path) -> dict:
         for name, function in {
             "devices mix": lambda: x + on_cpu,
             "numpy": lambda: x.numpy(),
-            "a launch gets a CPU pointer": lambda: kernels.advantage.group_advantages(
-                on_cpu, impl="triton"
-            ),
+            "a launch gets a CPU pointer": lambda: group_advantages(on_cpu, impl="triton"),
             "bare cuda": lambda: torch.cuda.set_device(torch.device("cuda")),
             "mm of fp32": lambda: torch.mm(x, x, out_dtype=torch.float32),
             "flash of fp32": lambda: shadow.varlen_attn(x, x, x, ends, ends, 5, 5),
@@ -214,10 +213,11 @@ def mistakes(_: Path) -> dict:
 
 def waits(directory: Path) -> dict:
     """Waits of the host and launches of a rollout, of a pass and of each of its micro-batches."""
-    with shadow.gpu() as gpu:
+    # In bf16 no padded rows are built.
+    with shadow.gpu() as gpu, patch.object(PackLayout, "rows", None):
         work = Workload("bundled", torch.device("cuda"))
         update = Update(work, groups_per_micro_batch=1, num_generations=2)
-        cfg, counts = update.cfg, {}
+        cfg, counts, found = update.cfg, {}, {}
 
         def count(name: str, function: Callable):
             with gpu.part(name):
@@ -231,11 +231,26 @@ def waits(directory: Path) -> dict:
         with torch.no_grad():
             count("tower", lambda: work.model.keep_image_features(prompts))
         rollout = count("rollout", lambda: work.rollout(prompts, 2, 24))
-        groups = make_groups(prompts, rollout, torch.tensor([[1.0, -1.0]] * 4), cfg)
+        found["held"] = [gpu.bytes]
+        work.rollout(prompts, 2, 24, step=1)  # its recording takes the place of the first
+        found["held"].append(gpu.bytes)
+        found["recordings"] = [gpu.launched["recording"]]
+        work.rollout(prompts, 2, 7)  # too short for one
+        found["recordings"].append(gpu.launched["recording"])
+        rewards = torch.tensor([[1.0, 0.0]] * 4)
+        scored = count("advantages", lambda: group_advantages(rewards.cuda()).cpu())
+        groups = make_groups(prompts, rollout, scored, cfg)
         count("pass of one", lambda: update.gradient(groups[:1]))
         count("pass of four", lambda: update.gradient(groups))
         count("adamw", update.adamw)
-    return counts
+    return found | {"counts": counts}
+
+
+def head_memory(_: Path) -> dict:
+    """Peak MB of the head of Qwen2-VL-2B in training, 2048 tokens, beside inputs and gradients."""
+    with shadow.gpu(sizes_only=True):
+        extra = benchmarks.speed.head.extra_bytes
+        return {"extra": extra(linear_logprob, 151936, 2048, 1536, torch.device("cuda")) / 1e6}
 
 
 def memory_of(size: str) -> Callable[[Path], dict]:
@@ -247,6 +262,7 @@ RUNS: dict[str, Callable[[Path], dict]] = {
     "gpu_tests": gpu_tests,
     "mistakes": mistakes,
     "waits": waits,
+    "head_memory": head_memory,
     "bundled_base": bundled_base,
     "float32": float32_equals_the_cpu,
     "lora": lora,

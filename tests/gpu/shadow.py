@@ -296,7 +296,7 @@ def _of_cuda(gpu: GPU) -> dict:
         get_device_capability=lambda *_: (9, 0),
         get_device_properties=lambda *_: types.SimpleNamespace(**about, major=9, minor=0),
         synchronize=lambda *_: gpu.wait("synchronize"),
-        empty_cache=lambda: None,
+        empty_cache=lambda: gpu.wait("empty_cache"),
         memory_allocated=lambda *_: gpu.bytes,
         max_memory_allocated=lambda *_: gpu.peak,
         max_memory_reserved=lambda *_: gpu.peak,

@@ -24,6 +24,7 @@ pytestmark = [
 # Waits of the host for the device, as measured. They may only fall.
 WAITS = {
     "tower": 0,
+    "advantages": 3,  # rewards up, are they finite?, advantages down
     "rollout": 6,  # image slots, recording, two checks of who has ended, tokens and logps down
     "pass of one": 3,  # image slots; is a logit far above its target's?; the metrics
     "pass of four": 9,  # the first two for each micro-batch
@@ -71,7 +72,15 @@ def rehearsal(tmp_path_factory, tiny_dir) -> Rehearsal:
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 RUNS = ("bundled_base", "lora", "reference", "supervised", *FAMILIES)
-LIBRARY = ("mistakes", "gpu_tests", "waits", *RUNS, "float32", "interpreted")  # in one process
+LIBRARY = (
+    "mistakes",
+    "gpu_tests",
+    "waits",
+    "head_memory",
+    *RUNS,
+    "float32",
+    "interpreted",
+)  # in one process
 BENCHMARKS = ("head", "sampling", "update", "step")
 
 
@@ -138,15 +147,25 @@ def test_kernels_in_the_interpreter_equal_their_twins(rehearsal):
 
 
 def test_the_host_waits_no_more_often_than_it_did(rehearsal):
-    found = rehearsal("waits", *LIBRARY)
+    """A wait inside a recorded step raises."""
+    found = rehearsal("waits", *LIBRARY)["counts"]
     counts = {name: sum(part["waits"].values()) for name, part in found.items()}
     assert all(counts[name] <= most for name, most in WAITS.items()), found
-    # A wait in a recorded step raises; what is left of a rollout does not grow with its length.
-    assert sum(n for line, n in found["rollout"]["waits"].items() if "nonzero sample" in line) == 2
+
+
+def test_recordings_share_their_memory_and_are_not_made_for_a_few_steps(rehearsal):
+    found = rehearsal("waits", *LIBRARY)
+    assert found["held"][0] == found["held"][1]
+    assert found["recordings"] == [2, 2]
+
+
+def test_the_gradient_of_the_head_is_written_once(rehearsal):
+    """Beside it the odds of a chunk, 537 MB. A second copy of the gradient would be 403 MB more."""
+    assert rehearsal("head_memory", *LIBRARY)["extra"] < 570
 
 
 def test_no_more_kernels_start_than_did(rehearsal):
-    found = rehearsal("waits", *LIBRARY)
+    found = rehearsal("waits", *LIBRARY)["counts"]
     counts = {name: part["launches"] for name, part in found.items()}
     counts["recorded"] = found["rollout"]["recorded"]
     assert all(counts[name] <= most for name, most in LAUNCHES.items()), counts
