@@ -12,8 +12,8 @@ G * P + sum(C_i). (Keys and values are gathered per completion, a small part of 
 forms: padded rows and a mask, anywhere; on a GPU in half precision one call of a flash kernel
 (FlashAttention-2, arXiv:2307.08691), of the package flash-attn where it is installed, else torch's.
 
-Copies to a GPU are `non_blocking`: the driver has read the small tensor on the host when the call
-returns, and the host does not wait until the GPU has done what it was given before.
+Copies to a GPU are `non_blocking`: the driver has read the host's tensor when the call returns, and
+the host does not wait until the GPU has done what it was given before.
 
 Letters: N groups, G completions a group, B = N * G rows, P prefix tokens, T packed tokens,
 S suffix tokens so far, H query heads, K key/value heads, E head width. Next: model/vision.py.

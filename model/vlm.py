@@ -121,16 +121,21 @@ class VLM(nn.Module):
                 prompt.features = part if prompt.grids else None
         return features
 
-    def image_slots(self, ids: Tensor) -> Tensor:
-        """The packed tokens that stand for image tokens: (Q,) int64."""
-        return (ids == self.cfg.image_token_id).nonzero().squeeze(1)
+    def image_slots(self, prompts: list[Prompt], layout: PackLayout) -> Tensor:
+        """The packed tokens that stand for image tokens: (Q,) int64, found on the host."""
+        slots = [
+            (prompt.ids == self.cfg.image_token_id).nonzero().squeeze(1) + prefix.start
+            for prompt, (prefix, _) in zip(prompts, layout.spans(), strict=True)
+        ]
+        return torch.cat(slots).to(self.device, non_blocking=True)
 
-    def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
+    def embed(
+        self, ids: Tensor, features: Tensor | None = None, slots: Tensor | None = None
+    ) -> Tensor:
         """Text from the embedding, image slots from the tower's last level: (T,) -> (T, D)."""
         x = F.embedding(ids, self.model.embed_tokens.weight)  # (T, D)
         if features is None:
             return x
-        slots = self.image_slots(ids)  # (Q,)
         if len(slots) != len(features):
             raise ValueError(f"{len(slots)} image slots but {len(features)} image tokens")
         return x.index_copy(0, slots, features[:, 0].to(x.dtype))
@@ -149,10 +154,11 @@ class VLM(nn.Module):
             ids: (T,) int64. positions: (3, T). prompts: whose images fill the slots among `ids`.
         """
         features = self.image_features(prompts)  # (Q, levels, D)
-        x, rotary = self.embed(ids, features), mrope(positions, self.cfg.text)  # (T, D)
+        slots = None if features is None else self.image_slots(prompts, layout)  # (Q,)
+        x, rotary = self.embed(ids, features, slots), mrope(positions, self.cfg.text)  # (T, D)
         if features is None or features.shape[1] == 1:
             return self.model(x, rotary, layout, cache)
-        return self.model(x, rotary, layout, cache, self.image_slots(ids), features[:, 1:])
+        return self.model(x, rotary, layout, cache, slots, features[:, 1:])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32."""
@@ -215,7 +221,7 @@ class DecodingRows:
     def __call__(self, ids: Tensor) -> Tensor:
         """The newest token of each row (B,) -> logits (B, V) fp32 of the next one."""
         rotary = tuple(table.index_select(0, self.position) for table in self.rotary)
-        hidden = self.layers(self.model.embed(ids, None), rotary)  # (B, D)
+        hidden = self.layers(self.model.embed(ids), rotary)  # (B, D)
         self.position += 1
         return self.model.logits(hidden)
 

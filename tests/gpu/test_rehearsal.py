@@ -25,12 +25,12 @@ pytestmark = [
 WAITS = {
     "tower": 0,
     "advantages": 3,  # rewards up, are they finite?, advantages down
-    "rollout": 6,  # image slots, recording, two checks of who has ended, tokens and logps down
-    "pass of one": 3,  # image slots; is a logit far above its target's?; the metrics
-    "pass of four": 9,  # the first two for each micro-batch
+    "rollout": 5,  # recording, two checks of who has ended, tokens and logps down
+    "pass of one": 2,  # is a logit far above its target's?; the metrics
+    "pass of four": 5,  # the first for each micro-batch
     "adamw": 1,  # is the gradient finite?
 }
-LAUNCHES = {"tower": 66, "rollout": 452, "pass of one": 377, "adamw": 213, "recorded": 93}
+LAUNCHES = {"tower": 66, "rollout": 451, "pass of one": 376, "adamw": 213, "recorded": 93}
 
 # Peaks in GiB, a little above what is measured: one group of LoRA, see `memory.LORA`. The first is
 # of weights, masters, moments; then a rollout; then forward and backward.
