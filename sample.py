@@ -17,7 +17,9 @@ Next: training/batches.py.
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +43,7 @@ from runtime.errors import InputError, visible
 
 CHECK_END_EVERY = 8  # decoding steps between two checks of which rows have ended
 STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded
+MIN_REPLAYS = 4  # with fewer steps to come, a recording costs more than it saves
 
 
 @dataclass
@@ -67,6 +70,38 @@ def completion_uniforms(
     name = f"{seed}|{step}|{sample}|{prompt_id}".encode()
     key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(length, dtype=np.float32)
+
+
+class Recorder:
+    """Records steps as CUDA graphs, one after the other, in one stream and one pool of memory.
+
+    `torch.cuda.graph` would empty the allocator's cache each time, and with it the memory that the
+    next update asks for again.
+    """
+
+    def __init__(self):
+        self.stream = torch.cuda.Stream()
+        self.newest: torch.cuda.CUDAGraph | None = None  # its pool lives as long as it does
+
+    def record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """The operations of `step`, which are not computed now."""
+        graph = torch.cuda.CUDAGraph()
+        pool = None if self.newest is None else self.newest.pool()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=pool)
+            try:
+                step()
+            finally:
+                graph.capture_end()
+        self.newest = graph
+        return graph
+
+
+@cache
+def recorder() -> Recorder:
+    """The one of this process."""
+    return Recorder()
 
 
 class Decoder:
@@ -97,6 +132,7 @@ class Decoder:
         self.newest = Span(0, 1, uniforms.device)  # the column chosen last
         self.graph: torch.cuda.CUDAGraph | None = None
         self.steps = 0  # since the rows changed
+        self.left = uniforms.shape[1] - 1  # steps to come
 
     def choose(self, logits: Tensor) -> None:
         """Draw the newest token of every row from its logits (B, V) fp32, which it may change."""
@@ -107,6 +143,7 @@ class Decoder:
 
     def step(self) -> None:
         """One token more for all rows: as a replay, once there is a recording."""
+        self.left -= 1
         if self.graph is not None:
             self.graph.replay()
             return
@@ -114,10 +151,8 @@ class Decoder:
         self.steps += 1
         # The first steps compile kernels and make workspaces, which a recording may not contain.
         is_recordable = self.rows.is_cuda and self.model_rows.is_recordable
-        if is_recordable and self.steps == STEPS_BEFORE_GRAPH:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records, computes nothing
-                self.advance()
+        if is_recordable and self.steps == STEPS_BEFORE_GRAPH and self.left >= MIN_REPLAYS:
+            self.graph = recorder().record(self.advance)
 
     def advance(self) -> None:
         """One token more for all rows, operation by operation."""
@@ -160,7 +195,7 @@ def generate_group(
     """
     N, G, device = len(prompts), num_generations, model.device
     B = N * G
-    end_ids = torch.tensor(processor.end_ids, device=device)
+    end_ids = torch.tensor(processor.end_ids).to(device, non_blocking=True)
     uniforms = torch.zeros(B, max_completion_length)  # (B, C_max)
     if temperature > 0:
         for b in range(B):
@@ -170,8 +205,9 @@ def generate_group(
     # Prefill: every prompt once.
     logits, model_rows = model.prefill(prompts, G, max_completion_length)  # (B, V)
     # Decode: one token for all rows at a time.
-    suppressed = processor.suppressed_tokens.to(device)  # (V,)
-    decoder = Decoder(model_rows, uniforms.to(device), suppressed, temperature)
+    suppressed = processor.suppressed_tokens.to(device, non_blocking=True)  # (V,)
+    uniforms = uniforms.to(device, non_blocking=True)
+    decoder = Decoder(model_rows, uniforms, suppressed, temperature)
     decoder.choose(logits)
     tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)
     for t in range(1, max_completion_length):
@@ -186,7 +222,7 @@ def generate_group(
         decoder.step()
     tokens[decoder.rows], logps[decoder.rows] = decoder.tokens, decoder.logps
 
-    tokens, logps, end_ids = tokens.cpu(), logps.cpu(), end_ids.cpu()
+    tokens, logps, end_ids = tokens.cpu(), logps.cpu(), torch.tensor(processor.end_ids)
     if not bool(torch.isfinite(logps).all()):
         raise InputError(
             "the model's probabilities are not finite numbers: its weights are damaged, or "

@@ -272,7 +272,10 @@ class _LinearLogprob(torch.autograd.Function):
                 grad_hidden += _product(odds, chunk[1])  # (C, D)
             if grad_weight is not None:
                 # Summed over all tokens inside the product and rounded once.
-                grad_weight[columns] = odds.T @ scaled_hidden  # (step, D)
+                if odds.dtype == grad_weight.dtype == scaled_hidden.dtype:
+                    torch.mm(odds.T, scaled_hidden, out=grad_weight[columns])  # (step, D)
+                else:
+                    grad_weight[columns] = odds.T @ scaled_hidden  # (step, D)
         if grad_hidden is not None:
             grad_hidden = (grad_hidden * scale).to(hidden.dtype)  # (C, D)
         return grad_hidden, grad_weight, None, None, None, None, None

@@ -12,6 +12,9 @@ G * P + sum(C_i). (Keys and values are gathered per completion, a small part of 
 forms: padded rows and a mask, anywhere; on a GPU in half precision one call of a flash kernel
 (FlashAttention-2, arXiv:2307.08691), of the package flash-attn where it is installed, else torch's.
 
+Copies to a GPU are `non_blocking`: the driver has read the host's tensor when the call returns, and
+the host does not wait until the GPU has done what it was given before.
+
 Letters: N groups, G completions a group, B = N * G rows, P prefix tokens, T packed tokens,
 S suffix tokens so far, H query heads, K key/value heads, E head width. Next: model/vision.py.
 """
@@ -60,6 +63,12 @@ class PackLayout:
             start = bounds[-1]
 
     @cached_property
+    def prefixes(self) -> Tensor:
+        """Packed tokens of the prefixes, one row each, padded on the right with 0: (N, P)."""
+        prefixes, _ = _right_padded([prefix for prefix, _ in self.spans()])
+        return prefixes.to(self.device, non_blocking=True)
+
+    @cached_property
     def rows(self) -> "Rows":
         """The pack as padded batches of rows, built once and used by every layer.
 
@@ -88,8 +97,10 @@ class PackLayout:
             is_real.append(is_query.flatten())
         # The place of packed token t among the padded rows, batch after batch.
         slots = torch.cat(is_real).nonzero().squeeze(1)[torch.cat(packed).argsort()]  # (T,)
-        batches = [tuple(part.to(self.device) for part in batch) for batch in batches]
-        return Rows(batches, slots.to(self.device))
+        batches = [
+            tuple(part.to(self.device, non_blocking=True) for part in batch) for batch in batches
+        ]
+        return Rows(batches, slots.to(self.device, non_blocking=True))
 
     @cached_property
     def sequences(self) -> "Sequences":
@@ -101,10 +112,11 @@ class PackLayout:
             on_itself = [torch.arange(span.start, span.stop) for span in completions]
             keys += [torch.cat((keys[-1], tokens)) for tokens in on_itself]  # (P + C_i,) each
         ends = [
-            F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(self.device, torch.int32)
+            F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(self.device, non_blocking=True)
             for lengths in (queries, [len(key) for key in keys])
         ]
-        return Sequences(torch.cat(keys).to(self.device), *ends, max(queries), max(map(len, keys)))
+        keys_of_all = torch.cat(keys).to(self.device, non_blocking=True)
+        return Sequences(keys_of_all, *ends, max(queries), max(map(len, keys)))
 
     def masks(self, R: int, dtype: torch.dtype) -> list[Tensor]:
         """Per batch of `rows` 0 or -inf, (rows or 1, 1, R * T_max, S): what the R query heads of a
@@ -185,7 +197,7 @@ class Runs:
     def ends(self) -> Tensor:
         """(sequences + 1,) int32, 0 first."""
         sizes = torch.tensor([size for count, size in self.runs for _ in range(count)])
-        return F.pad(sizes.cumsum(0), (1, 0)).to(self.device, torch.int32)
+        return F.pad(sizes.cumsum(0), (1, 0)).int().to(self.device, non_blocking=True)
 
 
 def bidirectional_attention(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
@@ -307,14 +319,14 @@ class KVCache:
 
     def store_prefix(self, k: Tensor, v: Tensor, layout: PackLayout) -> None:
         """Store one layer's prefill: k, v (T, K, E) packed."""
-        prefix = layout.rows.batches[0][0]  # (N, P)
+        prefix = layout.prefixes  # (N, P)
         (N, P), (_, K, E), G, device = prefix.shape, k.shape, self.group_size, k.device
         keys, values = (x.new_empty((N, K, P + self.max_suffix * G, E)) for x in (k, v))
         keys[:, :, :P], values[:, :, :P] = _take(k, prefix), _take(v, prefix)
         self.layers.append((keys, values))
         if self.prefix_lengths is None:
             lengths = torch.tensor(layout.prefix_lengths, dtype=torch.int32)
-            self.prefix_lengths, self.prefix_size = lengths.to(device), P
+            self.prefix_lengths, self.prefix_size = lengths.to(device, non_blocking=True), P
             self.newest = Span(P - G, G, device)
 
     def advance(self) -> None:

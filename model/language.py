@@ -40,7 +40,7 @@ def mrope(positions: Tensor, cfg: TextConfig) -> Rotary:
     """
     half, device = cfg.head_dim // 2, positions.device
     exponent = torch.arange(half, dtype=torch.float32, device=device) / half
-    axes = torch.tensor(frequency_axes(cfg), device=device)  # (E/2,)
+    axes = torch.tensor(frequency_axes(cfg)).to(device, non_blocking=True)  # (E/2,)
     return rotary_table(positions[axes].T.float() * cfg.rope_theta**-exponent)
 
 

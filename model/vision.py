@@ -56,16 +56,17 @@ def vision_rotary(grids: list[Grid], cfg: VisionConfig, device) -> Rotary:
     exponent = torch.arange(quarter, dtype=torch.float32) / quarter
     place = torch.cat([patch_positions(g, cfg.spatial_merge_size) for g in grids])  # (M, 2)
     angle = place[:, :, None] * cfg.rope_theta**-exponent  # (M, 2, E/4)
-    return rotary_table(angle.flatten(1).to(device))
+    return rotary_table(angle.flatten(1).to(device, non_blocking=True))
 
 
 def learned_positions(table: Tensor, grids: list[Grid], cfg: VisionConfig) -> Tensor:
     """The square table (side^2, D), read bilinearly with aligned corners: (M, D) fp32."""
     parts = []
     for grid in grids:
-        place = patch_positions(grid, cfg.spatial_merge_size).to(table.device)  # (M, 2)
-        last = torch.tensor(grid[1:], device=table.device) - 1  # row and column of the last patch
+        place = patch_positions(grid, cfg.spatial_merge_size)  # (M, 2)
+        last = torch.tensor(grid[1:]) - 1  # row and column of the last patch
         at = place * (cfg.position_side - 1) / last.clamp(min=1)  # (M, 2) in the table
+        at = at.to(table.device, non_blocking=True)
         low = at.floor().long()  # (M, 2)
         high, part = (low + 1).clamp(max=cfg.position_side - 1), at - low  # (M, 2) each
         corners = [
@@ -241,7 +242,7 @@ class VisionTower(nn.Module):
         frames = windows = Runs([(len([*run]), size) for size, run in groupby(sizes)], device)
         if cfg.window_side:
             order, runs = window_order(grids, cfg)  # (Q,)
-            order, windows = order.to(device), Runs(runs, device)
+            order, windows = order.to(device, non_blocking=True), Runs(runs, device)
             x, cos, sin = (_reordered(part, order) for part in (x, cos, sin))
         levels = []  # (Q, hidden_size) each
         for number, block in enumerate(self.blocks):

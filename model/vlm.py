@@ -107,7 +107,8 @@ class VLM(nn.Module):
             return None
         if all(prompt.features is not None for prompt in prompts):
             return torch.cat([prompt.features for prompt in prompts])
-        pixels = torch.cat([prompt.pixels for prompt in prompts]).to(self.device)  # (M, numbers)
+        pixels = torch.cat([prompt.pixels for prompt in prompts])  # (M, numbers)
+        pixels = pixels.to(self.device, non_blocking=True)
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
 
     def keep_image_features(self, prompts: list[Prompt]) -> Tensor | None:
@@ -120,16 +121,21 @@ class VLM(nn.Module):
                 prompt.features = part if prompt.grids else None
         return features
 
-    def image_slots(self, ids: Tensor) -> Tensor:
-        """The packed tokens that stand for image tokens: (Q,) int64."""
-        return (ids == self.cfg.image_token_id).nonzero().squeeze(1)
+    def image_slots(self, prompts: list[Prompt], layout: PackLayout) -> Tensor:
+        """The packed tokens that stand for image tokens: (Q,) int64, found on the host."""
+        slots = [
+            (prompt.ids == self.cfg.image_token_id).nonzero().squeeze(1) + prefix.start
+            for prompt, (prefix, _) in zip(prompts, layout.spans(), strict=True)
+        ]
+        return torch.cat(slots).to(self.device, non_blocking=True)
 
-    def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
+    def embed(
+        self, ids: Tensor, features: Tensor | None = None, slots: Tensor | None = None
+    ) -> Tensor:
         """Text from the embedding, image slots from the tower's last level: (T,) -> (T, D)."""
         x = F.embedding(ids, self.model.embed_tokens.weight)  # (T, D)
         if features is None:
             return x
-        slots = self.image_slots(ids)  # (Q,)
         if len(slots) != len(features):
             raise ValueError(f"{len(slots)} image slots but {len(features)} image tokens")
         return x.index_copy(0, slots, features[:, 0].to(x.dtype))
@@ -148,10 +154,11 @@ class VLM(nn.Module):
             ids: (T,) int64. positions: (3, T). prompts: whose images fill the slots among `ids`.
         """
         features = self.image_features(prompts)  # (Q, levels, D)
-        x, rotary = self.embed(ids, features), mrope(positions, self.cfg.text)  # (T, D)
+        slots = None if features is None else self.image_slots(prompts, layout)  # (Q,)
+        x, rotary = self.embed(ids, features, slots), mrope(positions, self.cfg.text)  # (T, D)
         if features is None or features.shape[1] == 1:
             return self.model(x, rotary, layout, cache)
-        return self.model(x, rotary, layout, cache, self.image_slots(ids), features[:, 1:])
+        return self.model(x, rotary, layout, cache, slots, features[:, 1:])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, D) -> (B, V) in fp32."""
@@ -166,13 +173,15 @@ class VLM(nn.Module):
         """
         cache = KVCache(group_size, max_completion_length, self.device)
         layout = PackLayout([len(p.ids) for p in prompts], [[] for _ in prompts], self.device)
-        ids = torch.cat([p.ids for p in prompts]).to(self.device)  # (T,)
-        positions = torch.cat([p.positions for p in prompts], dim=1).to(self.device)  # (3, T)
+        ids = torch.cat([p.ids for p in prompts])  # (T,)
+        positions = torch.cat([p.positions for p in prompts], dim=1)  # (3, T)
+        ends = torch.tensor(layout.prefix_lengths).cumsum(0) - 1  # (N,)
+        ids, positions, ends = (
+            x.to(self.device, non_blocking=True) for x in (ids, positions, ends)
+        )
         hidden = self(ids, positions, layout, prompts, cache)  # (T, D)
-        ends = torch.tensor(layout.prefix_lengths, device=self.device).cumsum(0) - 1  # (N,)
-        position = torch.tensor([p.next_position for p in prompts], device=self.device)  # (N,)
         logits = self.logits(hidden[ends].repeat_interleave(group_size, 0))  # (B, V)
-        return logits, DecodingRows(self, cache, position.repeat_interleave(group_size))
+        return logits, DecodingRows(self, cache, [p.next_position for p in prompts])
 
     def completion_hidden(self, pack: "Pack") -> Tensor:
         """The hidden states (C, D) that predict the completion tokens of a pack."""
@@ -199,19 +208,20 @@ class DecodingRows:
     # Without Triton the attention asks the host for a length.
     is_recordable = triton is not None
 
-    def __init__(self, model: VLM, cache: KVCache, position: Tensor):
-        """`position`: (B,) int64, where each row's first token stands."""
-        self.model, self.cache, self.position = model, cache, position
-        self.group_size = cache.group_size
+    def __init__(self, model: VLM, cache: KVCache, starts: list[int]):
+        """`starts`: where the completions of each group begin, N positions."""
+        self.model, self.cache, self.group_size = model, cache, cache.group_size
+        position = torch.tensor(starts).repeat_interleave(self.group_size)
+        self.position = position.to(model.device, non_blocking=True)  # (B,) int64
         self.layers = DecodingStep(model.model, cache)
         # A completion is text: its three positions are equal, and all angles fit one table.
-        places = torch.arange(int(position.max()) + cache.max_suffix, device=position.device)
+        places = torch.arange(max(starts) + cache.max_suffix, device=model.device)
         self.rotary = mrope(places.expand(3, -1), model.cfg.text)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """The newest token of each row (B,) -> logits (B, V) fp32 of the next one."""
         rotary = tuple(table.index_select(0, self.position) for table in self.rotary)
-        hidden = self.layers(self.model.embed(ids, None), rotary)  # (B, D)
+        hidden = self.layers(self.model.embed(ids), rotary)  # (B, D)
         self.position += 1
         return self.model.logits(hidden)
 
@@ -276,7 +286,8 @@ def make_pack(
             predictors.append(predictor)
             targets.append(tokens)
     parts = (ids, positions, predictors, targets)
-    return Pack(prompts, layout, *(torch.hstack(part).to(device) for part in parts))
+    tensors = (torch.hstack(part).to(device, non_blocking=True) for part in parts)
+    return Pack(prompts, layout, *tensors)
 
 
 def completion_logps(

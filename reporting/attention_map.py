@@ -21,7 +21,8 @@ def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tenso
     pack = make_pack([prompt], [[completion]], model.device)
     P, T = len(prompt.ids), len(pack.ids)
     features = model.image_features([prompt])  # (Q, levels, D)
-    x = model.embed(pack.ids, features)  # (T, D)
+    slots = model.image_slots(pack.prompts, pack.layout)  # (Q,)
+    x = model.embed(pack.ids, features, slots)  # (T, D)
     deep = None if features is None else features[:, 1:]  # (Q, levels - 1, D)
     rotary = tuple(table.to(x.dtype) for table in mrope(pack.positions, model.cfg.text))
     later = torch.ones(T - P, T, dtype=torch.bool, device=x.device).triu(P + 1)  # (C, T)
@@ -33,7 +34,7 @@ def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tenso
         weights = scores.masked_fill(later, float("-inf")).softmax(-1)  # (H, C, T)
         total += weights[:, :, :P].mean(0)
         x = layer(x, rotary, pack.layout, None)
-        x = add_deep(x, model.image_slots(pack.ids), deep, number)
+        x = add_deep(x, slots, deep, number)
     return (total / len(model.model.layers)).cpu()
 
 

@@ -32,7 +32,7 @@ def backward(model, reference, groups: list[Group], suppressed: Tensor, cfg: GRP
             loss, stats = policy_loss(model, reference, batch, suppressed, cfg)
             loss.backward()
             micro_batches.add(stats)
-    return micro_batches.totals
+    return batches.as_numbers(micro_batches.totals)
 
 
 def rows(path: Path) -> list[dict]:

@@ -40,9 +40,10 @@ def groups():
 
 
 def test_a_recorded_step_draws_the_same_tokens(model, groups, monkeypatch):
-    recorded = []
-    capture = torch.cuda.graph
-    monkeypatch.setattr(torch.cuda, "graph", lambda g: recorded.append(g) or capture(g))
+    recorded, record = [], sample.Recorder.record
+    monkeypatch.setattr(
+        sample.Recorder, "record", lambda self, step: recorded.append(step) or record(self, step)
+    )
     processor = Processor(BASE_MODEL)
     replayed = generate_group(model, processor, groups[0], 4, 30)
     assert recorded
@@ -60,9 +61,14 @@ def test_groups_that_ended_leave_a_recorded_rollout(model, groups, monkeypatch):
         sample.Decoder, "keep", lambda self, groups: (left.append(len(groups)), keep(self, groups))
     )
     processor = Processor(BASE_MODEL)
-    monkeypatch.setattr(processor, "end_ids", list(range(20, 60)))
-    rollout = generate_group(model, processor, groups[0], 2, 64, seed=3)
-    assert left
+    monkeypatch.setattr(processor, "end_ids", [])
+    endless = generate_group(model, processor, groups[0], 2, 64)
+    # What rows draw does not depend on who ends: two groups end in 20 tokens, the third does not.
+    third = set(torch.cat(endless.ids[4:]).tolist())
+    ends = [next(t for t in ids[:20].tolist() if t not in third) for ids in endless.ids[:4]]
+    monkeypatch.setattr(processor, "end_ids", ends)
+    rollout = generate_group(model, processor, groups[0], 2, 64)
+    assert left == [1] and set(rollout.finish) == {"stop", "length"}
     with torch.no_grad():
         pack = make_pack(groups[0], [rollout.ids[2 * n : 2 * n + 2] for n in range(3)], "cuda")
         logp, _ = completion_logps(model, pack, 1.0, processor.suppressed_tokens.cuda())

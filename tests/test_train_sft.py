@@ -23,7 +23,7 @@ from tasks import TASKS, load_task
 from tasks.task import Task
 from tests.model.test_shared_prefix import separate_logps, some_groups
 from train_sft import SFTConfig
-from training.batches import Group, MicroBatches
+from training.batches import Group, MicroBatches, as_numbers
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def imitation(tiny, cfg):
         loss.backward()
         micro_batches.add({"loss": loss.detach()})
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return micro_batches.totals["loss"], gradients, prompts, responses
+    return as_numbers(micro_batches.totals)["loss"], gradients, prompts, responses
 
 
 def test_the_loss_is_the_mean_over_response_tokens_of_a_plain_forward(tiny):

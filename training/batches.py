@@ -132,13 +132,14 @@ class MicroBatches:
 
     Attributes:
         size: groups per micro-batch; once halved it stays so.
-        totals: sums over the tokens of this pass (largest values for names that end in "/max").
+        totals: sums over the tokens of this pass (largest values for names that end in "/max"),
+            left on the device until `metrics` reads them.
     """
 
     def __init__(self, model: VLM, optimizer: Optimizer, cfg: TrainConfig):
         self.model, self.optimizer, self.fsdp = model, optimizer, cfg.fsdp
         self.size = cfg.groups_per_micro_batch or 8
-        self.totals: dict[str, float] = {}
+        self.totals: dict[str, Tensor | float] = {}
         self.restart = False  # the pass begins again
         self.is_padding = False  # the batch only keeps this rank in step with the others (fsdp)
 
@@ -173,7 +174,9 @@ class MicroBatches:
 
         def concatenated(name: str) -> Tensor | None:
             tensors = [getattr(group, name) for group in groups]
-            return None if tensors[0] is None else torch.cat(tensors).to(device)  # (C,)
+            if tensors[0] is None:
+                return None
+            return torch.cat(tensors).to(device, non_blocking=True)  # (C,)
 
         pack = make_pack([g.prompt for g in groups], [g.ids for g in groups], device)
         names = ("weights", "logp_old", "advantages")
@@ -206,14 +209,32 @@ class MicroBatches:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of a pass over all ranks: means over tokens, but for the loss and maxima."""
-        return mean_metrics(distributed.all_gather(self.totals))
+        return mean_metrics(distributed.all_gather(as_numbers(self.totals)))
 
 
-def add_up(totals: dict[str, float], stats: dict[str, Tensor | float]) -> None:
-    """Add statistics to their totals; the largest value counts where a name ends in "/max"."""
+def add_up(totals: dict[str, Tensor | float], stats: dict[str, Tensor | float]) -> None:
+    """Add statistics to their totals; the largest value counts where a name ends in "/max".
+
+    Tensors are added where they are, in float64 as numbers are: the host waits for none of them.
+    """
     for name, value in stats.items():
-        before, value = totals.get(name, 0.0), float(value)
-        totals[name] = max(before, value) if name.endswith("/max") else before + value
+        if isinstance(value, Tensor):
+            value = value.detach().double()
+        if name not in totals:
+            totals[name] = value
+        elif not name.endswith("/max"):
+            totals[name] = totals[name] + value
+        elif isinstance(value, Tensor):
+            totals[name] = torch.maximum(totals[name], value)
+        else:
+            totals[name] = max(totals[name], value)
+
+
+def as_numbers(totals: dict[str, Tensor | float]) -> dict[str, float]:
+    """The totals as numbers. Waits for the device, once."""
+    names = [name for name, value in totals.items() if isinstance(value, Tensor)]
+    values = torch.stack([totals[name] for name in names]).tolist() if names else []
+    return totals | dict(zip(names, values, strict=True))
 
 
 def mean_metrics(totals_of_ranks: list[dict[str, float]]) -> dict[str, float]:

@@ -58,7 +58,8 @@ def evaluate(function, hidden, weight, targets, suppressed, grad_logp, temperatu
     return logp.detach(), entropy, *grads
 
 
-def assert_as_accurate_as_the_reference(inputs, temperature, impl, tiny=2e-6):
+def assert_as_accurate_as_the_reference(inputs, temperature, impl, tiny=2e-6, rounding=0.0):
+    """`rounding`: of what gradients are made of, relative to their largest number."""
     hidden, weight, targets, suppressed, grad_logp = inputs
     copies = [None if tensor is None else tensor.clone() for tensor in inputs]
     exact = (hidden.double(), weight.double(), targets, suppressed, grad_logp)
@@ -71,6 +72,8 @@ def assert_as_accurate_as_the_reference(inputs, temperature, impl, tiny=2e-6):
         assert got.dtype == base.dtype and got.shape == base.shape, name
         error = (got.double() - true).abs().max().item()
         allowed = 2 * (base.double() - true).abs().max().item() + tiny
+        if name.startswith("grad"):
+            allowed += rounding * true.abs().max().item()
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
     for tensor, copy in zip(inputs, copies, strict=True):
         assert tensor is None or torch.equal(tensor, copy), "an input was modified"
@@ -105,7 +108,11 @@ def test_logits_of_ten_thousand_neither_overflow_nor_lose_accuracy(impl, chunks)
 def test_bfloat16_inputs_are_summed_in_float32(impl, chunks):
     if impl == "triton" and DEVICE == "cpu":
         pytest.skip("the interpreter cannot multiply bfloat16")
-    assert_as_accurate_as_the_reference(make_inputs(40, 64, 300, torch.bfloat16), 0.7, impl)
+    # The kernels round the odds and the scaled hidden states to bf16: each by at most 2^-9.
+    rounding = 2**-8 if impl == "triton" else 0.0
+    for seed in range(3):
+        inputs = make_inputs(40, 64, 300, torch.bfloat16, seed=seed)
+        assert_as_accurate_as_the_reference(inputs, 0.7, impl, rounding=rounding)
 
 
 @pytest.mark.case("O15")

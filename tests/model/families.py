@@ -9,10 +9,21 @@ import transformers
 CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 
 
-def random_reference(family: str, tied: bool, heads: int, kv: int, depth: int, vocab: int = 151):
-    """A random model of transformers' class of the family; windows are 2 x 2 tokens wide."""
-    E = 16 if family != "qwen3_vl" else 24  # there it is a field of its own
-    D, section = 16 * heads, {16: [2, 3, 3], 24: [4, 4, 4]}[E]
+def random_reference(
+    family: str,
+    tied: bool,
+    heads: int,
+    kv: int,
+    depth: int,
+    vocab: int = 151,
+    qwen3_width: int = 24,
+):
+    """A random model of transformers' class of the family; windows are 2 x 2 tokens wide.
+
+    `qwen3_width`: of a head; in Qwen3-VL it is a field of its own.
+    """
+    E = 16 if family != "qwen3_vl" else qwen3_width
+    D, section = 16 * heads, {16: [2, 3, 3], 24: [4, 4, 4], 32: [6, 5, 5]}[E]
     rope = dict(rope_type="default", type="mrope", mrope_section=section, rope_theta=1e4)
     # Large weights: differences between tokens are visible.
     text = dict(hidden_size=D, intermediate_size=72, vocab_size=vocab, initializer_range=0.2)
@@ -49,12 +60,12 @@ def random_reference(family: str, tied: bool, heads: int, kv: int, depth: int, v
     return model
 
 
-def write_tiny_directory(family: str, source: Path, directory: Path) -> Path:
+def write_tiny_directory(family: str, source: Path, directory: Path, qwen3_width: int = 24) -> Path:
     """A complete checkpoint directory of a family: tokenizer and preprocessing of `source`, a tiny
     Qwen2-VL, and config and weights as transformers saves them."""
     vocab = transformers.Qwen2VLConfig.from_pretrained(source).text_config.vocab_size
     torch.manual_seed(0)
-    model = random_reference(family, True, 4, 2, 4, vocab)
+    model = random_reference(family, True, 4, 2, 4, vocab, qwen3_width)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -81,12 +81,15 @@ def inputs_of(reference, ids, pixels, grids) -> dict[str, torch.Tensor]:
 
 def our_forward(model, rows, grids_per_row, pixels):
     """Logits of several prompts packed end to end: (T, V)."""
-    ids = torch.cat(rows)
-    positions = [rope_positions(r, g, model.cfg) for r, g in zip(rows, grids_per_row, strict=True)]
-    grids = [g for row in grids_per_row for g in row]
-    prompt = Prompt("", ids, torch.cat(positions, 1), pixels, grids)  # one: images in their order
+    sizes = [sum(t * h * w for t, h, w in grids) for grids in grids_per_row]
+    parts = [None] * len(rows) if pixels is None else pixels.split(sizes)
+    prompts = [
+        Prompt("", ids, rope_positions(ids, grids, model.cfg), part if grids else None, grids)
+        for ids, grids, part in zip(rows, grids_per_row, parts, strict=True)
+    ]
+    positions = torch.cat([prompt.positions for prompt in prompts], dim=1)
     layout = PackLayout([len(r) for r in rows], [[] for _ in rows])
-    return model.logits(model(ids, prompt.positions, layout, [prompt]))
+    return model.logits(model(torch.cat(rows), positions, layout, prompts))
 
 
 @pytest.mark.case("O7")
