@@ -16,8 +16,6 @@ Cost: both kernels are bound by memory. Forward reads two tensors and writes one
 reads three and writes two; backward reads three and writes three at most. Next: `sample.py`.
 """
 
-from functools import reduce
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,8 +135,9 @@ class _GatedLinear(torch.autograd.Function):
     def backward(ctx, *grads):
         gate, up, *weights = ctx.saved_tensors
         needs_weight = ctx.needs_input_grad[3:]
-        parts = [dy @ weight for dy, weight in zip(grads, weights, strict=True)]  # (T, I) each
-        grad = reduce(torch.add, parts)  # (T, I)
+        grad = grads[0] @ weights[0]  # (T, I), the others are added in place
+        for dy, weight in zip(grads[1:], weights[1:], strict=True):
+            grad.addmm_(dy, weight)
         *inner, product = BACKWARD[ctx.impl](grad, gate, up, any(needs_weight))
         outer = [
             dy.T @ product if needed else None

@@ -206,7 +206,7 @@ class Launch:
 
 def twins() -> list[tuple]:
     """(module, name, stand-in in torch) of kernels, or of the functions that launch them."""
-    from kernels import advantage, decode, logprob
+    from kernels import advantage, decode, logprob, sample, swiglu
 
     def attention(*args):
         return decode._torch(*args, None)
@@ -220,11 +220,31 @@ def twins() -> list[tuple]:
         scale = "group" if DIVIDE_BY_STD else "none"
         into.copy_(advantage.group_advantages_ref(rewards, scale, eps=numbers[-1]))
 
+    def tokens(logits, *rest):
+        return sample.sample_tokens_ref(logits.clone(), *rest)
+
+    def no_tokens(logits, *_):
+        ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        return ids, torch.empty(len(logits), device=logits.device)
+
+    def product(gate, up, into, size, **_):
+        into.copy_(swiglu.gated_product_ref(gate, up))
+
+    def gradients(grad, gate, up, *into, **_):
+        *places, size = into
+        found = swiglu.gated_product_backward_ref(grad, gate, up, places[-1] is not None)
+        for place, x in zip(places, found, strict=True):
+            if place is not None:
+                place.copy_(x)
+
     all_odds, kernel = opaque(odds, None), "_group_advantages_kernel"
     return [
         (decode, "_triton", opaque(attention, lambda q, *_: torch.empty_like(q))),
         (logprob, "_odds_triton", lambda chunk, *rest: all_odds(*chunk, *rest)),
         (advantage, kernel, Launch(None, kernel, advantages)),
+        (sample, "_triton", opaque(tokens, no_tokens)),
+        (swiglu, "_forward_kernel", Launch(None, "_forward_kernel", product)),
+        (swiglu, "_backward_kernel", Launch(None, "_backward_kernel", gradients)),
     ]
 
 
@@ -337,7 +357,8 @@ def gpu(sizes_only: bool = False, interpret: bool = False):
     put(fx_config, "meta_nonzero_assume_all_nonzero", True)  # where there are no numbers
     put(varlen, "varlen_attn", varlen_attn)
     put(attention, "flash_attn_varlen_func", None)
-    for module in (kernels.advantage, kernels.decode, kernels.logprob):
+    names = ("advantage", "decode", "logprob", "sample", "swiglu")
+    for module in (getattr(kernels, name) for name in names):
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):
                 put(module, name, Launch(value, name))
