@@ -119,7 +119,11 @@ def plan(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, ranks: int = 1) -> Plan
     }
     kept = ("weights", "adapter", "reference", "masters", "moments", "image features")
     static = sum(parts[name] for name in kept) + CONTEXT
-    update = static + parts["gradients"] + parts["activations"] + parts["head"]
+    in_forward = parts["activations"] + parts["head"]
+    if sizes.groups < sizes.prompts:  # from the second micro-batch on, beside the gradients
+        update = static + in_forward + parts["gradients"]
+    else:  # gradients appear as the layers' tensors go
+        update = static + max(in_forward, parts["gradients"] + parts["head"])
     phases = {
         "tower": static + (parts["tower"] if run.freeze_vision else 0),
         "rollout": static + parts["cache"] + max(parts["sampler"], parts["prefill"]),
@@ -144,13 +148,15 @@ def layer_bytes(cfg: VLMConfig, size: int, keeps: bool = True) -> int:
     """Bytes per token of one decoder layer: what it keeps for backward, or has at once without.
 
     Kept: its input and that of the MLP, both also normalised (4 D); queries, keys, values and the
-    attention's output (2 H E + 2 K E); and KEPT_MLP tensors of the MLP.
+    attention's output (2 H E + 2 K E); with normalised queries and keys what they were before; and
+    KEPT_MLP tensors of the MLP.
     """
     text = cfg.text
     heads = (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
     if not keeps:  # the residual stream and the MLP's three tensors, or queries, keys, values
         return size * (2 * text.hidden_size + max(3 * text.intermediate_size, 4 * heads))
-    return size * (4 * text.hidden_size + 2 * heads + KEPT_MLP * text.intermediate_size)
+    before = heads + text.num_key_value_heads * text.head_dim if text.family.qk_norm else 0
+    return size * (4 * text.hidden_size + 2 * heads + before + KEPT_MLP * text.intermediate_size)
 
 
 def activation_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) -> int:

@@ -30,6 +30,7 @@ from benchmarks.speed.workload import Update, Workload, garden_prompts
 from config import BASE_MODEL
 from kernels import group_advantages, linear_logprob
 from model.attention import PackLayout
+from model.config import VLMConfig
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
 from model.weights import load_model
@@ -38,6 +39,8 @@ from tasks import cls
 from tests.gpu import shadow
 from tests.gpu.memory import LORA, SIZES, measure
 from tests.helpers import folder_of_classes, make_groups, pay_odd_lengths, rows, step_rows
+from train_grpo import GRPOConfig
+from training import memory_plan
 
 SHORT = "--task cls --shots 2 --max_steps 2 --prompts_per_step 2 --report_prompts 0"
 GROUP = "--num_generations 4 --max_completion_length 14"  # long enough for a recorded step
@@ -258,6 +261,32 @@ def memory_of(size: str) -> Callable[[Path], dict]:
     return lambda _: {k: v / 2**30 for k, v in measure(SIZES[size], LORA).items()}
 
 
+PLANNED = [  # size, other flags than `memory.LORA`'s
+    ("Qwen2-VL-2B", {}),
+    ("Qwen2-VL-2B", {"gradient_checkpointing": False, "max_completion_length": 128}),
+    ("Qwen2-VL-2B", {"lora_rank": 0, "prompts_per_step": 2}),
+    ("Qwen2-VL-2B", {"lora_rank": 0, "max_completion_length": 128}),
+    ("Qwen2.5-VL-3B", {"gradient_checkpointing": False}),
+    ("Qwen2.5-VL-3B", {"lora_rank": 0, "prompts_per_step": 2}),
+    ("Qwen3-VL-4B", {}),
+    ("Qwen3-VL-4B", {"gradient_checkpointing": False}),
+    ("Qwen3-VL-4B", {"lora_rank": 0, "gradient_checkpointing": False, "prompts_per_step": 2}),
+]
+
+
+def planned(_: Path) -> dict:
+    """Peaks of steps as allocated and as planned, in GiB, without what CUDA takes itself."""
+    rows = []
+    for size, changes in PLANNED:
+        flags = LORA | {"groups_per_micro_batch": 1} | changes
+        run, C = GRPOConfig(**flags), flags["max_completion_length"]
+        sizes = memory_plan.Sizes(1024, 900, run.prompts_per_step, 1, run.num_generations, C)
+        plan = memory_plan.plan(VLMConfig.from_dict(SIZES[size]), run, sizes)
+        peak = max(measure(SIZES[size], flags).values()) / 2**30
+        rows.append([size, changes, peak, (plan.peak - memory_plan.CONTEXT) / 2**30])
+    return {"rows": rows}
+
+
 RUNS: dict[str, Callable[[Path], dict]] = {
     "gpu_tests": gpu_tests,
     "mistakes": mistakes,
@@ -276,6 +305,7 @@ RUNS: dict[str, Callable[[Path], dict]] = {
         for name in ("head", "sampling", "update", "step")
     },
     **{size: memory_of(size) for size in SIZES},
+    "planned": planned,
 }
 
 

@@ -186,5 +186,14 @@ def test_the_memory_of_published_sizes(size, rehearsal):
     assert found["adamw"] < found["update"]
 
 
+@pytest.mark.slow
+def test_the_memory_plan_is_what_torch_allocates(rehearsal):
+    rows = rehearsal("planned")["rows"]
+    assert len(rows) >= 8
+    for size, changes, allocated, planned in rows:
+        print(f"{size} {changes}: {allocated:.2f} GiB allocated, {planned:.2f} planned")
+        assert abs(planned / allocated - 1) < 0.15
+
+
 def test_lora_of_3b_fits_a_card_of_24_gb():
     assert max(GIB["Qwen2.5-VL-3B"]) < 23.5
