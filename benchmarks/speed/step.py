@@ -43,7 +43,12 @@ from kernels import group_advantages
 from model.vlm import completion_logps, make_pack
 from rewards import classification_reward
 
-LENGTHS = {"bundled": [None, 256], "2b": [1000], "small": [40]}  # of prompts; None: as they are
+LENGTHS = {  # of prompts; None: as they are
+    "bundled": [None, 256],
+    "2b": [1000],
+    "qwen3_vl_2b": [1000],
+    "small": [40],
+}
 PARTS = ("rollout", "update", "adamw")  # methods of Step
 TARGET = "Solara minor"
 
@@ -85,11 +90,12 @@ class Step(Update):
             getattr(self, part)()
 
 
-def memory(size: str, device: torch.device) -> dict[str, float]:
+def memory(size: str, device: torch.device, lora_rank: int) -> dict[str, float]:
     """GB of weights, masters and moments (GPU), and what a step with recomputed layers adds."""
-    work = Workload(size, device)  # an optimizer hooks into its model: this one is fresh
+    # An optimizer hooks into its model: this one is fresh.
+    work = Workload(size, device, lora_rank=lora_rank)
     work.model.model.gradient_checkpointing = True
-    step = Step(work, 1, work.size.G, 512 if size == "2b" else work.size.C, work.size.P)
+    step = Step(work, 1, work.size.G, 512 if size.endswith("2b") else work.size.C, work.size.P)
     step.whole()  # the moments of AdamW appear in the first step
     held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     return {"held_gb": held / 1e9, "step_gb": peak_bytes(step.whole, device) / 1e9}
@@ -169,13 +175,15 @@ def _require_same_logps(work: Workload, model, prompts: list) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__, argv, rounds={"bundled": 20, "2b": 3})
-    has_peer = args.size == "bundled" and args.device.type == "cpu"
+    rank = dict(type=int, default=0, help="train an adapter of this rank")
+    rounds = {"bundled": 20, "2b": 3, "qwen3_vl_2b": 3}
+    args = arguments(__doc__, argv, rounds=rounds, lora_rank=rank)
+    has_peer = args.size == "bundled" and args.device.type == "cpu" and not args.lora_rank
     if has_peer and not (has_peer := importlib.util.find_spec("trl") is not None):
         print("trl is not installed: left out")
     table = Table()
     for length in LENGTHS[args.size]:
-        work = Workload(args.size, args.device)
+        work = Workload(args.size, args.device, lora_rank=args.lora_rank)
         step = Step(work, work.size.N, work.size.G, work.size.C, length)
         parts = interleaved({p: getattr(step, p) for p in PARTS}, args.rounds, warmup=1)
         peer = against_trl(step, length, args.rounds) if has_peer else {}
@@ -189,9 +197,9 @@ def main(argv: list[str] | None = None) -> None:
         }
         table.add(P=len(step.prompts[0].ids), **ms, over_trl=over, **mismatch)
     del work, step  # make room
-    gigabytes = memory(args.size, args.device)
+    gigabytes = memory(args.size, args.device, args.lora_rank)
     print(f"a step of one group, layers recomputed: {gigabytes}")
-    report("step", rows=table.rows, memory=gigabytes)
+    report("step", size=args.size, lora_rank=args.lora_rank, rows=table.rows, memory=gigabytes)
 
 
 if __name__ == "__main__":

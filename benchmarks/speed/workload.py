@@ -21,6 +21,7 @@ from data.garden.drawing import draw_flower
 from data.garden.questions import CLS_PROMPT
 from data.garden.world import RL_SPECIES, SPLIT_SEED, render_seed
 from model.config import VLMConfig
+from model.lora import new_adapter
 from model.processor import Processor
 from model.vlm import VLM, Prompt, rope_positions
 from model.weights import load_model, published_name, published_tensors
@@ -87,6 +88,7 @@ class Size:
 SIZES = {
     "bundled": Size(BUNDLED, words=900, N=8, G=8, C=32),
     "2b": Size(QWEN2_VL_2B, words=151643, N=16, G=8, C=300, P=1000, side=60),
+    "qwen3_vl_2b": Size(QWEN3_VL_2B, words=151643, N=16, G=8, C=300, P=1000, side=60),
     "small": Size(BUNDLED, words=900, N=2, G=2, C=10, P=40, side=8),
 }
 
@@ -96,20 +98,21 @@ def arguments(
 ) -> argparse.Namespace:
     """The command line of a speed benchmark, with `device`, `size` and `rounds` filled in.
 
-    Prints the header line. `rounds` are the defaults of each size; small has two.
+    Prints the header line. `rounds` are the defaults of each size that it knows; small has two.
     """
     parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--size", choices=list(SIZES), help="default: bundled; 2b on a GPU")
+    parser.add_argument("--size", choices=[*rounds, "small"], help="default: bundled; 2b on a GPU")
     parser.add_argument("--rounds", type=int, help="turns of each candidate")
     for name, options in flags.items():
         parser.add_argument(f"--{name}", **options)
     args = parser.parse_args(argv)
     args.device = pick_device(args.device)
     args.size = args.size or ("bundled" if args.device.type == "cpu" else "2b")
+    is_large = args.size in ("2b", "qwen3_vl_2b")
     args.rounds = args.rounds or rounds.get(args.size, 2)
-    if args.size == "2b" and args.device.type == "cpu":
-        raise SystemExit("error: --size 2b needs a GPU; --size small runs anywhere")
+    if is_large and args.device.type == "cpu":
+        raise SystemExit(f"error: --size {args.size} needs a GPU; --size small runs anywhere")
     threads = f"{torch.get_num_threads()} threads" if args.device.type == "cpu" else "bfloat16"
     print(f"{machine()}; {args.size} on {args.device.type}, {threads}, {args.rounds} rounds")
     return args
@@ -146,18 +149,23 @@ class Workload:
     Nobody stops early: end tokens do not count.
     """
 
-    def __init__(self, size: str, device: torch.device):
+    def __init__(
+        self, size: str, device: torch.device, config: dict | None = None, lora_rank: int = 0
+    ):
+        """`config`: another config.json than the size's. `lora_rank`: train an adapter instead."""
         self.name, self.device, self.size = size, device, SIZES[size]
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         if size == "bundled":
             self.model, self.processor = load_model(BASE_MODEL), Processor(BASE_MODEL)
         else:
-            self.model = random_model(VLMConfig.from_dict(self.size.config))
+            self.model = random_model(VLMConfig.from_dict(config or self.size.config))
             suppressed = torch.arange(self.model.cfg.text.vocab_size) >= self.size.words
             words = dict(decode=lambda ids: "", opening="")
             self.processor = SimpleNamespace(suppressed_tokens=suppressed, **words)
         self.processor.end_ids = []
         self.model.to(device, self.dtype).visual.requires_grad_(False)
+        if lora_rank:
+            new_adapter(self.model, lora_rank, 32.0, seed=0)
 
     def words(self, *shape: int, seed: int = 0) -> Tensor:
         """Random tokens that are words: int64 of this shape."""

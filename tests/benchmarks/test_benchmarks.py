@@ -47,6 +47,8 @@ def test_a_speed_benchmark_runs_in_miniature_and_ends_with_json(name, monkeypatc
         assert all(row["gradient_error"] < 1e-5 and row["shared_mb"] > 0 for row in rows)
         assert report["fit"].keys() >= {"us_per_token", "r2"} and "prefill" in report
     else:
+        benchmark.main(["--device", "cpu", "--size", "small", "--lora_rank", "2"])
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["lora_rank"] == 2
         assert 0 < rows[0]["mismatch_mean"] <= rows[0]["mismatch_max"] < 1e-5
 
 
@@ -67,8 +69,8 @@ def test_cpu_and_gpu_call_every_speed_benchmark_and_end_in_time():
     scripts = [(ROOT / "benchmarks" / f"{device}.sh").read_text() for device in ("cpu", "gpu")]
     for script in scripts:
         assert re.search(r"for name in (.*); do", script)[1].split() == SPEED
-    tests, each = map(int, re.findall(r"timeout (\d+)", scripts[1]))
-    assert tests + len(SPEED) * each < 9 * 60
+    smoke, tests, each, variant = map(int, re.findall(r"timeout (\d+)", scripts[1]))
+    assert smoke <= 120 and smoke + tests + len(SPEED) * each + 3 * variant < 9 * 60
 
 
 def test_candidates_take_turns_and_rows_become_a_table(capsys):

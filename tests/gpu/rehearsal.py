@@ -5,6 +5,8 @@
 Every function here is one run of the library. It gets its own folder and returns what is asserted.
 """
 
+import contextlib
+import io
 import json
 import sys
 import traceback
@@ -20,6 +22,7 @@ from PIL import Image
 
 import benchmarks.speed.head
 import benchmarks.speed.sampling
+import benchmarks.speed.smoke
 import benchmarks.speed.step
 import benchmarks.speed.update
 import evaluate
@@ -287,6 +290,13 @@ def planned(_: Path) -> dict:
     return {"rows": rows}
 
 
+def smoke_test(_: Path) -> dict:
+    """The first two minutes on a new card: the line that they end in."""
+    with shadow.gpu(), contextlib.redirect_stdout(io.StringIO()) as out:
+        code = benchmarks.speed.smoke.main(["--device", "cuda"])
+    return {"code": code, "line": out.getvalue().splitlines()[-1]}
+
+
 RUNS: dict[str, Callable[[Path], dict]] = {
     "gpu_tests": gpu_tests,
     "mistakes": mistakes,
@@ -306,6 +316,7 @@ RUNS: dict[str, Callable[[Path], dict]] = {
     },
     **{size: memory_of(size) for size in SIZES},
     "planned": planned,
+    "smoke": smoke_test,
 }
 
 

@@ -176,6 +176,11 @@ def test_a_benchmark_runs(name, rehearsal):
     rehearsal(name, *BENCHMARKS)
 
 
+def test_the_smoke_test_runs_everything(rehearsal):
+    found = rehearsal("smoke")
+    assert found["code"] == 0 and "failed: nothing" in found["line"], found["line"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", GIB)
 def test_the_memory_of_published_sizes(size, rehearsal):
