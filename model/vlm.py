@@ -31,6 +31,8 @@ from model.config import VLMConfig
 from model.language import DecodingStep, LanguageModel, mrope
 from model.vision import Grid, VisionTower
 
+TOWER_PATCHES = 2**15  # that a tower without gradients sees at once: eight large pictures
+
 
 @dataclass
 class Prompt:
@@ -107,6 +109,8 @@ class VLM(nn.Module):
             return None
         if all(prompt.features is not None for prompt in prompts):
             return torch.cat([prompt.features for prompt in prompts])
+        if not torch.is_grad_enabled() and len(chunks := chunks_of_images(prompts)) > 1:
+            return torch.cat([self.image_features(chunk) for chunk in chunks])
         pixels = torch.cat([prompt.pixels for prompt in prompts])  # (M, numbers)
         pixels = pixels.to(self.device, non_blocking=True)
         return self.visual(pixels, [grid for prompt in prompts for grid in prompt.grids])
@@ -238,6 +242,18 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     if hidden.is_cuda and hidden.dtype == torch.bfloat16:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return F.linear(hidden.float(), weight.float())
+
+
+def chunks_of_images(prompts: list[Prompt]) -> list[list[Prompt]]:
+    """Prompts with images in parts of `TOWER_PATCHES` patches at most, one prompt at least."""
+    chunks, room = [], 0
+    for prompt in prompts:
+        count = len(prompt.pixels)
+        if not chunks or count > room:
+            chunks, room = [*chunks, []], TOWER_PATCHES
+        chunks[-1].append(prompt)
+        room -= count
+    return chunks
 
 
 def rows_of_groups(groups: Tensor, group_size: int) -> Tensor:

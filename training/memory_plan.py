@@ -20,7 +20,7 @@ from kernels import logprob
 from model.config import VLMConfig
 from model.lora import LoRAConfig, linears
 from model.processor import Processor
-from model.vlm import VLM
+from model.vlm import TOWER_PATCHES, VLM
 
 GIB = 2**30
 CONTEXT = 1.5 * GIB  # CUDA context, library workspaces, the pool of a recorded graph
@@ -186,7 +186,7 @@ def tower_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) -> in
     patches = sizes.image * vision.spatial_merge_size**2  # of an image
     per_patch = size * (6 * vision.embed_dim + 3 * vision.intermediate_size)
     if run.freeze_vision:
-        return sizes.prompts * patches * per_patch
+        return min(sizes.prompts * patches, max(patches, TOWER_PATCHES)) * per_patch
     return sizes.groups * patches * per_patch * vision.depth
 
 

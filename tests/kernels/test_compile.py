@@ -1,8 +1,9 @@
 """What the Triton kernels guarantee to a compiler without a GPU, and how they run without Triton.
 
 Every kernel compiles ahead of time with the tiles of its launcher, in all variants for sm_90 (H100,
-H200) and in the largest for sm_80 (A100) and sm_100 (B200), those without a product also for sm_86,
-sm_89 and sm_120; nothing spills from registers to local memory; bf16 products use tensor cores
+H200) and in the largest for sm_80 (A100), sm_86, sm_89, sm_100 (B200) and sm_120; nothing spills
+from registers to local memory or asks for more shared memory than a block has; bf16 products use
+tensor cores
 (wgmma on sm_90) and fp32 products do not; no length of a prompt needs a binary of its own.
 Interpreted functions cannot be compiled, and tests/conftest.py turns the interpreter on, so this
 file runs itself once as a script without it and reads the JSON that it prints. Not covered: speed,
@@ -25,7 +26,8 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-OTHER_CAPABILITIES = (86, 89, 120)  # RTX 3090, 4090, 5090
+TENSOR_CORES |= dict.fromkeys((86, 89, 120), "mma.sync")  # RTX 3090, 4090, 5090
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a block may use
 WITHOUT_PRODUCT = ("swiglu", "sampler")  # variants begin with these words
 LARGEST = ("odds bf16", "advantages 4096")  # and all decoding kernels in bf16
 HEADS = {  # key heads, query heads on each; all of width 128
@@ -135,8 +137,10 @@ def compile_kernel(kernel, types, constants, multiples, capability):
     # One line per function: " REG:146 STACK:0 SHARED:1024 LOCAL:0 ..."
     fields = [word.partition(":") for word in usage.split() if ":" in word]
     values = {name: int(value) for name, _, value in fields if name in ("REG", "STACK", "LOCAL")}
-    products = [name for name in TENSOR_CORES.values() if name in compiled.asm["ptx"]]
-    return values | {"products": products}
+    products = [
+        name for name in dict.fromkeys(TENSOR_CORES.values()) if name in compiled.asm["ptx"]
+    ]
+    return values | {"products": products, "shared": compiled.metadata.shared}
 
 
 def decoding_variants(prompt_lengths: list[int]) -> int:
@@ -181,12 +185,15 @@ def binaries(tmp_path_factory):
 @pytest.mark.case("O15")
 @needs_triton
 def test_the_kernels_compile_without_spills_and_bf16_uses_tensor_cores(binaries):
-    without_product = 9 * (3 + len(OTHER_CAPABILITIES))
-    assert len(binaries) == 8 + 2 * len(LARGEST) + (4 + 4) * len(HEADS) + without_product
+    others = len(TENSOR_CORES) - 1  # than sm_90
+    with_product = 8 + others * len(LARGEST) + (4 + 2 * others) * len(HEADS)
+    assert len(binaries) == with_product + 9 * len(TENSOR_CORES)
     for name, binary in binaries.items():
         assert binary["STACK"] == binary["LOCAL"] == 0 < binary["REG"], (name, binary)
+        capability = int(name.split()[-1])
+        assert binary["shared"] <= 1024 * SHARED[capability], (name, binary)
         if "odds" in name and "bf16" in name:
-            assert binary["products"] == [TENSOR_CORES[int(name.split()[-1])]], name
+            assert binary["products"] == [TENSOR_CORES[capability]], name
         else:  # fp32 products on tensor cores would be TF32
             has_product = "bf16" in name and not name.startswith(WITHOUT_PRODUCT)
             assert bool(binary["products"]) == has_product, (name, binary)
@@ -223,10 +230,11 @@ except ValueError as error:
 if __name__ == "__main__":
     binaries = {
         f"{variant} {capability}": compile_kernel(*launch, capability)
-        for capability in (*TENSOR_CORES, *OTHER_CAPABILITIES)
+        for capability in TENSOR_CORES
         for variant, launch in launches().items()
         if variant.startswith(WITHOUT_PRODUCT)
-        or capability in TENSOR_CORES
-        and (capability == 90 or variant in LARGEST or "fix bf16" in variant)
+        or capability == 90
+        or variant in LARGEST
+        or "fix bf16" in variant
     }
     print(json.dumps(binaries))

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.distributions import Categorical
 
 from config import BASE_MODEL
-from model import attention, language
+from model import attention, language, vlm
 from model.attention import PackLayout
 from model.config import FAMILIES
 from model.processor import Processor
@@ -272,3 +272,23 @@ def test_threads_give_the_same_bits_every_time(precision):
     assert any(name.startswith("visual") for name in runs[0])
     for run in runs[1:]:
         assert all(torch.equal(run[name], runs[0][name]) for name in run)
+
+
+def test_a_tower_without_gradients_sees_a_bounded_part_of_the_images(tiny, monkeypatch):
+    model, processor = tiny
+    prompts, _ = some_groups(processor)
+    with torch.no_grad():
+        whole, seen = model.image_features(prompts), []
+    forward = model.visual.forward
+    monkeypatch.setattr(
+        model.visual,
+        "forward",
+        lambda pixels, grids: seen.append(len(pixels)) or forward(pixels, grids),
+    )
+    monkeypatch.setattr(vlm, "TOWER_PATCHES", 100)
+    with torch.no_grad():
+        torch.testing.assert_close(model.image_features(prompts), whole)
+    sizes = [len(prompt.pixels) for prompt in prompts if prompt.pixels is not None]
+    assert seen == sizes and sum(sizes) > 100  # one prompt at least
+    model.image_features(prompts)  # with gradients: a micro-batch, as a whole
+    assert seen[-1] == sum(sizes)
