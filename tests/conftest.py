@@ -83,7 +83,11 @@ from tests.campaign import Campaign  # noqa: E402
 CAMPAIGN = Campaign()
 
 
+LONGEST = ("tests/training/test_ranks.py", "tests/gpu/", "tests/kernels/test_compile.py")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))  # workers end together
     for item in items:
         if cases := [case for mark in item.iter_markers("case") for case in mark.args]:
             item.add_marker(pytest.mark.campaign)
