@@ -92,7 +92,9 @@ class TrainConfig(TaskConfig):
 
     freeze_vision: bool = flag(True, "keep the vision tower as it is")
     lora_rank: int = flag(0, "train a LoRA adapter of this rank, not the weights; 0: the weights")
-    lora_alpha: float = flag(32.0, "its scale is lora_alpha / lora_rank")
+    lora_alpha: float | None = flag(
+        None, "of a new adapter: its scale is lora_alpha / lora_rank; default: 32"
+    )
     prompts_per_step: int = flag(8, "questions per optimizer step: N")
     max_steps: int = flag(150, "batches of questions")
     learning_rate: float = flag(5e-5, "peak; a real 2B checkpoint wants 1e-6")
@@ -129,7 +131,9 @@ class TrainConfig(TaskConfig):
         require(memory is None or 0 < memory <= 1e6, "gpu_memory", "above 0", self)
         require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1", self)
         require(0 <= self.lora_rank <= 4096, "lora_rank", "in 0 .. 4096", self)
-        require(0 < self.lora_alpha <= 1e6, "lora_alpha", "above 0", self)
+        alpha, is_new = self.lora_alpha, self.lora_rank > 0 and self.adapter is None
+        require(alpha is None or 0 < alpha <= 1e6, "lora_alpha", "above 0", self)
+        require(alpha is None or is_new, "lora_alpha", "given with --lora_rank alone", self)
         if self.trains_adapter:
             why = "left out with --lora_rank or --adapter, which train an adapter"
             require(self.freeze_vision, "freeze_vision", f"{why} of the language model", self)

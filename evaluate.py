@@ -18,7 +18,7 @@ import torch
 
 import config
 from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
-from model.load import load_model, load_processor, local_directory
+from model.load import check_files_fit, load_model, load_processor, local_directory
 from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     usable = usable_splits({name: splits[name] for name in names}, processor, cfg)
     device = pick_device(cfg.device, cfg.dtype)
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device, cfg.adapter)
+    first = next(iter(usable.values()))[0]
+    check_files_fit(model, processor.prompt(first.id, first.images, first.question))
     answers = []
     for name, examples in usable.items():
         start = time.time()

@@ -33,7 +33,7 @@ from config import BASE_MODEL, flag, require, require_counts, require_temperatur
 from data.examples import full_question
 from kernels import sample_tokens
 from model.attention import Span
-from model.load import load_model, load_processor, local_directory
+from model.load import check_files_fit, load_model, load_processor, local_directory
 from model.processor import Processor
 from model.vlm import VLM, DecodingRows, Prompt
 from rewards import FORMATS, classification_reward
@@ -282,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     images = [cfg.image] if cfg.image else []
     prompt = processor.prompt("cli", images, question, cfg.max_prompt_length)
+    check_files_fit(model, prompt)
     print(visible(question))
     start = time.perf_counter()
     rollout = generate_group(

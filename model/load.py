@@ -17,9 +17,10 @@ from model.config import runs_through_transformers
 from model.lora import load_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
-from model.vlm import VLM
+from model.vlm import VLM, Prompt
 from model.weights import what_is_there
-from runtime.errors import InputError
+from runtime.console import is_out_of_memory
+from runtime.errors import InputError, one_line
 
 
 def local_directory(model: Path) -> Path:
@@ -76,6 +77,25 @@ def load_model(
     from model import transformers_vlm  # takes a second, which the default run need not wait
 
     return transformers_vlm.load(Path(directory), dtype, device)
+
+
+@torch.no_grad()
+def check_files_fit(model: VLM, prompt: Prompt) -> None:
+    """Compute one prompt with a model of transformers; the hand-written one checks what it reads.
+
+    Raises InputError where transformers finds that processor and model do not fit together.
+    """
+    if isinstance(model, VLM):
+        return
+    try:
+        model.prefill_one(prompt)
+    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = "do its processor's files and config.json belong together?"
+        raise InputError(
+            f"prompt {prompt.id}: transformers refuses it ({one_line(error)}); {what}"
+        ) from error
 
 
 def save_model(model: VLM, directory: Path, companions: Path) -> None:

@@ -39,6 +39,7 @@ from model.weights import published_name
 from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 
+DEFAULT_ALPHA = 32.0
 CONFIG, TENSORS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 LINEARS = {  # linear layers of a decoder layer -> their names in the files, in the order of rows
     "self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -113,7 +114,7 @@ def has_adapter(model: nn.Module) -> bool:
     return getattr(model, "lora_config", None) is not None
 
 
-def trained(pairs_of: dict[str, tuple[Tensor, Tensor]], model: VLM, lora: LoRAConfig) -> None:
+def attach(pairs_of: dict[str, tuple[Tensor, Tensor]], model: VLM, lora: LoRAConfig) -> None:
     """Freeze the model and put pairs into its layers, to be trained; names as `published_name`."""
     model.requires_grad_(False)
     for parent, module, rows in linears(model):
@@ -142,7 +143,7 @@ def new_adapter(model: VLM, rank: int, alpha: float, seed: int) -> None:
             uniform = np.random.Generator(bits).random((rank, module.in_features), np.float32)
             A = (2 * torch.from_numpy(uniform) - 1) * module.in_features**-0.5
             pairs[parent + name] = A, torch.zeros(count, rank)
-    trained(pairs, model, LoRAConfig(rank, alpha))
+    attach(pairs, model, LoRAConfig(rank, alpha))
 
 
 def read_adapter(model: VLM, directory: Path) -> tuple[dict, LoRAConfig]:
@@ -195,7 +196,7 @@ def load_adapter(model: VLM, directory: Path, rank: int = 0) -> None:
     pairs, lora = read_adapter(model, directory)
     if rank not in (0, lora.rank):
         raise InputError(f"--lora_rank {rank}: the adapter in {directory} has {lora.rank}")
-    trained(pairs, model, lora)
+    attach(pairs, model, lora)
 
 
 def published_pairs(model: VLM) -> dict[str, tuple[Tensor, Tensor]]:

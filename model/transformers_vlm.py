@@ -31,7 +31,6 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from model.transformers_processor import TransformersPrompt
 from model.vlm import Pack, head_logits, rows_of_groups
 from model.weights import Slots, read_slots
-from runtime.console import is_out_of_memory
 from runtime.errors import InputError, one_line
 
 
@@ -108,16 +107,7 @@ class TransformersVLM(nn.Module):
         ids, cache = prompt.ids[None].to(self.device), self._new_cache()
         if self.has_mrope:
             self.source.model.rope_deltas = None  # left by the prompt before
-        try:
-            output = self.source(input_ids=ids, **inputs, past_key_values=cache, use_cache=True)
-        except (RuntimeError, ValueError, IndexError, AttributeError, TypeError) as error:
-            if is_out_of_memory(error):
-                raise
-            what = "do its processor's files and config.json belong together?"
-            raise InputError(
-                f"prompt {prompt.id}: transformers refuses it ({one_line(error)}); {what}"
-            ) from error
-        hidden = output.logits
+        hidden = self.source(input_ids=ids, **inputs, past_key_values=cache, use_cache=True).logits
         delta = self.source.model.rope_deltas if self.has_mrope else None
         return hidden[0], cache, len(prompt.ids) + (0 if delta is None else int(delta))
 

@@ -146,7 +146,7 @@ def what_is_there(directory: Path, missing: str) -> str:
         if path.is_symlink() and not path.exists():
             return f"{path.name} is a link to nothing; download it again"
     if "adapter_config.json" in names:
-        return "is an adapter; name the directory of a whole model"
+        return "is an adapter; give it as --adapter, and its base as --model"
     if any(name.endswith(".gguf") for name in names):
         return "holds .gguf files, which are quantised; download the safetensors checkpoint"
     if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:

@@ -21,6 +21,8 @@ from sample import Rollout
 from training.fsdp import pad_batches_across_ranks
 from training.optimizer import Optimizer
 
+MOST_GROUPS = 8  # of a micro-batch, where nobody says how many
+
 
 def questions_of_step(
     examples: list[Example], step: int, cfg: TrainConfig
@@ -138,7 +140,7 @@ class MicroBatches:
 
     def __init__(self, model: VLM, optimizer: Optimizer, cfg: TrainConfig):
         self.model, self.optimizer, self.fsdp = model, optimizer, cfg.fsdp
-        self.size = cfg.groups_per_micro_batch or 8
+        self.size = cfg.groups_per_micro_batch or MOST_GROUPS
         self.totals: dict[str, Tensor | float] = {}
         self.restart = False  # the pass begins again
         self.is_padding = False  # the batch only keeps this rank in step with the others (fsdp)

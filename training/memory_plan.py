@@ -7,8 +7,8 @@ forward keeps for its backward is counted per token and layer of the GPU path (f
 bfloat16, kernels/logprob.py), for the largest prompt that the flags allow. CONTEXT is what CUDA and
 its libraries take themselves. Not in it: fragmentation, other programs on the card.
 
-Computed, not measured on a card: tests/training/test_memory_plan.py compares the plan with the
-allocations that torch makes. Read first: training/setup.py. Next: training/run.py.
+Computed, not measured on a card: tests/gpu/test_rehearsal.py compares the plan with the allocations
+that torch would make. Read first: training/setup.py. Next: training/run.py.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from model.config import VLMConfig
 from model.lora import LoRAConfig, linears
 from model.processor import Processor
 from model.vlm import TOWER_PATCHES, VLM
+from training.batches import MOST_GROUPS
 
 GIB = 2**30
 CONTEXT = 1.5 * GIB  # CUDA context, library workspaces, the pool of a recorded graph
@@ -96,6 +97,7 @@ def plan(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, ranks: int = 1) -> Plan
     shards = ranks if run.fsdp else 1
     is_fp32 = size == 4 and not run.fsdp
     head_trained = 0 if rank else model.head_weight.numel()
+    feature_count = sizes.prompts * sizes.image * cfg.vision.levels * cfg.text.hidden_size
     parts = {
         "weights": total * size,
         "adapter": adapter * size,
@@ -103,13 +105,7 @@ def plan(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, ranks: int = 1) -> Plan
         "masters": 0 if is_fp32 else 4 * trained / shards,
         "moments": 8 * trained / shards,
         "gradients": 4 * trained / shards,
-        "image features": sizes.prompts
-        * sizes.image
-        * cfg.vision.levels
-        * cfg.text.hidden_size
-        * size
-        if run.freeze_vision
-        else 0,
+        "image features": size * feature_count if run.freeze_vision else 0,
         "cache": cache_bytes(cfg, sizes, size),
         "sampler": sizes.prompts * sizes.completions * cfg.text.vocab_size * 24,
         "prefill": sizes.prompts * sizes.prompt * layer_bytes(cfg, size, keeps=False),
@@ -236,7 +232,7 @@ def with_micro_batches(
     """The run with --groups_per_micro_batch chosen: the largest that fits, at most 8."""
     if run.groups_per_micro_batch is not None:
         return run
-    for groups in (8, 4, 2, 1):
+    for groups in (MOST_GROUPS, 4, 2, 1):
         chosen = replace(run, groups_per_micro_batch=groups)
         if available is None or plan_of(chosen, processor, ranks).peak <= available:
             break

@@ -10,8 +10,8 @@ import torch
 
 from config import TrainConfig
 from data.files import SkipLog
-from model.load import load_model, load_processor, local_directory
-from model.lora import load_adapter, new_adapter
+from model.load import check_files_fit, load_model, load_processor, local_directory
+from model.lora import DEFAULT_ALPHA, load_adapter, new_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
@@ -74,10 +74,8 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
     cfg = with_memory_plan(cfg, processor)
     model = trainable_model(cfg, checkpoint)
-    if isinstance(processor, TransformersProcessor):  # do its files fit together?
-        example = task.train[0]
-        with torch.no_grad():
-            model.prefill_one(processor.prompt(example.id, example.images, example.question))
+    example = task.train[0]
+    check_files_fit(model, processor.prompt(example.id, example.images, example.question))
     sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
     millions, ranks = sum(p.numel() for p in model.parameters()) / 1e6, distributed.world_size()
     print(
@@ -109,12 +107,11 @@ def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
     if available is None and device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
     cfg = memory_plan.with_micro_batches(cfg, processor, available, ranks)
-    planned = memory_plan.plan_of(cfg, processor, ranks)
-    if cfg.plan:
-        print(memory_plan.in_full(planned, available))
-    elif available is not None:
-        print(memory_plan.in_two_lines(planned, available))
     console.advice = None
+    if available is None and not cfg.plan:  # on a CPU nobody asks
+        return cfg
+    planned = memory_plan.plan_of(cfg, processor, ranks)
+    print((memory_plan.in_full if cfg.plan else memory_plan.in_two_lines)(planned, available))
     if available is not None:
         console.advice = memory_plan.advice(cfg, processor, available, ranks)
         if planned.peak > available:
@@ -142,7 +139,7 @@ def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
     if cfg.trains_adapter:
         adapter = cfg.adapter if checkpoint is None else checkpoint.adapter
         if adapter is None:
-            new_adapter(model, cfg.lora_rank, cfg.lora_alpha, cfg.seed)
+            new_adapter(model, cfg.lora_rank, cfg.lora_alpha or DEFAULT_ALPHA, cfg.seed)
         else:
             load_adapter(model, adapter, cfg.lora_rank)
     if cfg.fsdp:

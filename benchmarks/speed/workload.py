@@ -21,7 +21,7 @@ from data.garden.drawing import draw_flower
 from data.garden.questions import CLS_PROMPT
 from data.garden.world import RL_SPECIES, SPLIT_SEED, render_seed
 from model.config import VLMConfig
-from model.lora import new_adapter
+from model.lora import DEFAULT_ALPHA, new_adapter
 from model.processor import Processor
 from model.vlm import VLM, Prompt, rope_positions
 from model.weights import load_model, published_name, published_tensors
@@ -165,7 +165,7 @@ class Workload:
         self.processor.end_ids = []
         self.model.to(device, self.dtype).visual.requires_grad_(False)
         if lora_rank:
-            new_adapter(self.model, lora_rank, 32.0, seed=0)
+            new_adapter(self.model, lora_rank, DEFAULT_ALPHA, seed=0)
 
     def words(self, *shape: int, seed: int = 0) -> Tensor:
         """Random tokens that are words: int64 of this shape."""

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.speed.workload import QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN3_VL_4B
 from model.config import VLMConfig
-from model.lora import AdapterReference, new_adapter
+from model.lora import DEFAULT_ALPHA, AdapterReference, new_adapter
 from model.vlm import VLM, Prompt, rope_positions
 from sample import generate_group
 from tests.gpu import shadow
@@ -71,7 +71,7 @@ def measure(config: dict, flags: dict, P: int = 1024, side: int = 60) -> dict[st
                 reference = _model(model_cfg, getattr(torch, cfg.dtype)).requires_grad_(False)
             model.prepare_training(cfg.freeze_vision, cfg.gradient_checkpointing)
             if cfg.lora_rank:
-                new_adapter(model, cfg.lora_rank, cfg.lora_alpha, cfg.seed)
+                new_adapter(model, cfg.lora_rank, DEFAULT_ALPHA, cfg.seed)
                 reference = AdapterReference(model, None) if cfg.beta > 0 else None
             optimizer = Optimizer(model, cfg)
             optimizer.clip_grad_norm(1.0)

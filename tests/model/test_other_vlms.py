@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from model import transformers_vlm
 from model.config import FAMILIES, OTHER_FAMILIES
-from model.load import load_model, load_processor, save_model
+from model.load import check_files_fit, load_model, load_processor, save_model
 from model.transformers_vlm import TransformersVLM
 from model.vlm import completion_logps, make_pack
 from runtime.errors import InputError
@@ -352,7 +352,7 @@ def test_a_model_that_would_not_see_the_picture_is_refused(family, other_dirs, t
     (directory / "config.json").write_text(json.dumps(raw))
     processor, model = load_processor(directory), load_model(directory)
     with pytest.raises(InputError, match="prompt p: (no place for its|transformers refuses)"):
-        model.prefill_one(processor.prompt("p", [picture(9, 9, 0)], "Who?"))
+        check_files_fit(model, processor.prompt("p", [picture(9, 9, 0)], "Who?"))
 
 
 @pytest.mark.parametrize("family", ["gemma3", "instructblip", "llava"])
@@ -363,7 +363,7 @@ def test_preprocessing_of_another_model_is_one_line(family, other_dirs, tmp_path
     path.write_text(json.dumps(raw | {"crop_size": {"height": 56, "width": 56}}))
     processor, model = load_processor(directory), load_model(directory)
     with pytest.raises(InputError, match="prompt p: .*belong together|prompt p: .*transformers"):
-        model.prefill_one(processor.prompt("p", [picture(9, 9, 0)], "Who?"))
+        check_files_fit(model, processor.prompt("p", [picture(9, 9, 0)], "Who?"))
 
 
 def test_learned_positions_end(other_dirs):

@@ -124,7 +124,11 @@ SPOILED = {
         "model-2.safetensors",
         "this shard of the checkpoint is missing",
     ),
-    "an adapter alone": (as_adapter, "is an adapter", "name the directory of a whole model"),
+    "an adapter alone": (
+        as_adapter,
+        "is an adapter",
+        "give it as --adapter, and its base as --model",
+    ),
     "a quantised file alone": (
         lambda d: as_adapter(d) or [p.rename(d / "model.gguf") for p in d.glob("*.json")],
         "holds .gguf files",

@@ -14,7 +14,6 @@ import merge
 import sample
 import train_grpo
 import train_sft
-from config import TrainConfig
 from model.config import FAMILIES
 from model.load import load_model
 from model.processor import Processor
@@ -119,6 +118,8 @@ def test_a_merged_checkpoint_loads_everywhere(family, tiny_dirs, tmp_path, capsy
         ("--lora_rank 4 --fsdp", "--fsdp True: must be left out with --lora_rank"),
         ("--lora_rank -1", "--lora_rank -1: must be in 0 .. 4096"),
         ("--lora_rank 4 --lora_alpha 0", "--lora_alpha 0.0: must be above 0"),
+        ("--lora_alpha 8", "--lora_alpha 8.0: must be given with --lora_rank alone"),
+        ("--adapter x --lora_alpha 8", "--lora_alpha 8.0: must be given with --lora_rank alone"),
         ("--adapter /no/such/place", "--adapter /no/such/place: has no adapter_config.json"),
     ],
 )
@@ -136,7 +137,3 @@ def test_models_that_run_through_transformers_have_no_adapters(other_dirs, tmp_p
         train_grpo.main([*line.split(), "--lora_rank", "4"])
     with pytest.raises(InputError, match="--adapter .*: .*llava runs through transformers"):
         evaluate.main([*line.split(), "--adapter", str(tmp_path)])
-
-
-def test_the_flag_says_what_is_trained():
-    assert TrainConfig(lora_rank=4).trains_adapter and not TrainConfig().trains_adapter
