@@ -26,6 +26,7 @@ from data.garden.pretrain import dialogue_pack, learning_rate, make_batch
 from data.garden.questions import Question
 from data.garden.world import CAUSES, SCENE_SIZE, SPECIES, WELL_KNOWN, sample_scene
 from data.labelled import DIGIT_NAMES, read_digits
+from model.config import FAMILIES
 from model.new_checkpoint import CONTROL_TOKENS, init_model
 from model.processor import Processor
 from model.vlm import completion_logps, make_pack
@@ -251,6 +252,21 @@ def test_a_stage_warms_up_ends_at_a_hundredth_of_the_peak_and_takes_fresh_gradie
 # ---- the run -------------------------------------------------------------------------------------
 
 MINIATURE_POOL = {"portrait": 6, "scene": 6, "change": 4, "wilting": 3, "growth": 3}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_perception_heads_teach_the_tower_of_every_family(batch, family, tiny_dirs):
+    model = load_model(tiny_dirs[family])
+    heads = pretrain.PerceptionHeads(model.cfg.text.hidden_size)
+    losses = []
+    optimizer = torch.optim.SGD([*model.visual.parameters(), *heads.parameters()], 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(float(pretrain.vision_stage(model, heads, batch[1])["loss"]))
+        optimizer.step()
+    assert losses[2] < losses[0]
+    learnt = [name for name, p in model.visual.named_parameters() if p.grad is not None]
+    assert any("blocks.0." in name for name in learnt) and any("merger." in n for n in learnt)
 
 
 @pytest.fixture
