@@ -1,16 +1,17 @@
-"""The five operations that have a Triton kernel, each beside its torch reference.
+"""The seven operations that have a Triton kernel, each beside its torch reference.
 
 * `linear_logprob`: log-probability and entropy of given tokens straight from hidden states.
 * `group_advantages`: rewards compared inside each group.
 * `shared_prefix_attention`: one new token per row against [shared prefix | own suffix].
 * `sample_tokens`: one token of each row of logits, and its log-probability.
 * `gated_product`, `gated_linear`: the decoder's MLP with less kept for backward.
+* `add_norm`, `rotate_and_store`: what lies between the products of a decoding step.
 
 All take `impl`: "auto" runs the Triton kernel on CUDA tensors and its torch twin everywhere else.
 Triton is optional: without it (or without a GPU) every function here still works.
 
-Next: `advantage.py` (the smallest complete kernel), `swiglu.py`, `sample.py`, `decode.py`,
-and `logprob.py`.
+Next: `advantage.py` (the smallest complete kernel), `swiglu.py`, `sample.py`, `norm.py`,
+`rotary.py`, `decode.py`, and `logprob.py`.
 """
 
 from functools import partial
@@ -59,5 +60,7 @@ def choose_impl(impl: Impl, tensor: Tensor) -> Literal["torch", "triton"]:
 from kernels.advantage import group_advantages, group_advantages_ref  # noqa: E402, F401
 from kernels.decode import shared_prefix_attention, shared_prefix_attention_ref  # noqa: E402, F401
 from kernels.logprob import linear_logprob, linear_logprob_ref  # noqa: E402, F401
+from kernels.norm import add_norm, add_norm_ref  # noqa: E402, F401
+from kernels.rotary import apply_rotary, rotate_and_store, rotate_and_store_ref  # noqa: E402, F401
 from kernels.sample import sample_tokens, sample_tokens_ref  # noqa: E402, F401
 from kernels.swiglu import gated_linear, gated_product, gated_product_ref  # noqa: E402, F401

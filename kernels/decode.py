@@ -18,8 +18,9 @@ weighted sum of values (online softmax, arXiv:1805.02867; "flash-decoding", Dao 
 shared prefix as a part of its own, Hydragen, arXiv:2402.05099).
 
 The kernels: one program per (group, key head, part of the prefix, tile of queries) stores the three
-results of its part; one program per (row, key head) adds the suffix and merges all parts, in fp32.
-The torch path masks the other rows' suffixes: more products, but one operation instead of twenty.
+results of its part, one per (row, key head) those of the suffix, which is a part like the others;
+one per (row, query head) merges all parts in fp32, PARTS_AT_ONCE side by side. The torch path masks
+the other rows' suffixes: more products, but one operation instead of twenty.
 
 Letters: N groups, G rows a group, B rows, P prompt tokens (padded), S suffix tokens so far (of at
 most S_max), L = P + S_max * G keys, H query heads, K key heads, E head width. Next:
@@ -40,9 +41,10 @@ TILES = {
     torch.bfloat16: dict(BLOCK_KEYS=64, MAX_QUERIES=64, num_warps=4),
     torch.float32: dict(BLOCK_KEYS=32, MAX_QUERIES=16, num_warps=4),
 }
-MIN_QUERIES = 16  # the least number of rows that `tl.dot` takes
+MIN_QUERIES = 16  # the least number of rows, and of columns, that `tl.dot` takes
 PROGRAMS = 264  # enough for two on each of an H100's 132 multiprocessors
-HEAD_WIDTHS = (16, 32, 64, 128)
+PARTS_AT_ONCE = 16
+MAX_WIDTH = 128  # of a head
 # Arguments that change with the length of the prompts. Triton would compile a variant for each of
 # them that is 1, or a multiple of 16: now and then a rollout would wait for a compiler.
 OF_THE_PROMPTS = ("L", "part_length", "parts", "prefix_size")
@@ -94,21 +96,33 @@ def _torch(q, k, v, prefix_lengths, prefix_size, suffix_length, mask):
 
 # --- Triton kernels ------------------------------------------------------------------------------
 @jit
-def _attend(q, k_ptr, v_ptr, stride, start, stop, scale, E: constexpr, BLOCK_KEYS: constexpr):
-    """Online softmax of the queries (rows, E) over keys start .. stop, `stride` numbers apart.
+def _attend(
+    q,
+    k_ptr,
+    v_ptr,
+    stride,
+    start,
+    stop,
+    scale,
+    E: constexpr,
+    BLOCK_E: constexpr,
+    BLOCK_KEYS: constexpr,
+):
+    """Online softmax of the queries (rows, BLOCK_E) over keys start .. stop, `stride` apart.
 
-    Returns: maximum, sum (rows,) and the weighted sum of values (rows, E), all fp32; -inf, 0 and 0
-    where there is no key.
+    Returns: maximum, sum (rows,) and the weighted sum of values (rows, BLOCK_E), all fp32; -inf, 0
+    and 0 where there is no key.
     """
-    e = tl.arange(0, E)
+    e = tl.arange(0, BLOCK_E)
     maximum = tl.full((q.shape[0],), -float("inf"), dtype=tl.float32)
     total = tl.zeros((q.shape[0],), dtype=tl.float32)
-    values = tl.zeros((q.shape[0], E), dtype=tl.float32)
+    values = tl.zeros((q.shape[0], BLOCK_E), dtype=tl.float32)
     for first in range(start, stop, BLOCK_KEYS):
         key = first + tl.arange(0, BLOCK_KEYS)
         address = key[:, None] * stride + e[None, :]
-        k = tl.load(k_ptr + address, mask=(key < stop)[:, None], other=0.0)
-        v = tl.load(v_ptr + address, mask=(key < stop)[:, None], other=0.0)
+        is_read = (key < stop)[:, None] & (e < E)[None, :]
+        k = tl.load(k_ptr + address, mask=is_read, other=0.0)
+        v = tl.load(v_ptr + address, mask=is_read, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where((key < stop)[None, :], scores, -float("inf"))
         higher = tl.maximum(maximum, tl.max(scores, axis=1))
@@ -127,8 +141,8 @@ def _prefix_kernel(
     k_ptr,  # (N, K, L, E)
     v_ptr,
     lengths_ptr,  # (N,) int32
-    sums_ptr,  # (2, parts, B, H) fp32: maximum and sum
-    values_ptr,  # (parts, B, H, E) fp32
+    sums_ptr,  # (2, parts + 1, B, H) fp32: maximum and sum
+    values_ptr,  # (parts + 1, B, H, E) fp32
     scale,
     stride_q,
     G,
@@ -137,6 +151,7 @@ def _prefix_kernel(
     K: constexpr,
     R: constexpr,
     E: constexpr,
+    BLOCK_E: constexpr,
     BLOCK_Q: constexpr,
     BLOCK_KEYS: constexpr,
 ):
@@ -145,24 +160,25 @@ def _prefix_kernel(
     head = tl.program_id(0) % K
     part = tl.program_id(1)
     member = tl.program_id(2) * BLOCK_Q + tl.arange(0, BLOCK_Q)  # of the G * R queries
-    exists = member < G * R
-    e = tl.arange(0, E)
+    e = tl.arange(0, BLOCK_E)
+    exists = (member < G * R)[:, None] & (e < E)[None, :]
     # Query `member` is head `head * R + member % R` of row `group * G + member // R`.
     row = (group * G + member // R).to(tl.int64)
     query_head = head * R + member % R
     address = (row * stride_q + query_head * E)[:, None] + e[None, :]
-    q = tl.load(q_ptr + address, mask=exists[:, None], other=0.0)
+    q = tl.load(q_ptr + address, mask=exists, other=0.0)
     keys = (group * K + head).to(tl.int64) * L * E
     start = part * part_length
     stop = tl.minimum(start + part_length, tl.load(lengths_ptr + group))
     maximum, total, values = _attend(
-        q, k_ptr + keys, v_ptr + keys, E, start, stop, scale, E, BLOCK_KEYS
+        q, k_ptr + keys, v_ptr + keys, E, start, stop, scale, E, BLOCK_E, BLOCK_KEYS
     )
     queries = tl.num_programs(0).to(tl.int64) * G * R  # B * H
     query = part * queries + row * (K * R) + query_head
-    tl.store(sums_ptr + query, maximum, mask=exists)
-    tl.store(sums_ptr + tl.num_programs(1) * queries + query, total, mask=exists)
-    tl.store(values_ptr + query[:, None] * E + e[None, :], values, mask=exists[:, None])
+    plane = (tl.num_programs(1) + 1) * queries
+    tl.store(sums_ptr + query, maximum, mask=member < G * R)
+    tl.store(sums_ptr + plane + query, total, mask=member < G * R)
+    tl.store(values_ptr + query[:, None] * E + e[None, :], values, mask=exists)
 
 
 @jit(do_not_specialize=OF_THE_PROMPTS)
@@ -171,9 +187,8 @@ def _suffix_kernel(
     k_ptr,  # (N, K, L, E)
     v_ptr,
     length_ptr,  # () int32: S
-    sums_ptr,  # (2, parts, B, H) fp32
-    values_ptr,  # (parts, B, H, E) fp32
-    out_ptr,  # (B, H, E)
+    sums_ptr,  # (2, parts + 1, B, H) fp32
+    values_ptr,  # (parts + 1, B, H, E) fp32
     scale,
     stride_q,
     parts,
@@ -183,39 +198,62 @@ def _suffix_kernel(
     K: constexpr,
     R: constexpr,
     E: constexpr,
+    BLOCK_E: constexpr,
     BLOCK_Q: constexpr,
     BLOCK_KEYS: constexpr,
 ):
-    """The suffix of one row for the R queries of one key head, then all parts merged."""
+    """The suffix of one row for the R queries of one key head: the last part."""
     row = tl.program_id(0) // K
     head = tl.program_id(0) % K
     member = tl.arange(0, BLOCK_Q)
-    exists = member < R
-    e = tl.arange(0, E)
+    e = tl.arange(0, BLOCK_E)
+    exists = (member < R)[:, None] & (e < E)[None, :]
     address = row.to(tl.int64) * stride_q + ((head * R + member) * E)[:, None] + e[None, :]
-    q = tl.load(q_ptr + address, mask=exists[:, None], other=0.0)
+    q = tl.load(q_ptr + address, mask=exists, other=0.0)
     # The suffix of row g of its group is at the keys prefix_size + g, prefix_size + g + G, ...
     first_key = ((row // G) * K + head).to(tl.int64) * L + prefix_size + row % G
     maximum, total, values = _attend(
         q, k_ptr + first_key * E, v_ptr + first_key * E, G * E, 0, tl.load(length_ptr), scale, E,
-        BLOCK_KEYS,
+        BLOCK_E, BLOCK_KEYS,
     )  # fmt: skip
     queries = tl.num_programs(0).to(tl.int64) * R  # B * H
-    query = tl.program_id(0) * R + member
-    out_address = query.to(tl.int64)[:, None] * E + e[None, :]
-    for part in range(0, parts):
-        first = part * queries
-        other = tl.load(sums_ptr + first + query, mask=exists, other=0.0)
-        other_total = tl.load(sums_ptr + parts * queries + first + query, mask=exists, other=0.0)
-        values_at = values_ptr + first * E + out_address
-        other_values = tl.load(values_at, mask=exists[:, None], other=0.0)
-        higher = tl.maximum(maximum, other)
-        shrink, factor = tl.exp(maximum - higher), tl.exp(other - higher)
-        total = total * shrink + other_total * factor
-        values = values * shrink[:, None] + other_values * factor[:, None]
+    query = parts * queries + tl.program_id(0) * R + member
+    plane = (parts + 1) * queries
+    tl.store(sums_ptr + query, maximum, mask=member < R)
+    tl.store(sums_ptr + plane + query, total, mask=member < R)
+    tl.store(values_ptr + query[:, None] * E + e[None, :], values, mask=exists)
+
+
+@jit(do_not_specialize=OF_THE_PROMPTS)
+def _merge_kernel(
+    sums_ptr,  # (2, parts + 1, B, H) fp32
+    values_ptr,  # (parts + 1, B, H, E) fp32
+    out_ptr,  # (B, H, E)
+    parts,
+    E: constexpr,
+    BLOCK_E: constexpr,
+    BLOCK_PARTS: constexpr,
+):
+    """All parts of one query, the suffix included, merged."""
+    query, queries = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    e = tl.arange(0, BLOCK_E)
+    # The first part is never empty, so `higher` below is finite.
+    maximum, total = -float("inf"), 0.0
+    values = tl.zeros((BLOCK_E,), dtype=tl.float32)
+    for first in range(0, parts + 1, BLOCK_PARTS):
+        part = first + tl.arange(0, BLOCK_PARTS)
+        at, exists = part * queries + query, part <= parts
+        maxima = tl.load(sums_ptr + at, mask=exists, other=-float("inf"))
+        sums = tl.load(sums_ptr + (parts + 1) * queries + at, mask=exists, other=0.0)
+        address, is_read = at[:, None] * E + e[None, :], exists[:, None] & (e < E)[None, :]
+        part_values = tl.load(values_ptr + address, mask=is_read, other=0.0)
+        higher = tl.maximum(maximum, tl.max(maxima, axis=0))
+        shrink, factor = tl.exp(maximum - higher), tl.exp(maxima - higher)
+        total = total * shrink + tl.sum(sums * factor, axis=0)
+        values = values * shrink + tl.sum(part_values * factor[:, None], axis=0)
         maximum = higher
-    out = values / total[:, None]
-    tl.store(out_ptr + out_address, out.to(out_ptr.dtype.element_ty), mask=exists[:, None])
+    out = (values / total).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + query * E + e, out, mask=e < E)
 
 
 def _triton(q, k, v, prefix_lengths, prefix_size, suffix_length):
@@ -225,18 +263,20 @@ def _triton(q, k, v, prefix_lengths, prefix_size, suffix_length):
     block_q = min(tile.pop("MAX_QUERIES"), max(MIN_QUERIES, triton.next_power_of_2(G * R)))
     tiles = triton.cdiv(G * R, block_q)
     part_length, parts = prefix_parts(prefix_size, N * K * tiles, tile["BLOCK_KEYS"])
-    sums = torch.empty((2, parts, B, H), dtype=torch.float32, device=q.device)  # (2, parts, B, H)
-    values = sums.new_empty((parts, B, H, E))  # (parts, B, H, E)
+    sums = torch.empty((2, parts + 1, B, H), dtype=torch.float32, device=q.device)
+    values = sums.new_empty((parts + 1, B, H, E))  # (parts + 1, B, H, E)
     out = q.new_empty((B, H, E))  # (B, H, E)
-    shape = dict(K=K, R=R, E=E, **tile)
+    width = dict(E=E, BLOCK_E=max(MIN_QUERIES, triton.next_power_of_2(E)))
+    shape = dict(K=K, R=R, **width, **tile)
     _prefix_kernel[(N * K, parts, tiles)](
         q, k, v, prefix_lengths, sums, values, E**-0.5, q.stride(0), G, L, part_length,
         BLOCK_Q=block_q, **shape,
     )  # fmt: skip
     _suffix_kernel[(B * K,)](
-        q, k, v, suffix_length, sums, values, out, E**-0.5, q.stride(0), parts, prefix_size, G, L,
+        q, k, v, suffix_length, sums, values, E**-0.5, q.stride(0), parts, prefix_size, G, L,
         BLOCK_Q=max(MIN_QUERIES, triton.next_power_of_2(R)), **shape,
     )  # fmt: skip
+    _merge_kernel[(B * H,)](sums, values, out, parts, BLOCK_PARTS=PARTS_AT_ONCE, **width)
     return out
 
 
@@ -277,8 +317,8 @@ def shared_prefix_attention(
     Returns: (B, H, E) contiguous, in the dtype of `q`; softmax and sums are fp32 (fp64).
 
     Raises:
-        ValueError: shapes or dtypes do not fit. Triton needs contiguous heads and caches, E in
-            HEAD_WIDTHS, and in the interpreter float32.
+        ValueError: shapes or dtypes do not fit. Triton needs contiguous heads and caches, heads of
+            at most MAX_WIDTH, and in the interpreter float32.
     """
     impl = choose_impl(impl, q)
     (B, H, E), (N, K, _, _) = q.shape, k.shape
@@ -293,8 +333,8 @@ def shared_prefix_attention(
         raise ValueError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if impl == "torch":
         return _torch(q, k, v, prefix_lengths, prefix_size, suffix_length, mask)
-    if E not in HEAD_WIDTHS:
-        raise ValueError(f"the triton kernel takes head widths {HEAD_WIDTHS}, got {E}")
+    if E > MAX_WIDTH:
+        raise ValueError(f"the triton kernel takes heads of at most {MAX_WIDTH}, got {E}")
     if q.stride()[1:] != (E, 1) or not (k.is_contiguous() and v.is_contiguous()):
         raise ValueError("the triton kernel takes contiguous heads and caches")
     if q.dtype not in (torch.float32, torch.bfloat16) or not q.is_cuda and q.dtype != torch.float32:

@@ -25,7 +25,7 @@ O', which has -R_c in the target column, the gradients are two plain products:
 
     dhidden = r * (O' weight),   dweight = O'^T (r * hidden),   r_c = -g_c / (temperature (1 + R_c))
 
-O' does not depend on g. So where the odds of all columns fit into `CHUNK_BYTES`, forward stores
+O' does not depend on g. So where the odds of all columns fit into `chunk_bytes`, forward stores
 them (a bf16 odd is off by 2^-9 of itself, a bf16 logit would be off by up to 0.06 nats). Where they
 do not fit, forward stores three numbers per token and tile of 128 columns, and backward computes
 the odds of one chunk of the vocabulary after the other: every row of dweight is written once.
@@ -43,9 +43,11 @@ from torch.autograd.function import once_differentiable
 
 from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
-# The one memory knob: what the odds of one chunk of columns may take, all of them or a part. At
-# 2048 tokens and 151936 words (0.6 GB in bf16) that is a chunk of 131072 columns.
-CHUNK_BYTES = 2**29
+# The memory knobs: what the odds of one chunk of columns may take, all of them or a part, is
+# CHUNK_BYTES or a 32nd of a GPU's memory, whichever is more. (Of all its memory, not of what is free:
+# that changes from step to step, and with the chunks the rounding of the gradients.) On 24 GB these
+# are 0.75 GB: 2400 tokens and 151936 words in bf16, stored.
+CHUNK_BYTES, CHUNK_SHARE = 2**29, 32
 
 # Nats by which another logit may exceed the target's. A sampled token is never (once in 10^8) that
 # unlikely, so on-policy training computes the logits once.
@@ -288,11 +290,19 @@ def _product(a, b):
     return a @ b.to(a.dtype)
 
 
+def chunk_bytes(memory: float | None) -> int:
+    """What the odds of a chunk may take with a GPU of `memory` bytes; None: on a CPU."""
+    return max(CHUNK_BYTES, int(memory or 0) // CHUNK_SHARE)
+
+
 def _chunk_columns(hidden, dtype, impl):
-    """Columns of a chunk within `CHUNK_BYTES`, a multiple of every tile width. Triton holds the
+    """Columns of a chunk within `chunk_bytes`, a multiple of every tile width. Triton holds the
     odds once, torch up to three arrays of their size in `dtype`."""
     size = hidden.element_size() if impl == "triton" else 3 * torch.finfo(dtype).bits // 8
-    return max(128, CHUNK_BYTES // (size * max(hidden.shape[0], 1)) // 128 * 128)
+    memory = None
+    if hidden.is_cuda:
+        memory = torch.cuda.get_device_properties(hidden.device).total_memory
+    return max(128, chunk_bytes(memory) // (size * max(hidden.shape[0], 1)) // 128 * 128)
 
 
 def _chunks(hidden, weight, targets, suppressed, temperature, step):

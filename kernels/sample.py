@@ -20,7 +20,7 @@ F / Z differ by less than BOUNDARY. Only where u lies that close to a boundary F
 choose j and the other its neighbour. Greedy: torch compares log-probabilities, the kernels logits;
 only logits whose log-probabilities are equal in fp32 can be told apart by one and not the other.
 
-Letters: B rows, V vocabulary. Next: `decode.py`.
+Letters: B rows, V vocabulary. Next: `norm.py`.
 """
 
 import math

@@ -340,19 +340,17 @@ class KVCache:
         self.prefix_lengths, self.mask = self.prefix_lengths[groups], None
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
+def decode_attention(q: Tensor, cache: KVCache, layer: int) -> Tensor:
     """One new token per row against [shared prefix | own suffix, itself included].
 
     Args:
-        q: (B, H, E). k, v: (B, K, E) of the new token, written into the cache.
+        q: (B, H, E); its keys and values are in the cache (`kernels.rotate_and_store`).
     Returns: (B, H, E).
     """
     keys, values = cache.layers[layer]  # (N, K, L, E)
-    (N, K, L, E), G, R = keys.shape, cache.group_size, q.shape[1] // k.shape[1]
-    keys[:, :, cache.newest.index] = k.view(N, G, K, E).transpose(1, 2)
-    values[:, :, cache.newest.index] = v.view(N, G, K, E).transpose(1, 2)
     if cache.mask is None and not q.is_cuda:
-        cache.mask = visible_keys(cache.prefix_lengths, cache.prefix_size, G, R, L, q.dtype)
+        (_, K, L, _), G, P = keys.shape, cache.group_size, cache.prefix_size
+        cache.mask = visible_keys(cache.prefix_lengths, P, G, q.shape[1] // K, L, q.dtype)
     return shared_prefix_attention(
         q, keys, values, cache.prefix_lengths, cache.prefix_size, cache.length, cache.mask
     )

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import gated_product
+from kernels import add_norm, apply_rotary, gated_product, rotate_and_store
 from model.adapter import Linear, linear
 from model.attention import KVCache, PackLayout, decode_attention, packed_attention
 from model.config import TextConfig
-from model.vision import Rotary, apply_rotary, rotary_table, run_layer
+from model.vision import Rotary, rotary_table, run_layer
 
 
 def frequency_axes(cfg: TextConfig) -> list[int]:
@@ -158,15 +158,16 @@ class DecodingStep:
     """One new token for every row: the layers of `LanguageModel.forward` written out.
 
     For a small model on a CPU calling fifty modules, and looking up their weights, takes a sixth of
-    a step. So the weights (not copies) are looked up once per rollout.
+    a step. So the weights (not copies) are looked up once per rollout. On a GPU what lies between
+    the products is one kernel each.
     """
 
     def __init__(self, model: LanguageModel, cache: KVCache):
         self.cache, self.cfg = cache, model.cfg
-        self.norm = model.norm.weight
+        norms = [layer.input_layernorm.weight for layer in model.layers] + [model.norm.weight]
+        self.first_norm = norms[0]
         self.layers = [
             (
-                layer.input_layernorm.weight,
                 layer.self_attn.qkv_proj.for_decoding(),
                 layer.self_attn.qk_scale(),
                 layer.self_attn.o_proj.for_decoding(),
@@ -174,25 +175,23 @@ class DecodingStep:
                 layer.mlp.gate_proj.for_decoding(),
                 layer.mlp.up_proj.for_decoding(),
                 layer.mlp.down_proj.for_decoding(),
+                next_norm,
             )
-            for layer in model.layers
+            for layer, next_norm in zip(model.layers, norms[1:], strict=True)
         ]
 
     def __call__(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Embedded tokens (B, D) and `mrope` of their positions -> (B, D), after the last norm."""
         cfg, (cos, sin) = self.cfg, (table.to(x.dtype) for table in rotary)
-        H, K = cfg.num_attention_heads, cfg.num_key_value_heads
-        width, eps = (cfg.hidden_size,), cfg.rms_norm_eps
+        heads, eps = cfg.num_attention_heads + 2 * cfg.num_key_value_heads, cfg.rms_norm_eps
         self.cache.advance()
-        for layer, (norm_1, qkv, scale, o, norm_2, gate, up, down) in enumerate(self.layers):
-            h = linear(F.rms_norm(x, width, norm_1, eps), *qkv)
-            h = h.view(len(x), H + 2 * K, cfg.head_dim)  # (B, H + 2K, E)
-            qk, v = h[:, : H + K], h[:, H + K :]  # (B, H + K, E), (B, K, E)
-            if scale is not None:
-                qk = F.rms_norm(qk, (cfg.head_dim,), eps=eps) * scale
-            qk = apply_rotary(qk, cos, sin)
-            out = decode_attention(qk[:, :H], qk[:, H:], v, self.cache, layer)  # (B, H, E)
-            x = x + linear(out.flatten(1), *o)
-            h = F.rms_norm(x, width, norm_2, eps)
-            x = x + linear(gated_product(linear(h, *gate), linear(h, *up)), *down)
-        return F.rms_norm(x, width, self.norm, eps)
+        h = F.rms_norm(x, (cfg.hidden_size,), self.first_norm, eps)  # (B, D)
+        for number, (qkv, scale, o, norm_2, gate, up, down, next_norm) in enumerate(self.layers):
+            qkv = linear(h, *qkv).view(len(x), heads, cfg.head_dim)  # (B, H + 2K, E)
+            keys_values, newest = self.cache.layers[number], self.cache.newest.index
+            q = rotate_and_store(qkv, cos, sin, scale, eps, *keys_values, newest)  # (B, H, E)
+            out = decode_attention(q, self.cache, number)  # (B, H, E)
+            x, h = add_norm(x, linear(out.flatten(1), *o), norm_2, eps)  # (B, D) each
+            update = linear(gated_product(linear(h, *gate), linear(h, *up)), *down)
+            x, h = add_norm(x, update, next_norm, eps)
+        return h

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import gated_product
+from kernels import apply_rotary, gated_product
 from model.attention import Runs, bidirectional_attention
 from model.config import VisionConfig
 
@@ -34,12 +34,6 @@ def rotary_table(angle: Tensor) -> Rotary:
     """cos and sin of angles (T, E/2) as `apply_rotary` takes them: (T, 1, E) fp32 each."""
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + E/2}) by its angle: x (T, heads, E); `rotary_table` (T, 1, E)."""
-    partner = x.roll(x.shape[-1] // 2, dims=-1)  # (T, heads, E)
-    return torch.addcmul(x * cos, partner, sin)  # (T, heads, E)
 
 
 def patch_positions(grid: Grid, merge: int) -> Tensor:

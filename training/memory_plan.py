@@ -76,8 +76,14 @@ def sizes_of(cfg: TrainConfig, processor: Processor, ranks: int) -> Sizes:
     )
 
 
-def plan(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, ranks: int = 1) -> Plan:
-    """The memory of a run on one of `ranks` GPUs.
+def plan(
+    cfg: VLMConfig,
+    run: TrainConfig,
+    sizes: Sizes,
+    ranks: int = 1,
+    available: float | None = None,
+) -> Plan:
+    """The memory of a run on one of `ranks` GPUs with `available` bytes each.
 
     Notes: with --fsdp what the optimizer keeps is divided by the ranks, the weights are not: a
         rollout gathers them.
@@ -111,7 +117,7 @@ def plan(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, ranks: int = 1) -> Plan
         "prefill": sizes.prompts * sizes.prompt * layer_bytes(cfg, size, keeps=False),
         "tower": tower_bytes(cfg, run, sizes, size),
         "activations": activation_bytes(cfg, run, sizes, size),
-        "head": head_bytes(cfg, sizes, size, head_trained),
+        "head": head_bytes(cfg, sizes, size, head_trained, available),
     }
     kept = ("weights", "adapter", "reference", "masters", "moments", "image features")
     static = sum(parts[name] for name in kept) + CONTEXT
@@ -169,10 +175,12 @@ def activation_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) 
     return layers * one_layer + 2 * hidden
 
 
-def head_bytes(cfg: VLMConfig, sizes: Sizes, size: int, trained: int) -> int:
+def head_bytes(
+    cfg: VLMConfig, sizes: Sizes, size: int, trained: int, available: float | None
+) -> int:
     """Odds of a chunk of columns, their product, and the gradient of the head's weight."""
     tokens = sizes.groups * sizes.completions * sizes.length
-    odds = min(tokens * cfg.text.vocab_size * size, logprob.CHUNK_BYTES)
+    odds = min(tokens * cfg.text.vocab_size * size, logprob.chunk_bytes(available))
     return odds + 2 * tokens * cfg.text.hidden_size * size + trained * size
 
 
@@ -221,9 +229,11 @@ CHANGES = (  # what brings memory down, the cheapest first
 )
 
 
-def plan_of(run: TrainConfig, processor: Processor, ranks: int = 1) -> Plan:
+def plan_of(
+    run: TrainConfig, processor: Processor, available: float | None = None, ranks: int = 1
+) -> Plan:
     """`plan` of a run's flags and checkpoint."""
-    return plan(processor.cfg, run, sizes_of(run, processor, ranks), ranks)
+    return plan(processor.cfg, run, sizes_of(run, processor, ranks), ranks, available)
 
 
 def with_micro_batches(
@@ -234,7 +244,7 @@ def with_micro_batches(
         return run
     for groups in (MOST_GROUPS, 4, 2, 1):
         chosen = replace(run, groups_per_micro_batch=groups)
-        if available is None or plan_of(chosen, processor, ranks).peak <= available:
+        if available is None or plan_of(chosen, processor, available, ranks).peak <= available:
             break
     return chosen
 
@@ -243,12 +253,12 @@ def changes_that_fit(
     run: TrainConfig, processor: Processor, available: float, ranks: int = 1
 ) -> list[str] | None:
     """The flags that bring a run under `available` bytes, one after the other; None: none does."""
-    flags, peak = [], plan_of(run, processor, ranks).peak
+    flags, peak = [], plan_of(run, processor, available, ranks).peak
     for words, change in CHANGES:
         if peak <= available:
             break
         changed = replace(run, **change(run))
-        lower = plan_of(changed, processor, ranks).peak
+        lower = plan_of(changed, processor, available, ranks).peak
         if lower < peak:
             run, peak, flags = changed, lower, [*flags, words]
     return flags if peak <= available else None

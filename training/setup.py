@@ -110,7 +110,7 @@ def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
     console.advice = None
     if available is None and not cfg.plan:  # on a CPU nobody asks
         return cfg
-    planned = memory_plan.plan_of(cfg, processor, ranks)
+    planned = memory_plan.plan_of(cfg, processor, available, ranks)
     print((memory_plan.in_full if cfg.plan else memory_plan.in_two_lines)(planned, available))
     if available is not None:
         console.advice = memory_plan.advice(cfg, processor, available, ranks)

@@ -141,7 +141,7 @@ def advantages(device, rounds: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     args, table = arguments(__doc__, argv, rounds={"bundled": 5, "2b": 15}), Table()
     chunk = CPU_CHUNK_BYTES if args.device.type == "cpu" else logprob.CHUNK_BYTES
-    with patch.object(logprob, "CHUNK_BYTES", chunk):
+    with patch.object(logprob, "chunk_bytes", lambda _memory: chunk):
         for D, C, V in SHAPES[args.size]:
             compare(table, D, C, V, args.device, args.rounds)
     microseconds = advantages(args.device, args.rounds)

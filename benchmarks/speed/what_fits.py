@@ -69,9 +69,11 @@ def table() -> str:
     for name, config in MODELS.items():
         cells = []
         for run in RECIPES.values():
-            peak = plan_of(run, processor_of(config)).peak / GIB
-            card = next((f"{card} GB" for card, room in CARDS.items() if peak <= room), "none")
-            cells.append(f"{peak:.1f}: {card}")
+            for card, room in CARDS.items():
+                peak = plan_of(run, processor_of(config), room * GIB).peak / GIB
+                if peak <= room:
+                    break
+            cells.append(f"{peak:.1f}: {f'{card} GB' if peak <= room else 'none'}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

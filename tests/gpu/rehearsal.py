@@ -284,7 +284,8 @@ def planned(_: Path) -> dict:
         flags = LORA | {"groups_per_micro_batch": 1} | changes
         run, C = GRPOConfig(**flags), flags["max_completion_length"]
         sizes = memory_plan.Sizes(1024, 900, run.prompts_per_step, 1, run.num_generations, C)
-        plan = memory_plan.plan(VLMConfig.from_dict(SIZES[size]), run, sizes)
+        card = shadow.MEMORY
+        plan = memory_plan.plan(VLMConfig.from_dict(SIZES[size]), run, sizes, available=card)
         peak = max(measure(SIZES[size], flags).values()) / 2**30
         rows.append([size, changes, peak, (plan.peak - memory_plan.CONTEXT) / 2**30])
     return {"rows": rows}

@@ -50,6 +50,8 @@ from tests.gpu.device import (
     unwrapped,
 )
 
+MEMORY = 150 * 10**9  # bytes of the card
+
 # ---- kernels -------------------------------------------------------------------------------------
 
 
@@ -206,7 +208,7 @@ class Launch:
 
 def twins() -> list[tuple]:
     """(module, name, stand-in in torch) of kernels, or of the functions that launch them."""
-    from kernels import advantage, decode, logprob, sample, swiglu
+    from kernels import advantage, decode, logprob, norm, rotary, sample, swiglu
 
     def attention(*args):
         return decode._torch(*args, None)
@@ -237,12 +239,28 @@ def twins() -> list[tuple]:
             if place is not None:
                 place.copy_(x)
 
+    def added(x, update, weight, total, normed, D, eps, **_):
+        for place, found in zip(
+            (total, normed), norm.add_norm_ref(x, update, weight, eps), strict=True
+        ):
+            place.copy_(found)
+
+    def rotated(qkv, *rest):
+        return rotary.rotate_and_store_ref(qkv, *rest).contiguous()
+
+    def unrotated(qkv, *rest):
+        return torch.empty_like(
+            qkv[:, : -2 * rest[4].shape[1]], memory_format=torch.contiguous_format
+        )
+
     all_odds, kernel = opaque(odds, None), "_group_advantages_kernel"
     return [
         (decode, "_triton", opaque(attention, lambda q, *_: torch.empty_like(q))),
         (logprob, "_odds_triton", lambda chunk, *rest: all_odds(*chunk, *rest)),
         (advantage, kernel, Launch(None, kernel, advantages)),
         (sample, "_triton", opaque(tokens, no_tokens)),
+        (norm, "_add_norm_kernel", Launch(None, "_add_norm_kernel", added)),
+        (rotary, "_triton", opaque(rotated, unrotated)),
         (swiglu, "_forward_kernel", Launch(None, "_forward_kernel", product)),
         (swiglu, "_backward_kernel", Launch(None, "_backward_kernel", gradients)),
     ]
@@ -303,7 +321,7 @@ def _grouped(lists, with_indices=False):
 
 def _of_cuda(gpu: GPU) -> dict:
     """Attributes of torch.cuda."""
-    about = dict(name="shadow", total_memory=150 * 10**9, multi_processor_count=132)
+    about = dict(name="shadow", total_memory=MEMORY, multi_processor_count=132)
     return dict(
         is_available=lambda: True,
         is_initialized=lambda: True,
@@ -357,7 +375,7 @@ def gpu(sizes_only: bool = False, interpret: bool = False):
     put(fx_config, "meta_nonzero_assume_all_nonzero", True)  # where there are no numbers
     put(varlen, "varlen_attn", varlen_attn)
     put(attention, "flash_attn_varlen_func", None)
-    names = ("advantage", "decode", "logprob", "sample", "swiglu")
+    names = ("advantage", "decode", "logprob", "norm", "rotary", "sample", "swiglu")
     for module in (getattr(kernels, name) for name in names):
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):

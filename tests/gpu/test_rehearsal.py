@@ -30,7 +30,7 @@ WAITS = {
     "pass of four": 5,  # the first for each micro-batch
     "adamw": 1,  # is the gradient finite?
 }
-LAUNCHES = {"tower": 66, "rollout": 451, "pass of one": 376, "adamw": 213, "recorded": 93}
+LAUNCHES = {"tower": 66, "rollout": 327, "pass of one": 364, "adamw": 213, "recorded": 56}
 
 # Peaks in GiB, a little above what is measured: one group of LoRA, see `memory.LORA`. The first is
 # of weights, masters, moments; then a rollout; then forward and backward.

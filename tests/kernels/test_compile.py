@@ -28,7 +28,13 @@ needs_triton = pytest.mark.skipif(
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 TENSOR_CORES |= dict.fromkeys((86, 89, 120), "mma.sync")  # RTX 3090, 4090, 5090
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a block may use
-WITHOUT_PRODUCT = ("swiglu", "sampler")  # variants begin with these words
+WITHOUT_PRODUCT = (
+    "swiglu",
+    "sampler",
+    "merge",
+    "rotary",
+    "norm",
+)  # variants begin with these words
 LARGEST = ("odds bf16", "advantages 4096")  # and all decoding kernels in bf16
 HEADS = {  # key heads, query heads on each; all of width 128
     "Qwen2-VL-2B": (2, 6),
@@ -59,7 +65,7 @@ def launches() -> dict[str, tuple]:
     Arguments without a type are pointers to fp32 or 32-bit integers. Constants include the options
     of the compiler. All pointers are multiples of 16.
     """
-    from kernels import advantage, decode, logprob, sample, swiglu
+    from kernels import advantage, decode, logprob, norm, rotary, sample, swiglu
 
     result = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -77,7 +83,7 @@ def launches() -> dict[str, tuple]:
         types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{name}")
         types |= {"lengths_ptr": "*i32", "length_ptr": "*i32", "scale": "fp32"}
         for heads, (K, R) in HEADS.items():
-            constants = decode.TILES[dtype] | dict(K=K, R=R, E=128)
+            constants = decode.TILES[dtype] | dict(K=K, R=R, E=128, BLOCK_E=128)
             largest = {"BLOCK_Q": constants.pop("MAX_QUERIES")}
             launch = (decode._prefix_kernel, types, constants | largest, [])
             result[f"prefix {name}, {heads}"] = launch
@@ -92,6 +98,21 @@ def launches() -> dict[str, tuple]:
         for use, absent in (("", {}), (" without product", {"product_ptr": None})):
             launch = (swiglu._backward_kernel, types, swiglu.TILE | absent, ["size"])
             result[f"swiglu backward {name}{use}"] = launch
+        # Widths of heads: of the published families, and one that is no power of two.
+        for E, block in ((128, 128), (80, 128)):
+            constants = dict(E=E, BLOCK_E=block, BLOCK_PARTS=decode.PARTS_AT_ONCE)
+            launch = (decode._merge_kernel, {"out_ptr": f"*{name}"}, constants, [])
+            result[f"merge {name}, {E}"] = launch
+            names = ("qkv", "cos", "sin", "scale", "q", "keys", "values")
+            types = {f"{pointer}_ptr": f"*{name}" for pointer in names}
+            types |= {"newest_ptr": "*i64", "eps": "fp32"}
+            constants = rotary.TILE | dict(H=28, K=4, E=E, BLOCK_E=block)
+            result[f"rotary {name}, {E}"] = (rotary._rotate_kernel, types, constants, [])
+        for D in (1536, 3584):
+            names = ("x", "update", "weight", "total", "normed")
+            types = {f"{pointer}_ptr": f"*{name}" for pointer in names} | {"eps": "fp32"}
+            constants = dict(BLOCK_D=1 << (D - 1).bit_length(), num_warps=norm.NUM_WARPS)
+            result[f"norm {name}, {D}"] = (norm._add_norm_kernel, types, constants, ["D"])
     # Qwen2.5-VL-7B's 152064 words in 75 tiles.
     types = {"sums_ptr": "*fp64", "suppressed_ptr": "*i1", "ids_ptr": "*i64", "temperature": "fp32"}
     launch = (sample._tile_kernel, types, sample.TILE, ["stride_b", "V"])
@@ -144,7 +165,7 @@ def compile_kernel(kernel, types, constants, multiples, capability):
 
 
 def decoding_variants(prompt_lengths: list[int]) -> int:
-    """Binaries that decoding after prompts of these lengths needs, its two kernels together: the
+    """Binaries that decoding after prompts of these lengths needs, its kernels together: the
     keys under which Triton's launcher looks for them, here taken without launching."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
@@ -162,8 +183,8 @@ def decoding_variants(prompt_lengths: list[int]) -> int:
         def __getitem__(self, _grid):
             return lambda *args, **more: keys.add((self.name, str(self.bind(*args, **more)[1:])))
 
-    decode._prefix_kernel = Launcher(decode._prefix_kernel)
-    decode._suffix_kernel = Launcher(decode._suffix_kernel)
+    for name in ("_prefix_kernel", "_suffix_kernel", "_merge_kernel"):
+        setattr(decode, name, Launcher(getattr(decode, name)))
     N, G, S_max, (K, R) = 2, 4, 33, HEADS["Qwen2-VL-2B"]
     for P in prompt_lengths:
         q = torch.empty(N * G, K * R, 128, dtype=torch.bfloat16)
@@ -187,7 +208,7 @@ def binaries(tmp_path_factory):
 def test_the_kernels_compile_without_spills_and_bf16_uses_tensor_cores(binaries):
     others = len(TENSOR_CORES) - 1  # than sm_90
     with_product = 8 + others * len(LARGEST) + (4 + 2 * others) * len(HEADS)
-    assert len(binaries) == with_product + 9 * len(TENSOR_CORES)
+    assert len(binaries) == with_product + 21 * len(TENSOR_CORES)
     for name, binary in binaries.items():
         assert binary["STACK"] == binary["LOCAL"] == 0 < binary["REG"], (name, binary)
         capability = int(name.split()[-1])
@@ -205,7 +226,7 @@ def test_no_length_of_a_prompt_compiles_a_kernel_anew():
     program = "from tests.kernels.test_compile import decoding_variants as variants\n"
     process = run_python("-c", f"{program}print(variants({lengths}))")
     assert process.returncode == 0, process.stderr
-    assert process.stdout.split() == ["2"]  # one for each kernel
+    assert process.stdout.split() == ["3"]  # one for each kernel
 
 
 def test_the_kernels_work_where_triton_is_not_installed():

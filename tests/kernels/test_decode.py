@@ -51,6 +51,7 @@ def float64_reference(inputs):
         dict(N=2, G=5, H=6, K=2, E=32, P=130, S=35, S_max=48),  # a suffix of two blocks
         dict(N=1, G=12, H=4, K=2, P=70),  # 24 queries a key head: two tiles
         dict(N=2, G=2, H=12, K=2, E=64, P=64, S=32, S_max=32),  # whole blocks, nothing to mask
+        *(dict(E=E) for E in (8, 20, 80, 128)),  # widths that are, and are not, powers of two
         *(dict(N=1, G=3, H=R * K, K=K, P=40) for R, K in ((2, 8), (4, 8), (7, 4), (8, 2))),
     ],
     ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()) or "default",
@@ -97,6 +98,7 @@ def test_cutting_the_prefix_into_parts_changes_nothing(monkeypatch, programs):
     inputs = make_inputs(P=300, N=2)
     inputs["prefix_lengths"][1] = 70  # most parts of the second prefix are empty
     monkeypatch.setattr(decode, "PROGRAMS", programs)
+    monkeypatch.setattr(decode, "PARTS_AT_ONCE", 4)  # of ten, and the suffix
     for P in (1, 64, 65, 300, 4096):
         length, parts = decode.prefix_parts(P, 4, 32)
         most = max(1, min(-(-P // 32), programs // 4))  # one block each, four programs for each
@@ -132,9 +134,9 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused(name, value, message):
 
 
 @needs_triton
-def test_the_kernel_refuses_other_head_widths_and_strided_caches():
-    with pytest.raises(ValueError, match="head widths"):
-        shared_prefix_attention(**make_inputs(E=20), impl="triton")
+def test_the_kernel_refuses_wider_heads_and_strided_caches():
+    with pytest.raises(ValueError, match="heads of at most 128, got 132"):
+        shared_prefix_attention(**make_inputs(E=132), impl="triton")
     inputs = make_inputs()
     inputs["k"] = inputs["k"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(ValueError, match="contiguous"):

@@ -27,7 +27,7 @@ each_impl = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", mar
 def chunks(request, monkeypatch):
     """Run a test twice: with the whole vocabulary in one chunk, and in chunks of 128 columns."""
     if request.param == "many chunks":
-        monkeypatch.setattr(logprob, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(logprob, "chunk_bytes", lambda _memory: 1)
 
 
 def make_inputs(C, D, V, dtype=torch.float32, spread=1.0, seed=0, with_suppressed=True):
@@ -230,7 +230,7 @@ def test_targets_of_any_unlikeliness_keep_entropy_and_gradient(impl, chunks):
 
 
 def test_memory_beyond_the_gradients_does_not_grow_with_the_vocabulary(monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(logprob, "chunk_bytes", lambda _memory: 2**20)
     extra = {V: extra_bytes(linear_logprob, V, C=128, D=16) for V in (1024, 16384, 151936)}
     assert all(2**18 < count < 2**20 for count in extra.values())
     assert extra[151936] == extra[16384] < 4 * 128 * 4096  # less than 4096 columns of logits
@@ -251,10 +251,16 @@ def test_odds_are_stored_where_they_fit_and_computed_again_where_not(impl, monke
     evaluate(linear_logprob, *inputs, 1.0, impl=impl)
     assert passes == [300]  # backward is two products
     passes.clear()
-    monkeypatch.setattr(logprob, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(logprob, "chunk_bytes", lambda _memory: 1)
     evaluate(linear_logprob, *inputs, 1.0, impl=impl)
     forward = [300] if impl == "triton" else [128, 128, 44]
     assert passes == [*forward, 128, 128, 44]
+
+
+def test_the_budget_of_a_chunk_grows_with_the_card_and_not_with_what_is_free():
+    assert logprob.chunk_bytes(None) == logprob.chunk_bytes(16 * 2**30) == 2**29
+    assert logprob.chunk_bytes(24e9) > 2400 * 151936 * 2  # the main workload, stored in bf16
+    assert logprob.chunk_bytes(80 * 2**30) == 2.5 * 2**30
 
 
 @each_impl
