@@ -44,9 +44,9 @@ from torch.autograd.function import once_differentiable
 from kernels import Impl, choose_impl, constexpr, jit, tl, triton
 
 # The memory knobs: what the odds of one chunk of columns may take, all of them or a part, is
-# CHUNK_BYTES or a 32nd of a GPU's memory, whichever is more. (Of all its memory, not of what is free:
-# that changes from step to step, and with the chunks the rounding of the gradients.) On 24 GB these
-# are 0.75 GB: 2400 tokens and 151936 words in bf16, stored.
+# CHUNK_BYTES or a 32nd of a GPU's memory, whichever is more. (Of all its memory, not of what is
+# free: that changes from step to step, and with the chunks the rounding of the gradients.) On 24 GB
+# these are 0.75 GB: 2400 tokens and 151936 words in bf16, stored.
 CHUNK_BYTES, CHUNK_SHARE = 2**29, 32
 
 # Nats by which another logit may exceed the target's. A sampled token is never (once in 10^8) that

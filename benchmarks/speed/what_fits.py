@@ -69,11 +69,12 @@ def table() -> str:
     for name, config in MODELS.items():
         cells = []
         for run in RECIPES.values():
-            for card, room in CARDS.items():
-                peak = plan_of(run, processor_of(config), room * GIB).peak / GIB
-                if peak <= room:
-                    break
-            cells.append(f"{peak:.1f}: {f'{card} GB' if peak <= room else 'none'}")
+            peaks = {
+                card: plan_of(run, processor_of(config), room * GIB).peak / GIB
+                for card, room in CARDS.items()
+            }
+            card = next((card for card, room in CARDS.items() if peaks[card] <= room), None)
+            cells.append(f"{peaks[card or max(CARDS)]:.1f}: {f'{card} GB' if card else 'none'}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
