@@ -36,11 +36,11 @@ from sample import generate_group
 from training.batches import (
     MicroBatch,
     MicroBatches,
+    PromptReader,
+    keep_features,
     lengths_of_all_ranks,
     make_groups,
     merge_pass_metrics,
-    prompts_of_step,
-    questions_of_step,
 )
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
@@ -195,16 +195,16 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
     """Run GRPO as configured, or resume it; return the last held-out metrics."""
     setup = prepare(cfg, checkpoint)
     cfg, task, processor, model = setup.cfg, setup.task, setup.processor, setup.model
-    scorer, optimizer = Scorer(task, cfg), Optimizer(model, cfg)
+    reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg)
+    optimizer = Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
     with TrainingRun(setup, optimizer) as run:
         for step in run.steps():
             # 1. Questions: N image-question pairs. Each rank takes its shard of them.
-            questions = questions_of_step(task.train, step, cfg)
-            local_questions = distributed.local_shard(questions)
+            questions, prompts = reader.read(step)
             with unsharded(model):
-                prompts = prompts_of_step(model, processor, local_questions, cfg)
+                keep_features(model, prompts, cfg)
                 run.log.lap("prompts")
                 # 2. Rollout: G completions each from the policy; every prompt is computed once.
                 rollout = generate_group(
@@ -220,7 +220,7 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
             lengths = lengths_of_all_ranks(rollout)
             run.log.lap("rollout")
             # 3. Reward: verify every completion.
-            examples = [example for _, example in local_questions]
+            examples = [example for _, example in distributed.local_shard(questions)]
             rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
             faults = scorer.fault_metrics(len(rollout.texts))
             run.log.lap("reward")

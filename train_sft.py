@@ -26,7 +26,7 @@ from model.vlm import VLM, completion_logps
 from runtime import console, distributed
 from runtime.errors import InputError
 from tasks.task import Task
-from training.batches import Group, MicroBatch, MicroBatches, prompts_of_step, questions_of_step
+from training.batches import Group, MicroBatch, MicroBatches, PromptReader, keep_features
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
 from training.optimizer import Optimizer
@@ -108,16 +108,16 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
     cfg, processor, model = setup.cfg, setup.processor, setup.model
     if cfg.cot:
         setup.task = with_reasoning(setup.task, cfg)
-    optimizer = Optimizer(model, cfg)
+    reader, optimizer = PromptReader(setup.task.train, processor, cfg), Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     with TrainingRun(setup, optimizer) as run:
         for step in run.steps():
             # 1. Questions and their right answers. Each rank takes its shard of them.
-            questions = questions_of_step(setup.task.train, step, cfg)
-            local_questions = distributed.local_shard(questions)
+            questions, prompts = reader.read(step)
             with unsharded(model):
-                prompts = prompts_of_step(model, processor, local_questions, cfg)
-            responses = [response_ids(e, cfg.prompt_mode, processor) for _, e in local_questions]
+                keep_features(model, prompts, cfg)
+            examples = [example for _, example in distributed.local_shard(questions)]
+            responses = [response_ids(example, cfg.prompt_mode, processor) for example in examples]
             C = sum(distributed.all_gather(sum(map(len, responses))))  # tokens of the step
             groups = [
                 Group(prompt, [ids], weights=torch.full((len(ids),), 1.0 / C))

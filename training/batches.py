@@ -5,6 +5,7 @@ Nothing here carries an equation. Read first: train_grpo.py. Next: training/run.
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -43,17 +44,41 @@ def questions_of_step(
     return questions
 
 
-def prompts_of_step(
-    model: VLM, processor: Processor, questions: list[tuple[str, Example]], cfg: TrainConfig
-) -> list[Prompt]:
-    """Prompts ready for the model; a frozen tower has already run over their images."""
-    prompts = [
-        processor.prompt(key, example.images, example.question) for key, example in questions
-    ]
-    if cfg.freeze_vision:  # sampling and all updates of the step reuse its features
+class PromptReader:
+    """Reads the questions of one step after the other, and makes this rank's prompts of them.
+
+    Pictures are opened and resized on the host. A thread does that for the next step while the
+    device works on the present one.
+    """
+
+    def __init__(self, examples: list[Example], processor: Processor, cfg: TrainConfig):
+        self.examples, self.processor, self.cfg = examples, processor, cfg
+        self.thread = ThreadPoolExecutor(1)
+        self.ahead: dict[int, Future] = {}  # step -> its prompts
+
+    def read(self, step: int) -> tuple[list[tuple[str, Example]], list[Prompt]]:
+        """All questions of a step, see `questions_of_step`, and the prompts of this rank's shard.
+
+        Raises InputError for a picture that cannot be read, in its own step.
+        """
+        questions = questions_of_step(self.examples, step, self.cfg)
+        prompts = self.ahead.pop(step, None) or self.thread.submit(self._prompts, questions)
+        if step + 1 < self.cfg.max_steps:
+            following = questions_of_step(self.examples, step + 1, self.cfg)
+            self.ahead = {step + 1: self.thread.submit(self._prompts, following)}
+        return questions, prompts.result()
+
+    def _prompts(self, questions: list[tuple[str, Example]]) -> list[Prompt]:
+        prompt = self.processor.prompt
+        local_questions = distributed.local_shard(questions)
+        return [prompt(key, example.images, example.question) for key, example in local_questions]
+
+
+def keep_features(model: VLM, prompts: list[Prompt], cfg: TrainConfig) -> None:
+    """Run a frozen tower over the images: sampling and all updates of the step use its features."""
+    if cfg.freeze_vision:
         with torch.no_grad():
             model.keep_image_features(prompts)
-    return prompts
 
 
 @dataclass
