@@ -4,6 +4,8 @@ Source: Hu et al., arXiv:2106.09685, section 4.1. Read first: model/lora.py.
 Next: model/language.py.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,3 +109,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter) -> Tensor:
         return y
     A, B = adapter
     return torch.addmm(y, F.linear(x, A), B.T)
+
+
+@dataclass
+class Change:
+    """Sums over weights of what was to be added to them, and of what rounding left of it."""
+
+    wanted: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    error: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    product: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    held: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, weight: Tensor, delta: Tensor) -> None:
+        """Add `delta`, fp32, to a weight in place, rounded once."""
+        before = weight.to(torch.float32, copy=True)
+        weight.copy_(before + delta)
+        change = weight.float() - before
+        self.wanted += delta.double().square().sum().cpu()
+        self.error += (change - delta).double().square().sum().cpu()
+        self.product += (change * delta).double().sum().cpu()
+        self.held += change.double().square().sum().cpu()

@@ -33,9 +33,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.adapter import Adapter
+from model.adapter import Adapter, Change
 from model.vlm import VLM
-from model.weights import published_name
+from model.weights import published_name, published_tensors
 from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 
@@ -56,7 +56,11 @@ REFUSED = {  # fields of PEFT's config that make something else of an adapter
     "lora_bias": "biases",
     "rank_pattern": "ranks that differ from layer to layer",
     "alpha_pattern": "scales that differ from layer to layer",
+    "layer_replication": "repeated layers",
+    "alora_invocation_tokens": "an adapter that begins at a token",
+    "fan_in_fan_out": "transposed weights",
 }
+PLAIN_INITS = (None, True, False, "gaussian", "orthogonal")  # all others change the base, too
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,14 @@ class LoRAConfig:
             raise InputError(f"--adapter {directory}: has no {CONFIG}; name an adapter's directory")
         raw = read_json_object(path)
         wrong = [what for name, what in REFUSED.items() if raw.get(name)]
+        # Each new kind of PEFT has a switch `use_..` or settings `.._config`.
+        is_kind = lambda name: name.startswith("use_") or name.endswith("_config")  # noqa: E731
+        wrong += [name for name in raw if raw[name] and is_kind(name) and name != "use_rslora"]
         if raw.get("peft_type") != "LORA":
             wrong = [f"peft_type {raw.get('peft_type')!r}"]
         if raw.get("bias", "none") != "none":
             wrong.append(f"bias {raw['bias']!r}")
-        if raw.get("init_lora_weights") in ("pissa", "olora", "corda", "eva", "loftq"):
+        if raw.get("init_lora_weights") not in PLAIN_INITS:
             wrong.append(f"init_lora_weights {raw['init_lora_weights']!r}, which changes the base")
         if wrong:
             raise InputError(f"{path}: {wrong[0]}: not supported; only plain LoRA is")
@@ -127,7 +134,7 @@ def attach(pairs_of: dict[str, tuple[Tensor, Tensor]], model: VLM, lora: LoRACon
             if parent + name in pairs_of
         }
         module.lora = Adapter(rows, pairs, lora.scale) if pairs else None
-    model.lora_config = lora
+    model.lora_config, model.outside = lora, Change()
 
 
 def new_adapter(model: VLM, rank: int, alpha: float, seed: int) -> None:
@@ -151,7 +158,7 @@ def read_adapter(model: VLM, directory: Path) -> tuple[dict, LoRAConfig]:
 
     Keys may have any of the prefixes that PEFT and its forerunners wrote. Raises InputError for
     what PEFT would load with a warning and without effect: a tensor of an unknown layer, half of a
-    pair, a wrong shape; and for layers that are not adapted here.
+    pair, a wrong shape.
     """
     lora, path, pairs = LoRAConfig.from_directory(directory), directory / TENSORS, {}
     try:
@@ -162,7 +169,7 @@ def read_adapter(model: VLM, directory: Path) -> tuple[dict, LoRAConfig]:
         parent + name: (count, module.in_features)
         for parent, module, rows in linears(model)
         for name, count in rows.items()
-    }
+    } | {name: tuple(weight.shape) for name, weight in outside_weights(model).items()}
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(
@@ -170,10 +177,8 @@ def read_adapter(model: VLM, directory: Path) -> tuple[dict, LoRAConfig]:
         )
         name = published_name(match[1] + ".").removesuffix(".") if match else key
         if name not in known:
-            what = (
-                "is not a linear layer of the language model" if match else "is no part of a pair"
-            )
-            raise InputError(f"{path}: {key} {what} of --model; only those can be adapted")
+            what = "is not a linear layer of --model" if match else "is no part of a pair"
+            raise InputError(f"{path}: {key} {what}")
         halves.setdefault(name, {})[match[2]] = tensor
     for name, pair in halves.items():
         rows, columns = known[name]
@@ -188,15 +193,43 @@ def read_adapter(model: VLM, directory: Path) -> tuple[dict, LoRAConfig]:
     return pairs, lora
 
 
-def load_adapter(model: VLM, directory: Path, rank: int = 0) -> None:
-    """Put the adapter of a directory into a model. `rank`: what --lora_rank asks for, if not 0.
+def outside_weights(model: VLM) -> dict[str, Tensor]:
+    """Weights of linear layers outside the language model's layers, which are not adapted here:
+    those of the tower, and an output layer of its own. By `published_name`, without ".weight"."""
+    return {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in published_tensors(model).items()
+        if name.startswith(("visual.", "lm_head."))
+        and name.endswith("weight")
+        and tensor.dim() == 2
+    }
 
-    Raises InputError as `read_adapter`.
+
+def load_adapter(model: VLM, directory: Path, rank: int = 0, trains: bool = False) -> None:
+    """Put the adapter of a directory into a model.
+
+    Pairs outside the language model's layers (`outside_weights`) are added to their weights.
+
+    Args:
+        rank: what --lora_rank asks for, if not 0. trains: whether the adapter is to be trained on.
+    Raises: InputError as `read_adapter`, and where pairs outside would have to be trained.
     """
     pairs, lora = read_adapter(model, directory)
     if rank not in (0, lora.rank):
         raise InputError(f"--lora_rank {rank}: the adapter in {directory} has {lora.rank}")
+    weights = outside_weights(model)
+    outside = {name: pairs.pop(name) for name in sorted(pairs.keys() & weights.keys())}
+    if outside and trains:
+        raise InputError(
+            f"--adapter {directory}: {len(outside)} of its pairs, first {next(iter(outside))}, are "
+            "of the tower or the output layer and are not trained here; merge them into the base "
+            "with merge.py, and begin a new adapter"
+        )
     attach(pairs, model, lora)
+    for name, (A, B) in outside.items():
+        model.outside.add(weights[name], lora.scale * (B.float() @ A.float()).to(model.device))
+    if outside:
+        print(f"{directory}: {len(outside)} pairs of tower or output layer added to the weights")
 
 
 def published_pairs(model: VLM) -> dict[str, tuple[Tensor, Tensor]]:
@@ -302,23 +335,17 @@ def merge(model: VLM) -> tuple[float, float]:
     Returns: the relative error of the change that the rounded weights hold, and its cosine with
         the change that was wanted; both over all weights together.
     """
-    wanted, error, product, held = (torch.zeros((), dtype=torch.float64) for _ in range(4))
+    sums = model.outside
     for _, module, rows in linears(model):
         if module.lora is None:
             continue
         pairs = module.lora.pairs()
         for name, weight in zip(rows, module.weight.split([*rows.values()]), strict=True):
-            if name not in pairs:
-                continue
-            before, (A, B) = weight.to(torch.float32, copy=True), pairs[name]
-            delta = module.lora.scale * (B.float() @ A.float())  # (rows, in)
-            weight.copy_(before + delta)
-            change = weight.float() - before
-            wanted += delta.double().square().sum().cpu()
-            error += (change - delta).double().square().sum().cpu()
-            product += (change * delta).double().sum().cpu()
-            held += change.double().square().sum().cpu()
+            if name in pairs:
+                A, B = pairs[name]
+                sums.add(weight, module.lora.scale * (B.float() @ A.float()))  # (rows, in)
         module.lora = None
-    if wanted == 0:
+    if sums.wanted == 0:
         return 0.0, 1.0
-    return float((error / wanted).sqrt()), float(product / (wanted * held).sqrt().clamp_min(1e-30))
+    norms = (sums.wanted * sums.held).sqrt().clamp_min(1e-30)
+    return float((sums.error / sums.wanted).sqrt()), float(sums.product / norms)

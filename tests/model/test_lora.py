@@ -2,12 +2,15 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
+from shutil import copy
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from config import BASE_MODEL
 from model.load import load_model
 from model.lora import (
     AdapterReference,
@@ -228,6 +231,49 @@ def test_merging_says_what_the_weights_keep_of_the_update(tiny, tmp_path):
     randomise(model)
 
 
+@pytest.fixture
+def with_outside(tiny, tmp_path):
+    """An adapter with pairs of the tower, and of the output layer where it is untied, as other
+    programs write them; its model without them, and these weights with their products."""
+    model, _, directory = tiny
+    save_adapter(model, tmp_path / "adapter", directory)
+    path, generator = tmp_path / "adapter" / "adapter_model.safetensors", torch.Generator()
+    tensors, expected = load_file(path), {}
+    keys = {"visual.blocks.0.attn.qkv": "model.visual.blocks.0.attn.qkv"}
+    if not model.cfg.tie_word_embeddings:
+        keys["lm_head"] = "lm_head"
+    for name, key in keys.items():
+        weight = published_tensors(model)[f"{name}.weight"]
+        A = 0.1 * torch.randn(3, weight.shape[1], generator=generator)
+        B = 0.1 * torch.randn(weight.shape[0], 3, generator=generator)
+        tensors |= {f"base_model.model.{key}.lora_{n}.weight": t for n, t in (("A", A), ("B", B))}
+        expected[name] = weight + model.lora_config.scale * (B @ A)
+    save_file(tensors, path)
+    return tmp_path / "adapter", model, directory, expected
+
+
+def test_pairs_of_tower_and_output_layer_are_added_to_their_weights(with_outside, capsys):
+    adapter, model, directory, expected = with_outside
+    loaded = load_model(directory, adapter=adapter)
+    assert f"{len(expected)} pairs of tower or output layer added" in capsys.readouterr().out
+    tensors = published_tensors(loaded)
+    for name, weight in published_tensors(model).items():
+        wanted = expected.get(name.removesuffix(".weight"), weight)
+        torch.testing.assert_close(tensors[name], wanted)
+    error, cosine = merge(loaded)
+    assert error < 1e-4 and cosine > 0.9999
+    rounded = load_model(directory, torch.bfloat16, adapter=adapter)
+    assert rounded.outside.wanted > 0  # what they lose to rounding is counted
+    held = rounded.outside.held.clone()
+    assert merge(rounded)[0] < 0.1 and rounded.outside.held > held
+
+
+def test_pairs_of_tower_and_output_layer_are_not_trained(with_outside):
+    adapter, _, directory, expected = with_outside
+    with pytest.raises(InputError, match=f"{len(expected)} of its pairs, first .* merge.py"):
+        load_adapter(load_model(directory), adapter, trains=True)
+
+
 # ---- PEFT ----------------------------------------------------------------------------------------
 
 
@@ -258,6 +304,51 @@ def test_peft_loads_ours_and_we_load_pefts(tiny, tmp_path):
     torch.testing.assert_close(ours(again), theirs(ids[None]).logits[0], atol=1e-4, rtol=0)
 
 
+RECORDED = Path(__file__).with_name("recorded_peft")  # see `record`
+
+
+@pytest.mark.parametrize("form", PREFIXES)
+def test_an_adapter_that_peft_wrote_gives_the_logits_that_peft_computed(form, tmp_path):
+    tensors = load_file(RECORDED / "adapter_model.safetensors")
+    renamed = {k.replace(PREFIXES["of PEFT"], PREFIXES[form]): t for k, t in tensors.items()}
+    save_file(renamed, tmp_path / "adapter_model.safetensors")
+    copy(RECORDED / "adapter_config.json", tmp_path)
+    model = load_model(BASE_MODEL, adapter=tmp_path)
+    expected = load_file(RECORDED / "logits.safetensors")
+    prompt = Processor(BASE_MODEL).assemble("p", expected["ids"].tolist(), [])
+    pack = make_pack([prompt], [[torch.tensor([7])]])
+    logits = model.logits(model.completion_hidden(pack))[0]
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
+    without = load_model(BASE_MODEL)
+    assert (without.logits(without.completion_hidden(pack))[0] - logits).abs().max() > 0.1
+
+
+def record(directory: Path = RECORDED) -> None:
+    """How RECORDED was made, with peft 0.21.2 and transformers 5.23: an adapter of two layers of
+    the bundled base, and the last logits of a text.
+
+        python -c "from tests.model.test_lora import record; record()"
+    """
+    import peft
+
+    torch.manual_seed(0)
+    base = transformers.Qwen2VLForConditionalGeneration.from_pretrained(BASE_MODEL)
+    target = r".*language_model\.layers\.[03]\.(self_attn\.(q|v)_proj|mlp\.down_proj)"
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=5, target_modules=target))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+    model.save_pretrained(directory)
+    ids = torch.arange(20, 60)
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0, -1].clone()
+    save_file({"ids": ids, "logits": logits}, directory / "logits.safetensors")
+    config = directory / "adapter_config.json"
+    about = json.loads(config.read_text()) | {"base_model_name_or_path": "assets/garden-vlm"}
+    config.write_text(json.dumps(about, indent=2) + "\n")
+    (directory / "README.md").unlink()
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
@@ -282,6 +373,10 @@ def adapter(tiny_dir, tmp_path):
         ("peft_type", "IA3", "peft_type 'IA3'"),
         ("bias", "all", "bias 'all'"),
         ("init_lora_weights", "pissa", "'pissa', which changes the base"),
+        ("init_lora_weights", "lora_ga", "'lora_ga', which changes the base"),
+        ("use_qalora", True, "use_qalora"),
+        ("velora_config", {"num_groups": 2}, "velora_config"),
+        ("layer_replication", [[0, 2]], "repeated layers"),
         ("r", 0, "r and lora_alpha must be numbers"),
         ("r", 3, r"has shapes .*'A': \(2, \d+\).* wants .*'A': \(3, \d+\)"),
     ],
@@ -296,8 +391,9 @@ def test_what_is_not_plain_lora_is_refused_by_name(adapter, tiny_dir, field, val
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (SECOND_LINE, "base_model.model.lm_head", "lm_head.* is not a linear layer"),
-        (SECOND_LINE, "base_model.model.model.visual.blocks.0.attn.qkv", "is not a linear layer"),
+        (SECOND_LINE, "base_model.model.lm_head", "lm_head.* is not a linear layer"),  # tied
+        (SECOND_LINE, "base_model.model.model.visual.blocks.9.attn.qkv", "is not a linear layer"),
+        (SECOND_LINE, "base_model.model.model.visual.blocks.0.attn.qkv", "has shapes"),
         (SECOND_LINE, SECOND_LINE.replace("layers.1", "layers.9"), "layers.9.* is not a linear"),
         (f"{SECOND_LINE}.lora_B", None, "has shapes"),
         (f"{SECOND_LINE}.lora_B", f"{SECOND_LINE}.lora_magnitude", "is no part of a pair"),
