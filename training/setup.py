@@ -141,7 +141,7 @@ def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
         if adapter is None:
             new_adapter(model, cfg.lora_rank, cfg.lora_alpha or DEFAULT_ALPHA, cfg.seed)
         else:
-            load_adapter(model, adapter, cfg.lora_rank)
+            load_adapter(model, adapter, cfg.lora_rank, trains=True)
     if cfg.fsdp:
         shard(model.float(), dtype, device)  # the shards are what the optimizer works on
     return model

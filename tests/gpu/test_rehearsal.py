@@ -35,9 +35,9 @@ LAUNCHES = {"tower": 66, "rollout": 327, "pass of one": 364, "adamw": 213, "reco
 # Peaks in GiB, a little above what is measured: one group of LoRA, see `memory.LORA`. The first is
 # of weights, masters, moments; then a rollout; then forward and backward.
 GIB = {
-    "Qwen2-VL-2B": (4.4, 4.7, 5.5),
-    "Qwen2.5-VL-3B": (7.5, 7.8, 9.0),
-    "Qwen3-VL-4B": (8.8, 9.7, 10.7),
+    "Qwen2-VL-2B": (4.4, 4.7, 6.1),
+    "Qwen2.5-VL-3B": (7.5, 7.8, 9.5),
+    "Qwen3-VL-4B": (8.8, 9.7, 11.0),
     "Qwen2-VL-7B": (16.1, 16.6, 18.5),
 }
 
@@ -160,8 +160,8 @@ def test_recordings_share_their_memory_and_are_not_made_for_a_few_steps(rehearsa
 
 
 def test_the_gradient_of_the_head_is_written_once(rehearsal):
-    """Beside it the odds of a chunk, 537 MB. A second copy of the gradient would be 403 MB more."""
-    assert rehearsal("head_memory", *LIBRARY)["extra"] < 570
+    """Beside it the odds, 622 MB. A second copy of the gradient would be 467 MB more."""
+    assert rehearsal("head_memory", *LIBRARY)["extra"] < 660
 
 
 def test_no_more_kernels_start_than_did(rehearsal):
