@@ -5,8 +5,9 @@
 
 Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
 beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
-Answers are greedy; `--votes 8 --temperature 1` lets the most frequent of eight count. With
-`torchrun --nproc_per_node=2 evaluate.py ...` each GPU answers its share of the questions.
+`--pictures swapped` shows what is left of a score without looking. Answers are greedy; `--votes 8
+--temperature 1` lets the most frequent of eight count. With `torchrun --nproc_per_node=2
+evaluate.py ...` each GPU answers its share of the questions.
 """
 
 import json
@@ -25,6 +26,7 @@ from runtime.errors import InputError
 from runtime.run_directory import last_model
 from tasks import TASKS, load_task
 from tasks.task import Task
+from training.blind import Pictures, with_pictures
 from training.evaluation import evaluate, usable_splits
 
 
@@ -36,6 +38,7 @@ class EvalConfig(TaskConfig):
     )
     temperature: float = flag(0.0, "0 is greedy")
     votes: int = flag(1, "completions per question; the most frequent answer counts")
+    pictures: Pictures = flag("real", "swapped: those of other questions; grey: none")
     batch_size: int = flag(64, "images at a time")
     output: Path | None = flag(None, "write every answer to this jsonl file")
 
@@ -108,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             model,
             processor,
             task,
-            examples,
+            with_pictures(examples, cfg.pictures),
             cfg.max_completion_length,
             temperature=cfg.temperature,
             batch_size=cfg.batch_size,
@@ -118,7 +121,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         answers += [{"split": name} | record for record in records]
         line, seconds = result_line(task, metrics), time.time() - start
-        print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
+        shown = "" if cfg.pictures == "real" else f" with {cfg.pictures} pictures"
+        what = f"{cfg.task} {name}, {metrics['n']} questions{shown}"
+        print(f"{what}: {line}, {seconds:.1f} s", flush=True)
     if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
 

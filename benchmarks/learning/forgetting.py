@@ -8,16 +8,13 @@ each result: the headline metric of 200 held-out questions. Prints a row per run
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.learning.runs import train
-from benchmarks.timing import ROOT, Table, machine
+from benchmarks.learning.runs import evaluated, train
+from benchmarks.timing import Table, machine
 from config import BASE_MODEL
 from runtime.run_directory import last_model
 
@@ -28,13 +25,6 @@ WAYS = {
 TASKS = ("count", "vqa", "entail", "order", "ground")
 
 
-def headline(task: str, flags: list[str]) -> float:
-    """The first number that evaluate.py prints for the held-out questions, in percent."""
-    command = [sys.executable, "evaluate.py", "--task", task, "--split", "held_out", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return float(re.search(r"questions: \S+ ([\d.]+)%", done.stdout)[1])
-
-
 def one_run(way: str, seed: int) -> dict[str, float]:
     """Train `cls` and evaluate everything else."""
     with tempfile.TemporaryDirectory() as work:
@@ -43,7 +33,7 @@ def one_run(way: str, seed: int) -> dict[str, float]:
         outcome = train(run, words, threads=1)
         last = last_model(run)
         flags = ["--adapter", str(last)] if last.name == "adapter" else ["--model", str(last)]
-        others = {task: headline(task, flags) for task in TASKS}
+        others = {task: evaluated(["--task", task, *flags])["held_out"] for task in TASKS}
         return {"cls": 100 * outcome.final["strict"]} | others
 
 
@@ -53,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args(argv)
     table, runs = Table(), []
-    table.add(trained="nothing", seed="", **{t: headline(t, []) for t in ("cls", *TASKS)})
+    base = {task: evaluated(["--task", task])["held_out"] for task in ("cls", *TASKS)}
+    table.add(trained="nothing", seed="", **base)
     cases = [(way, seed) for seed in args.seeds for way in WAYS]
     with ThreadPoolExecutor(args.jobs) as pool:
         for (way, seed), found in zip(cases, pool.map(lambda c: one_run(*c), cases), strict=True):

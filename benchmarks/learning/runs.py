@@ -1,6 +1,7 @@
 """Whole training runs, each in a fresh process as a user starts it, and what their metrics say."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def train(
     if process.returncode != 0:
         raise SystemExit(f"{shlex.join(command)} failed: {''.join(output[-20:])}")
     return outcome(out, round(time.time() - start, 1), round(first_step, 1))
+
+
+def evaluated(flags: Sequence[str], threads: int = 1) -> dict[str, float]:
+    """The first number that evaluate.py prints for each split, in percent."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "evaluate.py", *flags]
+    pipes = dict(capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, **pipes)
+    found = re.findall(r"^\w+ (\w+), \d+ questions[^:]*: \S+ ([\d.]+)%", done.stdout, re.MULTILINE)
+    return {split: float(value) for split, value in found}
 
 
 def outcome(out: Path, seconds: float, first_step_seconds: float) -> Outcome:

@@ -8,7 +8,8 @@
 Everything after `--` goes to train_grpo.py. Each run is a fresh process on `--threads` cores, and
 `--jobs` of them run at a time; seconds are those of the whole command, and until its first step was
 logged. Prints a row per run as soon as it is there, then medians and a JSON line. Intervals: 95 %,
-Wilson for shares, bootstrap over the questions for mAP and mean IoU.
+Wilson for shares, bootstrap over the questions for mAP and mean IoU. `blind` is the trained model
+with the pictures of other questions: what it owes to the words alone.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.learning.runs import train
+from benchmarks.learning.runs import evaluated, train
 from benchmarks.timing import Table, machine
 from tasks import TASKS
 
@@ -27,9 +28,10 @@ def _one_run(task: str, seed: int, threads: int, flags: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as work:
         words = ["--task", task, "--seed", str(seed), *flags]
         outcome = train(Path(work) / "run", words, threads=threads)
+        blind = evaluated(["--run", f"{work}/run", "--pictures", "swapped"], threads)
     run = {"task": task, "seed": seed, "metric": outcome.run.headline}
     run |= {"seconds": outcome.seconds, "first_step_seconds": outcome.first_step_seconds}
-    return run | {"base": outcome.base, "final": outcome.final}
+    return run | {"base": outcome.base, "final": outcome.final, "blind": blind}
 
 
 def _add_row(table: Table, run: dict) -> None:
@@ -43,6 +45,7 @@ def _add_row(table: Table, run: dict) -> None:
     ]
     cells = dict(task=run["task"], metric=name, seed=run["seed"], held_out=" -> ".join(ends))
     cells |= dict(ood=rise(f"ood_{name}"), strict=rise("strict"), loose=rise("loose"))
+    cells |= dict(blind=", ".join(f"{value:.1f}%" for value in run["blind"].values()))
     table.add(**cells, first_step_s=run["first_step_seconds"], s=run["seconds"])
 
 
@@ -53,11 +56,13 @@ def _median_line(task: str, runs: list[dict]) -> str:
         return statistics.median(run[when].get(key, float("nan")) for run in runs)
 
     base, final = median("base", name), median("final", name)
+    blind = [statistics.median(run["blind"][split] for run in runs) for split in runs[0]["blind"]]
     is_clear = median("final", f"{name}_low") > median("base", f"{name}_high")
     return (
         f"{task}: median {name} {base:.1%} -> {final:.1%} ({100 * (final - base):+.1f} points, "
         f"{final / max(base, 1e-9):.1f} times), "
         f"ood {median('base', 'ood_' + name):.1%} -> {median('final', 'ood_' + name):.1%}; "
+        f"blind {', '.join(f'{value:.1f}%' for value in blind)}; "
         f"intervals {'do not overlap' if is_clear else 'OVERLAP'}; "
         f"{statistics.median(run['seconds'] for run in runs):.0f} s"
     )

@@ -1,0 +1,55 @@
+"""What is shown in place of the right pictures."""
+
+from dataclasses import replace
+
+import evaluate
+from data.examples import Example
+from data.garden.drawing import draw_flower
+from data.garden.world import RL_SPECIES
+from model.image import load_image
+from training.blind import GREY, with_pictures
+
+
+def some_examples():
+    """Six questions about one picture, two about three, one about two."""
+    pictures = [draw_flower(species.flower, seed=0) for species in RL_SPECIES[:14]]
+    counts = [1] * 6 + [3, 3, 2]
+    return [
+        Example(f"e{n}", tuple(pictures[n : n + count]), "?", f"t{n}")
+        for n, count in enumerate(counts)
+    ]
+
+
+def test_swapped_pictures_are_those_of_another_question_with_as_many():
+    examples = some_examples()
+    swapped = with_pictures(examples, "swapped")
+    assert [replace(e, images=()) for e in swapped] == [replace(e, images=()) for e in examples]
+    for shown, example in zip(swapped[:8], examples[:8], strict=True):
+        (owner,) = [e for e in examples if e.images == shown.images]
+        assert owner is not example and len(owner.images) == len(example.images)
+    assert len({id(e.images[0]) for e in swapped[:6]}) == 6  # each is shown once
+    assert all(
+        image.getcolors() == [(image.width * image.height, GREY)] for image in swapped[8].images
+    )  # has no partner
+
+
+def test_grey_pictures_have_the_size_of_the_right_ones_and_real_ones_stay():
+    examples = some_examples()
+    assert with_pictures(examples, "real") is examples
+    for shown, example in zip(with_pictures(examples, "grey"), examples, strict=True):
+        sizes = [load_image(image).size for image in example.images]
+        assert [image.size for image in shown.images] == sizes
+        assert all(
+            image.getcolors() == [(image.width * image.height, GREY)] for image in shown.images
+        )
+
+
+def test_a_model_that_sees_answers_less_well_with_the_pictures_of_others(capsys):
+    scores = {}
+    for pictures in ("real", "swapped"):
+        words = "--task ground --split held_out --held_out_size 40".split()
+        evaluate.main([*words, "--pictures", pictures])
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert (" with swapped pictures: " in line) == (pictures == "swapped")
+        scores[pictures] = float(line.split("%")[0].rsplit(" ", 1)[1])
+    assert scores["swapped"] < scores["real"] / 2
