@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from config import TrainConfig, flag, require, require_counts
-from kernels import group_advantages
 from model.load import load_model
 from model.lora import AdapterReference
 from model.vlm import VLM, completion_logps
@@ -39,11 +38,23 @@ from training.batches import (
     PromptReader,
     keep_features,
     lengths_of_all_ranks,
+    logps_of_completions,
     make_groups,
     merge_pass_metrics,
 )
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
+from training.objectives import (
+    Estimator,
+    Scale,
+    check_objective,
+    cispo,
+    clipped,
+    sapo,
+    sequence_log_ratio,
+    step_advantages,
+    subtract_kl,
+)
 from training.optimizer import Optimizer
 from training.resume import parse_or_resume
 from training.run import TrainingRun
@@ -73,17 +84,29 @@ class GRPOConfig(TrainConfig):
     reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
     reward_timeout: float = flag(30.0, "seconds that it may take for the answers to one question")
     # Update
-    loss_type: Literal["grpo", "dapo", "dr_grpo"] = flag("dapo", "how tokens are averaged")
-    scale_rewards: Literal["group", "none"] = flag("group", "divide by the group's std, or not")
+    advantage_estimator: Estimator = flag("grpo", "the baseline of a reward (docs/algorithms.md)")
+    scale_rewards: Scale = flag(
+        "group", "divide advantages by the std of the group, the step, or 1"
+    )
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "cispo", "sapo"] = flag(
+        "dapo", "how tokens are averaged; cispo and sapo also replace the clip"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = flag(
+        "token", "the ratio is a token's own, or the completion's (GSPO)"
+    )
     beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
+    kl_in_reward: bool = flag(False, "subtract the KL from the reward, not from the objective")
     epsilon: float = flag(0.2, "clip range of the ratio, below")
-    epsilon_high: float | None = flag(None, "clip range above; default: epsilon")
+    epsilon_high: float | None = flag(None, "clip range above, default: epsilon; cispo: the cap")
+    delta: float | None = flag(None, "largest ratio where the advantage is negative")
+    mask_truncated_completions: bool = flag(False, "cut completions are compared, not trained on")
     num_iterations: int = flag(1, "updates per batch of completions: mu")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, "num_generations num_iterations overlong_buffer")
-        require(self.num_generations >= 2, "num_generations", "at least 2 (a group compares)", self)
+        is_alone = self.num_generations == 1 and self.advantage_estimator != "reinforce"
+        require(not is_alone, "num_generations", "at least 2 (a group compares)", self)
         require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
         weights = "correct confidence format overlong repetition length"
         for name in (*(f"{part}_weight" for part in weights.split()), "beta"):
@@ -95,28 +118,44 @@ class GRPOConfig(TrainConfig):
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
+        check_objective(self)
+
+    @property
+    def ratio_is_sequence(self) -> bool:
+        """Whether all tokens of a completion share its ratio."""
+        return self.importance_sampling_level == "sequence"
 
 
 # ---- the equations -------------------------------------------------------------------------------
 
 
-def token_weights(lengths: list[int], loss_type: str, max_completion_length: int) -> Tensor:
+def token_weights(
+    lengths: list[int],
+    loss_type: str,
+    max_completion_length: int,
+    is_counted: list[bool] | None = None,
+) -> Tensor:
     """Loss weight per completion token: (C,) fp32.
 
-    grpo: 1 / (B C_i), the mean of per-sequence means (arXiv:2402.03300 eq. 3).
-    dapo: 1 / C, the mean over all tokens of the step (after DAPO, arXiv:2503.14476).
+    grpo, sapo: 1 / (B C_i), the mean of per-sequence means (arXiv:2402.03300 eq. 3).
+    dapo, cispo: 1 / C, the mean over all tokens of the step (after DAPO, arXiv:2503.14476).
     dr_grpo: 1 / (B C_max), a constant, so that length is not rewarded (arXiv:2503.20783).
 
-    Computed once per step over all B completions, so how a step is cut into micro-batches, and
-    which groups are skipped, changes the gradient by rounding errors only.
+    B and C are those of the counted completions (default: all); the others weigh 0. Computed once per step over
+    all completions, so how a step is cut into micro-batches, and which groups are skipped, changes
+    the gradient by rounding errors only.
     """
-    B, C, C_i = len(lengths), sum(lengths), torch.tensor(lengths)  # C_i: (B,)
+    C_i, counted = torch.tensor(lengths), torch.tensor(is_counted or [True] * len(lengths))  # (B,)
+    B, C = max(int(counted.sum()), 1), max(int(C_i[counted].sum()), 1)
+    mean_of_sequences, mean_of_tokens = 1.0 / (B * C_i), torch.full((len(C_i),), 1.0 / C)
     per_completion = {
-        "grpo": 1.0 / (B * C_i),
-        "dapo": torch.full((B,), 1.0 / C),
-        "dr_grpo": torch.full((B,), 1.0 / (B * max_completion_length)),
+        "grpo": mean_of_sequences,
+        "sapo": mean_of_sequences,
+        "dapo": mean_of_tokens,
+        "cispo": mean_of_tokens,
+        "dr_grpo": torch.full((len(C_i),), 1.0 / (B * max_completion_length)),
     }[loss_type]  # (B,)
-    return per_completion.repeat_interleave(C_i)  # (C,)
+    return (per_completion * counted).repeat_interleave(C_i)  # (C,)
 
 
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
@@ -132,18 +171,28 @@ def grpo_loss(
     advantages: Tensor,
     weights: Tensor,
     cfg: GRPOConfig,
+    completion_of: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped objective, negated (2402.03300 eq. 3).
+    """The clipped objective, negated (2402.03300 eq. 3), or another (training/objectives.py).
 
     Args:
         logp, logp_old, logp_ref: (C,) log-probabilities under the policy, the sampling policy,
             and the reference (only when beta > 0), in nats.
         advantages: (C,), each completion's repeated per token. weights: (C,), `token_weights`.
-    All tensors are fp32. Returns: the loss, and sums over tokens that are divided for the log.
+        completion_of: (C,) int64, for a ratio of whole completions.
+    Returns: the loss, and sums over tokens that are divided for the log. All but indices are fp32.
     """
     low, high = 1 - cfg.epsilon, 1 + (cfg.epsilon_high or cfg.epsilon)
-    ratio = (logp - logp_old).exp()  # (C,)
-    objective = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)  # (C,)
+    log_ratio = logp - logp_old  # (C,)
+    if cfg.ratio_is_sequence:
+        log_ratio = sequence_log_ratio(log_ratio, completion_of)
+    ratio = log_ratio.exp()  # (C,)
+    if cfg.loss_type == "cispo":
+        objective = cispo(logp, ratio, advantages, cap=cfg.epsilon_high)  # (C,)
+    elif cfg.loss_type == "sapo":
+        objective = sapo(ratio, advantages)
+    else:
+        objective = clipped(ratio, advantages, low, high, cfg.delta)
     stats = {
         "clip_ratio/low_mean": ((ratio < low) & (advantages < 0)).sum(),
         "clip_ratio/high_mean": ((ratio > high) & (advantages > 0)).sum(),
@@ -168,7 +217,8 @@ def policy_loss(
     if reference is not None:
         with torch.no_grad():
             logp_ref, _ = completion_logps(reference, batch.pack, cfg.temperature, suppressed)
-    loss, stats = grpo_loss(logp, batch.logp_old, logp_ref, batch.advantages, batch.weights, cfg)
+    terms = (batch.logp_old, logp_ref, batch.advantages, batch.weights)
+    loss, stats = grpo_loss(logp, *terms, cfg, batch.completion_of)
     difference = (logp.detach() - batch.logp_old).abs()  # (C,)
     return loss, stats | {
         "loss": loss.detach(),
@@ -199,6 +249,7 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
     optimizer = Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
+    in_objective = None if cfg.kl_in_reward else reference
     with TrainingRun(setup, optimizer) as run:
         for step in run.steps():
             # 1. Questions: N image-question pairs. Each rank takes its shard of them.
@@ -217,23 +268,29 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
                     cfg.seed,
                     step,
                 )
-            lengths = lengths_of_all_ranks(rollout)
+            lengths, is_counted = lengths_of_all_ranks(rollout, cfg.mask_truncated_completions)
             run.log.lap("rollout")
             # 3. Reward: verify every completion.
             examples = [example for _, example in distributed.local_shard(questions)]
             rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
             faults = scorer.fault_metrics(len(rollout.texts))
+            if cfg.kl_in_reward:
+                logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
+                subtract_kl(rollout, logps, cfg.beta)
             run.log.lap("reward")
             # 4. Advantage: compare inside each group.
-            rewards = rollout.rewards.to(model.device)
-            rollout.advantages = group_advantages(rewards, cfg.scale_rewards).cpu()  # (N, G)
+            rewards = torch.cat(distributed.all_gather(rollout.rewards)).to(model.device)
+            advantages = step_advantages(rewards, cfg.advantage_estimator, cfg.scale_rewards)
+            rollout.advantages = distributed.local_shard(advantages.cpu())  # (N, G)
             # 5. Update: num_iterations passes (mu in the paper) over the same completions.
-            weights = token_weights(lengths, cfg.loss_type, cfg.max_completion_length)  # (C,)
+            weights = token_weights(
+                lengths, cfg.loss_type, cfg.max_completion_length, is_counted
+            )  # (C,)
             groups, passes = make_groups(prompts, rollout, weights, lengths), []
             for _ in range(cfg.num_iterations):
-                for batch in micro_batches.split(groups, skip_zero_std=reference is None):
+                for batch in micro_batches.split(groups, skip_zero_std=in_objective is None):
                     with micro_batches.retry_on_oom():
-                        loss, stats = policy_loss(model, reference, batch, suppressed, cfg)
+                        loss, stats = policy_loss(model, in_objective, batch, suppressed, cfg)
                         loss.backward()
                         micro_batches.add(stats)
                 metrics = micro_batches.metrics()

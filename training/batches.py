@@ -15,7 +15,7 @@ from torch import Tensor
 from config import TrainConfig
 from data.examples import Example, shuffle
 from model.processor import Processor
-from model.vlm import VLM, Pack, Prompt, make_pack
+from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
 from runtime import distributed
 from runtime.console import is_out_of_memory
 from sample import Rollout
@@ -95,9 +95,31 @@ class Group:
     advantages: Tensor | None = None  # (C of the group,) fp32
 
 
-def lengths_of_all_ranks(rollout: Rollout) -> list[int]:
-    """Tokens of every completion of the step, in the order of its questions."""
-    return sum(distributed.all_gather([len(ids) for ids in rollout.ids]), [])
+def lengths_of_all_ranks(rollout: Rollout, mask_truncated: bool) -> tuple[list[int], list[bool]]:
+    """Tokens of every completion of the step, in the order of its questions, and whether it counts:
+    a cut one does not where `mask_truncated`."""
+    local = [
+        (len(ids), not (mask_truncated and finish == "length"))
+        for ids, finish in zip(rollout.ids, rollout.finish, strict=True)
+    ]
+    lengths, is_counted = zip(*sum(distributed.all_gather(local), []), strict=True)
+    return list(lengths), list(is_counted)
+
+
+def logps_of_completions(
+    model: VLM, prompts: list[Prompt], ids: list[Tensor], cfg: TrainConfig, suppressed: Tensor
+) -> list[Tensor]:
+    """Log-probabilities of the completions (N * G of them) under a model: (C_i,) fp32 each, on the
+    CPU, group by group as many at a time as in an update."""
+    G, size = len(ids) // len(prompts), cfg.groups_per_micro_batch or MOST_GROUPS
+    logps: list[Tensor] = []
+    for start in range(0, len(prompts), size):
+        chunk = range(start, min(start + size, len(prompts)))
+        groups = [ids[n * G : (n + 1) * G] for n in chunk]
+        pack = make_pack([prompts[n] for n in chunk], groups, suppressed.device)
+        logp, _ = completion_logps(model, pack, cfg.temperature, suppressed)  # (C,)
+        logps += logp.cpu().split([len(tokens) for group in groups for tokens in group])
+    return logps
 
 
 def make_groups(
@@ -150,6 +172,7 @@ class MicroBatch:
     weights: Tensor
     logp_old: Tensor | None
     advantages: Tensor | None
+    completion_of: Tensor  # int64: 0, 0, .., 1, 1, ..
 
 
 class MicroBatches:
@@ -206,8 +229,12 @@ class MicroBatches:
             return torch.cat(tensors).to(device, non_blocking=True)  # (C,)
 
         pack = make_pack([g.prompt for g in groups], [g.ids for g in groups], device)
+        counts = torch.tensor([len(tokens) for group in groups for tokens in group.ids])
+        completion_of = torch.arange(len(counts)).repeat_interleave(counts)  # (C,)
         names = ("weights", "logp_old", "advantages")
-        return MicroBatch(pack, *map(concatenated, names))
+        return MicroBatch(
+            pack, *map(concatenated, names), completion_of.to(device, non_blocking=True)
+        )
 
     @contextmanager
     def retry_on_oom(self) -> Iterator[None]:
