@@ -19,6 +19,7 @@ import torch
 import config
 from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
 from model.load import check_files_fit, load_model, load_processor, local_directory
+from reporting.verdict import doubts
 from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -119,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         answers += [{"split": name} | record for record in records]
         line, seconds = result_line(task, metrics), time.time() - start
         print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
+        for doubt in doubts(metrics, task.headline, prefix=""):
+            print(f"warning: {name}: {doubt}", flush=True)
     if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
 

@@ -55,7 +55,9 @@ class Rollout:
     finish: list[str]  # "stop" if the completion ended itself, "length" if it was cut
     texts: list[str]
     rewards: Tensor | None = None  # (N, G) fp32
-    parts: list[dict[str, float]] | None = None  # of each reward, unweighted
+    parts: list[dict[str, float] | None] | None = (
+        None  # of each reward, unweighted; None: it has none
+    )
     advantages: Tensor | None = None  # (N, G) fp32
 
 

@@ -17,12 +17,15 @@ SAMPLING = "sampling/sampling_logp_difference/mean"
 BOUNDS = {
     "frac_reward_zero_std": (0.5, 0.8),
     "completions/clipped_ratio": (0.05, 0.3),
-    "completions/no_answer_ratio": (0.1, 0.5),
+    "completions/no_answer_ratio": (0.1, 0.5),  # likewise eval/no_answer_ratio
+    "completions/no_reward_ratio": (0.1, 0.5),
     "kl": (1.0, 5.0),
     SAMPLING: (0.05, 0.2),
 }
 RARELY_RIGHT = 0.02  # of the sampled answers; red where none ever was
 MOSTLY = 0.9  # of the zero-std groups
+UNIFORM = (0.3, 0.5)  # `uniformity` of the evaluation's answers
+SPLITS = {"held-out": "eval/", "out of distribution": "eval/ood_"}
 
 
 def column(rows: list[Row], name: str) -> list[float]:
@@ -59,6 +62,44 @@ def rise(first: Row, last: Row, headline: str) -> str:
     return line
 
 
+def uniformity(row: Row, prefix: str) -> float | None:
+    """How much more often than any target the most frequent answer is given: 1 if always.
+
+    With the shares a of that answer and t of the most frequent target, (a - t) / (1 - t): 0 for
+    answers as varied as the targets. None where it was not measured, or there is one target only.
+    """
+    answer, target = (row.get(f"{prefix}top_{what}_share") for what in ("answer", "target"))
+    if answer is None or target is None or target >= 1:
+        return None
+    return (answer - target) / (1 - target)
+
+
+def has_no_skill(row: Row, headline: str, prefix: str = "eval/") -> bool:
+    """Whether one constant answer could be as often right, going by the 95 % interval."""
+    target, metric = row.get(f"{prefix}top_target_share", 0.0), f"{prefix}{headline}"
+    return headline == "strict" and 0 < target < 1 and interval(row, metric)[0] <= target
+
+
+def doubts(row: Row, headline: str, prefix: str = "eval/") -> list[str]:
+    """What a good number of this evaluation hides: one answer to all, no skill, no answers."""
+    found, unread = [], row.get(f"{prefix}no_answer_ratio", 0.0)
+    answer, target = (row.get(f"{prefix}top_{what}_share", 0.0) for what in ("answer", "target"))
+    if (uniformity(row, prefix) or 0.0) > UNIFORM[1]:
+        found.append(
+            f"collapsed to one answer, given to {answer:.1%} of the questions (the most frequent "
+            f"target is that of {target:.1%})"
+        )
+    if has_no_skill(row, headline, prefix):
+        value = f"{row[f'{prefix}{headline}']:.1%}"
+        found.append(
+            f"{value} right is not clearly above the {target:.1%} of always answering with the "
+            "most frequent target"
+        )
+    if unread > BOUNDS["completions/no_answer_ratio"][1]:
+        found.append(f"{unread:.1%} of the answers cannot be read")
+    return found
+
+
 def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
     """How far the run came and what it brought, in one sentence."""
     metric = f"eval/{headline}"
@@ -74,7 +115,12 @@ def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
     outcome = "Better than" if last[metric] > high else "Worse than"
     if low <= last[metric] <= high:
         outcome = "No change beyond chance from"
-    return f"{outcome} the start. {progress}: {rise(first, last, headline)}."
+    outcome = f"{outcome} the start"
+    if found := doubts(last, headline):  # then it is not "better", whatever the numbers are
+        found += [outcome] if last[metric] < low else []
+        outcome = "; ".join(found)
+        outcome = outcome[0].upper() + outcome[1:]
+    return f"{outcome}. {progress}: {rise(first, last, headline)}."
 
 
 class Light(NamedTuple):
@@ -102,15 +148,18 @@ def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Li
         skipped: lines about skipped data; None where run.json does not say.
     """
     too_long = "raise --max_completion_length, or charge for length with --overlong_weight"
-    no_answer = "see the gallery; raise --format_weight, or start from supervised fine-tuning"
     differs = "the two disagree on the same weights; use --dtype float32"
     not_finite = "they were skipped; lower --learning_rate or --beta, or use --dtype float32"
-    fault = "these completions were left out; the console shows the first one"
+    fault = "these completions have no reward and count nowhere; reward_faults.jsonl has the first"
+    no_reward = "left out of all means; they teach nothing"
     rules = {
         "Right answers sampled": _right(rows),
         "Zero-std groups": _zero_std(rows),
         "Truncated completions": _bounded(rows, "completions/clipped_ratio", too_long),
-        "Unparsable answers": _bounded(rows, "completions/no_answer_ratio", no_answer),
+        "Unreadable answers": _unread(rows),
+        "Most frequent answer": _uniform(rows),
+        "Right answers against a constant answer": _skill(rows, headline),
+        "Completions without a reward": _bounded(rows, "completions/no_reward_ratio", no_reward),
         "KL to the starting model, nats per token": _kl(rows),
         "Sampler against trainer, nats per token": _bounded(rows, SAMPLING, differs),
         "Reward against held-out metric": _hacking(rows, headline),
@@ -138,6 +187,55 @@ def _bounded(rows: list[Row], metric: str, advice: str) -> Rule:
     return level, f"{value:{'.2g' if metric in ('kl', SAMPLING) else '.1%'}}", advice
 
 
+def _unread(rows: list[Row]) -> Rule:
+    """Answers outside the task's grammar: sampled (the last steps), and greedy (the last ones)."""
+    advice = "no answer of this task's form: read the rollouts; start from train_sft.py"
+    rules = [_bounded(rows, "completions/no_answer_ratio", advice)]
+    evaluated = column(rows, "eval/no_answer_ratio")[-1:]
+    last = [{"completions/no_answer_ratio": value} for value in evaluated]
+    rules.append(_bounded(last, "completions/no_answer_ratio", advice))
+    names = ("sampled", "held-out")
+    return _worst([(name, rule) for name, rule in zip(names, rules, strict=True)])
+
+
+def _uniform(rows: list[Row]) -> Rule:
+    """Does the model say one thing whatever it is asked?"""
+    advice = "it says the same whatever it is asked: lower --learning_rate, or raise --beta"
+    rules = []
+    for split, prefix in SPLITS.items():
+        measured = [row for row in rows if uniformity(row, prefix) is not None]
+        if len(measured) > 1:  # the first is the model as it came
+            row, (watch, bad) = measured[-1], UNIFORM
+            share = uniformity(row, prefix)
+            level = "bad" if share > bad else "watch" if share > watch else "good"
+            answer, target = (row[f"{prefix}top_{what}_share"] for what in ("answer", "target"))
+            rules.append((split, (level, f"{answer:.1%} (target: {target:.1%})", advice)))
+    return _worst(rules)
+
+
+def _skill(rows: list[Row], headline: str) -> Rule:
+    measured = [row for row in rows if f"eval/{headline}" in row and "eval/top_target_share" in row]
+    if len(measured) < 2 or headline != "strict":
+        return NO_LIGHT
+    value, target = measured[-1]["eval/strict"], measured[-1]["eval/top_target_share"]
+    level = "good"
+    if has_no_skill(measured[-1], headline):
+        level = "bad" if value <= target else "watch"
+    advice = "always giving the most frequent target would do as well: nothing is seen yet"
+    return level, f"{value:.1%} against {target:.1%}", advice
+
+
+def _worst(rules: list[tuple[str, Rule]]) -> Rule:
+    """One light of several: the worst level, and the values with their names."""
+    rules = [(name, rule) for name, rule in rules if rule[0] is not None]
+    if not rules:
+        return NO_LIGHT
+    level, _, advice = max(
+        (r for _, r in rules), key=lambda r: ("good", "watch", "bad").index(r[0])
+    )
+    return level, ", ".join(f"{name} {rule[1]}" for name, rule in rules), advice
+
+
 def _any(rows: list[Row], metric: str, advice: str) -> Rule:
     """Red as soon as it happened at all."""
     if not (values := column(rows, metric)):
@@ -149,10 +247,13 @@ def _right(rows: list[Row]) -> Rule:
     """What is never sampled cannot be learnt."""
     metric = next((m for m in (f"rewards/{part}/mean" for part in RIGHT) if column(rows, m)), None)
     if metric is None:  # a --reward: what is right is unknown
-        rewards = column(rows, "reward")
+        rewards, is_sampled = column(rows, "reward"), column(rows, "completions/mean_length")
+        if is_sampled and not rewards:
+            return "bad", "no completion has a reward", "check --reward"
         is_zero = bool(rewards) and not any(rewards)
         return ("bad", "the reward is always 0", "check --reward") if is_zero else NO_LIGHT
-    value, remedy = tail_mean(rows, metric), "another --model, more --shots, or train_sft.py first"
+    remedy = "another --model, more training examples, or train_sft.py first"
+    value = tail_mean(rows, metric)
     if not any(column(rows, metric)):
         return "bad", "never", f"what is never sampled cannot be learnt: {remedy}"
     level = "good" if value > RARELY_RIGHT else "watch"  # NaN: watch
@@ -163,7 +264,7 @@ def _zero_std(rows: list[Row]) -> Rule:
     """Groups whose rewards are all equal teach nothing, be they all right or all wrong."""
     names = ("frac_reward_zero_std", "frac_groups_all_right", "frac_groups_all_wrong")
     share, right, wrong = (tail_mean(rows, name) for name in names)
-    when_wrong = "more --num_generations or --shots, or --dense 1"
+    when_wrong = "more --num_generations or training examples, or partial credit (--dense)"
     advice = f"they teach nothing. All right: harder questions, or stop. All wrong: {when_wrong}"
     level, value, _ = _bounded(rows, names[0], advice)
     if level is None or right is None or wrong is None:  # a --reward does not say what is right
