@@ -9,6 +9,7 @@ from typing import NamedTuple
 TAIL, MIN_TAIL = 0.1, 5  # share of a metric's values, and their number: "now" is their mean
 Row = dict[str, float]
 Rule = tuple[str | None, str, str]  # level, value and advice of a light
+LEVELS = ("bad", "watch", "good", "unknown")
 NO_LIGHT = (None, "", "")  # it does not apply
 RIGHT = ("correct", "iou")  # parts of a task's reward that say how right an answer is, in [0, 1]
 SAMPLING = "sampling/sampling_logp_difference/mean"
@@ -33,12 +34,17 @@ def column(rows: list[Row], name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
+def tail_length(count: int) -> int:
+    """How many of a metric's values "now" is the mean of."""
+    return max(MIN_TAIL, round(TAIL * count))
+
+
 def tail_mean(rows: list[Row], name: str, at_start: bool = False) -> float | None:
     """Mean over the last (first) tenth of the steps, five at least, of a metric that was logged."""
     values = column(rows, name)
     if not values:
         return None
-    count = max(MIN_TAIL, round(TAIL * len(values)))
+    count = tail_length(len(values))
     tail = values[:count] if at_start else values[-count:]
     return sum(tail) / len(tail)
 
@@ -66,10 +72,11 @@ def uniformity(row: Row, prefix: str) -> float | None:
     """How much more often than any target the most frequent answer is given: 1 if always.
 
     With the shares a of that answer and t of the most frequent target, (a - t) / (1 - t): 0 for
-    answers as varied as the targets. None where it was not measured, or there is one target only.
+    answers as varied as the targets. None where it was not measured, where no answer can be read,
+    and where there is one target only.
     """
     answer, target = (row.get(f"{prefix}top_{what}_share") for what in ("answer", "target"))
-    if answer is None or target is None or target >= 1:
+    if not answer or target is None or target >= 1:
         return None
     return (answer - target) / (1 - target)
 
@@ -86,17 +93,17 @@ def doubts(row: Row, headline: str, prefix: str = "eval/") -> list[str]:
     answer, target = (row.get(f"{prefix}top_{what}_share", 0.0) for what in ("answer", "target"))
     if (uniformity(row, prefix) or 0.0) > UNIFORM[1]:
         found.append(
-            f"collapsed to one answer, given to {answer:.1%} of the questions (the most frequent "
-            f"target is that of {target:.1%})"
+            f"Collapsed to one answer, given to {answer:.1%} of the questions (the most frequent "
+            f"target fits {target:.1%})"
         )
     if has_no_skill(row, headline, prefix):
         value = f"{row[f'{prefix}{headline}']:.1%}"
         found.append(
-            f"{value} right is not clearly above the {target:.1%} of always answering with the "
-            "most frequent target"
+            f"{value} right, not clearly more than always answering with the most frequent target "
+            f"({target:.1%})"
         )
     if unread > BOUNDS["completions/no_answer_ratio"][1]:
-        found.append(f"{unread:.1%} of the answers cannot be read")
+        found.append(f"{unread:.1%} of the answers cannot be read as answers of this task")
     return found
 
 
@@ -118,8 +125,7 @@ def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
     outcome = f"{outcome} the start"
     if found := doubts(last, headline):  # then it is not "better", whatever the numbers are
         found += [outcome] if last[metric] < low else []
-        outcome = "; ".join(found)
-        outcome = outcome[0].upper() + outcome[1:]
+        outcome = ". ".join(found)
     return f"{outcome}. {progress}: {rise(first, last, headline)}."
 
 
@@ -150,31 +156,30 @@ def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Li
     too_long = "raise --max_completion_length, or charge for length with --overlong_weight"
     differs = "the two disagree on the same weights; use --dtype float32"
     not_finite = "they were skipped; lower --learning_rate or --beta, or use --dtype float32"
-    fault = "these completions have no reward and count nowhere; reward_faults.jsonl has the first"
     no_reward = "left out of all means; they teach nothing"
     rules = {
         "Right answers sampled": _right(rows),
-        "Zero-std groups": _zero_std(rows),
-        "Truncated completions": _bounded(rows, "completions/clipped_ratio", too_long),
         "Unreadable answers": _unread(rows),
         "Most frequent answer": _uniform(rows),
         "Right answers against a constant answer": _skill(rows, headline),
+        "Zero-std groups": _zero_std(rows),
+        "Truncated completions": _bounded(rows, "completions/clipped_ratio", too_long),
         "Completions without a reward": _bounded(rows, "completions/no_reward_ratio", no_reward),
         "KL to the starting model, nats per token": _kl(rows),
         "Sampler against trainer, nats per token": _bounded(rows, SAMPLING, differs),
         "Reward against held-out metric": _hacking(rows, headline),
         "Non-finite updates": _any(rows, "steps_skipped_nonfinite", not_finite),
     }
-    for kind in ("exception", "wrong_length", "not_finite", "timeout", "died"):
-        rules[f"Your reward: {kind}"] = _any(rows, f"reward/{kind}", fault)
+    rules |= _faults(rows)
     if skipped is not None:
         value, advice = "; ".join(skipped)[:2000] or "none", "repair them, or check what is missing"
         rules["Skipped data"] = ("watch" if skipped else "good", value, advice)
-    return [
+    found = [
         Light(name, level, value, "" if level == "good" else advice)
         for name, (level, value, advice) in rules.items()
         if level is not None
     ]
+    return sorted(found, key=lambda light: LEVELS.index(light.level))
 
 
 def _bounded(rows: list[Row], metric: str, advice: str) -> Rule:
@@ -189,7 +194,7 @@ def _bounded(rows: list[Row], metric: str, advice: str) -> Rule:
 
 def _unread(rows: list[Row]) -> Rule:
     """Answers outside the task's grammar: sampled (the last steps), and greedy (the last ones)."""
-    advice = "no answer of this task's form: read the rollouts; start from train_sft.py"
+    advice = "not of the form that the task reads: see the rollouts; train_sft.py teaches it"
     rules = [_bounded(rows, "completions/no_answer_ratio", advice)]
     evaluated = column(rows, "eval/no_answer_ratio")[-1:]
     last = [{"completions/no_answer_ratio": value} for value in evaluated]
@@ -221,7 +226,7 @@ def _skill(rows: list[Row], headline: str) -> Rule:
     level = "good"
     if has_no_skill(measured[-1], headline):
         level = "bad" if value <= target else "watch"
-    advice = "always giving the most frequent target would do as well: nothing is seen yet"
+    advice = "always answering with the most frequent target would do as well"
     return level, f"{value:.1%} against {target:.1%}", advice
 
 
@@ -230,9 +235,7 @@ def _worst(rules: list[tuple[str, Rule]]) -> Rule:
     rules = [(name, rule) for name, rule in rules if rule[0] is not None]
     if not rules:
         return NO_LIGHT
-    level, _, advice = max(
-        (r for _, r in rules), key=lambda r: ("good", "watch", "bad").index(r[0])
-    )
+    level, _, advice = min((rule for _, rule in rules), key=lambda rule: LEVELS.index(rule[0]))
     return level, ", ".join(f"{name} {rule[1]}" for name, rule in rules), advice
 
 
@@ -241,6 +244,15 @@ def _any(rows: list[Row], metric: str, advice: str) -> Rule:
     if not (values := column(rows, metric)):
         return NO_LIGHT
     return "bad" if any(values) else "good", f"{sum(values):.0f}", advice
+
+
+def _faults(rows: list[Row]) -> dict[str, Rule]:
+    """A light for each kind of fault of a --reward that happened, or one for none."""
+    advice = "these completions have no reward and are in no mean; see reward_faults.jsonl"
+    names = ("exception", "wrong_length", "not_finite", "timeout", "died")
+    rules = {f"Your reward: {name}": _any(rows, f"reward/{name}", advice) for name in names}
+    red = {name: (lv, f"{v} completions", a) for name, (lv, v, a) in rules.items() if lv == "bad"}
+    return red or {"Faults of your reward": _any(rows, "reward/exception", advice)}
 
 
 def _right(rows: list[Row]) -> Rule:
@@ -257,7 +269,8 @@ def _right(rows: list[Row]) -> Rule:
     if not any(column(rows, metric)):
         return "bad", "never", f"what is never sampled cannot be learnt: {remedy}"
     level = "good" if value > RARELY_RIGHT else "watch"  # NaN: watch
-    return level, f"{value:.1%}", f"so rarely that it is slow: {remedy}"
+    shown = f"mean IoU {value:.1%}" if "iou" in metric else f"{value:.1%}"
+    return level, shown, f"so rarely that it is slow: {remedy}"
 
 
 def _zero_std(rows: list[Row]) -> Rule:
@@ -294,9 +307,9 @@ def _hacking(rows: list[Row], headline: str) -> Rule:
     noise = tail_mean(rows, "reward_std", at_start=True) or 0.0
     value = f"reward {gain:+.2f}, {headline} {100 * points:+.1f} points"
     if gain > 0 and -points > 2 * (first[metric] - low) > 0:
-        return "bad", value, "more reward, worse at the task: reward hacking; read the gallery"
+        return "bad", value, "more reward, worse at the task: reward hacking; see the rollouts"
     if gain > 0 and last[metric] < low:
-        return "watch", value, "more reward, worse than the start; read the gallery"
+        return "watch", value, "more reward, worse than the start; see the rollouts"
     if gain > 0.5 * noise and last[metric] <= high:
-        return "watch", value, "more reward, not better: hacking or overfitting; read the gallery"
+        return "watch", value, "more reward, not better: hacking or overfitting; see the rollouts"
     return "good", value, ""
