@@ -10,6 +10,7 @@ Answers are greedy; `--votes 8 --temperature 1` lets the most frequent of eight 
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -74,8 +75,14 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
     name = task.headline
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     parts = [f"{name} {metrics[name]:.1%} [{low:.1%}, {high:.1%}]"]
-    apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n"}
+    about = ("no_answer_ratio", "top_answer_share", "top_target_share")
+    apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n", *about}
     parts += [f"{other} {value:.1%}" for other, value in metrics.items() if other not in apart]
+    unreadable, top, target = (metrics[name] for name in about)
+    parts += [
+        f"unreadable {unreadable:.1%}",
+        f"most frequent answer {top:.1%} (target {target:.1%})",
+    ]
     return ", ".join([*parts, f"mean length {metrics['mean_length']:.1f} tokens"])
 
 
@@ -121,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         line, seconds = result_line(task, metrics), time.time() - start
         print(f"{cfg.task} {name}, {metrics['n']} questions: {line}, {seconds:.1f} s", flush=True)
         for doubt in doubts(metrics, task.headline, prefix=""):
-            print(f"warning: {name}: {doubt}", flush=True)
+            print(f"warning: {name}: {doubt}", file=sys.stderr)
     if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
 
