@@ -1,4 +1,4 @@
-"""The one sampler: G completions for each of N prompts, and a command line to talk to a checkpoint.
+"""The one sampler: G completions for each of N prompts, and a command line to ask a checkpoint.
 
     python sample.py --image flower.png --prompt "Which species is this flower?" --num_generations 4
 
