@@ -93,8 +93,8 @@ def doubts(row: Row, headline: str, prefix: str = "eval/") -> list[str]:
     answer, target = (row.get(f"{prefix}top_{what}_share", 0.0) for what in ("answer", "target"))
     if (uniformity(row, prefix) or 0.0) > UNIFORM[1]:
         found.append(
-            f"Collapsed to one answer, given to {answer:.1%} of the questions (the most frequent "
-            f"target fits {target:.1%})"
+            f"Collapsed to one answer, given to {answer:.1%} of the questions, while no answer "
+            f"is right for more than {target:.1%}"
         )
     if has_no_skill(row, headline, prefix):
         value = f"{row[f'{prefix}{headline}']:.1%}"
@@ -214,7 +214,7 @@ def _uniform(rows: list[Row]) -> Rule:
             share = uniformity(row, prefix)
             level = "bad" if share > bad else "watch" if share > watch else "good"
             answer, target = (row[f"{prefix}top_{what}_share"] for what in ("answer", "target"))
-            rules.append((split, (level, f"{answer:.1%} (target: {target:.1%})", advice)))
+            rules.append((split, (level, f"{answer:.1%} (targets: {target:.1%} at most)", advice)))
     return _worst(rules)
 
 

@@ -175,7 +175,7 @@ def test_equal_completions_appear_once_with_every_score(copied):
     row["completions"] += [sampled(["<answer>", "Rosa"], -2.5, has_answer=False)] * 3
     page = page_of(copied, gallery=[row])
     assert page.text.count("Solara minor") == 1 and page.text.count("Rosa") == 1
-    shown = ["5 × ✗ wrong 0.50 correct 1.00 A +0.50", "3 × ? unreadable -2.50"]
+    shown = ["5 × ✗ wrong 0.50 correct 1.00 A +0.50", "3 × ? no answer block -2.50"]
     assert page.text.index(shown[0]) < page.text.index(shown[1])
     classes = page.values("class")
     assert {"completion raised", "completion lowered"} <= set(classes)
@@ -188,7 +188,8 @@ def test_equal_completions_appear_once_with_every_score(copied):
     [
         ({"is_right": True}, "✓ right"),
         ({"is_right": False}, "✗ wrong"),
-        ({"is_right": False, "has_answer": False}, "? unreadable"),
+        ({"is_right": False, "is_readable": False}, "? unreadable"),
+        ({"is_right": False, "is_readable": False, "has_answer": False}, "? no answer block"),
         ({}, ""),  # the gallery of an older version
     ],
 )
