@@ -24,8 +24,12 @@ VIEWS = (
     ("best", "Best groups", "Highest mean reward of a training step; zero-std groups aside."),
     ("worst", "Worst groups", "Lowest mean reward of a training step; zero-std groups aside."),
     ("zero_std", "Zero-std groups", "All rewards are equal: no advantage, nothing is learnt."),
-    ("no_answer", "Unreadable answers", "The group of a training step with most of them."),
-    ("lost", "Lost rewards", "The group of a training step with most completions without one."),
+    ("no_answer", "Unreadable answers", "The group of a training step with the most of them."),
+    (
+        "lost",
+        "Lost rewards",
+        "The group of a training step with the most completions that have no reward.",
+    ),
 )
 TAG = re.compile(f"({'|'.join(TAGS)})")
 
