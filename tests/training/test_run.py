@@ -238,6 +238,7 @@ def test_a_users_reward_trains_and_its_faults_are_in_the_metrics(tiny_dir, tmp_p
     assert (fault["step"], fault["kind"]) == (1, "exception") and "judge is away" in fault["what"]
     lost = [row for row in rows(out / "completions.jsonl") if row["reward"] is None]
     assert len(lost) == 8 and len({row["id"] for row in lost}) == 1
+    assert "30 training examples, 30 held-out, 10 out-of-distribution; " in said.out
     # What is right by the task itself stays in sight, unpaid.
     assert re.search(r"step 1: reward \d\.\d\d, user \d\.\d\d, unpaid correct 0\.00", said.out)
     assert first["task/correct/mean"] == 0.0 and lost[0]["task"] == {"correct": 0.0}
