@@ -48,8 +48,8 @@ class TaskConfig:
     question: str | None = flag(None, "asked of every image; default: the data's own question")
     shots: int = flag(1, "training images per class: cls, det, ovd")
     train_size: int = flag(256, "training questions: the other tasks")
-    held_out_per_class: int = flag(10, "test images per class: cls")
-    held_out_size: int = flag(200, "test questions: the other tasks")
+    held_out_per_class: int = flag(10, "held-out images per class: cls")
+    held_out_size: int = flag(200, "held-out questions: the other tasks")
     split_seed: int = flag(SPLIT_SEED, "of the training and the held-out examples")
     max_skip: float = flag(MAX_SKIP, "share of the data that may be unusable; two always may")
     prompt_mode: Literal["think", "steps", "direct"] = flag(

@@ -11,6 +11,7 @@ evaluate.py ...` each GPU answers its share of the questions.
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 import config
 from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
 from model.load import check_files_fit, load_model, load_processor, local_directory
+from reporting.verdict import doubts
 from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -76,8 +78,14 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
     name = task.headline
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     parts = [f"{name} {metrics[name]:.1%} [{low:.1%}, {high:.1%}]"]
-    apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n"}
+    about = ("no_answer_ratio", "top_answer_share", "top_target_share")
+    apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n", *about}
     parts += [f"{other} {value:.1%}" for other, value in metrics.items() if other not in apart]
+    unreadable, top, target = (metrics[name] for name in about)
+    parts += [
+        f"unreadable {unreadable:.1%}",
+        f"most frequent answer {top:.1%} (target {target:.1%})",
+    ]
     return ", ".join([*parts, f"mean length {metrics['mean_length']:.1f} tokens"])
 
 
@@ -124,6 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         shown = "" if cfg.pictures == "real" else f" with {cfg.pictures} pictures"
         what = f"{cfg.task} {name}, {metrics['n']} questions{shown}"
         print(f"{what}: {line}, {seconds:.1f} s", flush=True)
+        for doubt in doubts(metrics, task.headline, prefix=""):
+            print(f"warning: {name}: {doubt}", file=sys.stderr)
     if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
 

@@ -1,4 +1,4 @@
-"""The one sampler: G completions for each of N prompts, and a command line to talk to a checkpoint.
+"""The one sampler: G completions for each of N prompts, and a command line to ask a checkpoint.
 
     python sample.py --image flower.png --prompt "Which species is this flower?" --num_generations 4
 
@@ -55,7 +55,9 @@ class Rollout:
     finish: list[str]  # "stop" if the completion ended itself, "length" if it was cut
     texts: list[str]
     rewards: Tensor | None = None  # (N, G) fp32
-    parts: list[dict[str, float]] | None = None  # of each reward, unweighted
+    parts: list[dict[str, float] | None] | None = (
+        None  # of each reward, unweighted; None: it has none
+    )
     advantages: Tensor | None = None  # (N, G) fp32
 
 

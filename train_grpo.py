@@ -222,7 +222,7 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
             # 3. Reward: verify every completion.
             examples = [example for _, example in distributed.local_shard(questions)]
             rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
-            faults = scorer.fault_metrics(len(rollout.texts))
+            faults = scorer.fault_metrics(len(rollout.texts), run.log, step + 1)
             run.log.lap("reward")
             # 4. Advantage: compare inside each group.
             rewards = rollout.rewards.to(model.device)

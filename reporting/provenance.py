@@ -17,7 +17,7 @@ from PIL import Image
 
 import config
 from config import TrainConfig
-from data.examples import Example
+from data.examples import INSTRUCTIONS, Example
 from data.files import SkipLog
 from model.vlm import VLM
 from runtime import distributed
@@ -51,6 +51,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
     """The content of run.json."""
     if cfg.max_completion_length == task.max_completion_length:  # filled in by training/setup.py
         cfg = replace(cfg, max_completion_length=None)
+    instruction = INSTRUCTIONS[cfg.prompt_mode]  # which full_question added
     installed = {d.name: d.version for d in distributions() if str(d.name).lower() in PACKAGES}
     return {
         "command": config.command(cfg, distributed.world_size()),
@@ -58,6 +59,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "headline": task.headline,
+        "question": task.splits["held_out"][0].question.removesuffix(instruction).strip(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": _device_name(model.device),
         "versions": {"python": platform.python_version()} | installed,

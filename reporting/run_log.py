@@ -161,6 +161,8 @@ class RunLog:
             means = [name for name in row if re.fullmatch("rewards/.*/mean", name)]
             numbers = {"reward": f"{row['reward']:.2f}"}
             numbers |= {name.split("/")[1]: f"{row[name]:.2f}" for name in means}
+            unpaid = [name for name in row if re.fullmatch("task/.*/mean", name)]
+            numbers |= {f"unpaid {name.split('/')[1]}": f"{row[name]:.2f}" for name in unpaid}
             numbers["length"] = f"{row['completions/mean_length']:.0f}"
             numbers["tok/s"] = f"{row['tokens_per_second']:.0f}"
         self.bar.set_postfix(numbers, refresh=False)

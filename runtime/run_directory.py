@@ -2,6 +2,7 @@
 
 config.json, run.json                   settings; versions, command, fingerprints of the data
 metrics.jsonl, completions.jsonl        a row per step and evaluation; every completion
+reward_faults.jsonl                     the first fault of each kind of a --reward
 gallery.jsonl, images/, report.html     what the report shows, and the report
 step_N/                                 checkpoints (training/checkpoint.py)
 """
@@ -15,7 +16,8 @@ from typing import TextIO
 
 from runtime.errors import InputError
 
-LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
+FAULT_LOG = "reward_faults.jsonl"
+LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl", FAULT_LOG)
 
 
 def check_output_dir(directory: Path | None) -> None:

@@ -36,7 +36,12 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
     def loose(text: str, target: str) -> float:
         return calls_accuracy(parse_answer(text), target)
 
-    return answer_task("change", cfg, splits, reward, loose, 144)
+    return answer_task("change", cfg, splits, reward, loose, 144, read)
+
+
+def read(answer: str | None, target: str) -> list | None:
+    """An answer is a list of calls."""
+    return parse_calls(answer)
 
 
 def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:

@@ -24,4 +24,9 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
     splits = scene_splits(
         "count", cfg, one_scene(ask_count), lambda text: parse_number(text) is not None
     )
-    return answer_task("count", cfg, splits, number_reward, loose_number_correct, 64)
+    return answer_task("count", cfg, splits, number_reward, loose_number_correct, 64, read)
+
+
+def read(answer: str | None, target: str) -> float | None:
+    """An answer is a number."""
+    return parse_number(answer)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from answers import parse_boxes
 from config import TaskConfig
 from data import coco
 from data.coco import CocoImage
@@ -80,13 +81,19 @@ def detection_task(
         return detection_reward(text, example.target, mode, weights, dense, canvas)
 
     splits = in_model_format(splits, cfg, image_cfg)
-    metrics = dict(summary=average_precision, headline="mAP")
+    metrics = dict(summary=average_precision, headline="mAP", read=read)
     return make_task(name, cfg, splits, reward, scores, max_completion_length=144, **metrics)
 
 
 def scores(text: str, example: Example) -> dict[str, float]:
     """Strict: every box right and no other."""
     return {"strict": boxes_correct(text, example.target, example.canvas)}
+
+
+def read(answer: str | None, example: Example) -> list | None:
+    """An answer is a list with at least one box, or says that there is none."""
+    boxes, malformed = parse_boxes(answer, example.canvas) or ([], 1)
+    return None if malformed and not boxes else boxes
 
 
 def few_shots(cfg: TaskConfig, colours: Sequence[str]) -> list[Example]:

@@ -21,7 +21,11 @@ FLAGS = ("train_size", "held_out_size")  # what this task reads
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the entailment task. Raises InputError for data that cannot be used."""
-    splits = scene_splits(
-        "entail", cfg, one_scene(ask_entail), lambda text: parse_name(text) in (YES, NO, UNKNOWN)
-    )
-    return answer_task("entail", cfg, splits, classification_reward, loose_yes_no, 48)
+    splits = scene_splits("entail", cfg, one_scene(ask_entail), lambda text: read(text) is not None)
+    return answer_task("entail", cfg, splits, classification_reward, loose_yes_no, 48, read)
+
+
+def read(answer: str | None, target: str = "") -> str | None:
+    """An answer is one of three words."""
+    word = parse_name(answer)
+    return word if word in (YES, NO, UNKNOWN) else None

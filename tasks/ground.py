@@ -16,7 +16,7 @@ from data.examples import Example
 from data.garden.questions import GROUND_PROMPT, ask_ground
 from data.grounding import is_grounding, load_grounding
 from model.image import ImageConfig
-from rewards import Reward, grounding_reward
+from rewards import Reward, grounding_reward, well_formed_box
 from runtime.errors import InputError
 from tasks.boxes import cumulative_iou, in_model_format, is_one_box
 from tasks.loose import first_box_iou
@@ -35,8 +35,13 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
         return grounding_reward(text, example.target, mode, weights, canvas=canvas)
 
     splits = in_model_format(source_splits(cfg), cfg, image_cfg)
-    metrics = dict(summary=cumulative_iou, headline="iou")
+    metrics = dict(summary=cumulative_iou, headline="iou", read=read)
     return make_task("ground", cfg, splits, reward, scores, max_completion_length=64, **metrics)
+
+
+def read(answer: str | None, example: Example) -> list | None:
+    """An answer is exactly one box."""
+    return well_formed_box(answer, example.canvas)
 
 
 def source_splits(cfg: TaskConfig) -> Splits:

@@ -34,7 +34,12 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
             return reward(text, target).parts["correct"]  # no peer has a looser rule for letters
         return loose_number_correct(text, target, cfg.tolerance)
 
-    return answer_task("measure", cfg, splits, reward, loose, 64)
+    return answer_task("measure", cfg, splits, reward, loose, 64, read)
+
+
+def read(answer: str | None, target: str) -> float | str | None:
+    """An answer is a number where the target is one, else a letter."""
+    return parse_choice(answer) if parse_number(target) is None else parse_number(answer)
 
 
 def is_target(text: str) -> bool:

@@ -15,6 +15,7 @@ from functools import partial
 
 from PIL import Image
 
+from answers import parse_name
 from config import TaskConfig
 from data.examples import STEPS_TOKENS, Example, full_question, pixel_hash, shuffle
 from data.files import SkipLog
@@ -128,12 +129,14 @@ def answer_task(
     reward: Callable[..., Reward],
     loose: Callable[[str, str], float] | None,
     max_completion_length: int,
+    read: Callable[[str | None, str], object | None] = lambda answer, _: parse_name(answer),
 ) -> Task:
     """A Task whose reward compares the answer with the target, and needs nothing else.
 
     Args:
         reward: (text, target, mode, weights, dense) -> Reward (rewards.py). Its part `correct` at
             dense = 0 is the strict metric. loose: (text, target) -> the loose one, if there is one.
+        read: (answer, target) -> the value of an answer, None if it cannot be read (`Task.read`).
     """
 
     def task_reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
@@ -143,7 +146,11 @@ def answer_task(
         strict = reward(text, example.target).parts["correct"]
         return {"strict": strict} | ({"loose": loose(text, example.target)} if loose else {})
 
-    return make_task(name, cfg, splits, task_reward, scores, max_completion_length)
+    def read_answer(answer: str | None, example: Example) -> object | None:
+        return read(answer, example.target)
+
+    more = {"max_completion_length": max_completion_length, "read": read_answer}
+    return make_task(name, cfg, splits, task_reward, scores, **more)
 
 
 def make_task(

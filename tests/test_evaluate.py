@@ -15,14 +15,18 @@ SHORT = ["--max_completion_length", "8", "--device", "cpu"]
 def test_the_command_line_prints_both_splits_and_writes_every_answer(tiny_dir, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     main(["--model", str(tiny_dir), "--held_out_per_class", "1", "--output", str(output), *SHORT])
-    line, ood = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    line, ood = said.out.splitlines()
+    assert "warning: held_out: 0.0% right, not clearly more than always answering" in said.err
     assert ood.startswith("cls ood, 10 questions: strict ")
     number = r"(\d+\.\d)%"
     shape = (
         rf"cls held_out, 30 questions: strict {number} \[{number}, {number}\], loose {number}, "
-        rf"format {number}, mean length (\d+\.\d) tokens, \d+\.\d s"
+        rf"format {number}, unreadable {number}, most frequent answer {number} "
+        rf"\(target {number}\), mean length (\d+\.\d) tokens, \d+\.\d s"
     )
-    strict, low, high, loose, form, length = map(float, re.fullmatch(shape, line).groups())
+    numbers = list(map(float, re.fullmatch(shape, line).groups()))
+    strict, low, high, loose, form, unreadable, top, target, length = numbers
     records = [json.loads(row) for row in output.read_bytes().splitlines()]
     assert len(records) == len({r["id"] for r in records}) == 40
     assert [r["split"] for r in records] == ["held_out"] * 30 + ["ood"] * 10
@@ -30,7 +34,10 @@ def test_the_command_line_prints_both_splits_and_writes_every_answer(tiny_dir, t
     assert {r["target"] for r in records} == {s.name for s in RL_SPECIES}
     for shown, name in ((strict, "strict"), (loose, "loose"), (form, "format")):
         assert shown == pytest.approx(100 * sum(r[name] for r in records) / 30, abs=0.051)
-    assert low <= strict <= high
+    assert low <= strict <= high and target == 3.3
+    answers = [r["answer"] for r in records]
+    assert unreadable == pytest.approx(100 * answers.count(None) / 30, abs=0.051)
+    assert top < 100 and all(answer is None or answer for answer in answers)
     assert length == pytest.approx(sum(r["length"] for r in records) / 30, abs=0.051)
 
 

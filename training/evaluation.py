@@ -94,6 +94,24 @@ def majority(texts: list[str]) -> int:
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
 
 
+def answer_shares(task: Task, examples: list[Example], records: list[dict]) -> dict[str, float]:
+    """How varied the answers are, whatever they earn.
+
+    Returns: `no_answer_ratio`, the share that the task's grammar cannot read; `top_answer_share`,
+    that of the most frequent answer, and `top_target_share`, that of the most frequent target:
+    what a model earns that gives one answer to every question.
+    """
+    answers = [record["answer"] for record in records]
+    targets = [str(task.read(example.target, example)) for example in examples]
+    n, unreadable = len(answers), answers.count(None)
+    most = Counter(answer for answer in answers if answer is not None).most_common(1)
+    return {
+        "no_answer_ratio": unreadable / n,
+        "top_answer_share": (most[0][1] if most else 0) / n,
+        "top_target_share": Counter(targets).most_common(1)[0][1] / n,
+    }
+
+
 def evaluate(
     model: VLM,
     processor: Processor,
@@ -110,8 +128,9 @@ def evaluate(
 
     A collective: each rank answers its shard of the examples.
 
-    Returns: the means of the task's scores, its summary, `mean_length` in tokens, `n`, on request
-    the interval of the headline metric (`<headline>_low`, `_high`); and one record per answer.
+    Returns: the means of the task's scores, `answer_shares`, its summary, `mean_length` in tokens,
+    `n`, on request the interval of the headline metric (`<headline>_low`, `_high`); and one record
+    per answer.
     """
     length = max_completion_length or task.max_completion_length
     distributed.require_same([e.id for e in examples], "questions")
@@ -124,11 +143,13 @@ def evaluate(
             elected = n * votes + majority(rollout.texts[n * votes : (n + 1) * votes])
             text, ids = rollout.texts[elected], rollout.ids[elected]
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
+            record["answer"] = task.answer(text, example)
             records.append(record | task.scores(text, example))
     records = sum(distributed.all_gather(records), [])
-    n = len(records)
-    names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
+    n, about = len(records), ("id", "target", "text", "length", "answer")
+    names = [name for name in records[0] if name not in about]
     metrics = {name: sum(record[name] for record in records) / n for name in names}
+    metrics |= answer_shares(task, examples, records)
     if task.summary is not None:
         metrics |= task.summary(examples, [record["text"] for record in records])
     if with_interval:

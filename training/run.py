@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data.examples import Example
 from reporting.gallery import Gallery
-from reporting.metrics import completion_records, rollout_metrics
+from reporting.metrics import completion_records, rollout_metrics, unpaid_parts
 from reporting.page.render import try_report
 from reporting.page.saved_run import read_run
 from reporting.provenance import about_run
@@ -136,8 +136,12 @@ class TrainingRun:
         row = {"step": step}
         if rollout is not None:
             rollout = gather_rollout(rollout)
-            row |= rollout_metrics(rollout)
-            self.log.append("completions.jsonl", completion_records(step, examples, rollout))
+            unpaid = None
+            if self.cfg.reward is not None:  # which may know nothing of right and wrong
+                unpaid = unpaid_parts(rollout, examples, self.task)
+            row |= rollout_metrics(rollout, examples, self.task, unpaid)
+            records = completion_records(step, examples, rollout, unpaid)
+            self.log.append("completions.jsonl", records)
             if self._is_due(step, self.cfg.eval_steps):
                 self.gallery.training(step, examples, rollout)
         row |= metrics

@@ -76,7 +76,8 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
     model = trainable_model(cfg, checkpoint)
     example = task.train[0]
     check_files_fit(model, processor.prompt(example.id, example.images, example.question))
-    sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
+    names = {"held_out": "held-out", "ood": "out-of-distribution"}
+    sizes = ", ".join(f"{len(task.splits[s])} {n}" for s, n in names.items() if s in task.splits)
     millions, ranks = sum(p.numel() for p in model.parameters()) / 1e6, distributed.world_size()
     print(
         f"{task.name}: {len(task.train)} training examples, {sizes}; "

@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -26,9 +27,11 @@ from data.examples import INSTRUCTIONS, Example, Reasoning, completion_text
 from data.garden.questions import DET_PROMPT
 from model.image import ImageConfig, load_image
 from model.processor import Processor
+from reporting.metrics import rollout_metrics
 from reporting.provenance import data_hash
 from rewards import WEIGHTS
 from runtime.errors import InputError
+from sample import Rollout
 from tasks import TASKS, change
 from tasks.boxes import (
     average_precision,
@@ -40,6 +43,7 @@ from tasks.boxes import (
 )
 from tasks.ovd import BASE_COLOURS, NEW_COLOURS
 from tasks.task import Task
+from training.evaluation import answer_shares
 
 NAMES = [name for name in TASKS if name != "cls"]
 IMAGE_CONFIG = ImageConfig(14, 2, 2, 28 * 28, 200 * 28 * 28, (0.5,) * 3, (0.5,) * 3)
@@ -214,8 +218,47 @@ def test_targets_are_in_the_grammar_and_fit_the_tasks_length(garden, name):
         tokens = processor.encode(completion(example.target))
         assert len(tokens) + 20 <= garden[name].max_completion_length
         assert IS_TARGET.get(name, bool)(example.target)
+        assert garden[name].answer(completion(example.target), example) is not None
         if name == "order":
             assert (parse_sequence(example.target) is None) == (len(example.images) == 1)
+
+
+BOX, CALL = "[1, 2, 30, 40]", "remove(f1)"
+
+
+@pytest.mark.parametrize(
+    "name, target, read, unread",
+    [
+        ("count", "3", ["3", "3.", "1,000"], ["three", "3 flowers", "", "<think>", "3 4"]),
+        ("measure", "3", ["4.5"], ["B", "4 cm"]),
+        ("measure", "B", ["(a)"], ["4", "A or B"]),
+        ("vqa", "red", ["red", "any words at all"], ["...", "x" * 1001]),
+        ("entail", "yes", ["No", "unknown."], ["maybe", "yes and no"]),
+        ("order", "B, A", ["A > B", "BAC"], ["B, A, B", "first B then A"]),
+        ("order", "bud", ["in seed"], ["?!"]),
+        ("change", CALL, [CALL, "[grow(f2)]"], ["nothing", "remove f1"]),
+        ("ground", BOX, [BOX, f"[{BOX}]"], ["left", "No Objects", f"[{BOX}, {BOX}]", "[1, 2, 3]"]),
+        ("det", f"[{BOX}]", [BOX, "No Objects", "[]"], ["rose", "[9, 9, 1, 1]", "[{'x': 1}]"]),
+        ("ovd", f"[{BOX}]", [f"[{BOX}, [5, 5, 1, 1]]"], ['[{"Position":', "12"]),
+    ],
+)
+def test_what_the_grammar_of_a_task_cannot_read_is_counted_as_no_answer(
+    garden, name, target, read, unread
+):
+    """Not only where the answer block is missing: in training as in evaluation."""
+    task, example = garden[name], Example("e", (), "?", target)
+    for answers, is_readable in ((read, True), (unread, False)):
+        for text in answers:
+            assert (task.answer(completion(text), example) is not None) == is_readable, text
+    texts = [completion(text) for text in read + unread] + [read[0]]  # the last without a block
+    rollout = Rollout([torch.zeros(1)] * len(texts), [], ["stop"] * len(texts), texts)
+    rollout.rewards, rollout.parts = torch.zeros(1, len(texts)), [{}] * len(texts)
+    share = (len(unread) + 1) / len(texts)
+    metrics = rollout_metrics(rollout, [example], task)
+    assert metrics["completions/no_answer_ratio"] == pytest.approx(share)
+    records = [{"answer": task.answer(text, example)} for text in texts]
+    metrics = answer_shares(task, [example] * len(texts), records)
+    assert metrics["no_answer_ratio"] == pytest.approx(share)
 
 
 # ---- metrics of a split --------------------------------------------------------------------------
