@@ -175,7 +175,14 @@ def require_temperature(config: Any) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest flag for a misspelt one."""
+    """argparse whose errors are one line, with the nearest flag for a misspelt one.
+
+    Args:
+        description: its first paragraph is shown; None, as Python -OO has it, for nothing.
+    """
+
+    def __init__(self, description: str | None = None, **more: Any):
+        super().__init__(description=(description or "").split("\n\n")[0], **more)
 
     def error(self, message: str) -> None:
         """Print one line and exit with code 2."""
@@ -191,7 +198,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def parse(kind: type[C], argv: list[str] | None, description: str, **choices: Iterable[str]) -> C:
+def parse(
+    kind: type[C], argv: list[str] | None, description: str | None, **choices: Iterable[str]
+) -> C:
     """Build a config from the command line; raises InputError for an impossible value."""
     return kind(**given_flags(kind, argv, description, **choices))
 
@@ -199,7 +208,7 @@ def parse(kind: type[C], argv: list[str] | None, description: str, **choices: It
 def given_flags(
     kind: type[C],
     argv: list[str] | None,
-    description: str = "",
+    description: str | None = None,
     exit_on_error: bool = True,
     **choices: Iterable[str],
 ) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
 
 @distributed.process_group()
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.parse(EvalConfig, argv, __doc__.split("\n\n")[0], task=TASKS)
+    cfg = config.parse(EvalConfig, argv, __doc__, task=TASKS)
     if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
         raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
     if cfg.run is not None:
@@ -133,4 +133,4 @@ def write_answers(path: Path, answers: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, memory_flags="--batch_size, --max_completion_length, --max_pixels")

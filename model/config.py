@@ -234,6 +234,9 @@ class VLMConfig:
                 raise InputError(f"{origin}: {name} is {value}, must be a positive number")
             if value == 0 and name not in may_be_zero:
                 raise InputError(f"{origin}: {name} is 0, must be a positive number")
+            most = MOST.get(name, MOST_OF_ANY)
+            if isinstance(value, int) and value > most:
+                raise InputError(f"{origin}: {name} is above {most}, too large for a model")
         if max(text.num_hidden_layers, vision.depth) > 1000:
             raise InputError(f"{origin}: more than 1000 layers")
         H, K, section = text.num_attention_heads, text.num_key_value_heads, text.mrope_section
@@ -241,6 +244,7 @@ class VLMConfig:
         deep = vision.deep_blocks
         rules = {
             "num_key_value_heads must divide num_attention_heads": H % K == 0,
+            "in_channels must be 3": vision.in_channels == 3,
             "vision num_heads must divide the tower's width": vision.embed_dim % vision.num_heads
             == 0,
             "the tower's width / num_heads must be a multiple of 4": vision_head_dim % 4 == 0,
@@ -259,6 +263,8 @@ class VLMConfig:
                 raise InputError(f"{origin}: {rule}")
 
 
+MOST_OF_ANY = 2**24  # of any size, so that products of sizes stay numbers of elements
+MOST = {"patch_size": 256, "temporal_patch_size": 64, "spatial_merge_size": 64}
 ROPE_FIELDS = ("rope_parameters", "rope_scaling")
 WINDOWS_AND_MORE = {
     *("window_size", "fullatt_block_indexes"),
@@ -319,7 +325,7 @@ def _what_is_not_computed(
     heads, width = text["num_attention_heads"], text["hidden_size"]
     own_width = text.get("head_dim") in (None, width // heads)
     wrong = {
-        "quantization_config: weights are quantised; use the bf16 checkpoint": (
+        "quantization_config: weights are quantised; take the original of this checkpoint": (
             raw.get("quantization_config") is not None
         ),
         f"rope type {sorted(rope_types)}: only default and mrope": not rope_types

@@ -13,6 +13,7 @@ state: data order and sampling are functions of (seed, step). Next: training/res
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from config import TrainConfig
 from model.load import save_model
 from model.lora import has_adapter, save_adapter
 from model.vlm import VLM
+from model.weights import saved_bytes
 from runtime.errors import InputError
 from runtime.run_directory import LOGS, is_step, saved_steps, step_number
 
@@ -89,7 +92,9 @@ def save_checkpoint(
     unfinished = run / f".{final.name}.unfinished"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        _check_space(run, model, optimizer_tensors)
+        needed, free = checkpoint_bytes(model, companions), shutil.disk_usage(run).free
+        if free < 1.05 * needed:
+            raise OSError(f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
         (unfinished / "trainer").mkdir(parents=True)
         if has_adapter(model):
             save_adapter(model, unfinished / "adapter", companions)
@@ -123,13 +128,30 @@ def save_checkpoint(
     return final
 
 
-def _check_space(run: Path, model: VLM, optimizer_tensors: dict[str, Tensor]) -> None:
-    saved = [p for p in model.parameters() if p.requires_grad or not has_adapter(model)]
-    tensors = [*saved, *optimizer_tensors.values()]
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    free = shutil.disk_usage(run).free
+def checkpoint_bytes(model: VLM, companions: Path) -> int:
+    """The size of a checkpoint: its model or adapter, and masters and moments in fp32."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (4 * trained if has_adapter(model) else saved_bytes(companions)) + 12 * trained
+
+
+def check_room(cfg: TrainConfig, model: VLM, is_resumed: bool) -> None:
+    """Raise InputError unless the disk has room for all checkpoints that will be there at once.
+
+    An old one goes after the new one has been written. What the run holds already is counted.
+    """
+    run, every = (cfg.output_dir or Path("runs")).resolve(), cfg.steps_between_saves
+    count = math.ceil(cfg.max_steps / every) if every else 1
+    if cfg.save_total_limit is not None:
+        count = min(count, cfg.save_total_limit + 1)
+    there = len(saved_steps(run)) if is_resumed else 0
+    needed = max(1, count - there) * checkpoint_bytes(model, cfg.model)
+    free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.exists())).free
     if free < 1.05 * needed:
-        raise OSError(f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+        raise InputError(
+            f"--output_dir {cfg.output_dir or 'runs'}: {max(1, count - there)} checkpoints at once "
+            f"need about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; choose another disk, "
+            "or keep fewer with --save_total_limit 1 or --save_steps 0"
+        )
 
 
 def _hash(path: Path) -> str:

@@ -32,7 +32,7 @@ FREE |= {"gpu_memory", "plan"}
 
 
 def parse_or_resume(
-    kind: type[C], argv: list[str] | None, description: str
+    kind: type[C], argv: list[str] | None, description: str | None
 ) -> tuple[C, Checkpoint | None]:
     """Settings of a new run, or those of the run to resume and its checkpoint.
 

@@ -138,7 +138,7 @@ def test_a_width_of_its_own_and_an_axis_without_frequencies_are_legal():
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 REFUSED = {  # where, fields, words of the message
-    "quantised": ("", {"quantization_config": {"bits": 4}}, "quantised; use the bf16 checkpoint"),
+    "quantised": ("", {"quantization_config": {"bits": 4}}, "quantised; take the original"),
     "yarn": ("text_config", {"rope_parameters": YARN}, "yarn"),
     "linear": ("text_config", {"rope_parameters": YARN | {"rope_type": "linear"}}, "linear"),
     "sliding": ("text_config", {"use_sliding_window": True}, "use_sliding_window"),

@@ -370,6 +370,32 @@ def test_too_little_space_is_said_before_anything_is_written(tiny_dir, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.case("F6")
+@pytest.mark.parametrize(
+    "more, count", [("", 3), ("--save_total_limit 1", 2), ("--save_steps 0", 1)]
+)
+def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(
+    tiny_dir, tmp_path, monkeypatch, more, count
+):
+    size = checkpoint.checkpoint_bytes(load_model(tiny_dir), tiny_dir)
+    usage = shutil.disk_usage(tmp_path)._replace(free=int(1.05 * size * count) - 1)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    line = f"--task count --model {tiny_dir} --train_size 2 --held_out_size 1 --no-freeze_vision"
+    argv = [*line.split(), *more.split(), "--output_dir", str(tmp_path / "a" / "run")]
+    with pytest.raises(InputError, match=f"{count} checkpoints at once need about .* MB are free"):
+        train_grpo.main(argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_size_of_a_checkpoint_is_foreseen(straight, tiny_dir):
+    """Companions included; the tower is frozen and takes no optimizer state."""
+    model = load_model(tiny_dir)
+    model.prepare_training(True, False)
+    files = [path for path in (straight / f"step_{STEPS}").rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files if path.name != "manifest.json")
+    assert size == pytest.approx(checkpoint.checkpoint_bytes(model, tiny_dir), rel=0.1)
+
+
 def test_nothing_that_is_not_finite_is_saved(tiny_dir, tmp_path):
     model = load_model(tiny_dir)
     with torch.no_grad():
