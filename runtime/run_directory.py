@@ -3,6 +3,7 @@
 config.json, run.json                   settings; versions, command, fingerprints of the data
 metrics.jsonl, completions.jsonl        a row per step and evaluation; every completion
 gallery.jsonl, images/, report.html     what the report shows, and the report
+reward.py                               the source of --reward, as the run began with it
 step_N/                                 checkpoints (training/checkpoint.py)
 """
 
@@ -15,6 +16,7 @@ from typing import TextIO
 
 from runtime.errors import InputError
 
+REWARD_FILE = "reward.py"
 LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
 
 

@@ -18,7 +18,14 @@ from model.load import local_directory
 from reporting.page.saved_run import read_run
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.run_directory import LOGS, is_step, lock_directory, saved_steps, step_number
+from runtime.run_directory import (
+    LOGS,
+    REWARD_FILE,
+    is_step,
+    lock_directory,
+    saved_steps,
+    step_number,
+)
 from tasks import TASKS
 from training.checkpoint import Checkpoint, find_checkpoint
 
@@ -26,7 +33,7 @@ C = TypeVar("C", bound=TrainConfig)
 # Flags that may change on resume: what is kept and reported,
 REPORTED = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
 # where things are (their content is compared), and how it is computed, up to rounding.
-PLACES = {"model", "adapter", "data", "data_root", "device"}
+PLACES = {"model", "adapter", "data", "data_root", "reward", "device"}
 FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
 FREE |= {"gpu_memory", "plan"}
 
@@ -143,6 +150,21 @@ def check_same_data(run: Path, about: dict) -> None:
                 f"--resume_from_checkpoint {run}: the data has changed, {name} was {before[name]} "
                 f"and is {split}; restore it, or start a new run"
             )
+
+
+def check_same_reward(run: Path, about: dict) -> None:
+    """Raise InputError if a run would continue with another reward."""
+    before, now = read_run(run).about.get("reward"), about.get("reward")
+    if not before or before == now:
+        return
+    imports = [{*reward.get("imports", {}).items()} for reward in (before, now or {})]
+    changed = sorted(dict(imports[0] ^ imports[1])) or ["its file"]
+    if (now or {}).get("function") != before.get("function"):
+        changed = [f"the function, which was {before.get('function')}"]
+    raise InputError(
+        f"--resume_from_checkpoint {run}: the reward has changed ({changed[0]}); restore it, as in "
+        f"{run / REWARD_FILE}, or start a new run"
+    )
 
 
 def restore_directory(run: Path, checkpoint: Checkpoint) -> None:

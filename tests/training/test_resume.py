@@ -4,6 +4,7 @@
 metric but the timings. benchmarks/robustness/kills.py does the same with kills at random moments.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -552,6 +553,54 @@ def test_other_data_under_the_same_name_are_refused(tiny_dir, tmp_path):
     shutil.rmtree(data / "more")
     with pytest.raises(InputError, match="the data has changed, train was"):
         train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "run")])
+
+
+PAY = "def {}(completions, example):\n    return [{} * len(text) for text in completions]\n"
+
+
+@pytest.fixture(scope="module")
+def paid(tiny_dir, tmp_path_factory) -> Path:
+    """A run with a user's reward in mine.py beside it, stopped after its first step."""
+    folder = tmp_path_factory.mktemp("paid")
+    (folder / "mine.py").write_text(PAY.format("pay", 1.0))
+    line = f"--task count --model {tiny_dir} --max_steps 2 --train_size 4 --held_out_size 2"
+    line += " --prompts_per_step 2 --max_completion_length 4 --report_prompts 0 --device cpu"
+    line += f" --reward {folder}/mine.py:pay --output_dir {folder}/run"
+    stopped(train_grpo, line.split(), train_grpo, "group_advantages", 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "code, words", [(("pay", -9.0), "its file"), (("other", 1.0), "no function"), (None, "no such")]
+)
+def test_an_edited_reward_is_refused_and_the_run_has_kept_its_own(paid, tmp_path, code, words):
+    folder = Path(shutil.copytree(paid, tmp_path / "copy"))
+    path, kept = paid / "mine.py", folder / "run" / "reward.py"
+    original = path.read_text()
+    assert kept.read_text() == original
+    resume = ["--resume_from_checkpoint", str(folder / "run")]
+    try:
+        path.unlink() if code is None else path.write_text(PAY.format(*code))
+        with pytest.raises(InputError, match=words) as refusal:
+            train_grpo.main(resume)
+        assert (str(kept) in str(refusal.value)) == (words != "no function")
+    finally:
+        path.write_text(original)
+    (folder / "run" / ".lock").unlink()  # held by the frames that pytest keeps of the refusal
+    train_grpo.main([*resume, "--reward", f"{kept}:pay"])
+    assert (folder / "run" / "step_2").is_dir()
+
+
+def test_another_function_of_the_same_file_is_another_reward(paid, tmp_path):
+    folder = Path(shutil.copytree(paid, tmp_path / "copy"))
+    text = PAY.format("pay", 1.0) + PAY.format("other", 2.0)
+    about = json.loads((folder / "run" / "run.json").read_text())
+    about["reward"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "run" / "run.json").write_text(json.dumps(about))
+    (folder / "mine.py").write_text(text)
+    words = f"--reward {folder}/mine.py:other --resume_from_checkpoint {folder}/run".split()
+    with pytest.raises(InputError, match="the reward has changed .the function, which was pay"):
+        train_grpo.main(words)
 
 
 def test_latest_without_a_directory_is_the_newest_run(two, tmp_path, monkeypatch):
