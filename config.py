@@ -115,7 +115,9 @@ class TrainConfig(TaskConfig):
         None, "checkpoint every so many steps, 0: at the end; default: a fifth of the run"
     )
     save_total_limit: int | None = flag(2, "how many of the newest checkpoints stay; none: all")
-    resume_from_checkpoint: str | None = flag(None, "latest, runs/NAME or runs/NAME/step_N")
+    resume_from_checkpoint: str | None = flag(
+        None, "latest (in runs/), runs/NAME or runs/NAME/step_N"
+    )
     report_prompts: int = flag(4, "held-out questions whose answers report.html follows")
     report_attention: bool = flag(False, "also show where their answers look in the image")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(

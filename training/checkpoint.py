@@ -33,7 +33,8 @@ from runtime.errors import InputError
 from runtime.run_directory import LOGS, is_step, saved_steps, step_number
 
 MANIFEST = "manifest.json"
-PARTS = {"trainer/state.json", "trainer/optimizer.safetensors"}
+OPTIMIZER = "trainer/optimizer.safetensors"
+PARTS = {"trainer/state.json", OPTIMIZER}
 MODELS = {"hf/config.json", "adapter/adapter_config.json"}  # one of them
 
 
@@ -42,7 +43,8 @@ class Checkpoint:
     """A verified directory step_N of a run.
 
     Attributes:
-        state: what its state.json says: step; sizes of the logs; not_finite, the bad updates.
+        state: what its state.json says: step; sizes of the logs; not_finite, the bad updates;
+            settings, those of config.json.
         lock: held on the run's directory since the checkpoint was chosen (rank 0).
     """
 
@@ -168,18 +170,28 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def why_unusable(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file is there with its size and sha256."""
+def why_unusable(directory: Path, to_train: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None: every file is there with its size and sha256.
+
+    Args:
+        to_train: also what the optimizer needs, most of the bytes.
+    """
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
             path = directory / name
+            if name == OPTIMIZER and not to_train:
+                continue
             if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
                 return f"{name} is damaged"
         if not PARTS <= manifest.keys() or not MODELS & manifest.keys():
             return f"{MANIFEST} is incomplete"
-        is_own = _state(directory)["step"] == step_number(directory)
-        return None if is_own else "state.json is of another step"
+        state = _state(directory)
+        sizes, bad = state["sizes"], state["not_finite"]
+        is_size = all(type(size) is int and size >= 0 for size in sizes.values())
+        if not is_size or not sizes.keys() <= {*LOGS} or not isinstance(bad, list):
+            return "state.json was edited"
+        return None if state["step"] == step_number(directory) else "state.json is of another step"
     except OSError as error:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import config
 from data.examples import Example
 from reporting.gallery import Gallery
 from reporting.metrics import completion_records, rollout_metrics
@@ -234,6 +235,7 @@ class TrainingRun:
         directory = self.log.directory
         place = directory / f"step_{self.done}"
         state = {"step": self.done, "sizes": self.sizes, "not_finite": self.not_finite}
+        state["settings"] = config.to_dict(self.cfg)
         if distributed.all_gather(why_unusable(place) is None)[0]:  # rank 0 decides
             return place
         with unsharded(self.model):

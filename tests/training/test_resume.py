@@ -10,10 +10,13 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +28,10 @@ import train_sft
 from benchmarks.robustness.kills import metrics
 from config import BASE_MODEL
 from model.weights import load_model, save_model, single_file
+from reporting.run_log import RunLog
+from runtime import run_directory
 from runtime.errors import InputError
-from runtime.run_directory import lock_directory
+from runtime.run_directory import lock_directory, new_run_directory
 from runtime.signals import Stopped, StopSignals
 from tasks import TASKS
 from tests.helpers import eval_rows, folder_of_classes, pay_odd_lengths, step_rows
@@ -603,21 +608,132 @@ def test_another_function_of_the_same_file_is_another_reward(paid, tmp_path):
         train_grpo.main(words)
 
 
-def test_latest_without_a_directory_is_the_newest_run(two, tmp_path, monkeypatch):
+def test_latest_without_a_directory_is_the_run_that_started_last(
+    two, tmp_path, monkeypatch, capsys
+):
+    """By the time that the run has noted, whatever the clock of the disk says."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="no run of train_grpo.py in runs/"):
+    with pytest.raises(
+        InputError, match="no run of train_grpo.py in runs/, and latest looks nowhe"
+    ):
         parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", "latest"], "")
     for name in ("of another script", "damaged"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     config.save(SFTConfig(), tmp_path / "runs" / "of another script" / "config.json")
     (tmp_path / "runs" / "damaged" / "config.json").write_text("{")
-    for name, age in (("old", 100), ("new", 10)):
-        shutil.copytree(two, tmp_path / "runs" / name)
-        then = time.time() - age
-        os.utime(tmp_path / "runs" / name / "config.json", (then, then))
+    started = ("2026-01-02T12:00:00+00:00", "2026-01-02T12:30:00+02:00", "2027-13-01", None, 7)
+    for number, time_of_start in enumerate(started):
+        out = tmp_path / "runs" / f"run-{number}"
+        shutil.copytree(two, out)
+        about = json.loads((out / "run.json").read_text()) | {"started": time_of_start}
+        (out / "run.json").write_text(json.dumps(about))
+        os.utime(out / "config.json", (2e9 + number, 2e9 + number))
     cfg, found = parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", "latest"], "")
     found.lock.close()
-    assert cfg.output_dir == Path("runs/new")
+    assert cfg.output_dir == Path("runs/run-0")
+    assert (
+        "latest in runs/, by the time at which they started: runs/run-0" in capsys.readouterr().out
+    )
+
+
+def test_runs_that_start_in_the_same_second_get_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    now = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
+    monkeypatch.setattr(run_directory, "datetime", now)
+    log = RunLog(GRPOConfig(), {})
+    log.close()
+    names = [log.directory.name, *(new_run_directory("cls").name for _ in range(2))]
+    assert names == ["cls-20260102-030405", "cls-20260102-030405-2", "cls-20260102-030405-3"]
+
+
+@pytest.mark.parametrize("flag", ["--coords auto", "--max_completion_length none"])
+def test_what_a_run_has_filled_in_may_be_left_open_again(two, capsys, flag):
+    path = two / "config.json"
+    raw = json.loads(path.read_text()) | {"coords": "abs"}
+    path.write_text(json.dumps(raw))
+    shutil.rmtree(two / "step_4")
+    state = two / "step_3" / "trainer" / "state.json"
+    edit_state(state, settings=raw)
+    words = [*flag.split(), "--resume_from_checkpoint", str(two)]
+    cfg, found = parse_or_resume(GRPOConfig, words, "")
+    found.lock.close()
+    assert (cfg.coords, cfg.max_completion_length) == ("abs", 20)
+    kept = "abs" if "coords" in flag else "20"
+    assert f"the run goes on with {kept}" in capsys.readouterr().out
+
+
+def edit_state(path: Path, **fields) -> None:
+    """Edit a state.json by hand, and the manifest so that it matches."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    manifest = path.parents[1] / "manifest.json"
+    entry = {"bytes": path.stat().st_size, "sha256": checkpoint._hash(path)}
+    raw = json.loads(manifest.read_text()) | {"trainer/state.json": entry}
+    manifest.write_text(json.dumps(raw))
+
+
+def edit_json(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def state_of(run: Path) -> Path:
+    return run / "step_4" / "trainer" / "state.json"
+
+
+def drop_a_row(path: Path) -> None:
+    """As if somebody had deleted a row of a log in an editor."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2] + lines[3:]))
+
+
+EDITED = {  # by hand -> what is said
+    "sizes": (
+        lambda r: edit_state(state_of(r), sizes={"metrics.jsonl": 777}),
+        "metrics.jsonl: was e",
+    ),
+    "a size of text": (
+        lambda r: edit_state(state_of(r), sizes={"metrics.jsonl": "9"}),
+        "was edited",
+    ),
+    "another log": (lambda r: edit_state(state_of(r), sizes={"../x": 3}), "state.json was edited"),
+    "a list of sizes": (lambda r: edit_state(state_of(r), sizes=[3]), "state.json is damaged"),
+    "bad steps": (lambda r: edit_state(state_of(r), not_finite=7), "state.json was edited"),
+    "the step": (lambda r: edit_state(state_of(r), step=3), "state.json is of another step"),
+    "a shorter log": (lambda r: drop_a_row(r / "metrics.jsonl"), "metrics.jsonl: was edited"),
+    "a longer log": (
+        lambda r: (r / "completions.jsonl").write_text(
+            "{}\n" + (r / "completions.jsonl").read_text()
+        ),
+        "completions.jsonl: was edited",
+    ),
+    "no data": (lambda r: edit_json(r / "run.json", data=None), "no fingerprints of the data"),
+    "data is text": (lambda r: edit_json(r / "run.json", data="x"), "no fingerprints of the data"),
+    "no splits": (
+        lambda r: edit_json(r / "run.json", data={}),
+        "the data has changed, train was N",
+    ),
+    "run.json is gone": (lambda r: (r / "run.json").unlink(), "no fingerprints of the data"),
+    "a setting": (
+        lambda r: edit_json(r / "config.json", learning_rate=0.5),
+        "learning_rate is 0.5, but the checkpoint was trained with 0.001; restore it",
+    ),
+    "a setting less": (
+        lambda r: (r / "config.json").write_text(
+            json.dumps({"script": "train_grpo.py", "task": "count"})
+        ),
+        "config.json: .* is None, but the checkpoint was trained with",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDITED)
+def test_what_was_edited_by_hand_is_one_line_and_nothing_is_cut(two, case):
+    shutil.rmtree(two / "step_3")
+    edit, words = EDITED[case]
+    edit(two)
+    before = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=words):
+        train_grpo.main(["--resume_from_checkpoint", str(two)])
+    assert before.items() <= {p: p.read_bytes() for p in two.rglob("*") if p.is_file()}.items()
 
 
 @pytest.mark.case("I73")
@@ -652,18 +768,27 @@ def test_a_lock_that_cannot_be_written_is_one_line(two):
         train_grpo.main(["--resume_from_checkpoint", str(two)])
 
 
-def test_logs_that_were_lost_are_reported(two, capsys):
-    os.truncate(two / "completions.jsonl", 10)
+def test_logs_that_were_lost_are_reported_and_go_on_with_a_whole_row(two, capsys):
+    for name in ("completions.jsonl", "metrics.jsonl"):
+        os.truncate(two / name, (two / name).stat().st_size // 3)
     train_grpo.main(["--resume_from_checkpoint", str(two)])
-    assert "completions.jsonl: " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    for name in ("completions.jsonl", "metrics.jsonl"):
+        assert f"{name}: " in output
+        assert [*map(json.loads, (two / name).read_text().splitlines())]
 
 
 @pytest.mark.case("F4")
 def test_two_runs_cannot_write_into_one_directory(two):
     """A checkpoint is chosen under the lock, so none can be added after the choice."""
     resume = ["--resume_from_checkpoint", str(two)]
-    with lock_directory(two), pytest.raises(InputError, match="another run is writing there"):
+    holder = rf"another run is writing there \(process {os.getpid()} on {socket.gethostname()}\)"
+    with lock_directory(two), pytest.raises(InputError, match=holder):
         train_grpo.main(resume)
+    with lock_directory(two), pytest.raises(InputError, match=holder):  # not just: not empty
+        train_grpo.main(["--task", "count", "--output_dir", str(two)])
+    with pytest.raises(InputError, match="not empty; choose another name"):
+        train_grpo.main(["--task", "count", "--output_dir", str(two)])
     _, found = parse_or_resume(GRPOConfig, resume, "")
     with pytest.raises(InputError, match="another run is writing there"):
         parse_or_resume(GRPOConfig, resume, "")
