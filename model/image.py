@@ -193,9 +193,11 @@ class ImageConfig:
         for key in ("image_mean", "image_std"):
             rgb = d.get(key)
             is_rgb = isinstance(rgb, (list, tuple)) and len(rgb) == 3
-            is_rgb = is_rgb and all(type(x) in (int, float) and 0 <= x < 256 for x in rgb)
+            is_rgb = is_rgb and all(type(x) in (int, float) and 0 <= x <= 1 for x in rgb)
             if not is_rgb or (key == "image_std" and min(rgb) < MIN_STD):
-                raise InputError(f"{source}: '{key}' must be three numbers (R, G, B), got {rgb!r}")
+                raise InputError(
+                    f"{source}: '{key}' must be three numbers from 0 to 1 (R, G, B), got {rgb!r}"
+                )
         fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
         for key, only in (fixed | {"rescale_factor": RESCALE_FACTOR}).items():
             if d.get(key, only) != only:

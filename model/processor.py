@@ -38,6 +38,8 @@ def _image_settings(directory: Path) -> tuple[Path, dict]:
     """
     nested = directory / "processor_config.json"
     if nested.is_file() and (fields := read_json_object(nested).get("image_processor")):
+        if not isinstance(fields, dict):
+            raise InputError(f"{nested}: image_processor is no JSON object")
         return nested, fields
     path = directory / "preprocessor_config.json"
     return path, read_json_object(path)

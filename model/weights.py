@@ -120,6 +120,8 @@ def read_slots(directory: Path) -> Slots:
         for file in weight_map.values():
             if not isinstance(file, str) or Path(file).name != file:  # saving writes these names
                 raise InputError(f"{index}: {file!r} is not the name of a file beside it")
+            if not file.endswith(".safetensors"):
+                raise InputError(f"{index}: {file!r} is no safetensors file; only these are read")
         files = sorted(set(weight_map.values()))
     else:
         what = f"neither {SINGLE} nor {INDEX} here"
@@ -171,7 +173,7 @@ def what_is_there(directory: Path, missing: str) -> str:
     weights = [n for n in names if n.endswith(".safetensors") and "adapter" not in n]
     if any(re.search(r"-\d+-of-\d+\.", name) for name in weights):
         return f"holds shards ({weights[0]}, ..) without their {INDEX}; download it, too"
-    if len(weights) == 1:
+    if len(weights) == 1 and weights != [SINGLE]:
         return f"{missing}; if {weights[0]} is the model, rename it to {SINGLE}"
     return f"{missing} (found: {', '.join(names[:8]) or 'nothing'})"
 
@@ -235,6 +237,8 @@ def load_model(
                 name = published_name(key)
                 if name in parameters:
                     parameters[name].copy_(tensors.get_tensor(key))
+                    if not is_finite(parameters[name]):
+                        raise InputError(f"{directory / file}: {key} is not finite; it is damaged")
                 else:  # a repeated tied head
                     repeated.append(tensors.get_tensor(key))
     model.fingerprint = fingerprint(directory, slots)
@@ -243,6 +247,11 @@ def load_model(
             what = "lm_head.weight differs from the embedding, but config.json ties them"
             raise InputError(f"{directory}: {what}; set tie_word_embeddings to false")
     return model
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass without a copy."""
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def fingerprint(directory: Path, slots: Slots) -> str:
@@ -303,7 +312,7 @@ def save_tensors(
     if directory.exists() and not (directory / "config.json").is_file():
         raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise InputError(f"{directory}: not saved, since {name} is not finite")
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

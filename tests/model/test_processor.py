@@ -209,6 +209,10 @@ DAMAGED = {
     "other image token": (edit("config.json", image_token_id=5), "<|image_pad|> is not token 5"),
     "min_pixels": (edit(IMAGES, min_pixels=10**12, max_pixels=10**13), "'min_pixels' is 1000"),
     "std": (edit(IMAGES, image_std=[1e-300] * 3), "'image_std' must be three numbers"),
+    "std of bytes": (edit(IMAGES, image_std=[58.4, 57.1, 57.4]), "'image_std' must be three numb"),
+    "mean of bytes": (edit(IMAGES, image_mean=[123.7, 116.3, 103.5]), "numbers from 0 to 1"),
+    "nested list": (text("processor_config.json", '{"image_processor": [1]}'), "is no JSON object"),
+    "nested text": (text("processor_config.json", '{"image_processor": "x"}'), "is no JSON object"),
     "mean is a list": (edit(IMAGES, image_mean=[[0.5]] * 3), "'image_mean' must be three numbers"),
     "lfs template": (text(TEMPLATE, "version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
     "template is a number": (

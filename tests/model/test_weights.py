@@ -226,6 +226,22 @@ def test_a_model_that_is_not_finite_is_never_saved(skeleton, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_are_not_finite_are_refused_as_they_are_read(
+    skeleton, tmp_path, sharded, value
+):
+    """One number of the embedding, say, would show in the first checkpoint only."""
+    write_source(skeleton, tmp_path / "source", sharded=sharded)
+    for path in (tmp_path / "source").glob("*.safetensors"):
+        tensors = load_file(path)
+        if EMBED in tensors:
+            tensors[EMBED][7, 3] = value
+            save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"safetensors: {EMBED} is not finite; it is damaged"):
+        load_model(tmp_path / "source")
+
+
 # ---- damaged directories: a function damages a copy, the words must be in the message ----
 
 
@@ -301,6 +317,7 @@ DAMAGED_SHARDS = {
     "a file is a list": (edit(INDEX, {NORM: ["a"]}, "weight_map"), INDEX),
     "map leaves the directory": (edit(INDEX, {NORM: "../x"}, "weight_map"), "'../x' is not"),
     "index without a key": (edit(INDEX, {NORM: None}, "weight_map"), NORM),
+    "a pickle as a shard": (edit(INDEX, {NORM: "model.bin"}, "weight_map"), "no safetensors file"),
     "index with another key": (edit(INDEX, {"invented": SECOND}, "weight_map"), "'invented'"),
 }
 
