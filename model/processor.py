@@ -124,8 +124,9 @@ class Processor:
                 directory, local_files_only=True, model_max_length=10**9
             )
         except Exception as error:  # the library raises almost anything on damaged files
-            if is_lfs_pointer(path):
-                raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
+            if pointers := [*filter(is_lfs_pointer, directory.glob("*.json"))]:
+                what = f"{pointers[0]}: a git-lfs pointer; run git lfs pull"
+                raise InputError(what) from None
             raise InputError(
                 f"{directory}: the tokenizer files cannot be read "
                 f"({one_line(error)}); copy them again from the source"

@@ -335,10 +335,15 @@ def companion_files(directory: Path) -> list[Path]:
     """The files of a checkpoint directory that are copied on beside its weights: `COMPANIONS`.
 
     By list, since trainers leave gigabytes of states, logs and other weights beside a checkpoint.
+    Raises InputError for one that may not be read.
     """
     found = [path for pattern in COMPANIONS for path in directory.glob(pattern)]
     found += [path for folder in FOLDERS for path in (directory / folder).rglob("*")]
-    return sorted({path for path in found if path.is_file()})
+    files = sorted({path for path in found if path.is_file()})
+    if closed := [path for path in files if not os.access(path, os.R_OK)]:
+        what = "cannot be read, but is copied beside the weights of every checkpoint"
+        raise InputError(f"{closed[0]}: {what}; check its rights")
+    return files
 
 
 def saved_bytes(directory: Path) -> int:

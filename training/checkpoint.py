@@ -70,7 +70,11 @@ class Checkpoint:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Masters and moments by name; moments only from the first update on."""
-        return load_file(self.directory / "trainer" / "optimizer.safetensors")
+        path = self.directory / OPTIMIZER
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def save_checkpoint(
@@ -189,7 +193,8 @@ def why_unusable(directory: Path, to_train: bool = True) -> str | None:
         state = _state(directory)
         sizes, bad = state["sizes"], state["not_finite"]
         is_size = all(type(size) is int and size >= 0 for size in sizes.values())
-        if not is_size or not sizes.keys() <= {*LOGS} or not isinstance(bad, list):
+        is_settings = isinstance(state.get("settings", {}), dict)
+        if not (is_size and is_settings and sizes.keys() <= {*LOGS} and isinstance(bad, list)):
             return "state.json was edited"
         return None if state["step"] == step_number(directory) else "state.json is of another step"
     except OSError as error:

@@ -67,6 +67,7 @@ class TrainingRun:
         if checkpoint is not None:
             check_same_data(self.cfg.output_dir, about)
             check_same_reward(self.cfg.output_dir, about)
+            optimizer.restore(checkpoint.optimizer_tensors())  # before the logs are cut back
         self.rows: list[dict] = []  # of metrics.jsonl
         self.warned: set[str] = set()
         if checkpoint is None:
@@ -86,7 +87,6 @@ class TrainingRun:
         distributed.require_same(checkpoint.directory.name, "checkpoints")
         self.rows = read_run(self.log.directory).rows
         self.done, self.not_finite = checkpoint.step, checkpoint.state["not_finite"]
-        self.optimizer.restore(checkpoint.optimizer_tensors())
         steps = f"step {self.done} of {self.cfg.max_steps}"
         print(f"resuming after {steps}: {checkpoint.directory}")
 

@@ -214,6 +214,10 @@ DAMAGED = {
     "nested list": (text("processor_config.json", '{"image_processor": [1]}'), "is no JSON object"),
     "nested text": (text("processor_config.json", '{"image_processor": "x"}'), "is no JSON object"),
     "mean is a list": (edit(IMAGES, image_mean=[[0.5]] * 3), "'image_mean' must be three numbers"),
+    "lfs settings": (
+        text("tokenizer_config.json", "version https://git-lfs.github.com/spec/v1"),
+        "tokenizer_config.json: a git-lfs pointer; run git lfs pull",
+    ),
     "lfs template": (text(TEMPLATE, "version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
     "template is a number": (
         text("chat_template.json", '{"chat_template": 3}'),

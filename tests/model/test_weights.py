@@ -480,6 +480,15 @@ def test_tensors_of_unknown_names_are_told_as_the_files_have_them(skeleton, tmp_
         load_model(tmp_path / "source")
 
 
+def test_a_companion_that_may_not_be_read_is_told_when_the_size_is_asked(
+    skeleton, tmp_path, monkeypatch
+):
+    write_source(skeleton, tmp_path / "source")
+    monkeypatch.setattr(model.weights.os, "access", lambda path, how: path.name != "README.md")
+    with pytest.raises(InputError, match="README.md: cannot be read, .* check its rights"):
+        saved_bytes(tmp_path / "source")
+
+
 def test_weights_that_may_not_be_read_are_one_line(skeleton, tmp_path, monkeypatch):
     write_source(skeleton, tmp_path / "source")
 

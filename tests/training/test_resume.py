@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 import config
 import train_grpo
@@ -664,11 +665,26 @@ def test_what_a_run_has_filled_in_may_be_left_open_again(two, capsys, flag):
 
 def edit_state(path: Path, **fields) -> None:
     """Edit a state.json by hand, and the manifest so that it matches."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    edit_json(path, **fields)
+    renew_manifest(path)
+
+
+def renew_manifest(path: Path) -> None:
+    """Write size and hash of a file in trainer/ into the manifest."""
     manifest = path.parents[1] / "manifest.json"
     entry = {"bytes": path.stat().st_size, "sha256": checkpoint._hash(path)}
-    raw = json.loads(manifest.read_text()) | {"trainer/state.json": entry}
-    manifest.write_text(json.dumps(raw))
+    edit_json(manifest, **{f"trainer/{path.name}": entry})
+
+
+def optimizer_of(run: Path) -> Path:
+    return run / "step_4" / "trainer" / "optimizer.safetensors"
+
+
+def edit_optimizer(run: Path, change) -> None:
+    tensors = load_file(optimizer_of(run))
+    change(tensors)
+    save_file(tensors, optimizer_of(run))
+    renew_manifest(optimizer_of(run))
 
 
 def edit_json(path: Path, **fields) -> None:
@@ -698,6 +714,21 @@ EDITED = {  # by hand -> what is said
     "a list of sizes": (lambda r: edit_state(state_of(r), sizes=[3]), "state.json is damaged"),
     "bad steps": (lambda r: edit_state(state_of(r), not_finite=7), "state.json was edited"),
     "the step": (lambda r: edit_state(state_of(r), step=3), "state.json is of another step"),
+    "settings": (lambda r: edit_state(state_of(r), settings=[1]), "state.json was edited"),
+    "an optimizer of another model": (
+        lambda r: edit_optimizer(r, lambda t: t.pop("master/model.norm.weight")),
+        "not that of this model: master/model.norm.weight is missing",
+    ),
+    "moments of another shape": (
+        lambda r: edit_optimizer(
+            r, lambda t: t.update({"exp_avg/model.norm.weight": torch.ones(3)})
+        ),
+        "not that of this model: exp_avg/model.norm.weight",
+    ),
+    "an optimizer that is a page": (
+        lambda r: (optimizer_of(r).write_text("<html>"), renew_manifest(optimizer_of(r))),
+        "optimizer.safetensors: cannot be read",
+    ),
     "a shorter log": (lambda r: drop_a_row(r / "metrics.jsonl"), "metrics.jsonl: was edited"),
     "a longer log": (
         lambda r: (r / "completions.jsonl").write_text(
