@@ -35,6 +35,7 @@ from runtime import distributed
 from runtime.errors import InputError, one_line
 
 UserFunction = Callable[[list[str], Example], Sequence[float | None]]
+ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120  # for the import of the user's file and whatever it imports
 PR_SET_PDEATHSIG = 1  # of Linux: a signal for us when our parent ends
 MAX_SHOWN = 2000  # characters of a traceback or of what was printed
@@ -85,16 +86,24 @@ def read_source(spec: str) -> bytes:
 
 def imported_files(before: set[str], path: Path) -> dict[str, str]:
     """sha256 of the files, relative to the folder of `path` or to the working directory, of the
-    modules imported since `before` was loaded. Installed packages are left out.
+    modules imported since `before` was loaded. Installed packages and this project are left out.
     """
     found = {}
     for name in sys.modules.keys() - before:
         file = Path(getattr(sys.modules[name], "__file__", None) or "-").resolve()
-        installed = "site-packages" in file.parts or file.is_relative_to(sys.base_prefix)
+        if file.suffix != ".py" or "site-packages" in file.parts or _is_of_the_project(file):
+            continue
         for folder in (path.resolve().parent, Path.cwd()):
-            if file.suffix == ".py" and file.is_relative_to(folder) and not installed:
+            if file.is_relative_to(folder) and not file.is_relative_to(sys.base_prefix):
                 found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
+
+
+def _is_of_the_project(file: Path) -> bool:
+    if not file.is_relative_to(ROOT):
+        return False
+    top = ROOT / file.relative_to(ROOT).parts[0]
+    return (top / "__init__.py").is_file() or top.stem in ("answers", "config", "rewards", "sample")
 
 
 def numbers(values: Any) -> list[float | None]:
@@ -142,8 +151,6 @@ def start_worker(spec: str, source: bytes) -> None:
     for stream in (1, 2):  # what C code prints
         os.dup2(silence, stream)
     sys.stdout = sys.stderr = _Worker.printed
-    import rewards  # noqa: F401 (what most rewards use of the project is none of their own files)
-
     before = {*sys.modules, "user_reward"}
     try:
         _Worker.function = load_user_reward(spec, source)

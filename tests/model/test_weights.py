@@ -21,7 +21,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 import model.weights
 from model.config import VLMConfig
-from model.load import local_directory
+from model.load import load_processor, local_directory
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.vlm import VLM
 from model.weights import (
@@ -389,6 +389,25 @@ def test_a_config_that_does_not_fit_is_refused_by_name(skeleton, tmp_path, case)
     with pytest.raises(InputError, match="source") as refusal:
         load_model(tmp_path / "source")
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        (("patch_size", "patch_size"), 128),
+        (("spatial_merge_size", "merge_size"), 16),
+        (("temporal_patch_size", "temporal_patch_size"), 32),
+    ],
+)
+def test_sizes_unlike_the_weights_are_refused_before_a_picture_is_cut(
+    skeleton, tmp_path, names, size
+):
+    """In both files, so that these fit together: a picture would take gigabytes."""
+    write_source(skeleton, tmp_path / "source")
+    edit("config.json", {names[0]: size}, "vision_config")(tmp_path / "source")
+    edit("preprocessor_config.json", {names[1]: size})(tmp_path / "source")
+    with pytest.raises(InputError, match=r"has shape .*, config.json asks for"):
+        load_processor(tmp_path / "source")
 
 
 def test_a_model_is_not_saved_with_the_files_of_another(skeleton, tmp_path):

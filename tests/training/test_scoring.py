@@ -510,7 +510,7 @@ def test_a_file_that_the_reward_imports_may_not_change_during_a_run(tmp_path, mo
     (tmp_path / "worth.py").write_text("VALUE = 1.0\n")
     spec = user_file(tmp_path, "import worth\n    return [1.0] * len(completions)")
     path = tmp_path / "mine.py"
-    path.write_text("import worth\n" + path.read_text())
+    path.write_text("import numpy, rewards, tasks.loose, worth\n" + path.read_text())
     before = set(multiprocessing.active_children())
     user = UserReward(Workers(spec, 30))
     assert [*user.workers.fingerprint["imports"]] == ["worth.py"]
