@@ -142,8 +142,7 @@ class Optimizer:
             master.copy_(placed_like(tensors[f"master/{name}"], master))
             parameter.copy_(master)
             if has_moments:
-                moments = {
-                    kind: placed_like(tensors[f"{kind}/{name}"], master) for kind in kinds[1:]
-                }
+                values = {kind: tensors[f"{kind}/{name}"] for kind in kinds[1:]}
+                moments = {kind: placed_like(value, master) for kind, value in values.items()}
                 step = tensors[f"step/{name}"].to(master.device)
                 self.adamw.state[master] = {"step": step} | moments
