@@ -272,7 +272,7 @@ class SampleConfig:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
+    cfg = config.parse(SampleConfig, argv, __doc__)
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
     processor.check_prompt_mode(cfg.prompt_mode)
@@ -308,4 +308,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, memory_flags="--num_generations, --max_completion_length, --max_pixels")

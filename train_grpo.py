@@ -47,8 +47,13 @@ from training.fsdp import unsharded
 from training.optimizer import Optimizer
 from training.resume import parse_or_resume
 from training.run import TrainingRun
-from training.scoring import Scorer
+from training.scoring import Scorer, user_reward
 from training.setup import prepare
+
+OF_THE_TASK = (  # flags of the task's own reward, which --reward replaces
+    *("correct_weight", "confidence_weight", "format_weight", "length_weight"),
+    *("dense", "dense_schedule"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ class GRPOConfig(TrainConfig):
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
         require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
         require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)
+        if self.reward is not None:
+            require(self.reward != "", "reward", "path/to/file.py:function", self)
+            for name in OF_THE_TASK:
+                is_unset = getattr(self, name) == getattr(GRPOConfig, name)
+                require(is_unset, name, "left out with --reward, which is the whole reward", self)
         total = self.correct_weight + self.format_weight
         require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
@@ -193,13 +203,14 @@ def load_reference(model: VLM, cfg: GRPOConfig) -> VLM | None:
 
 def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, float]:
     """Run GRPO as configured, or resume it; return the last held-out metrics."""
+    user = user_reward(cfg)
     setup = prepare(cfg, checkpoint)
     cfg, task, processor, model = setup.cfg, setup.task, setup.processor, setup.model
-    reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg)
+    reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg, user)
     optimizer = Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
-    with TrainingRun(setup, optimizer) as run:
+    with TrainingRun(setup, optimizer, user and user.workers) as run:
         for step in run.steps():
             # 1. Questions: N image-question pairs. Each rank takes its shard of them.
             questions, prompts = reader.read(step)
@@ -249,8 +260,9 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
 
 @distributed.process_group()
 def main(argv: list[str] | None = None) -> None:
-    train(*parse_or_resume(GRPOConfig, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(GRPOConfig, argv, __doc__))
 
 
 if __name__ == "__main__":
-    console.run(main, trains=True)
+    lower = "--prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
+    console.run(main, trains=True, memory_flags=lower)

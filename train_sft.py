@@ -142,8 +142,9 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
 
 @distributed.process_group()
 def main(argv: list[str] | None = None) -> None:
-    train(*parse_or_resume(SFTConfig, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(SFTConfig, argv, __doc__))
 
 
 if __name__ == "__main__":
-    console.run(main, trains=True)
+    lower = "--prompts_per_step, --max_completion_length, --max_pixels"
+    console.run(main, trains=True, memory_flags=lower)

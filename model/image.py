@@ -27,6 +27,8 @@ from torch import Tensor
 from runtime.errors import InputError
 
 MAX_ASPECT_RATIO = 200
+MOST_MIN_PIXELS = 2**24  # of a preprocessor_config.json
+MIN_STD = 1e-3  # below, normalised pixels are no numbers for float32 and bfloat16
 RESCALE_FACTOR = 1 / 255
 # An allow-list: some of Pillow's other plugins start programs (EPS) or are hardly ever used.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -183,14 +185,19 @@ class ImageConfig:
         for key in sizes:
             if type(d.get(key)) is not int or d[key] < 1:  # type(): True is an int but no size
                 raise InputError(f"{source}: '{key}' must be an integer >= 1, got {d.get(key)!r}")
+        if d["min_pixels"] > MOST_MIN_PIXELS:  # every picture would be enlarged to that
+            what = f"'min_pixels' is {d['min_pixels']}, must be at most {MOST_MIN_PIXELS}"
+            raise InputError(f"{source}: {what}")
         if d["min_pixels"] > d["max_pixels"]:
             raise InputError(f"{source}: 'min_pixels' is larger than 'max_pixels'; swap them")
         for key in ("image_mean", "image_std"):
             rgb = d.get(key)
             is_rgb = isinstance(rgb, (list, tuple)) and len(rgb) == 3
-            is_rgb = is_rgb and all(type(x) in (int, float) and 0 <= x < 256 for x in rgb)
-            if not is_rgb or (key == "image_std" and 0 in rgb):
-                raise InputError(f"{source}: '{key}' must be three numbers (R, G, B), got {rgb!r}")
+            is_rgb = is_rgb and all(type(x) in (int, float) and 0 <= x <= 1 for x in rgb)
+            if not is_rgb or (key == "image_std" and min(rgb) < MIN_STD):
+                raise InputError(
+                    f"{source}: '{key}' must be three numbers from 0 to 1 (R, G, B), got {rgb!r}"
+                )
         fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
         for key, only in (fixed | {"rescale_factor": RESCALE_FACTOR}).items():
             if d.get(key, only) != only:

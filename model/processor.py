@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from answers import TAGS
-from model.config import VLMConfig
+from model.config import MOST_OF_ANY, VLMConfig
 from model.image import ImageConfig, load_image, num_image_tokens, patchify
 from model.vlm import Grid, Prompt, rope_positions
 from runtime.errors import InputError, one_line
@@ -38,6 +38,8 @@ def _image_settings(directory: Path) -> tuple[Path, dict]:
     """
     nested = directory / "processor_config.json"
     if nested.is_file() and (fields := read_json_object(nested).get("image_processor")):
+        if not isinstance(fields, dict):
+            raise InputError(f"{nested}: image_processor is no JSON object")
         return nested, fields
     path = directory / "preprocessor_config.json"
     return path, read_json_object(path)
@@ -91,10 +93,14 @@ class Processor:
             path = directory / name
             if path.is_file() and (template := read_json_object(path).get("chat_template")):
                 self.tokenizer.chat_template = template
+        if is_lfs_pointer(path := directory / "chat_template.jinja"):
+            raise InputError(f"{path}: a git-lfs pointer; run git lfs pull")
         if self.tokenizer.chat_template is None:
             self.tokenizer.chat_template = self.default_template
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
+        if vocabulary > MOST_OF_ANY:
+            raise InputError(f"{directory}/config.json: vocab_size is above {MOST_OF_ANY}")
         if len(self.tokenizer) > vocabulary:
             raise InputError(
                 f"{directory}: the tokenizer has {len(self.tokenizer)} tokens, but config.json "
@@ -118,8 +124,9 @@ class Processor:
                 directory, local_files_only=True, model_max_length=10**9
             )
         except Exception as error:  # the library raises almost anything on damaged files
-            if is_lfs_pointer(path):
-                raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
+            if pointers := [*filter(is_lfs_pointer, directory.glob("*.json"))]:
+                what = f"{pointers[0]}: a git-lfs pointer; run git lfs pull"
+                raise InputError(what) from None
             raise InputError(
                 f"{directory}: the tokenizer files cannot be read "
                 f"({one_line(error)}); copy them again from the source"

@@ -36,7 +36,7 @@ class TransformersProcessor(Processor):
             raise InputError(f"--max_pixels: {directory} sets the size of its images itself")
         path = Path(directory) / "config.json"
         if read_json_object(path).get("quantization_config") is not None:
-            raise InputError(f"{path}: weights are quantised; use the bf16 checkpoint")
+            raise InputError(f"{path}: weights are quantised; take the original of this checkpoint")
         config = self._read(transformers.AutoConfig, Path(directory))
         self.model_type, self.image_cfg = config.model_type, None
         self.family = OTHER_FAMILIES[self.model_type]

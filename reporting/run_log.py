@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -23,7 +22,12 @@ from config import TrainConfig
 from reporting.trackers import Tracker
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.run_directory import check_output_dir, lock_directory, write_atomically
+from runtime.run_directory import (
+    check_output_dir,
+    lock_directory,
+    new_run_directory,
+    write_atomically,
+)
 
 BETWEEN_STEPS = ("eval", "report")  # phases that are no part of a step's time
 
@@ -44,10 +48,14 @@ class RunLog:
     """
 
     def __init__(self, cfg: TrainConfig, about: dict, resumed_at: int | None = None, lock=None):
-        name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
-        directory = str(cfg.output_dir or Path("runs") / name)
-        self.directory = Path(distributed.all_gather(directory)[0])  # clocks differ
         self.lock, self.has_failed, self.is_written = lock, False, distributed.rank() == 0
+        directory = cfg.output_dir
+        if directory is None and self.is_written:
+            try:
+                directory = new_run_directory(cfg.task)
+            except OSError as error:
+                raise InputError(f"runs: cannot be written ({error}); give --output_dir") from None
+        self.directory = Path(distributed.all_gather(str(directory))[0])
         if self.is_written:
             self._open(cfg, about, is_new=resumed_at is None)
         self.seconds: dict[str, float] = defaultdict(float)  # by phase, of the row to come

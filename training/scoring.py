@@ -11,14 +11,16 @@ It runs in processes of its own (training/reward_worker.py). A fault in it is co
 exception, a wrong number of values, a value that is no finite number, no answer within
 `--reward_timeout`, or the end of its process. Such a completion has no reward: a stand-in, the mean
 of its group, makes its advantage 0, and no metric counts it (reporting/metrics.py). The first fault
-of each kind is shown, and kept in reward_faults.jsonl of the run. When more than `MAX_FAULTS` of a
-step's completions are lost, the run stops.
+of each kind is shown, and kept in reward_faults.jsonl of the run. When more than `MAX_FAULTS` of
+the completions of `WINDOW` steps are lost, the run stops: of a step with few questions one dead
+process may cost more than that.
 
 Next: kernels/advantage.py.
 """
 
 import sys
-from collections import Counter
+from collections import Counter, deque
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,13 +32,14 @@ from reporting.run_log import RunLog
 from rewards import Reward
 from runtime import distributed
 from runtime.errors import InputError, visible
-from runtime.run_directory import FAULT_LOG
+from runtime.run_directory import FAULT_LOG, REWARD_FILE
 from sample import Rollout
 from tasks.task import Task, finite_reward
 from training.reward_worker import MAX_SHOWN, Workers
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
-MAX_FAULTS = 0.2  # of a step's completions
+MAX_FAULTS = 0.2  # of the completions of so many steps:
+WINDOW = 10
 FAULTS = ("exception", "wrong_length", "not_finite", "timeout", "died")
 
 
@@ -81,6 +84,21 @@ class UserReward:
         return [None] * len(texts)
 
 
+def user_reward(cfg: TrainConfig) -> UserReward | None:
+    """The reward of --reward, None without the flag. Begun before data and model are read.
+
+    Raises InputError if it cannot be used.
+    """
+    if cfg.reward is None:
+        return None
+    path, _, name = cfg.reward.rpartition(":")
+    kept = cfg.output_dir and cfg.output_dir / REWARD_FILE
+    if kept and kept.is_file() and not Path(path).is_file():  # a run that is resumed
+        fix = f"the run has kept it, give --reward {kept}:{name}"
+        raise InputError(f"--reward {path}: no such file; {fix}")
+    return UserReward(Workers(cfg.reward, cfg.reward_timeout))
+
+
 def soft_overlong(length: int, max_length: int, buffer: int) -> float:
     """Return DAPO's penalty for length in tokens, in [-1, 0] (arXiv:2503.14476, eq. 13).
 
@@ -113,19 +131,15 @@ def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
 
 
 class Scorer:
-    """Rewards of a step. `cfg`: the settings of train_grpo.py."""
+    """Rewards of a step. `cfg`: the settings of train_grpo.py. `user`: instead of the task's."""
 
-    def __init__(self, task: Task, cfg: TrainConfig):
-        self.task, self.cfg = task, cfg
+    def __init__(self, task: Task, cfg: TrainConfig, user: UserReward | None = None):
+        self.task, self.cfg, self.user = task, cfg, user
+        self.recent: deque = deque(maxlen=min(WINDOW, cfg.max_steps))  # faults of the last steps
         self.weights = {"correct": cfg.correct_weight, "iou": cfg.correct_weight}
         self.weights |= {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
         self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.shaping |= {"length": cfg.length_weight}
-        self.user = (
-            UserReward(Workers(cfg.reward, cfg.reward_timeout)) if cfg.reward is not None else None
-        )
-        if self.user and cfg.length_weight:
-            raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
             raise InputError(
                 f"--overlong_buffer {cfg.overlong_buffer}: must be at most "
@@ -198,7 +212,7 @@ class Scorer:
 
         The first fault of each kind in the run goes to its reward_faults.jsonl.
 
-        Raises: InputError if more than MAX_FAULTS of the completions are lost.
+        Raises: InputError if more than MAX_FAULTS of the completions of WINDOW steps are lost.
         """
         if self.user is None:
             return {}
@@ -211,10 +225,13 @@ class Scorer:
             kept = {row.get("kind") for row in json_lines(log.directory / FAULT_LOG)}
             new = [kind for kind in first if kind not in kept]
             log.append(FAULT_LOG, [{"step": step, "kind": k, "what": first[k]} for k in new])
-        if faults.total() > MAX_FAULTS * n_completions:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in faults.items())
+        self.recent.append(faults)
+        lost = sum(self.recent, Counter())
+        if lost.total() > MAX_FAULTS * n_completions * self.recent.maxlen:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in lost.items())
             raise InputError(
-                f"--reward {self.cfg.reward}: failed for {faults.total()} of {n_completions} "
-                f"completions of this step ({kinds}); see above, or {FAULT_LOG} of the run; fix it"
+                f"--reward {self.cfg.reward}: failed for {lost.total()} of the last "
+                f"{n_completions * len(self.recent)} completions ({kinds}), too many; see above, "
+                f"or {FAULT_LOG} of the run; fix it"
             )
         return {f"reward/{kind}": float(faults[kind]) for kind in FAULTS}

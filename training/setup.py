@@ -23,7 +23,7 @@ from tasks import load_task, reads
 from tasks.boxes import model_box_format
 from tasks.task import Task
 from training import memory_plan
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, check_room
 from training.evaluation import EVAL_SPLITS, usable_splits
 from training.fsdp import shard
 
@@ -74,6 +74,8 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
     cfg = with_memory_plan(cfg, processor)
     model = trainable_model(cfg, checkpoint)
+    if distributed.rank() == 0:
+        check_room(cfg, model, is_resumed=checkpoint is not None)
     example = task.train[0]
     check_files_fit(model, processor.prompt(example.id, example.images, example.question))
     names = {"held_out": "held-out", "ood": "out-of-distribution"}
