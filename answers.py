@@ -207,7 +207,7 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     if parse_name(answer) in ("no objects", "none"):
         return [], 0
     try:
-        items = _box_items(answer.strip())
+        items = box_items(answer.strip())
     except ValueError:
         return None
     parsed = [_parse_box(item, canvas) for item in items[:MAX_BOXES]]
@@ -215,8 +215,8 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     return boxes, len(items) - len(boxes)
 
 
-def _box_items(text: str) -> list:
-    """The items of an answer, not yet checked. ValueError: text outside the grammar."""
+def box_items(text: str) -> list:
+    """The items of an answer with boxes, not yet checked. ValueError: outside the grammar."""
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json").removeprefix("python").strip()
     if text.startswith("("):

@@ -62,7 +62,7 @@ class TaskConfig:
     coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
         "auto", "format in which the model writes boxes; auto: what its family was taught"
     )
-    data_coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
+    data_coords: Literal["auto", "norm1000", "abs", "abs_resized", "norm1", "norm100"] = flag(
         "auto", "format of the data's boxes; auto: what its file format prescribes"
     )
     # Model
@@ -77,6 +77,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, "shots train_size held_out_per_class held_out_size max_prompt_length")
+        is_read = self.data_root is None or self.data not in ("garden", "digits")
+        require(is_read, "data_root", "given with --data, whose pictures it holds", self)
         length = self.max_completion_length
         require(length is None or 1 <= length <= 10**6, "max_completion_length", "1 .. 10^6", self)
         require(0 <= self.max_skip <= 1, "max_skip", "in 0 .. 1", self)
