@@ -25,9 +25,9 @@ from answers import normalise_name
 from data.box_formats import Box, BoxFormat, Size, clipped, convert_box, raw_box
 from data.examples import shuffle
 from data.files import MAX_SKIP, SkipLog, read_json
-from data.frames import Placed, decide, describe, fits
+from data.frames import Placed, decide, describe, fits, refuse_half
 from data.labels import check_names
-from data.paths import check_files, entries, inside, local_path, shown
+from data.paths import check_files, entries, inside, local_path, named
 from data.pictures import look, look_at_all, why_other_size
 from data.splits import is_split_folder, say_of_file, split_of_path
 from runtime.errors import InputError
@@ -80,7 +80,7 @@ def coco_files(data: str) -> list[tuple[Path, str]]:
     found = [(file, split_of_path(file, path)) for file in files]
     splits = [split for _, split in found]
     if twice := [file.name for file, split in found if splits.count(split) > 1]:
-        raise InputError(f"--data {shown(data)} holds {twice[:5]} of one split; name one file")
+        raise InputError(f"--data {named(data)} holds {twice[:5]} of one split; name one file")
     return found
 
 
@@ -135,7 +135,7 @@ def load_coco(
             images.append(replace(image, id=unique, split=split))
     say_of_file(Path(data), (".json",))
     boxes = sum(len(named) for image in images for named in image.boxes.values())
-    print(f"data: {shown(str(data))} read as COCO instances: {len(images)} images, {boxes} boxes")
+    print(f"data: {named(data)} read as COCO instances: {len(images)} images, {boxes} boxes")
     return images
 
 
@@ -209,6 +209,7 @@ def _add_boxes(
             except InputError as error:
                 skips.add("no box", str(error))
                 leave_open(row["image_id"], name)
+    refuse_half(skips, len(annotations))
     if not placed:
         raise InputError(f"{path}: no image has a box; is it an instances file?")
     as_corners = [Placed(w, (*b[:2], b[2] - b[0], b[3] - b[1]), s) for w, b, s in placed.values()]

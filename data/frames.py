@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from config import MAX_SKIP
 from data.box_formats import EDGE, BoxFormat, Size, canvas_size
-from data.paths import shown
+from data.files import SkipLog
+from data.paths import named
 from runtime.errors import InputError
 
 NAMES = {
@@ -60,19 +61,27 @@ def decide(
     if outside and (2 * len(outside) >= len(boxes) or len(outside) > max(2, max_skip * len(boxes))):
         others = [name for name in NAMES if name not in (frame, "abs_resized")]
         others = [name for name in others if all(fits(box, name) for box in boxes)]
-        fix = f"as {NAMES[others[-1]]} they fit: --data_coords {others[-1]}" if others else hint
-        fix = fix or "name their frame with --data_coords, or repair them"
+        fix = hint or "name their frame with --data_coords, or repair them"
+        if others:
+            fix = f"{hint + '; ' if hint else ''}they fit as {' or '.join(others)}: --data_coords"
         raise InputError(
-            f"--data {shown(data)}: {len(outside)} of {len(boxes)} boxes lie outside of their "
+            f"--data {named(data)}: {len(outside)} of {len(boxes)} boxes lie outside of their "
             f"pictures, read as {NAMES[frame]} ({frame}), first {describe(outside[0])}; {fix}"
         )
-    for other, what, is_certain in _doubts(boxes, frame):
+    for other, what, is_certain in _doubts(boxes, frame) if flag == "auto" else []:
         line = f"{what}: are they {NAMES[other]} ({other})?"
-        if is_certain and flag == "auto":
+        if is_certain:
             fix = f"say so with --data_coords {other}, or --data_coords {frame} if they are right"
-            raise InputError(f"--data {shown(data)}: {line} {fix}")
-        print(f"warning: {shown(data)}: {line} Then give --data_coords {other}")
+            raise InputError(f"--data {named(data)}: {line} {fix}")
+        print(f"warning: {named(data)}: {line} Then give --data_coords {other}")
     return frame
+
+
+def refuse_half(skips: SkipLog, total: int) -> None:
+    """Raise InputError if half of the boxes or more are none: then the convention is another."""
+    if 2 * skips.counts["no box"] >= max(total, 1):
+        what = f"{skips.counts['no box']} of {total} boxes cannot be read"
+        raise InputError(f"--data: {what}: {'; '.join(skips.first)}")
 
 
 def describe(box: Placed) -> str:

@@ -25,8 +25,8 @@ from data.box_formats import BoxFormat, Shape, clipped, convert_box, raw_box
 from data.coco import image_path, is_coco, key_of, mentions, rows_by_id
 from data.examples import Example
 from data.files import MAX_SKIP, SkipLog, read_json
-from data.frames import Placed, decide, describe, fits
-from data.paths import check_files, entries, inside, local_path, shown
+from data.frames import Placed, decide, describe, fits, refuse_half
+from data.paths import check_files, entries, inside, local_path, named
 from data.pictures import look, look_at_all, why_other_size
 from data.rows import is_row_source, read_rows
 from data.splits import is_split_folder, say_of_file, split_of
@@ -111,7 +111,7 @@ def _load_part(
     elif path.suffix.lower() in JSON:
         layout, drafts = "VLM-R1 REC rows", list(_rec_rows(path, root))
     else:
-        raise InputError(f"--data {shown(str(path))} is never opened; {ACCEPTED_BOXES}")
+        raise InputError(f"--data {named(path)} is never opened; {ACCEPTED_BOXES}")
     check_files(((where, picture) for where, picture, *_ in drafts), root)
     look_at_all(dict.fromkeys(picture for _, picture, *_ in drafts))
     skips, placed = SkipLog(), []
@@ -126,11 +126,13 @@ def _load_part(
             placed.append((box, picture, phrase.strip(), shape))
         except InputError as error:
             is_box = str(error).startswith(where)
-            skips.add("no box" if is_box else "unreadable", f"{where}: {error}")
+            reason = "no box" if is_box else "unreadable"
+            skips.add(reason, str(error) if is_box else f"{where}: {error}")
+    refuse_half(skips, len(drafts))
     if not placed:
         found = f" ({skips.first[0]})" if skips.first else ""
         what = f"has no phrase with a box{found}; {ACCEPTED_BOXES}"
-        raise InputError(f"--data {shown(str(path))} {what}")
+        raise InputError(f"--data {named(path)} {what}")
     checked = [box for box, *_, shape in placed if shape != "extent"]  # cut wherever they end
     frame: BoxFormat = decide(checked, data_coords, "abs", layout, str(path), max_skip)
     examples = []
@@ -149,8 +151,8 @@ def _load_part(
             examples.append(Example(box.where, (picture,), phrase, target, "abs", box.size))
     skips.check(len(drafts), max_skip)
     if not examples:
-        raise InputError(f"--data {shown(str(path))} has no phrase with a box; {ACCEPTED_BOXES}")
-    print(f"data: {shown(str(path))} read as {layout}: {len(examples)} phrases")
+        raise InputError(f"--data {named(path)} has no phrase with a box; {ACCEPTED_BOXES}")
+    print(f"data: {named(path)} read as {layout}: {len(examples)} phrases")
     return examples
 
 

@@ -19,7 +19,7 @@ from answers import MAX_NAME_CHARS, normalise_name
 from data.examples import Example, shuffle
 from data.files import MAX_SKIP, SkipLog, optional_import
 from data.labels import check_names, spellings, without_numbers
-from data.paths import check_files, entries, inside, shown
+from data.paths import check_files, entries, inside, named
 from data.pictures import pixel_hash, readable
 from data.rows import ACCEPTED_ROWS, columns_of, is_row_source, read_records
 from data.splits import divide, is_split_folder, say_of_file, split_of
@@ -51,7 +51,7 @@ def load_labelled(
     elif Path(data).is_dir() and not is_row_source(Path(data)):
         if data_root is not None:
             what = "class folders hold their pictures themselves; leave it out"
-            raise InputError(f"--data_root {shown(str(data_root))}: {what}")
+            raise InputError(f"--data_root {named(data_root)}: {what}")
         schema = "folder of class folders"
         items = readable(read_image_folder(Path(data)), skips)
     else:
@@ -59,7 +59,7 @@ def load_labelled(
         say_of_file(Path(data), (*JSON, ".parquet"))
     skips.check(len(items) + skips.counts.total(), max_skip)
     classes = spellings(item.target for item in items)
-    check_names([names[0] for names in classes.values()], f"--data {shown(data)}")
+    check_names([names[0] for names in classes.values()], f"--data {named(data)}")
     if merged := [names for names in classes.values() if len(names) > 1]:
         first = " and ".join(map(repr, merged[0][:3]))
         print(f"data: {len(merged)} classes are written in several ways: {first} are one answer")
@@ -67,8 +67,8 @@ def load_labelled(
         only = f"only one class, {[*classes.values()][0][:5]}" if classes else "no class"
         if merged:
             only += " (these spellings are the same answer)"
-        raise InputError(f"--data {shown(data)} has {only}: rewards would be constant; add classes")
-    print(f"data: {shown(data)} read as {schema}: {len(items)} images of {len(classes)} classes")
+        raise InputError(f"--data {named(data)} has {only}: rewards would be constant; add classes")
+    print(f"data: {named(data)} read as {schema}: {len(items)} images of {len(classes)} classes")
     return items
 
 
@@ -146,7 +146,7 @@ def named_splits(
             if names:
                 print(f"data: {split}: {len(names)} classes are {what}: {names[:10]}")
         if not splits[split]:
-            raise InputError(f"--data {shown(data)}: {split} has no class of train; rename them")
+            raise InputError(f"--data {named(data)}: {split} has no class of train; rename them")
     return [item for members in classes.values() for item in members[:shots]], splits
 
 
@@ -166,16 +166,16 @@ def read_image_folder(root: Path) -> list[Example]:
     folders = [path for path in visible if path.is_dir()]
     if not folders:
         only = [path.name for path in visible[:5]] or "nothing"
-        raise InputError(f"--data {shown(str(root))} has no class folders, only {only}; {ACCEPTED}")
+        raise InputError(f"--data {named(root)} has no class folders, only {only}; {ACCEPTED}")
     splits = [path for path in folders if is_split_folder(path.name) and _has_class_folders(path)]
-    if "train" in [split_of(path.name) for path in splits]:
+    if {"train"} < {split_of(path.name) for path in splits}:
         parts = [(path, split_of(path.name)) for path in splits]
         if unread := [path.name for path in visible if path not in splits]:
             print(f"data: {len(unread)} entries beside the splits are not read: {unread[:5]}")
     elif len(folders) > 1 and all(is_split_folder(path.name) for path in folders):
         names = [path.name for path in folders]
         raise InputError(
-            f"--data {shown(str(root))}: {names} are names of splits, without class folders in "
+            f"--data {named(root)}: {names} are names of splits, without class folders in "
             "them; give each a folder per class, or a metadata.jsonl; if they are classes, rename"
         )
     else:
@@ -215,14 +215,14 @@ def _class_folders(folder: Path, root: Path, split: str, skipped: Counter) -> li
     folders = [path for path in inner if path.is_dir()]
     skipped.update(path.suffix.lower() or "no suffix" for path in inner if not path.is_dir())
     names = without_numbers([path.name for path in folders])
-    check_names(names.values(), f"--data {shown(str(root))}")
+    check_names(names.values(), f"--data {named(root)}")
     items, n_deeper = [], 0
     for path in folders:
         pictures = _pictures(path, others=skipped)
         deeper = sum(picture.parent != path for picture in pictures)
         if len(pictures) == deeper:
             raise InputError(
-                f"--data {shown(str(root))}: class folder {path.name!r} has no images directly "
+                f"--data {named(root)}: class folder {path.name!r} has no images directly "
                 f"inside ({' '.join(IMAGE_SUFFIXES)}); remove it, or name the folder of the class "
                 "folders"
             )

@@ -25,13 +25,18 @@ def shown(value: object, limit: int = MAX_SHOWN) -> str:
     return text if len(text) <= limit + 2 else f"{text[:limit]}..."
 
 
+def named(path: Path | str) -> str:
+    """A path for a message, whole where it can be."""
+    return shown(str(path), 200)
+
+
 def local_path(data: str, accepted: str) -> Path:
     """Return what `--data` names; raise InputError for URLs and for what does not exist."""
     path = Path(data)
     if is_url(data):
-        raise InputError(f"--data {shown(data)} is a URL; download the data set, name its folder")
+        raise InputError(f"--data {named(data)} is a URL; download the data set, name its folder")
     if "\0" in data or not os.path.exists(path):
-        raise InputError(f"--data {shown(data)} does not exist{similar_name(path)}; {accepted}")
+        raise InputError(f"--data {named(data)} does not exist{similar_name(path)}; {accepted}")
     return path
 
 
@@ -41,7 +46,7 @@ def entries(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         why = f"cannot be read ({error.strerror}); check its rights"
-        raise InputError(f"--data: the folder {shown(str(folder))} {why}") from None
+        raise InputError(f"--data: the folder {named(folder)} {why}") from None
 
 
 def is_url(name: str) -> bool:
@@ -64,7 +69,7 @@ def inside(root: Path, name: str, where: str) -> Path:
         what = f"{shown(name, 40)} is a picture in base64, which is not read here"
         raise InputError(f"{where}: {what}; save it as a file, or as bytes in a parquet table")
     if is_url(name) or "\0" in name:
-        what = f"{shown(name)} is no path below {shown(str(root))}"
+        what = f"{shown(name)} is no path below {named(root)}"
         raise InputError(f"{where}: {what}; copy the file there")
     path = root / name
     try:
@@ -77,7 +82,7 @@ def inside(root: Path, name: str, where: str) -> Path:
     except OSError as error:  # a name of thousands of characters
         raise InputError(f"{where}: {shown(name)} is no file name ({error.strerror})") from error
     if not target.is_relative_to(os.path.realpath(root)):
-        what = f"{shown(name)} leads out of {shown(str(root))}"
+        what = f"{shown(name)} leads out of {named(root)}"
         raise InputError(f"{where}: {what}; copy the file there, or name the folder: --data_root")
     return path
 
@@ -93,7 +98,7 @@ def check_files(images: Iterable[tuple[str, Path]], root: Path | None = None) ->
         raise InputError(f"--data: {shown(strange[0])} is no printable name; rename it")
     regular = {path: os.path.isfile(path) for path in dict.fromkeys(path for _, path in images)}
     if missing := [(name, path) for name, path in images if not regular[path]]:
-        first = "; ".join(f"{n}: {shown(str(p), 200)}{why_missing(p)}" for n, p in missing[:5])
+        first = "; ".join(f"{n}: {named(p)}{why_missing(p)}" for n, p in missing[:5])
         found = where_they_are([path for _, path in missing], root) if root is not None else ""
         what = f"{len(missing)} images missing or no regular files{found}"
         raise InputError(f"--data: {what}: {first}")
@@ -115,9 +120,9 @@ def where_they_are(missing: list[Path], root: Path) -> str:
     last = [PurePosixPath(name).name for name in wanted]
     for folder in _folders_near(root):
         if all(os.path.isfile(folder / name) for name in wanted):
-            return f" (they are in {shown(str(folder))}: give --data_root {folder})"
+            return f" (they are in {named(folder)}: give --data_root {folder})"
         if wanted != last and all(os.path.isfile(folder / name) for name in last):
-            return f" (files of these names are in {shown(str(folder))}, without their folders)"
+            return f" (files of these names are in {named(folder)}, without their folders)"
     return ""
 
 

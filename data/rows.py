@@ -26,7 +26,7 @@ from answers import parse_answer
 from data.answer_forms import plain, say_rewritten
 from data.examples import Example
 from data.files import MAX_SKIP, SkipLog, read_json, read_jsonl
-from data.paths import check_files, inside, local_path, shown
+from data.paths import check_files, inside, local_path, named
 from data.pictures import readable
 from data.splits import say_of_file
 from data.tables import JSON, row_files, table_rows
@@ -130,7 +130,7 @@ def read_records(
     if not (files := row_files(path)):
         kind = "a folder without tables" if path.is_dir() else "not a regular file"
         kind = f"a file of type {path.suffix!r}, not opened" if path.is_file() else kind
-        raise InputError(f"--data {shown(data)} is {kind}; {accepted}")
+        raise InputError(f"--data {named(data)} is {kind}; {accepted}")
     schema, examples, ids, notes = "", [], set(), Notes()
     for file, split in files:
         root = path if path.is_dir() and file.suffix.lower() not in JSON else file.parent

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.examples import shuffle
-from data.paths import shown
+from data.paths import named
 from runtime.errors import InputError
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def has_splits(splits: Iterable[str], data: str) -> bool:
         return True
     if names - {"train"}:
         what = f"only {' and '.join(sorted(names))}, no train; its rows are split here"
-        print(f"warning: {shown(data)} holds {what}, and a part of them is trained on")
+        print(f"warning: {named(data)} holds {what}, and a part of them is trained on")
     return False
 
 
@@ -81,7 +81,7 @@ def divide(
         )
         if not evaluated[role]:
             what = f"no picture of {name!r} is left that is not trained on as well"
-            raise InputError(f"--data {shown(data)}: {what}; give another split")
+            raise InputError(f"--data {named(data)}: {what}; give another split")
     if unnamed := sum(split(item) == "" for item in items):
         texts.append(f"{unnamed} of no split not used")
     print(f"data: splits by name: {', '.join(texts)}")

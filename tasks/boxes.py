@@ -30,7 +30,6 @@ from data.files import SkipLog, optional_import
 from data.frames import Placed, decide, describe, fits
 from data.garden.questions import NO_OBJECTS
 from data.pictures import size_of, why_other_size
-from data.rows import columns_of
 from model.image import ImageConfig, smart_resize
 from runtime.errors import InputError
 from tasks.scenes import Splits, read_targets, split_examples
@@ -71,7 +70,7 @@ def box_rows(cfg: TaskConfig, form: Form, image_cfg: ImageConfig | None) -> Spli
         for e in examples
     }
     by_default: BoxFormat = examples[0].box_format if examples else "norm1000"
-    about = (cfg.data_coords, by_default, columns_of(schema), cfg.data, cfg.max_skip, resized)
+    about = (cfg.data_coords, by_default, f"{schema} rows", cfg.data, cfg.max_skip, resized)
     frame = decide(sum(placed.values(), []), *about)
     skips, kept = SkipLog(), []
     for example in examples:

@@ -24,7 +24,7 @@ from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.questions import DET_PROMPT, ask_det
 from data.garden.world import COLOURS, sample_scene
-from data.paths import shown
+from data.paths import named
 from data.pictures import look
 from data.splits import divide, has_splits
 from model.image import ImageConfig
@@ -188,7 +188,7 @@ def coco_splits(
             print(f"data: {n_copies} {split} images dropped: copies of training images")
         if not examples:
             fix = "lower --shots" if cfg.shots > 1 else "add images"
-            raise InputError(f"--data {shown(cfg.data)}: no image is left to evaluate; {fix}")
+            raise InputError(f"--data {named(cfg.data)}: no image is left to evaluate; {fix}")
         splits[split] = examples[: cfg.held_out_size]
     return train, splits
 

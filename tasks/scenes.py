@@ -22,7 +22,7 @@ from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.questions import Question
 from data.garden.world import SCENE_SUBJECT, Scene, render_seed, sample_scene
-from data.paths import shown
+from data.paths import named, shown
 from data.pictures import pixel_hash
 from data.rows import load_records
 from data.splits import divide, has_splits, shuffled_by_picture
@@ -130,7 +130,7 @@ def split_examples(examples: list[Example], cfg: TaskConfig) -> Splits:
     groups = shuffled_by_picture(examples, pixel_hash, cfg.split_seed)
     if len(groups) < 2:
         raise InputError(
-            f"--data {shown(cfg.data)}: {len(examples)} usable rows about {len(groups)} pictures; "
+            f"--data {named(cfg.data)}: {len(examples)} usable rows about {len(groups)} pictures; "
             "two pictures are needed, one to train on and one to hold out"
         )
     held_out: list[Example] = []

@@ -20,8 +20,9 @@ from pycocotools.cocoeval import COCOeval
 
 import tasks
 import train_grpo
-from answers import parse_boxes, parse_calls, parse_sequence
+from answers import parse_boxes, parse_sequence
 from config import BASE_MODEL, TaskConfig
+from data.answer_forms import BOXES, CALLS, ONE_BOX
 from data.examples import INSTRUCTIONS, Example, Reasoning, completion_text
 from data.garden.questions import DET_PROMPT
 from model.image import ImageConfig, load_image
@@ -35,8 +36,6 @@ from tasks.boxes import (
     box_instruction,
     converted,
     cumulative_iou,
-    is_box_list,
-    is_one_box,
 )
 from tasks.ovd import BASE_COLOURS, NEW_COLOURS
 from tasks.task import Task
@@ -75,7 +74,7 @@ def everything(task: Task) -> list[Example]:
 # ---- a new task ----------------------------------------------------------------------------------
 
 NEW_TASK = """
-from answers import parse_number
+from data.answer_forms import NUMBER
 from data.garden.questions import ask_count
 from rewards import number_reward
 from tasks.scenes import answer_task, one_scene, scene_splits
@@ -84,7 +83,7 @@ FLAGS = ["train_size", "held_out_size", "tolerance"]
 
 
 def load(cfg, image_cfg=None):
-    splits = scene_splits("again", cfg, one_scene(ask_count), parse_number)
+    splits = scene_splits("again", cfg, one_scene(ask_count), NUMBER)
     return answer_task("again", cfg, splits, number_reward, None, 24)
 """
 
@@ -204,7 +203,7 @@ def test_tolerance_and_order_reach_reward_and_metric(garden):
             assert task.reward(text, example, WEIGHTS, 0.0).parts["correct"] == right
 
 
-IS_TARGET = {"det": is_box_list, "ovd": is_box_list, "ground": is_one_box, "change": parse_calls}
+FORMS = {"det": BOXES, "ovd": BOXES, "ground": ONE_BOX, "change": CALLS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,7 +212,7 @@ def test_targets_are_in_the_grammar_and_fit_the_tasks_length(garden, name):
     for example in everything(garden[name]):
         tokens = processor.encode(completion(example.target))
         assert len(tokens) + 20 <= garden[name].max_completion_length
-        assert IS_TARGET.get(name, bool)(example.target)
+        assert name not in FORMS or FORMS[name].read(example.target) == example.target
         if name == "order":
             assert (parse_sequence(example.target) is None) == (len(example.images) == 1)
 
@@ -443,7 +442,7 @@ def test_data_coords_names_the_format_of_the_datas_boxes(tmp_path):
             assert {e.target for e in load(name, path, data_coords=coords).train} == {target}
             continue
         with pytest.raises(
-            InputError, match=r"rows.jsonl:1.* outside of its image .*--data_coords"
+            InputError, match=r"4 of 4 boxes lie outside of .* rows.jsonl:1: .*--data_coords"
         ):
             load(name, path, data_coords=coords)
 
@@ -481,7 +480,9 @@ def test_coco_annotations_become_few_shot_detection(tmp_path, capsys):
     task = load("det", path, held_out_size=8)
     assert "Answer with a JSON list" in task.train[0].question
     questions = Counter(e.question.split(" Answer")[0] for e in task.train)
-    assert questions == {DET_PROMPT.format(category=c): 2 for c in ("cat", "dog", "horse")}
+    shown = Counter(e.question.split(" Answer")[0] for e in task.train if e.target != "No Objects")
+    assert shown == {DET_PROMPT.format(category=c): 2 for c in ("cat", "dog", "horse")}
+    assert questions.total() == 7  # 15 % more for what the pictures lack, as in the garden
     assert not set(image_ids(task.train)) & set(image_ids(task.splits["held_out"]))
     ((box,), _) = parse_boxes(task.train[0].target, task.train[0].canvas)
     assert box.x2 - box.x1 == 250 and (box.y1, box.y2) == (200, 600)  # thousandths of 200 x 100
@@ -496,8 +497,8 @@ def test_coco_annotations_become_few_shot_detection(tmp_path, capsys):
     assert "1 categories have too few images and are left out: ['yak']" in capsys.readouterr().out
     with pytest.raises(InputError, match="--shots 9: no category has more images"):
         load("det", path, shots=9)
-    with pytest.raises(InputError, match="--data_coords norm1000: COCO's boxes are pixels"):
-        load("det", path, data_coords="norm1000")
+    with pytest.raises(InputError, match="annotations know no model"):
+        load("det", path, data_coords="abs_resized")
 
 
 def test_coco_annotations_are_split_into_base_and_new_categories(tmp_path):
