@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 MAX_COMPLETION_CHARS = 100_000  # beyond is noise: 1024 tokens have about 5,000 characters
 # Unicode normalisation takes quadratic time on long runs of accents, so names are short by rule.
 MAX_NAME_CHARS = 1_000
-MAX_LABEL_CHARS = 100  # the same for the label of a box, of which there are many
+MAX_LABEL_CHARS = 100  # the same for the label of a box, of which there are many; bytes of UTF-8
 MAX_NUMBER_CHARS = 50  # keeps every number finite
 MAX_BOXES, MAX_CALLS, MAX_SEQUENCE = 1_000, 64, 32
 MAX_DEPTH = 8  # of nested brackets; a list of dicts that hold a list needs 3
@@ -192,7 +192,7 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
       not numbers, nor are NaN and 1e999);
     - as written, x1 < x2 and y1 < y2 do not both hold, or no area is left inside the canvas;
     - it has a confidence that is no number in [0, 1], or a label that is no name of at most
-      `MAX_LABEL_CHARS` characters;
+      `MAX_LABEL_CHARS` bytes;
     - it comes after `MAX_BOXES` others.
 
     Args:
@@ -276,7 +276,9 @@ def _parse_box(item: Any, canvas: tuple[float, float]) -> Box | None:
     if "Confidence" in fields and not (_is_finite(confidence) and 0.0 <= confidence <= 1.0):
         return None
     if "label" in fields:
+        # Before it is normalised: what NFKC makes 18 characters of has three bytes.
         is_short = isinstance(label, str) and len(label) <= MAX_LABEL_CHARS
+        is_short = is_short and len(label.encode("utf-8", "replace")) <= MAX_LABEL_CHARS
         label = parse_name(label) if is_short else None
         if label is None:
             return None

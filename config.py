@@ -77,8 +77,6 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, "shots train_size held_out_per_class held_out_size max_prompt_length")
-        is_read = self.data_root is None or self.data not in ("garden", "digits")
-        require(is_read, "data_root", "given with --data, whose pictures it holds", self)
         length = self.max_completion_length
         require(length is None or 1 <= length <= 10**6, "max_completion_length", "1 .. 10^6", self)
         require(0 <= self.max_skip <= 1, "max_skip", "in 0 .. 1", self)

@@ -9,7 +9,6 @@ Answers are greedy; `--votes 8 --temperature 1` lets the most frequent of eight 
 `torchrun --nproc_per_node=2 evaluate.py ...` each GPU answers its share of the questions.
 """
 
-import json
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from config import BASE_MODEL, TaskConfig, flag, require, require_counts, requir
 from model.load import check_files_fit, load_model, load_processor, local_directory
 from runtime import console, distributed
 from runtime.device import pick_device
-from runtime.errors import InputError
+from runtime.errors import InputError, json_line
 from runtime.run_directory import last_model
 from tasks import TASKS, load_task
 from tasks.task import Task
@@ -125,9 +124,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def write_answers(path: Path, answers: list[dict]) -> None:
     """Write a jsonl file; InputError if it cannot be written."""
-    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
     try:
-        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+        path.write_text(
+            "".join(map(json_line, answers)), encoding="utf-8", errors="backslashreplace"
+        )
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error})") from None
 

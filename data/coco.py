@@ -15,6 +15,7 @@ Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.p
 import difflib
 import hashlib
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -69,11 +70,11 @@ def coco_files(data: str) -> list[tuple[Path, str]]:
     Raises InputError for several files of one split.
     """
     path = Path(data)
-    if path.is_file():
+    if os.path.isfile(path):
         return [(path, "")] if _is_instances(path) else []
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return []
-    folders = [path, *(p for p in entries(path) if p.is_dir())]
+    folders = [path, *(p for p in entries(path) if os.path.isdir(p))]
     named = [p for p in folders if p == path or is_split_folder(p.name) or p.name == "annotations"]
     files = [file for folder in named for file in entries(folder) if _is_instances(file)]
     files = [f for f in files if f.name.startswith("instances")] or files  # COCO's captions, ...
@@ -92,7 +93,7 @@ def _is_instances(path: Path) -> bool:
 def mentions(data: str, *keys: str) -> bool:
     """Whether a .json file holds an object in which all of these quoted words occur."""
     path = Path(data)
-    if path.suffix.lower() != ".json" or not path.is_file() or path.stat().st_size == 0:
+    if path.suffix.lower() != ".json" or not os.path.isfile(path) or path.stat().st_size == 0:
         return False
     try:
         file = path.open("rb")

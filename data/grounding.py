@@ -15,6 +15,7 @@ A folder with `train` and `val` folders or files of one layout has its splits by
 Sources: lichengunc/refer, om-ai-lab/VLM-R1, dvlab-research/LISA (arXiv:2308.00692).
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -48,22 +49,24 @@ def is_grounding(data: str) -> bool:
 def grounding_parts(data: str) -> list[tuple[Path, str]]:
     """The files or folders of phrases that `data` names and their splits, or []."""
     path = Path(data)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [(path, "")] if _is_phrases(path) else []
     if not is_row_source(path) and any(path.glob("*.json")):
         return [(path, "")]
-    inner = [p for p in entries(path) if (p.is_file() and split_of(p.stem)) or p.is_dir()]
-    inner = [p for p in inner if p.is_file() or is_split_folder(p.name)]
+    inner = [
+        p for p in entries(path) if (os.path.isfile(p) and split_of(p.stem)) or os.path.isdir(p)
+    ]
+    inner = [p for p in inner if os.path.isfile(p) or is_split_folder(p.name)]
     parts = [(p, split_of(p.stem)) for p in inner if _is_phrases(p)]
     return parts if len(parts) > 1 else []
 
 
 def _is_phrases(path: Path) -> bool:
-    if path.is_dir():
+    if os.path.isdir(path):
         return not is_row_source(path) and any(path.glob("*.json"))
     if mentions(str(path), *REF_COCO):
         return True
-    if path.suffix.lower() not in JSON or not path.is_file() or is_coco(str(path)):
+    if path.suffix.lower() not in JSON or not os.path.isfile(path) or is_coco(str(path)):
         return False
     return any("normal_caption" in row for _, row in islice(read_rows(path), 1))
 
@@ -103,8 +106,10 @@ def load_grounding(
 def _load_part(
     path: Path, image_root: str | Path | None, max_skip: float, data_coords: str
 ) -> list[Example]:
-    root = Path(image_root) if image_root is not None else path if path.is_dir() else path.parent
-    if path.is_dir():
+    root = (
+        Path(image_root) if image_root is not None else path if os.path.isdir(path) else path.parent
+    )
+    if os.path.isdir(path):
         layout, drafts = "ReasonSeg", list(_reason_seg(path, root))
     elif mentions(str(path), *REF_COCO):
         layout, drafts = "RefCOCO", list(_ref_coco(path, root))

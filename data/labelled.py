@@ -48,7 +48,7 @@ def load_labelled(
     skips = SkipLog()
     if data == "digits":
         schema, items = "scikit-learn digits, RL half", readable(read_digits("rl"), skips)
-    elif Path(data).is_dir() and not is_row_source(Path(data)):
+    elif os.path.isdir(data) and not is_row_source(Path(data)):
         if data_root is not None:
             what = "class folders hold their pictures themselves; leave it out"
             raise InputError(f"--data_root {named(data_root)}: {what}")
@@ -163,7 +163,7 @@ def read_image_folder(root: Path) -> list[Example]:
             an image that is not a regular file or lies outside `root` (by a link).
     """
     visible = entries(root)
-    folders = [path for path in visible if path.is_dir()]
+    folders = [path for path in visible if os.path.isdir(path)]
     if not folders:
         only = [path.name for path in visible[:5]] or "nothing"
         raise InputError(f"--data {named(root)} has no class folders, only {only}; {ACCEPTED}")
@@ -191,7 +191,7 @@ def read_image_folder(root: Path) -> list[Example]:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    return any(path.is_dir() and _pictures(path, deep=False) for path in entries(folder))
+    return any(os.path.isdir(path) and _pictures(path, deep=False) for path in entries(folder))
 
 
 def _pictures(folder: Path, deep: bool = True, others: Counter | None = None) -> list[Path]:
@@ -200,7 +200,7 @@ def _pictures(folder: Path, deep: bool = True, others: Counter | None = None) ->
     for path in entries(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES + FOREIGN_SUFFIXES:
             found.append(path)
-        elif path.is_dir() and not path.is_symlink():
+        elif os.path.isdir(path) and not path.is_symlink():
             folders.append(path)
         elif others is not None:
             others[path.suffix.lower() or "no suffix"] += 1
@@ -212,8 +212,8 @@ def _pictures(folder: Path, deep: bool = True, others: Counter | None = None) ->
 def _class_folders(folder: Path, root: Path, split: str, skipped: Counter) -> list[Example]:
     """The labelled pictures of one split, or of the whole set."""
     inner = entries(folder)
-    folders = [path for path in inner if path.is_dir()]
-    skipped.update(path.suffix.lower() or "no suffix" for path in inner if not path.is_dir())
+    folders = [path for path in inner if os.path.isdir(path)]
+    skipped.update(path.suffix.lower() or "no suffix" for path in inner if not os.path.isdir(path))
     names = without_numbers([path.name for path in folders])
     check_names(names.values(), f"--data {named(root)}")
     items, n_deeper = [], 0

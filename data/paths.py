@@ -134,7 +134,9 @@ def _folders_near(root: Path) -> list[Path]:
         depth = len(folder.relative_to(above).parts)
         if depth < 2 and len(folders) < FOLDERS_LOOKED_AT:
             try:
-                folders += sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+                folders += sorted(
+                    p for p in folder.iterdir() if os.path.isdir(p) and p.name[0] != "."
+                )
             except OSError:
                 continue
     return folders[:FOLDERS_LOOKED_AT]

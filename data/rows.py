@@ -13,6 +13,7 @@ Next: data/coco.py, for annotations with boxes.
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -128,12 +129,12 @@ def read_records(
     """
     path = local_path(data, accepted)
     if not (files := row_files(path)):
-        kind = "a folder without tables" if path.is_dir() else "not a regular file"
-        kind = f"a file of type {path.suffix!r}, not opened" if path.is_file() else kind
+        kind = "a folder without tables" if os.path.isdir(path) else "not a regular file"
+        kind = f"a file of type {path.suffix!r}, not opened" if os.path.isfile(path) else kind
         raise InputError(f"--data {named(data)} is {kind}; {accepted}")
     schema, examples, ids, notes = "", [], set(), Notes()
     for file, split in files:
-        root = path if path.is_dir() and file.suffix.lower() not in JSON else file.parent
+        root = path if os.path.isdir(path) and file.suffix.lower() not in JSON else file.parent
         root = Path(data_root) if data_root is not None else root
         folder = "" if path == file else f"{file.parent.relative_to(path).as_posix()}/"
         for where, row in read_rows(file):

@@ -7,6 +7,7 @@ is held out, or what is called validation, where there is no test (beside one it
 Next: data/rows.py, data/labelled.py, data/coco.py, which fill `Example.split`.
 """
 
+import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def shuffled_by_picture(
 
 def say_of_file(path: Path, suffixes: Sequence[str]) -> None:
     """Say what the name of a single file means: it is split here, whatever it is called."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return
     own, names = split_of(path.stem), []
     if own:

@@ -25,9 +25,9 @@ def row_files(path: Path) -> list[tuple[Path, str]]:
     or in folders of splits), one that `datasets.save_to_disk` wrote, one whose .json or .jsonl
     files are all named as splits, or one with a metadata.jsonl beside the pictures.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         return [(path, "")] if path.suffix.lower() in (".parquet", *JSON) else []
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return []
     files = _parquet_files(path) or _saved_files(path) or _json_files(path)
     return [(file, split_of_path(file, path)) for file in files]
@@ -43,9 +43,9 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _saved_files(path: Path) -> list[Path]:
     """The arrow files of `datasets.save_to_disk`: of one set, or of each in a DatasetDict."""
-    folders = [path] if (path / "state.json").is_file() else []
+    folders = [path] if os.path.isfile(path / "state.json") else []
     if not folders:
-        folders = [p for p in entries(path) if (p / "state.json").is_file()]
+        folders = [p for p in entries(path) if os.path.isfile(p / "state.json")]
     if not folders and (path / "dataset_dict.json").exists():
         raise InputError(f"--data {str(path)!r} is a DatasetDict without any of its splits")
     files = []
@@ -62,10 +62,10 @@ def _saved_files(path: Path) -> list[Path]:
 
 def _json_files(path: Path) -> list[Path]:
     """Rows beside the pictures: metadata.jsonl, or files that are all named as splits."""
-    metadata = [path / METADATA, *(p / METADATA for p in entries(path) if p.is_dir())]
-    if metadata := [file for file in metadata if file.is_file()]:
+    metadata = [path / METADATA, *(p / METADATA for p in entries(path) if os.path.isdir(p))]
+    if metadata := [file for file in metadata if os.path.isfile(file)]:
         return metadata
-    files = [file for file in entries(path) if file.suffix.lower() in JSON and file.is_file()]
+    files = [file for file in entries(path) if file.suffix.lower() in JSON and os.path.isfile(file)]
     return files if len(files) > 1 and all(split_of(file.stem) for file in files) else []
 
 
