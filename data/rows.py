@@ -167,7 +167,8 @@ class Notes:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.solutions: list[tuple[str, str]] = []
-        self.cells: dict[bytes, bytes] = {}  # pictures of several rows are kept once
+        self.cells: dict[bytes, bytes] = {}  # pictures of several rows are kept once,
+        self.paths: dict[tuple[Path, str], Path] = {}  # and their names are checked once
 
     def add(self, what: str, where: str) -> None:
         """Count a row."""
@@ -247,7 +248,9 @@ def _images(
         if isinstance(item, bytes):
             images.append(notes.cells.setdefault(item, item))
             continue
-        images.append(inside(root, item, where))
+        if (root, item) not in notes.paths:
+            notes.paths[root, item] = inside(root, item, where)
+        images.append(notes.paths[root, item])
         if images[-1] != root / item:
             notes.add(BACKSLASHES, where)
     return tuple(images)

@@ -70,13 +70,17 @@ def _json_files(path: Path) -> list[Path]:
 
 
 def table_rows(file: Path) -> Iterator[dict]:
-    """Yield the rows of a .parquet file or of an arrow stream."""
+    """Yield the rows of a .parquet file or of an arrow stream.
+
+    Neither mapped nor buffered ahead: both would hold a set of pictures in memory twice.
+    """
     pyarrow = optional_import("pyarrow")
     parquet = optional_import("pyarrow.parquet", "pyarrow")
     try:
-        with pyarrow.memory_map(str(file)) as source:
+        with pyarrow.OSFile(str(file)) as source:
             if file.suffix.lower() == ".parquet":
-                batches = parquet.ParquetFile(source).iter_batches(batch_size=64)
+                table = parquet.ParquetFile(source, pre_buffer=False, buffer_size=2**20)
+                batches = table.iter_batches(batch_size=64, use_threads=False)
             else:
                 batches = pyarrow.ipc.open_stream(source)
             for batch in batches:
@@ -84,5 +88,6 @@ def table_rows(file: Path) -> Iterator[dict]:
                 if len(set(columns)) < len(columns):
                     raise InputError(f"{file}: has two columns of one name: {columns}; rename one")
                 yield from batch.to_pylist()
+                pyarrow.default_memory_pool().release_unused()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot read the table ({error}); download it again") from error
