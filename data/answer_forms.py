@@ -45,8 +45,7 @@ class Form(NamedTuple):
 _STYLES = r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|mbox|operatorname)\s*\{([^{}]*)\}"
 _SIGNS = {
     r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\circ\b": "°",
-    r"\\%": "%",
-    r"\\\$": "$",
+    r"\\([%$&_#])": r"\1",
     r"\\[,;:! ]|\\quad\b|~": " ",
     r"\\(?:left|right|displaystyle)\b": "",
 }

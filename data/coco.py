@@ -213,7 +213,12 @@ def _add_boxes(
     refuse_half(skips, len(annotations))
     if not placed:
         raise InputError(f"{path}: no image has a box; is it an instances file?")
-    as_corners = [Placed(w, (*b[:2], b[2] - b[0], b[3] - b[1]), s) for w, b, s in placed.values()]
+    as_corners = [
+        box._replace(
+            corners=(*box.corners[:2], *(box.corners[k + 2] - box.corners[k] for k in (0, 1)))
+        )
+        for box in placed.values()
+    ]
     hint = "as x1, y1, x2, y2 they fit: convert them to x, y, width, height"
     hint = hint if all(fits(box, "abs") for box in as_corners) else ""
     frame: BoxFormat = decide(

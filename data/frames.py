@@ -8,12 +8,15 @@ is given silences doubts, but for boxes outside of their pictures. Frames: data/
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from config import MAX_SKIP
 from data.box_formats import EDGE, BoxFormat, Size, canvas_size
+from data.examples import Picture
 from data.files import SkipLog
-from data.paths import named
+from data.paths import named, shown
+from data.pictures import why_other_size
 from runtime.errors import InputError
 
 NAMES = {
@@ -24,6 +27,7 @@ NAMES = {
     "abs_resized": "pixels of the resized picture",
 }
 MANY = 20  # boxes: what all of them have in common is no accident
+MOST = 0.9  # of the boxes
 FAR = 0.8  # of a canvas: some of many boxes reach that far
 
 
@@ -33,6 +37,7 @@ class Placed(NamedTuple):
     where: str
     corners: tuple[float, float, float, float]
     size: Size
+    picture: Picture | None = None
 
 
 def decide(
@@ -56,11 +61,12 @@ def decide(
     frame = default if flag == "auto" else flag
     by = f"by default of {schema}" if flag == "auto" else "by --data_coords"
     change = "; --data_coords to change" if flag == "auto" else ""
-    print(f"boxes: {NAMES[frame]} ({frame}), {by}{change}")
+    print(f"boxes of {shown(Path(data).name)}: {NAMES[frame]} ({frame}), {by}{change}")
     outside = [box for box in boxes if not fits(box, frame, resized)]
     if outside and (2 * len(outside) >= len(boxes) or len(outside) > max(2, max_skip * len(boxes))):
         others = [name for name in NAMES if name not in (frame, "abs_resized")]
         others = [name for name in others if all(fits(box, name) for box in boxes)]
+        hint = hint or why_outside(outside[0], frame, resized).removeprefix("; ")
         fix = hint or "name their frame with --data_coords, or repair them"
         if others:
             fix = f"{hint + '; ' if hint else ''}they fit as {' or '.join(others)}: --data_coords"
@@ -88,6 +94,16 @@ def describe(box: Placed) -> str:
     """Where a box is, and on what."""
     numbers = ", ".join(f"{value:g}" for value in box.corners)
     return f"{box.where}: [{numbers}] on a picture of {box.size[0]} x {box.size[1]}"
+
+
+def why_outside(
+    box: Placed, frame: BoxFormat, resized: Callable[[Size], Size] | None = None
+) -> str:
+    """What an EXIF orientation has to do with a box outside of its picture; "" for nothing."""
+    turned = box.size[::-1]
+    if box.picture is None or not fits(box._replace(size=turned), frame, resized):
+        return ""
+    return why_other_size(box.picture, turned)
 
 
 def fits(box: Placed, frame: BoxFormat, resized: Callable[[Size], Size] | None = None) -> bool:
@@ -120,10 +136,12 @@ def _doubts(boxes: Sequence[Placed], frame: BoxFormat) -> list[tuple[BoxFormat, 
             return [("norm100", f"all {n} boxes end below 100", far and n >= MANY)]
     if frame == "norm1000":
         small = [box for box in boxes if max(box.size) < 900]
-        if len(small) >= 3 and all(fits(box, "abs") for box in boxes):
+        inside = sum(fits(box, "abs") for box in boxes)
+        if len(small) >= 3 and inside >= MOST * n:
             reach = [max(b.corners[2 + k] / b.size[k] for b in boxes) for k in (0, 1)]
-            is_certain = min(reach) >= FAR and len([b for b in small if max(b.size) <= 700]) >= MANY
-            what = f"all {n} boxes end inside their pictures if they are pixels"
+            is_certain = inside == n and min(reach) >= FAR
+            is_certain = is_certain and len([b for b in small if max(b.size) <= 700]) >= MANY
+            what = f"{inside} of {n} boxes end inside their pictures if they are pixels"
             return [("abs", what, is_certain)]
     if frame == "abs":
         large = [box for box in boxes if max(box.size) > 1300]

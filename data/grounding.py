@@ -26,9 +26,9 @@ from data.box_formats import BoxFormat, Shape, clipped, convert_box, raw_box
 from data.coco import image_path, is_coco, key_of, mentions, rows_by_id
 from data.examples import Example
 from data.files import MAX_SKIP, SkipLog, read_json
-from data.frames import Placed, decide, describe, fits, refuse_half
+from data.frames import Placed, decide, describe, fits, refuse_half, why_outside
 from data.paths import check_files, entries, inside, local_path, named
-from data.pictures import look, look_at_all, why_other_size
+from data.pictures import look, look_at_all
 from data.rows import is_row_source, read_rows
 from data.splits import is_split_folder, say_of_file, split_of
 from data.tables import JSON
@@ -97,7 +97,7 @@ def load_grounding(
     examples = []
     for part, split in parts:
         found = _load_part(part, image_root, max_skip, data_coords)
-        prefix = f"{part.name}/" if len(parts) > 1 else ""
+        prefix = f"{part.name}/" if len(parts) > 1 and part.is_dir() else ""  # else it has it
         examples += [replace(e, id=prefix + e.id, split=split) for e in found]
     say_of_file(path, JSON)
     return examples
@@ -127,7 +127,7 @@ def _load_part(
             skips.add("no target" if values is None else "empty phrase", where)
             continue
         try:
-            box = Placed(where, raw_box(values, where, shape), look(picture).size)
+            box = Placed(where, raw_box(values, where, shape), look(picture).size, picture)
             placed.append((box, picture, phrase.strip(), shape))
         except InputError as error:
             is_box = str(error).startswith(where)
@@ -144,11 +144,7 @@ def _load_part(
     for box, picture, phrase, shape in placed:
         pixels = clipped(convert_box(box.corners, frame, "abs", box.size, box.size), box.size)
         if shape != "extent" and not fits(box, frame):
-            why = describe(box)
-            turned = box.size[::-1]
-            if fits(box._replace(size=turned), frame):
-                why += why_other_size(picture, turned)
-            skips.add("box leaves its image", why)
+            skips.add("box leaves its image", describe(box) + why_outside(box, frame))
         elif pixels is None:
             skips.add("box without area", box.where)
         else:

@@ -69,8 +69,8 @@ def inside(root: Path, name: str, where: str) -> Path:
         what = f"{shown(name, 40)} is a picture in base64, which is not read here"
         raise InputError(f"{where}: {what}; save it as a file, or as bytes in a parquet table")
     if is_url(name) or "\0" in name:
-        what = f"{shown(name)} is no path below {named(root)}"
-        raise InputError(f"{where}: {what}; copy the file there")
+        what = f"{shown(name)} is {'a URL' if is_url(name) else 'no name'}, no path below"
+        raise InputError(f"{where}: {what} {named(root)}; download or copy the file there")
     path = root / name
     try:
         if "\\" in name and not os.path.lexists(path):
@@ -106,7 +106,7 @@ def check_files(images: Iterable[tuple[str, Path]], root: Path | None = None) ->
 
 def why_missing(path: Path) -> str:
     """What is likely the matter with a name, for a message; "" where nothing is known."""
-    if re.match(r"[A-Za-z]:[\\/]", path.name) or "\\" in str(path):
+    if re.search(r"(?:^|/)[A-Za-z]:(?:/|$)", path.as_posix()) or "\\" in str(path):
         return " (a path of Windows; names are relative to the folder, with slashes)"
     decoded = Path(unquote(str(path)))
     if decoded != path and os.path.isfile(decoded):
@@ -115,31 +115,30 @@ def why_missing(path: Path) -> str:
 
 
 def where_they_are(missing: list[Path], root: Path) -> str:
-    """What to say if all of the first ones are in one other folder: give it as --data_root."""
-    wanted = [os.path.relpath(path, root) for path in missing[:20]]
-    last = [PurePosixPath(name).name for name in wanted]
-    for folder in _folders_near(root):
-        if all(os.path.isfile(folder / name) for name in wanted):
+    """What to say if all missing pictures are in one other folder: give it as --data_root."""
+    real = Path(os.path.realpath(root))
+    below, around = _below(_below([real])), _below([real.parent])
+    wanted = [os.path.relpath(path, root) for path in missing]
+    for folder in dict.fromkeys((*below, *around)):
+        if folder != real and all(os.path.isfile(folder / name) for name in wanted):
             return f" (they are in {named(folder)}: give --data_root {folder})"
-        if wanted != last and all(os.path.isfile(folder / name) for name in last):
-            return f" (files of these names are in {named(folder)}, without their folders)"
+    last = [PurePosixPath(name).name for name in wanted]
+    for folder in below if wanted != last else []:
+        if all(os.path.isfile(folder / name) for name in last):
+            what = "files of these names, without the folders in front, are in"
+            return f" ({what} {named(folder)}: shorten the names, or move the files)"
     return ""
 
 
-def _folders_near(root: Path) -> list[Path]:
-    """The folder above, and folders up to two levels below it."""
-    above = Path(os.path.realpath(root)).parent
-    folders = [above]
-    for folder in folders:
-        depth = len(folder.relative_to(above).parts)
-        if depth < 2 and len(folders) < FOLDERS_LOOKED_AT:
-            try:
-                folders += sorted(
-                    p for p in folder.iterdir() if os.path.isdir(p) and p.name[0] != "."
-                )
-            except OSError:
-                continue
-    return folders[:FOLDERS_LOOKED_AT]
+def _below(folders: list[Path]) -> list[Path]:
+    """The folders, with those directly in them behind."""
+    inner = []
+    for folder in folders[:FOLDERS_LOOKED_AT]:
+        try:
+            inner += sorted(p for p in folder.iterdir() if os.path.isdir(p) and p.name[0] != ".")
+        except OSError:
+            continue
+    return folders + inner
 
 
 def similar_name(path: Path) -> str:

@@ -144,10 +144,10 @@ def stored_size(picture: Picture) -> Size:
 
 
 def why_other_size(picture: Picture, size: Size) -> str:
-    """ " (its EXIF ...)" where the stored picture, but not the upright one, has this size."""
+    """What to say where the stored picture, but not the upright one, has this size; else ""."""
     if look(picture).size == size or stored_size(picture) != size:
         return ""
     return (
-        " (its EXIF orientation turns it: boxes refer to the upright picture, the file to the "
-        "stored one; save the pictures upright, or annotate them anew)"
+        "; its EXIF orientation turns it: boxes refer to the upright picture, the data to the "
+        "stored one; save the pictures upright, or annotate them anew"
     )

@@ -27,7 +27,7 @@ from answers import parse_answer
 from data.answer_forms import plain, say_rewritten
 from data.examples import Example
 from data.files import MAX_SKIP, SkipLog, read_json, read_jsonl
-from data.paths import check_files, inside, local_path, named
+from data.paths import check_files, inside, local_path, named, shown
 from data.pictures import readable
 from data.splits import say_of_file
 from data.tables import JSON, row_files, table_rows
@@ -193,7 +193,11 @@ def _match_schema(row: dict, where: str) -> str:
         if all(any(name in row for name in names) for names in roles):
             return schema
     schemas = "; ".join(map(columns_of, SCHEMAS))
-    raise InputError(f"{where}: columns {list(row)[:20]} match none of: {schemas}")
+    raise InputError(f"{where}: columns {_columns(row)} match none of: {schemas}")
+
+
+def _columns(row: dict) -> str:
+    return f"[{', '.join(shown(name, 40) for name in list(row)[:20])}]"
 
 
 def _example(
@@ -202,7 +206,7 @@ def _example(
     """Return the row as an example, its id and images not final; None: skipped and counted."""
     roles = SCHEMAS[schema]
     if missing := [names for names in roles if not any(name in row for name in names)]:
-        raise InputError(f"{where}: needs column {missing[0][0]!r}, has {list(row)[:20]}")
+        raise InputError(f"{where}: needs column {missing[0][0]!r}, has {_columns(row)}")
     used = [next((n for n in names if row.get(n) not in (None, "")), names[0]) for names in roles]
     cell, question, answer = (row.get(name) for name in used[:3])
     if schema == "VLM-R1":

@@ -75,7 +75,7 @@ def divide(
     for role, name in roles.items():
         evaluated[role] = [item for item in parts[name] if picture(item) not in pictures]
         twice = len(parts[name]) - len(evaluated[role])
-        what = "evaluated on" if role == "held_out" else "for --split val of evaluate.py,"
+        what = "evaluated on" if role == "held_out" else "kept for evaluate.py --split val"
         texts.append(
             f"{what} {name!r} ({len(evaluated[role])}"
             + (f", {twice} left out: their pictures are trained on)" if twice else ")")

@@ -13,6 +13,7 @@ from data.files import optional_import, read_json
 from data.paths import entries, inside
 from data.splits import is_split_folder, split_of, split_of_path
 from runtime.errors import InputError
+from runtime.run_directory import is_lfs_pointer
 
 JSON = (".json", ".jsonl")
 METADATA = "metadata.jsonl"  # what an image folder of the `datasets` library calls its rows
@@ -76,6 +77,8 @@ def table_rows(file: Path) -> Iterator[dict]:
     """
     pyarrow = optional_import("pyarrow")
     parquet = optional_import("pyarrow.parquet", "pyarrow")
+    if is_lfs_pointer(file):
+        raise InputError(f"{file}: a git-lfs pointer; run git lfs pull")
     try:
         with pyarrow.OSFile(str(file)) as source:
             if file.suffix.lower() == ".parquet":

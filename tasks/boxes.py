@@ -27,9 +27,9 @@ from data.box_formats import (
 )
 from data.examples import Example
 from data.files import SkipLog, optional_import
-from data.frames import Placed, decide, describe, fits
+from data.frames import Placed, decide, describe, fits, why_outside
 from data.garden.questions import NO_OBJECTS
-from data.pictures import size_of, why_other_size
+from data.pictures import size_of
 from model.image import ImageConfig, smart_resize
 from runtime.errors import InputError
 from tasks.scenes import Splits, read_targets, split_examples
@@ -66,7 +66,7 @@ def box_rows(cfg: TaskConfig, form: Form, image_cfg: ImageConfig | None) -> Spli
     schema, examples = read_targets(cfg, form)
     resized = resizer(image_cfg)
     placed = {
-        e.id: [Placed(e.id, box, size_of(e.images[0])) for box in corners(e.target)]
+        e.id: [Placed(e.id, box, size_of(e.images[0]), e.images[0]) for box in corners(e.target)]
         for e in examples
     }
     by_default: BoxFormat = examples[0].box_format if examples else "norm1000"
@@ -78,10 +78,8 @@ def box_rows(cfg: TaskConfig, form: Form, image_cfg: ImageConfig | None) -> Spli
         if not outside:
             kept.append(replace(example, box_format=frame))
             continue
-        turned = outside[0].size[::-1]
-        is_turned = fits(outside[0]._replace(size=turned), frame, resized)
-        why = why_other_size(example.images[0], turned) if is_turned else ""
-        skips.add("box outside of its picture", describe(outside[0]) + why)
+        why = describe(outside[0]) + why_outside(outside[0], frame, resized)
+        skips.add("box outside of its picture", why)
     skips.check(len(examples), cfg.max_skip)
     return split_examples(kept, cfg)
 
