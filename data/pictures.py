@@ -26,6 +26,7 @@ from runtime.errors import InputError
 
 THREADS = min(8, os.cpu_count() or 1)  # each holds one decoded picture
 SECONDS_BEFORE_A_BAR = 2.0
+MANY = 1000  # pictures: without a terminal, too, a line says what takes its time
 
 
 class Seen(NamedTuple):
@@ -101,6 +102,8 @@ def look_at_all(pictures: Iterable[Picture]) -> None:
         except InputError:
             pass  # remembered
 
+    if len(files) >= MANY:
+        print(f"data: {len(files)} pictures are decoded once, to find what is damaged", flush=True)
     with ThreadPoolExecutor(THREADS) as pool:
         bar = tqdm(
             pool.map(attempt, files),

@@ -76,21 +76,27 @@ def table_rows(file: Path) -> Iterator[dict]:
     Neither mapped nor buffered ahead: both would hold a set of pictures in memory twice.
     """
     pyarrow = optional_import("pyarrow")
-    parquet = optional_import("pyarrow.parquet", "pyarrow")
     if is_lfs_pointer(file):
         raise InputError(f"{file}: a git-lfs pointer; run git lfs pull")
     try:
-        with pyarrow.OSFile(str(file)) as source:
-            if file.suffix.lower() == ".parquet":
-                table = parquet.ParquetFile(source, pre_buffer=False, buffer_size=2**20)
-                batches = table.iter_batches(batch_size=64, use_threads=False)
-            else:
-                batches = pyarrow.ipc.open_stream(source)
-            for batch in batches:
-                columns = batch.schema.names
-                if len(set(columns)) < len(columns):
-                    raise InputError(f"{file}: has two columns of one name: {columns}; rename one")
-                yield from batch.to_pylist()
-                pyarrow.default_memory_pool().release_unused()
+        yield from _table_rows(file)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot read the table ({error}); download it again") from error
+    finally:
+        pyarrow.default_memory_pool().release_unused()
+
+
+def _table_rows(file: Path) -> Iterator[dict]:
+    pyarrow = optional_import("pyarrow")
+    parquet = optional_import("pyarrow.parquet", "pyarrow")
+    with pyarrow.OSFile(str(file)) as source:
+        if file.suffix.lower() == ".parquet":
+            table = parquet.ParquetFile(source, pre_buffer=False, buffer_size=2**20)
+            batches = table.iter_batches(batch_size=16, use_threads=False)
+        else:
+            batches = pyarrow.ipc.open_stream(source)
+        for batch in batches:
+            columns = batch.schema.names
+            if len(set(columns)) < len(columns):
+                raise InputError(f"{file}: has two columns of one name: {columns}; rename one")
+            yield from batch.to_pylist()
