@@ -129,6 +129,7 @@ def load_coco(
     images: list[CocoImage] = []
     for file, split in files:
         root = file.parent if image_root is None else Path(image_root)
+        root = _root_of(file, root) if len(files) > 1 else root
         part = _load_file(file, root, max_skip, data_coords)
         taken = {image.id for image in images}  # ids are unique in a file, but not in all
         for image in part:
@@ -138,6 +139,16 @@ def load_coco(
     boxes = sum(len(named) for image in images for named in image.boxes.values())
     print(f"data: {named(data)} read as COCO instances: {len(images)} images, {boxes} boxes")
     return images
+
+
+def _root_of(file: Path, root: Path) -> Path:
+    """The folder of the pictures of one file among several: COCO's train2017 beside annotations."""
+    name = file.stem.rpartition("_")[2]
+    for folder in (root / name, root / "images" / name, root.parent / name):
+        if name and os.path.isdir(folder):
+            print(f"data: pictures of {file.name!r} are in {named(folder)}")
+            return folder
+    return root
 
 
 def _load_file(path: Path, root: Path, max_skip: float, data_coords: str) -> list[CocoImage]:

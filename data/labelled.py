@@ -166,7 +166,9 @@ def read_image_folder(root: Path) -> list[Example]:
     folders = [path for path in visible if os.path.isdir(path)]
     if not folders:
         only = [path.name for path in visible[:5]] or "nothing"
-        raise InputError(f"--data {named(root)} has no class folders, only {only}; {ACCEPTED}")
+        files = [path for path in visible if path.suffix.lower() in JSON]
+        hint = f"name the file itself: --data {files[0]}" if files else ACCEPTED
+        raise InputError(f"--data {named(root)} has no class folders, only {only}; {hint}")
     splits = [path for path in folders if is_split_folder(path.name) and _has_class_folders(path)]
     if {"train"} < {split_of(path.name) for path in splits}:
         parts = [(path, split_of(path.name)) for path in splits]

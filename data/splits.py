@@ -44,15 +44,16 @@ def is_split_folder(name: str) -> bool:
     return re.sub("[^a-z]", "", name.lower()) in MEANING
 
 
-def has_splits(splits: Iterable[str], data: str) -> bool:
+def has_splits(splits: Iterable[str], data: str = "") -> bool:
     """Whether there is something called train and something to evaluate on.
 
-    Otherwise all is split here, with a warning where that trains on what is called something else.
+    Otherwise all is split here; where that trains on what is called something else, the name of the
+    data is given and a warning printed.
     """
     names = set(splits) - {""}
     if "train" in names and len(names) > 1:
         return True
-    if names - {"train"}:
+    if data and names - {"train"}:
         what = f"only {' and '.join(sorted(names))}, no train; its rows are split here"
         print(f"warning: {named(data)} holds {what}, and a part of them is trained on")
     return False

@@ -55,6 +55,9 @@ def check_flags(cfg: TaskConfig) -> None:
     if cfg.data_root is not None and cfg.data in ("garden", "digits"):
         what = f"--data {cfg.data} has no pictures on disk; give --data as well, or leave it out"
         raise InputError(f"--data_root {cfg.data_root}: {what}")
+    if cfg.data_coords != "auto" and cfg.data == "garden" and reads(cfg.task, "data_coords"):
+        what = "the garden's boxes are known; it is about those of --data, leave it out"
+        raise InputError(f"--data_coords {cfg.data_coords}: {what}")
     for field in fields(cfg):
         if getattr(cfg, field.name) != field.default and not reads(cfg.task, field.name):
             raise InputError(f"--{field.name}: --task {cfg.task} does not use it; leave it out")

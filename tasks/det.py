@@ -155,7 +155,7 @@ def coco_splits(
     Where the data name their splits, the shots are of train, and the other images of the rest.
     """
     parts = {split: images for split in ("train", *evaluated)}
-    if has_splits((i.split for i in images), cfg.data):
+    if has_splits(i.split for i in images):
         parts["train"], rest = divide(images, lambda i: i.split, lambda i: str(i.path), cfg.data)
         parts |= rest | {split: rest["held_out"] for split in evaluated}
         evaluated = {"val": evaluated["held_out"]} | evaluated if "val" in rest else evaluated

@@ -22,6 +22,7 @@ from tests.data.field import (
     solutions,
     table,
 )
+from tests.data.test_rows import write_saved
 
 
 def vlm_r1(box):
@@ -221,6 +222,23 @@ def roboflow(folder):
         coco(folder / name, file="_annotations.coco.json", first=20 * k)
 
 
+def coco_2017(folder):
+    for k, name in enumerate(("train2017", "val2017")):
+        coco(folder / name, first=20 * k)
+        (folder / "annotations").mkdir(exist_ok=True)
+        place = folder / "annotations" / f"instances_{name}.json"
+        (folder / name / "instances.json").rename(place)
+
+
+def saved_dict(folder):
+    for k, name in enumerate(("test", "train")):
+        numbers = range(20 * k, 20 * k + 4 + 2 * k)
+        for n in numbers:
+            picture(folder / f"{n}.png", n)
+        write_saved(folder / name, [[row(n, "3", id=f"{name}-{n}") for n in numbers]])
+    (folder / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
+
+
 def reason_seg(folder):
     for name, numbers in (("train", range(8)), ("val", range(8, 12))):
         for n in numbers:
@@ -283,6 +301,14 @@ SPLITS = {
         (3, 6),
     ),
     "Roboflow's COCO folders": ("det", roboflow, "evaluated on 'val' \\(12\\)", (3, 16)),
+    "a saved DatasetDict": (
+        "count", saved_dict, "trained on 'train' \\(6\\), evaluated on 'test' \\(4\\)", (6, 4)
+    ),
+    "COCO's own folders": ("det", coco_2017, "pictures of .* are in '.*train2017'", (3, 16)),
+    "a folder of one file": (
+        "cls", lambda d: solutions("a", "b")(d) and d, "name the file itself: --data .*rows.jsonl",
+        None,
+    ),
     "ReasonSeg": ("ground", reason_seg, "evaluated on 'val' \\(4\\)", (8, 4)),
     "refcoco_train and refcoco_testA": ("ground", ref_files, "evaluated on 'test'", (8, 4)),
 }  # fmt: skip

@@ -154,6 +154,11 @@ def test_a_root_of_pictures_without_data_is_refused(tmp_path):
         TASKS["cls"].load(TaskConfig(data=str(folder_of_classes(tmp_path)), data_root=tmp_path))
 
 
+def test_the_frame_of_the_gardens_boxes_is_no_choice():
+    with pytest.raises(InputError, match="--data_coords abs: the garden's boxes are known"):
+        tasks.check_flags(TaskConfig(task="det", data_coords="abs"))
+
+
 # ---- splits --------------------------------------------------------------------------------------
 
 
