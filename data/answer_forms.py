@@ -1,6 +1,6 @@
-"""The forms in which the field's data write their answers -> the grammar of answers.py.
+r"""The forms in which the field's data write their answers -> the grammar of answers.py.
 
-    NUMBER.read("$\\\\boxed{145^\\\\circ}$")    # after `plain`: "145"
+    NUMBER.read("$\boxed{145^\circ}$")    # after `plain`: "145"
     BOXES.read("<|box_start|>(10,20),(300,400)<|box_end|>")
 
 `plain` takes LaTeX away, for every task. A `Form` is what a task reads as its target: one stated
@@ -22,7 +22,15 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from answers import box_items, parse_calls, parse_choice, parse_name, parse_number, parse_sequence
+from answers import (
+    MAX_DEPTH,
+    box_items,
+    parse_calls,
+    parse_choice,
+    parse_name,
+    parse_number,
+    parse_sequence,
+)
 from data.paths import shown
 from rewards import well_formed_box, well_formed_boxes
 from runtime import unique_json
@@ -67,8 +75,8 @@ def plain(text: str) -> str:
             text = inner.strip()
     if "\\" not in text:
         return text
-    while (styled := re.sub(_STYLES, r"\1", text)) != text:
-        text = styled
+    for _ in range(MAX_DEPTH):  # of \text{} in \text{}
+        text = re.sub(_STYLES, r"\1", text)
     for pattern, sign in _SIGNS.items():
         text = re.sub(pattern, sign, text)
     return " ".join(text.split())
@@ -123,7 +131,7 @@ _TOKENS = {
     "<|box_start|>": "<box>",
     "<|box_end|>": "</box>",
 }
-_MARKED = re.compile(r"\s*(?:<ref>(.*?)</ref>)?\s*<box>(.*?)</box>\s*,?", re.DOTALL)
+_MARKED = re.compile(r"(?:<ref>([^<]*)</ref>)?\s*<box>([^<]*)</box>[\s,]*")
 
 
 def boxes(text: str) -> str | None:

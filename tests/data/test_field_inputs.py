@@ -10,6 +10,15 @@ import re
 
 import pytest
 
+from data.answer_forms import (
+    BOXES,
+    CALLS,
+    NUMBER_OR_CHOICE,
+    ONE_BOX,
+    SEQUENCE,
+    WORD,
+    plain,
+)
 from runtime.errors import InputError
 from tests.data.field import (
     classes,
@@ -23,6 +32,7 @@ from tests.data.field import (
     table,
 )
 from tests.data.test_rows import write_saved
+from tests.test_answers import takes_under
 
 
 def vlm_r1(box):
@@ -483,6 +493,17 @@ def test_a_refusal_says_what_would_be_read_and_cuts_the_value(tmp_path, task, so
     message = refusal(solutions(solution)(tmp_path), task)
     assert "solution is no answer of this task: rows.jsonl:1: " in message and form in message
     assert "x" * 100 not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{" * 20_000, r"\text{" * 20_000 + "}" * 20_000, "<box>" * 20_000, "$" * 90_000]
+    + ["(" * 50_000, "1 " * 40_000, "<ref>a</ref>" * 9000, "A." + " " * 90_000, "\ufdfa" * 30_000],
+    ids=lambda text: text[:7],
+)
+def test_no_solution_takes_long_to_read(text):
+    forms = [NUMBER_OR_CHOICE, BOXES, ONE_BOX, CALLS, SEQUENCE, WORD]
+    assert takes_under(0.5, lambda: [form.read(plain(text)) for form in forms])
 
 
 def test_latex_that_stays_is_said(tmp_path, capsys):
