@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from answers import MAX_NAME_CHARS, normalise_name
+from data.coco import is_coco
 from data.examples import Example, shuffle
 from data.files import MAX_SKIP, SkipLog, optional_import
 from data.labels import check_names, spellings, without_numbers
@@ -52,6 +53,9 @@ def load_labelled(
         if data_root is not None:
             what = "class folders hold their pictures themselves; leave it out"
             raise InputError(f"--data_root {named(data_root)}: {what}")
+        if is_coco(data):
+            what = "holds COCO instances, which are for --task det or ovd"
+            raise InputError(f"--data {named(data)} {what}; --task cls reads class folders")
         schema = "folder of class folders"
         items = readable(read_image_folder(Path(data)), skips)
     else:

@@ -10,6 +10,7 @@ Next: data/rows.py, data/labelled.py, data/coco.py, which fill `Example.split`.
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,10 +105,11 @@ def say_of_file(path: Path, suffixes: Sequence[str]) -> None:
     """Say what the name of a single file means: it is split here, whatever it is called."""
     if not os.path.isfile(path):
         return
-    own, names = split_of(path.stem), []
+    own, beside = split_of(path.stem), []
     if own:
-        beside = (p for p in sorted(path.parent.iterdir()) if p.suffix.lower() in suffixes)
-        names = [p.name for p in beside if p != path and split_of(p.stem) not in ("", own)]
+        with suppress(OSError):  # a folder that may not be listed
+            beside = [p for p in sorted(path.parent.iterdir()) if p.suffix.lower() in suffixes]
+    names = [p.name for p in beside if p != path and split_of(p.stem) not in ("", own)]
     if own and own != "train":
         print(f"warning: {path.name!r} is named a {own} split, and a part of it is trained on")
     if names:

@@ -81,7 +81,7 @@ def turned_rec(folder):
     return path
 
 
-LARGE = dict(size=(1920, 1400))
+LARGE = dict(size=(1400, 1310))
 # name: (task, builder, flags, what is printed (read) or said (refused), a target or None: refused)
 FRAMES = {
     "rows say their frame": (
@@ -189,6 +189,9 @@ FRAMES = {
         "ground", turned_rec, {}, "lie outside.*EXIF orientation turns it", None
     ),
     "COCO under the default task": ("cls", coco, {}, "COCO instances are for --task det", None),
+    "a folder of COCO under the default task": (
+        "cls", lambda d: roboflow(d), {}, "holds COCO instances, which are for --task det", None
+    ),
     "COCO under another task": ("count", coco, {}, "COCO instances are for --task det", None),
 }  # fmt: skip
 
@@ -344,7 +347,7 @@ FOLDERS = {
         "is the class 'Chihuahua'",
     ),
     "a scan of 56 megapixels": (
-        lambda d: classes(d, {"a": 3, "b": 3}) or picture(d / "a" / "scan.png", 9, (8000, 7000)),
+        lambda d: classes(d, {"a": 3, "b": 3}) or picture(d / "a" / "scan.png", 9, (7600, 7400)),
         "7 images of 2 classes",
     ),
 }  # fmt: skip
