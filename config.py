@@ -62,7 +62,7 @@ class TaskConfig:
     coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
         "auto", "format in which the model writes boxes; auto: what its family was taught"
     )
-    data_coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
+    data_coords: Literal["auto", "norm1000", "abs", "abs_resized", "norm1", "norm100"] = flag(
         "auto", "format of the data's boxes; auto: what its file format prescribes"
     )
     # Model

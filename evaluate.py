@@ -10,7 +10,6 @@ beside the strict one and never instead of it. Each task adds its own (mAP, mean
 evaluate.py ...` each GPU answers its share of the questions.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, fields, replace
@@ -24,7 +23,7 @@ from model.load import check_files_fit, load_model, load_processor, local_direct
 from reporting.verdict import doubts
 from runtime import console, distributed
 from runtime.device import pick_device
-from runtime.errors import InputError
+from runtime.errors import InputError, json_line
 from runtime.run_directory import last_model, read_json_object
 from tasks import TASKS, load_task
 from tasks.task import Task
@@ -152,9 +151,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def write_answers(path: Path, answers: list[dict]) -> None:
     """Write a jsonl file; InputError if it cannot be written."""
-    lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
     try:
-        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+        path.write_text(
+            "".join(map(json_line, answers)), encoding="utf-8", errors="backslashreplace"
+        )
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error})") from None
 

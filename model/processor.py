@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from answers import TAGS
 from model.config import MOST_OF_ANY, VLMConfig
-from model.image import ImageConfig, load_image, num_image_tokens, patchify
+from model.image import ImageConfig, load_image, num_image_tokens, patchify, smart_resize
 from model.vlm import Grid, Prompt, rope_positions
 from runtime.errors import InputError, one_line
 from runtime.run_directory import is_lfs_pointer, read_json_object
@@ -115,6 +115,11 @@ class Processor:
         self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
         self.suppressed_tokens[[*special, *range(len(self.tokenizer), vocabulary)]] = True
 
+    @cached_property
+    def template_lengths(self) -> dict[int, int]:
+        """Number of images -> tokens of the template without them; filled by `check_prompt`."""
+        return {}
+
     def _load_tokenizer(self, directory: Path) -> PreTrainedTokenizerBase:
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -200,6 +205,20 @@ class Processor:
     def check_lengths(self, max_prompt_length: int, completion_length: int) -> None:
         """Rotary positions have no end."""
 
+    def check_prompt(
+        self, id: str, sizes: Sequence[tuple[int, int]], question: str, limit: int
+    ) -> None:
+        """Raise InputError where `prompt` would, for pictures of these (width, height)."""
+        cfg, count = self.image_cfg, len(sizes)
+        if count not in self.template_lengths:
+            self.template_lengths[count] = sum(map(len, self.template(count))) - count
+        factor, slots = cfg.patch_size * cfg.merge_size, 0
+        for width, height in sizes:
+            new = smart_resize(height, width, factor, cfg.min_pixels, cfg.max_pixels)
+            slots += new[0] * new[1] // factor**2
+        length = self.template_lengths[count] + len(self.encode(question)) + slots
+        check_length(id, length, slots, limit, "raise it, or lower --max_pixels")
+
     def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
         """Widen each image slot to its number of image tokens and add the positions."""
         ids = torch.tensor(ids)  # (tokens before the slots are widened,)
@@ -234,15 +253,15 @@ class Processor:
         before, after = self.template(len(images))
         prompt = self.assemble(id, before + self.encode(question) + after, patches)
         slots = int((prompt.ids == self.cfg.image_token_id).sum())
-        check_length(prompt, slots, max_prompt_length, "raise it, or lower --max_pixels")
+        fix = "raise it, or lower --max_pixels"
+        check_length(id, len(prompt.ids), slots, max_prompt_length, fix)
         return prompt
 
 
-def check_length(prompt: Prompt, slots: int, limit: int | None, fix: str) -> None:
+def check_length(id: str, length: int, slots: int, limit: int | None, fix: str) -> None:
     """Raise InputError for a prompt of more than `limit` tokens, `slots` of them image tokens."""
-    length = len(prompt.ids)
     if limit is not None and length > limit:
         raise InputError(
-            f"prompt {prompt.id}: {length} tokens, {slots} of them image tokens, but "
+            f"prompt {id}: {length} tokens, {slots} of them image tokens, but "
             f"--max_prompt_length is {limit}; {fix}"
         )

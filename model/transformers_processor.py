@@ -113,7 +113,7 @@ class TransformersProcessor(Processor):
         slots = int((ids == self.image_token_id).sum())
         if pictures and slots == 0:
             raise InputError(f"prompt {id}: no place for its image; {self._do_they_fit()}")
-        check_length(prompt, slots, max_prompt_length, "raise it")
+        check_length(id, len(ids), slots, max_prompt_length, "raise it")
         read = inputs.get("qformer_input_ids", ids[None, :0]).shape[1]
         if read > self.qformer_length:
             what = f"{read} tokens for the query transformer, which reads {self.qformer_length}"

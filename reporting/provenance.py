@@ -19,9 +19,9 @@ import config
 from config import TrainConfig
 from data.examples import INSTRUCTIONS, Example
 from data.files import SkipLog
+from data.pictures import look
 from model.vlm import VLM
 from runtime import distributed
-from runtime.errors import InputError
 from tasks.task import Task
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "pillow", "numpy")
@@ -40,10 +40,7 @@ def data_hash(examples: list[Example]) -> str:
             if isinstance(image, Image.Image):
                 digest.update(repr((image.mode, image.size)).encode() + image.tobytes())
                 continue
-            try:
-                digest.update(Path(image).read_bytes())
-            except OSError as error:
-                raise InputError(f"{image}: cannot be read ({error})") from None
+            digest.update(look(image).content.encode())  # of the file, read once
     return digest.hexdigest()[:16]
 
 

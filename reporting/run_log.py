@@ -21,7 +21,7 @@ import config
 from config import TrainConfig
 from reporting.trackers import Tracker
 from runtime import distributed
-from runtime.errors import InputError
+from runtime.errors import InputError, json_line
 from runtime.run_directory import (
     check_output_dir,
     lock_directory,
@@ -126,7 +126,7 @@ class RunLog:
         """Append rows to a .jsonl file: all of them, or none where the disk is full."""
         if not self.is_written:
             return
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(map(json_line, rows))
         path = self.directory / file
         with self.writing():
             size = path.stat().st_size if path.is_file() else 0

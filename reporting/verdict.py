@@ -264,7 +264,7 @@ def _right(rows: list[Row]) -> Rule:
             return "bad", "no completion has a reward", "check --reward"
         is_zero = bool(rewards) and not any(rewards)
         return ("bad", "the reward is always 0", "check --reward") if is_zero else NO_LIGHT
-    remedy = "another --model, more training examples, or train_sft.py first"
+    remedy = "another --model, more training data, or train_sft.py first"
     value = tail_mean(rows, metric)
     if not any(column(rows, metric)):
         return "bad", "never", f"what is never sampled cannot be learnt: {remedy}"
@@ -277,7 +277,7 @@ def _zero_std(rows: list[Row]) -> Rule:
     """Groups whose rewards are all equal teach nothing, be they all right or all wrong."""
     names = ("frac_reward_zero_std", "frac_groups_all_right", "frac_groups_all_wrong")
     share, right, wrong = (tail_mean(rows, name) for name in names)
-    when_wrong = "more --num_generations or training examples, or partial credit (--dense)"
+    when_wrong = "more --num_generations or training data, or --dense 1 (if the task has it)"
     advice = f"they teach nothing. All right: harder questions, or stop. All wrong: {when_wrong}"
     level, value, _ = _bounded(rows, names[0], advice)
     if level is None or right is None or wrong is None:  # a --reward does not say what is right

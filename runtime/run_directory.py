@@ -9,7 +9,6 @@ step_N/                                 checkpoints (training/checkpoint.py)
 """
 
 import fcntl
-import json
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+from runtime import unique_json
 from runtime.errors import InputError
 
 REWARD_FILE, FAULT_LOG, LOCK = "reward.py", "reward_faults.jsonl", ".lock"
@@ -100,7 +100,7 @@ def is_lfs_pointer(path: Path) -> bool:
 def read_json_object(path: Path) -> dict:
     """The JSON object in a file; raises InputError naming a file that holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = unique_json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; is its directory complete?") from None
     except (OSError, ValueError, RecursionError) as error:

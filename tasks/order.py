@@ -13,6 +13,7 @@ import random
 
 from answers import parse_name, parse_sequence
 from config import TaskConfig
+from data.answer_forms import SEQUENCE
 from data.garden.drawing import draw_stage
 from data.garden.puzzles import ask_next, ask_order, sample_stages
 from data.garden.world import random_flower
@@ -25,7 +26,7 @@ FLAGS = ("train_size", "held_out_size", "dense")  # what this task reads
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the ordering task. Raises InputError for data that cannot be used."""
-    splits = scene_splits("order", cfg, draw, is_sequence)
+    splits = scene_splits("order", cfg, draw, SEQUENCE)
     return answer_task("order", cfg, splits, order_reward, None, 48, read)
 
 

@@ -13,6 +13,7 @@ from answers import parse_answer
 from config import TaskConfig, TrainConfig
 from data.examples import Example
 from data.files import SkipLog
+from data.pictures import size_of
 from model.processor import Processor
 from model.vlm import VLM
 from runtime import distributed
@@ -29,13 +30,20 @@ def usable_splits(
     """The splits without the examples whose prompt cannot be built: too long, a damaged image.
 
     Prompts are never cut: that would separate image slots from image tokens. Raises InputError when
-    more than a few examples are lost, or none of a split is left.
+    more than a few examples are lost, or none of a split is left; a chat template that cannot be
+    rendered is no fault of the data. Pictures are not decoded again where their sizes decide.
     """
     skips, usable = SkipLog(), {name: [] for name in splits}
+    for count in {len(e.images) for examples in splits.values() for e in examples}:
+        processor.template(count)
     for name, examples in splits.items():
         for e in examples:
             try:
-                processor.prompt(e.id, e.images, e.question, cfg.max_prompt_length)
+                if processor.image_cfg is None:  # transformers decides
+                    processor.prompt(e.id, e.images, e.question, cfg.max_prompt_length)
+                else:
+                    sizes = [size_of(image) for image in e.images]
+                    processor.check_prompt(e.id, sizes, e.question, cfg.max_prompt_length)
                 usable[name].append(e)
             except InputError as error:
                 skips.add("no prompt", str(error))

@@ -27,6 +27,7 @@ from reporting.metrics import completion_records, rollout_metrics
 from reporting.run_log import RunLog
 from rewards import FORMATS, Reward, classification_reward
 from runtime import console
+from runtime.errors import json_line
 from sample import Rollout, generate_group
 from tasks.task import Task
 from tests.helpers import backward, make_groups, rows
@@ -243,3 +244,12 @@ def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
     assert error.startswith("error: ") and "16 of 16 completions" in error and "exception" in error
     assert max(path.name for path in out.glob("step_*")) == "step_2"
     assert f"--resume_from_checkpoint {out}" in output
+
+
+@pytest.mark.parametrize(
+    "char", ["\u202e", "\u200b", "\ufeff", "\u2028", "\x7f", "\x9b", "\U000e0041"]
+)
+def test_logs_hold_no_raw_character_that_hides_or_turns_text(char):
+    line = json_line({"completion": f"a{char}b Größe 花 \u200d"})
+    assert char not in line and "Größe 花" in line and line.endswith("\n")
+    assert json.loads(line)["completion"] == f"a{char}b Größe 花 \u200d"

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from answers import parse_answer, parse_number
+from config import TaskConfig
 from data.examples import Example
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
 from model.processor import Processor
 from model.weights import load_model
 from rewards import Reward, name_correct
+from runtime.errors import InputError
 from tasks.loose import loose_name_correct
 from tasks.task import Task
 from training import evaluation
@@ -25,8 +27,10 @@ from training.evaluation import (
     bootstrap_interval,
     evaluate,
     headline_interval,
+    usable_splits,
     wilson_interval,
 )
+from training.setup import warn_of_long_targets
 
 LENGTH = 12
 
@@ -244,3 +248,27 @@ def test_a_vote_draws_so_many_completions_and_counts_one_answer_each(
     task = fake_task()
     metrics, records = evaluate(model, processor, task, examples, LENGTH, 1.0, votes=5)
     assert counts == [5] and len(records) == metrics["n"] == 10
+
+
+def test_a_broken_chat_template_is_blamed_on_the_model_and_not_on_the_data(tiny_dir, examples):
+    processor = Processor(tiny_dir)
+    processor.tokenizer.chat_template = "{{ raise_exception('no pictures') }}"
+    with pytest.raises(InputError, match="chat template cannot be rendered") as error:
+        usable_splits({"train": examples}, processor, TaskConfig())
+    assert "--data" not in str(error.value) and str(tiny_dir) in str(error.value)
+
+
+@pytest.mark.parametrize("name, fits", [("rose", True), ("a rose of a very long name", False)])
+def test_right_answers_longer_than_a_completion_are_said_with_the_numbers(
+    processor, examples, capsys, name, fits
+):
+    task = replace(fake_task(), train=[replace(examples[0], target=name), *examples[1:]])
+    needed = len(processor.encode(f"<answer>{name}</answer>")) + 1
+    longest = max(len(processor.encode(f"<answer>{e.target}</answer>")) + 1 for e in examples)
+    limit = max(longest, needed) - (not fits)
+    warn_of_long_targets(task, processor, limit)
+    said = capsys.readouterr().out
+    assert ("warning: " in said) != fits
+    if not fits:
+        assert f"1 of 10 right answers do not fit into --max_completion_length {limit}" in said
+        assert f"has {needed} tokens" in said
