@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 MAX_COMPLETION_CHARS = 100_000  # beyond is noise: 1024 tokens have about 5,000 characters
 # Unicode normalisation takes quadratic time on long runs of accents, so names are short by rule.
 MAX_NAME_CHARS = 1_000
-MAX_LABEL_CHARS = 100  # the same for the label of a box, of which there are many
+MAX_LABEL_CHARS = 100  # the same for the label of a box, of which there are many; bytes of UTF-8
 MAX_NUMBER_CHARS = 50  # keeps every number finite
 MAX_BOXES, MAX_CALLS, MAX_SEQUENCE = 1_000, 64, 32
 MAX_DEPTH = 8  # of nested brackets; a list of dicts that hold a list needs 3
@@ -192,7 +192,7 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
       not numbers, nor are NaN and 1e999);
     - as written, x1 < x2 and y1 < y2 do not both hold, or no area is left inside the canvas;
     - it has a confidence that is no number in [0, 1], or a label that is no name of at most
-      `MAX_LABEL_CHARS` characters;
+      `MAX_LABEL_CHARS` bytes;
     - it comes after `MAX_BOXES` others.
 
     Args:
@@ -207,7 +207,7 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     if parse_name(answer) in ("no objects", "none"):
         return [], 0
     try:
-        items = _box_items(answer.strip())
+        items = box_items(answer.strip())
     except ValueError:
         return None
     parsed = [_parse_box(item, canvas) for item in items[:MAX_BOXES]]
@@ -215,8 +215,8 @@ def parse_boxes(answer: str | None, canvas: tuple[float, float]) -> tuple[list[B
     return boxes, len(items) - len(boxes)
 
 
-def _box_items(text: str) -> list:
-    """The items of an answer, not yet checked. ValueError: text outside the grammar."""
+def box_items(text: str) -> list:
+    """The items of an answer with boxes, not yet checked. ValueError: outside the grammar."""
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json").removeprefix("python").strip()
     if text.startswith("("):
@@ -276,7 +276,9 @@ def _parse_box(item: Any, canvas: tuple[float, float]) -> Box | None:
     if "Confidence" in fields and not (_is_finite(confidence) and 0.0 <= confidence <= 1.0):
         return None
     if "label" in fields:
+        # Before it is normalised: what NFKC makes 18 characters of has three bytes.
         is_short = isinstance(label, str) and len(label) <= MAX_LABEL_CHARS
+        is_short = is_short and len(label.encode("utf-8", "replace")) <= MAX_LABEL_CHARS
         label = parse_name(label) if is_short else None
         if label is None:
             return None

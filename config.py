@@ -48,8 +48,8 @@ class TaskConfig:
     question: str | None = flag(None, "asked of every image; default: the data's own question")
     shots: int = flag(1, "training images per class: cls, det, ovd")
     train_size: int = flag(256, "training questions: the other tasks")
-    held_out_per_class: int = flag(10, "test images per class: cls")
-    held_out_size: int = flag(200, "test questions: the other tasks")
+    held_out_per_class: int = flag(10, "held-out images per class: cls")
+    held_out_size: int = flag(200, "held-out questions: the other tasks")
     split_seed: int = flag(SPLIT_SEED, "of the training and the held-out examples")
     max_skip: float = flag(MAX_SKIP, "share of the data that may be unusable; two always may")
     prompt_mode: Literal["think", "steps", "direct"] = flag(
@@ -62,7 +62,7 @@ class TaskConfig:
     coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
         "auto", "format in which the model writes boxes; auto: what its family was taught"
     )
-    data_coords: Literal["auto", "norm1000", "abs", "abs_resized"] = flag(
+    data_coords: Literal["auto", "norm1000", "abs", "abs_resized", "norm1", "norm100"] = flag(
         "auto", "format of the data's boxes; auto: what its file format prescribes"
     )
     # Model
@@ -115,7 +115,9 @@ class TrainConfig(TaskConfig):
         None, "checkpoint every so many steps, 0: at the end; default: a fifth of the run"
     )
     save_total_limit: int | None = flag(2, "how many of the newest checkpoints stay; none: all")
-    resume_from_checkpoint: str | None = flag(None, "latest, runs/NAME or runs/NAME/step_N")
+    resume_from_checkpoint: str | None = flag(
+        None, "latest (in runs/), runs/NAME or runs/NAME/step_N"
+    )
     report_prompts: int = flag(4, "held-out questions whose answers report.html follows")
     report_attention: bool = flag(False, "also show where their answers look in the image")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(
@@ -175,7 +177,14 @@ def require_temperature(config: Any) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest flag for a misspelt one."""
+    """argparse whose errors are one line, with the nearest flag for a misspelt one.
+
+    Args:
+        description: its first paragraph is shown; None, as Python -OO has it, for nothing.
+    """
+
+    def __init__(self, description: str | None = None, **more: Any):
+        super().__init__(description=(description or "").split("\n\n")[0], **more)
 
     def error(self, message: str) -> None:
         """Print one line and exit with code 2."""
@@ -191,7 +200,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def parse(kind: type[C], argv: list[str] | None, description: str, **choices: Iterable[str]) -> C:
+def parse(
+    kind: type[C], argv: list[str] | None, description: str | None, **choices: Iterable[str]
+) -> C:
     """Build a config from the command line; raises InputError for an impossible value."""
     return kind(**given_flags(kind, argv, description, **choices))
 
@@ -199,7 +210,7 @@ def parse(kind: type[C], argv: list[str] | None, description: str, **choices: It
 def given_flags(
     kind: type[C],
     argv: list[str] | None,
-    description: str = "",
+    description: str | None = None,
     exit_on_error: bool = True,
     **choices: Iterable[str],
 ) -> dict[str, Any]:

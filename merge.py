@@ -39,7 +39,7 @@ class MergeConfig:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.parse(MergeConfig, argv, __doc__.split("\n\n")[0])
+    cfg = config.parse(MergeConfig, argv, __doc__)
     source, dtype = local_directory(cfg.model), getattr(torch, cfg.dtype)
     model = load_model(source, dtype, adapter=cfg.adapter)
     error, cosine = merge(model)

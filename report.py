@@ -18,7 +18,7 @@ from runtime.run_directory import write_atomically
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = config.Parser(description=__doc__.split("\n\n")[0])
+    parser = config.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--output", type=Path, help="default: report.html or compare.html there")
     args = parser.parse_args(argv)

@@ -24,7 +24,7 @@ There is one reward per kind of answer, all with one signature:
 
 Names and boxes follow Visual-RFT (arXiv:2503.01785), numbers and calls Reason-RFT
 (arXiv:2503.20752), with departures where theirs pay for nothing. Their looser rules are in
-tasks/loose.py: reported beside ours, never paid. Next: tasks/cls.py.
+tasks/loose.py: reported beside ours, not paid. Next: tasks/cls.py.
 """
 
 import math

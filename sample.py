@@ -1,4 +1,4 @@
-"""The one sampler: G completions for each of N prompts, and a command line to talk to a checkpoint.
+"""The one sampler: G completions for each of N prompts, and a command line to ask a checkpoint.
 
     python sample.py --image flower.png --prompt "Which species is this flower?" --num_generations 4
 
@@ -55,7 +55,9 @@ class Rollout:
     finish: list[str]  # "stop" if the completion ended itself, "length" if it was cut
     texts: list[str]
     rewards: Tensor | None = None  # (N, G) fp32
-    parts: list[dict[str, float]] | None = None  # of each reward, unweighted
+    parts: list[dict[str, float] | None] | None = (
+        None  # of each reward, unweighted; None: it has none
+    )
     advantages: Tensor | None = None  # (N, G) fp32
 
 
@@ -270,7 +272,7 @@ class SampleConfig:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.parse(SampleConfig, argv, __doc__.split("\n\n")[0])
+    cfg = config.parse(SampleConfig, argv, __doc__)
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
     processor.check_prompt_mode(cfg.prompt_mode)
@@ -306,4 +308,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, memory_flags="--num_generations, --max_completion_length, --max_pixels")

@@ -41,6 +41,7 @@ from training.batches import (
     logps_of_completions,
     make_groups,
     merge_pass_metrics,
+    rewards_of_all_ranks,
 )
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
@@ -58,8 +59,13 @@ from training.objectives import (
 from training.optimizer import Optimizer
 from training.resume import parse_or_resume
 from training.run import TrainingRun
-from training.scoring import Scorer
+from training.scoring import Scorer, user_reward
 from training.setup import prepare
+
+OF_THE_TASK = (  # flags of the task's own reward, which --reward replaces
+    *("correct_weight", "confidence_weight", "format_weight", "length_weight"),
+    *("dense", "dense_schedule"),
+)
 
 
 @dataclass(frozen=True)
@@ -113,17 +119,17 @@ class GRPOConfig(TrainConfig):
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
         require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
         require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)
+        if self.reward is not None:
+            require(self.reward != "", "reward", "path/to/file.py:function", self)
+            for name in OF_THE_TASK:
+                is_unset = getattr(self, name) == getattr(GRPOConfig, name)
+                require(is_unset, name, "left out with --reward, which is the whole reward", self)
         total = self.correct_weight + self.format_weight
         require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
         check_objective(self)
-
-    @property
-    def ratio_is_sequence(self) -> bool:
-        """Whether all tokens of a completion share its ratio."""
-        return self.importance_sampling_level == "sequence"
 
 
 # ---- the equations -------------------------------------------------------------------------------
@@ -141,9 +147,9 @@ def token_weights(
     dapo, cispo: 1 / C, the mean over all tokens of the step (after DAPO, arXiv:2503.14476).
     dr_grpo: 1 / (B C_max), a constant, so that length is not rewarded (arXiv:2503.20783).
 
-    B and C are those of the counted completions (default: all); the others weigh 0. Computed once per step over
-    all completions, so how a step is cut into micro-batches, and which groups are skipped, changes
-    the gradient by rounding errors only.
+    B and C are those of the counted completions (default: all); the others weigh 0. Computed once
+    per step over all completions, so how a step is cut into micro-batches, and which groups are
+    skipped, changes the gradient by rounding errors only.
     """
     C_i, counted = torch.tensor(lengths), torch.tensor(is_counted or [True] * len(lengths))  # (B,)
     B, C = max(int(counted.sum()), 1), max(int(C_i[counted].sum()), 1)
@@ -184,7 +190,7 @@ def grpo_loss(
     """
     low, high = 1 - cfg.epsilon, 1 + (cfg.epsilon_high or cfg.epsilon)
     log_ratio = logp - logp_old  # (C,)
-    if cfg.ratio_is_sequence:
+    if cfg.importance_sampling_level == "sequence":
         log_ratio = sequence_log_ratio(log_ratio, completion_of)
     ratio = log_ratio.exp()  # (C,)
     if cfg.loss_type == "cispo":
@@ -243,14 +249,15 @@ def load_reference(model: VLM, cfg: GRPOConfig) -> VLM | None:
 
 def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, float]:
     """Run GRPO as configured, or resume it; return the last held-out metrics."""
+    user = user_reward(cfg)
     setup = prepare(cfg, checkpoint)
     cfg, task, processor, model = setup.cfg, setup.task, setup.processor, setup.model
-    reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg)
+    reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg, user)
     optimizer = Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
     in_objective = None if cfg.kl_in_reward else reference
-    with TrainingRun(setup, optimizer) as run:
+    with TrainingRun(setup, optimizer, user and user.workers) as run:
         for step in run.steps():
             # 1. Questions: N image-question pairs. Each rank takes its shard of them.
             questions, prompts = reader.read(step)
@@ -273,19 +280,19 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
             # 3. Reward: verify every completion.
             examples = [example for _, example in distributed.local_shard(questions)]
             rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
-            faults = scorer.fault_metrics(len(rollout.texts))
+            faults = scorer.fault_metrics(len(rollout.texts), run.log, step + 1)
             if cfg.kl_in_reward:
                 logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
                 subtract_kl(rollout, logps, cfg.beta)
             run.log.lap("reward")
             # 4. Advantage: compare inside each group.
-            rewards = torch.cat(distributed.all_gather(rollout.rewards)).to(model.device)
-            advantages = step_advantages(rewards, cfg.advantage_estimator, cfg.scale_rewards)
-            rollout.advantages = distributed.local_shard(advantages.cpu())  # (N, G)
+            rewards, has_reward = rewards_of_all_ranks(rollout, model.device)  # (N, G) each
+            estimator = (cfg.advantage_estimator, cfg.scale_rewards)
+            advantages = step_advantages(rewards, has_reward, *estimator).cpu()
+            rollout.advantages = distributed.local_shard(advantages)
             # 5. Update: num_iterations passes (mu in the paper) over the same completions.
-            weights = token_weights(
-                lengths, cfg.loss_type, cfg.max_completion_length, is_counted
-            )  # (C,)
+            terms = (cfg.loss_type, cfg.max_completion_length, is_counted)
+            weights = token_weights(lengths, *terms)  # (C,)
             groups, passes = make_groups(prompts, rollout, weights, lengths), []
             for _ in range(cfg.num_iterations):
                 for batch in micro_batches.split(groups, skip_zero_std=in_objective is None):
@@ -306,8 +313,9 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
 
 @distributed.process_group()
 def main(argv: list[str] | None = None) -> None:
-    train(*parse_or_resume(GRPOConfig, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(GRPOConfig, argv, __doc__))
 
 
 if __name__ == "__main__":
-    console.run(main, trains=True)
+    lower = "--prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
+    console.run(main, trains=True, memory_flags=lower)

@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from answers import has_tag
 from config import TrainConfig, flag, require
 from data.examples import Example, Reasoning, completion_text
 from data.files import read_jsonl
@@ -63,9 +64,19 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
     for number, row in read_jsonl(path):
         try:
             id = row.pop("id")
-            thoughts[id] = Reasoning(**row)
+            texts = Reasoning(**row)
+            is_new = id not in thoughts
         except (TypeError, AttributeError, KeyError) as error:
             raise InputError(f"{path}:{number}: not a row of id and thought ({error!r})") from None
+        if not is_new:
+            raise InputError(f"{path}:{number}: the second row of id {id!r:.80}; keep one")
+        values = texts.thought, texts.caption, texts.summary
+        if not all(isinstance(value, str) for value in values) or not texts.thought.strip():
+            what = "the thought has to be text and not empty, caption and summary text"
+            raise InputError(f"{path}:{number}: {what}; repair the row")
+        if has_tag("".join(values)):
+            raise InputError(f"{path}:{number}: holds a tag such as </think>; write the text alone")
+        thoughts[id] = texts
     return thoughts
 
 
@@ -76,6 +87,11 @@ def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
             thoughts = read_thoughts(cfg.cot_texts)
         except InputError as error:
             raise InputError(f"--cot_texts {error}") from None
+        known = {e.id for e in task.train}
+        if unknown := [id for id in thoughts if id not in known]:
+            print(
+                f"data: {len(unknown)} rows of --cot_texts are not trained on: {unknown[0]!r}, .."
+            )
         task = replace(
             task, train=[replace(e, reasoning=thoughts.get(e.id, e.reasoning)) for e in task.train]
         )
@@ -142,8 +158,9 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
 
 @distributed.process_group()
 def main(argv: list[str] | None = None) -> None:
-    train(*parse_or_resume(SFTConfig, argv, __doc__.split("\n\n")[0]))
+    train(*parse_or_resume(SFTConfig, argv, __doc__))
 
 
 if __name__ == "__main__":
-    console.run(main, trains=True)
+    lower = "--prompts_per_step, --max_completion_length, --max_pixels"
+    console.run(main, trains=True, memory_flags=lower)

@@ -1,7 +1,7 @@
 """Box formats: the coordinates in which a model writes boxes, and the conversion between them.
 
-A box is (x1, y1, x2, y2) from the top left corner. Three formats are in use, and mixing them up is
-the classic mistake (VLM-R1 trained for months on unscaled targets):
+A box is (x1, y1, x2, y2) from the top left corner. Mixing up units is the classic mistake (VLM-R1
+trained for months on unscaled targets). Models write one of the first three:
 
 | format        | unit                                            | used by                     |
 |---------------|-------------------------------------------------|-----------------------------|
@@ -9,6 +9,8 @@ the classic mistake (VLM-R1 trained for months on unscaled targets):
 |               |                                                 | Visual-RFT, for any model   |
 | `abs`         | pixels of the original image                    | COCO, RefCOCO, VLM-R1 files |
 | `abs_resized` | pixels of the image as the vision tower sees it | Qwen2.5-VL                  |
+| `norm1`       | fractions of width and height, 0 .. 1           | YOLO and its converters     |
+| `norm100`     | per cent of width and height                    | Label Studio                |
 
 Boxes of data sets are read as "abs" (`pixel_box`) and converted once, into the format of the model.
 "Original" is the upright image of `model.image.load_image`. Sizes are (width, height) throughout;
@@ -18,12 +20,11 @@ Sources: Qwen2-VL (arXiv:2409.12191), Qwen2.5-VL (arXiv:2502.13923), VLM-R1 (om-
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from runtime.errors import InputError
 
-BoxFormat = Literal["norm1000", "abs", "abs_resized"]
+BoxFormat = Literal["norm1000", "abs", "abs_resized", "norm1", "norm100"]
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 Shape = Literal["xywh", "xyxy", "extent"]  # what four numbers mean
@@ -53,7 +54,8 @@ def default_box_format(model_type: str) -> BoxFormat:
 
 def canvas_size(format: BoxFormat, image_size: Size, resized: Size) -> Size:
     """Return (width, height) of the canvas: where the bottom right corner of the image lies."""
-    return {"norm1000": (1000, 1000), "abs": image_size, "abs_resized": resized}[format]
+    sizes = {"norm1000": (1000, 1000), "norm100": (100, 100), "norm1": (1, 1)}
+    return (sizes | {"abs": image_size, "abs_resized": resized})[format]
 
 
 def convert_box(
@@ -83,42 +85,29 @@ def round_box(box: Box, size: Size) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def pixel_box(values: Any, size: Size, where: str, shape: Shape) -> Box | None:
-    """Return (x1, y1, x2, y2) clipped to the image, None if it has no area.
+def raw_box(values: Any, where: str, shape: Shape) -> Box:
+    """Return (x1, y1, x2, y2) of a box as data write it, in whatever frame.
 
     Raises:
-        InputError: not four numbers, negative, or more than EDGE pixels outside of the image (an
-            "extent", of a hand-drawn polygon, is clipped wherever it ends).
+        InputError: not four numbers, or a side of negative length.
     """
     is_list = isinstance(values, list) and len(values) == 4
     if not is_list or not all(type(v) in (int, float) and abs(v) < 1e9 for v in values):
-        raise InputError(f"{where}: box {values!r:.60} is not four pixel coordinates; repair it")
+        raise InputError(f"{where}: box {values!r:.60} is not four numbers; repair it")
     x1, y1, x2, y2 = map(float, values)
     if shape == "xywh":
-        x2, y2 = x1 + x2, y1 + y2
-    width, height = size
-    if shape != "extent":
-        if min(x1, y1) < -EDGE or min(values[2:]) < 0:
-            raise InputError(f"{where}: box {values} is negative; repair the annotation")
-        other = {"xywh": "x1, y1, x2, y2", "xyxy": "x, y, width, height"}[shape]
-        fix = f"is it {other}, normalised, or made for another image? Convert it"
-        ends_early = x2 < x1 or y2 < y1
-        if ends_early or x2 > width + EDGE or y2 > height + EDGE:
-            what = "ends before it begins" if ends_early else f"leaves the image of {size}"
-            raise InputError(f"{where}: box {values}, read as {shape}, {what}; {fix}")
-    x1, x2 = max(x1, 0.0), min(x2, float(width))
-    y1, y2 = max(y1, 0.0), min(y2, float(height))
+        if min(x2, y2) < 0:
+            raise InputError(f"{where}: box {values} has a negative side; repair the annotation")
+        return x1, y1, x1 + x2, y1 + y2
+    if x2 < x1 or y2 < y1:
+        fix = "is it x, y, width, height? Convert it"
+        raise InputError(f"{where}: box {values}, read as {shape}, ends before it begins; {fix}")
+    return x1, y1, x2, y2
+
+
+def clipped(box: Box, size: Size) -> Box | None:
+    """The part of a box of pixels that is in its picture, None if that has no area."""
+    x1, y1, x2, y2 = box
+    x1, x2 = max(x1, 0.0), min(x2, float(size[0]))
+    y1, y2 = max(y1, 0.0), min(y2, float(size[1]))
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
-
-
-def warn_if_normalised(boxes: Iterable[tuple[Box, Size]]) -> None:
-    """Print one line if there are images above 2000 pixels, and none of their boxes leaves 1000.
-
-    Such boxes in pixels are possible, but more likely they are `norm1000`.
-    """
-    on_large = [box for box, size in boxes if max(size) > 2000]
-    if on_large and max(map(max, on_large)) <= 1000:
-        print(
-            f"data: all {len(on_large)} boxes on images above 2000 pixels end below 1000: "
-            "are they thousandths of the image and not pixels? Then convert them"
-        )

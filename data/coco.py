@@ -3,9 +3,11 @@
     images = load_coco("instances_val2017.json", "val2017/")
     shots = few_shot_categories(images, ["bus", "cat"], shots=4, seed=0)     # {"bus": [...], ...}
 
-The file's `bbox` is [x, y, width, height]; every box becomes (x1, y1, x2, y2) in pixels of the
-upright image (format "abs" of data/box_formats.py). A box that leaves its image, or is negative,
-raises `InputError` with its id: then no box of the file can be trusted.
+The file's `bbox` is [x, y, width, height], in pixels unless `--data_coords` says otherwise; every
+box becomes (x1, y1, x2, y2) in pixels of the upright image (format "abs" of data/box_formats.py).
+An annotation without a usable box is skipped and counted, and its image is no negative of its
+category. Where boxes are in another frame, data/frames.py says so. A folder with annotations of
+several splits, beside the pictures or in folders, is read as such (data/splits.py).
 
 Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.py.
 """
@@ -13,6 +15,7 @@ Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.p
 import difflib
 import hashlib
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from answers import normalise_name
-from data.box_formats import Box, Size, pixel_box, warn_if_normalised
+from data.box_formats import Box, BoxFormat, Size, clipped, convert_box, raw_box
 from data.examples import shuffle
-from data.files import MAX_SKIP, SkipLog, check_files, check_names, inside, local_path, read_json
-from model.image import load_image
+from data.files import MAX_SKIP, SkipLog, read_json
+from data.frames import Placed, decide, describe, fits, refuse_half
+from data.labels import check_names
+from data.paths import check_files, entries, inside, local_path, named
+from data.pictures import look, look_at_all, why_other_size
+from data.splits import is_split_folder, say_of_file, split_of_path
 from runtime.errors import InputError
 
 REPLACED = 0.1  # share of the sampled pictures that may be unusable: others take their places
@@ -40,6 +47,7 @@ class CocoImage:
             image serves neither as an example of them nor as one without them.
         ruled_out: categories known to be absent, where only some were looked for (LVIS); None
             where all were (COCO).
+        split: of several annotation files, the name of its own (data/splits.py).
     """
 
     id: str
@@ -48,62 +56,139 @@ class CocoImage:
     boxes: dict[str, list[Box]] = field(default_factory=dict, hash=False)
     unsure: frozenset[str] = frozenset()
     ruled_out: frozenset[str] | None = None
+    split: str = ""
 
 
 def is_coco(data: str) -> bool:
-    """Whether `data` names an instances file: by the keys that occur in it, without parsing."""
-    return mentions(data, "images", "annotations", "categories") and not mentions(data, "refs")
+    """Whether `data` names instances files: by the keys that occur in them, without parsing."""
+    return bool(coco_files(data))
+
+
+def coco_files(data: str) -> list[tuple[Path, str]]:
+    """The instances files that `data` names and their splits: a file, or one a split in a folder.
+
+    Raises InputError for several files of one split.
+    """
+    path = Path(data)
+    if os.path.isfile(path):
+        return [(path, "")] if _is_instances(path) else []
+    if not os.path.isdir(path):
+        return []
+    folders = [path, *(p for p in entries(path) if os.path.isdir(p))]
+    named = [p for p in folders if p == path or is_split_folder(p.name) or p.name == "annotations"]
+    files = [file for folder in named for file in entries(folder) if _is_instances(file)]
+    files = [f for f in files if f.name.startswith("instances")] or files  # COCO's captions, ...
+    found = [(file, split_of_path(file, path)) for file in files]
+    splits = [split for _, split in found]
+    if twice := [file.name for file, split in found if splits.count(split) > 1]:
+        raise InputError(f"--data {named(data)} holds {twice[:5]} of one split; name one file")
+    return found
+
+
+def _is_instances(path: Path) -> bool:
+    keys = "images", "annotations", "categories"
+    return mentions(str(path), *keys) and not mentions(str(path), "refs")
 
 
 def mentions(data: str, *keys: str) -> bool:
     """Whether a .json file holds an object in which all of these quoted words occur."""
     path = Path(data)
-    if path.suffix.lower() != ".json" or not path.is_file() or path.stat().st_size == 0:
+    if path.suffix.lower() != ".json" or not os.path.isfile(path) or path.stat().st_size == 0:
         return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
+    with file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         is_object = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
         return is_object and all(content.find(f'"{key}"'.encode()) >= 0 for key in keys)
 
 
 def load_coco(
-    annotation_file: str | Path, image_root: str | Path | None = None, max_skip: float = MAX_SKIP
+    data: str | Path,
+    image_root: str | Path | None = None,
+    max_skip: float = MAX_SKIP,
+    data_coords: str = "auto",
 ) -> list[CocoImage]:
     """Read an instances json (`images`, `annotations`, `categories`), images in order of their id.
 
     Crowd regions are no boxes: their category becomes `unsure` in that image. Annotations without
-    image, category or area are skipped and counted. Images without annotations are the negatives.
+    image, category or usable box are skipped and counted. Images without annotations are the
+    negatives. Categories that no annotation has do not count. A missing size is the picture's.
 
     Args:
-        image_root: what file names are relative to; default: the folder of the file.
+        data: a file, or a folder (`coco_files`). image_root: what file names are relative to;
+            default: the folder of each file. data_coords: frame of the boxes; "auto": pixels.
 
     Raises:
-        InputError: not such a file, ids or category names that are not unique, a box outside of
-            its image, a missing picture, no boxes, more than `max_skip` of the annotations skipped.
+        InputError: not such a file, ids or category names that are not unique, boxes in another
+            frame, a missing picture, no boxes, more than `max_skip` of the annotations skipped.
     """
-    path = local_path(str(annotation_file), "give a COCO instances .json")
-    root = path.parent if image_root is None else Path(image_root)
-    data = read_json(path)
-    if not isinstance(data, dict) or not {"images", "annotations", "categories"} <= data.keys():
-        keys = sorted(data)[:10] if isinstance(data, dict) else type(data).__name__
+    local_path(str(data), "give a COCO instances .json")
+    files = coco_files(str(data)) or [(Path(data), "")]
+    images: list[CocoImage] = []
+    for file, split in files:
+        root = file.parent if image_root is None else Path(image_root)
+        root = _root_of(file, root) if len(files) > 1 else root
+        part = _load_file(file, root, max_skip, data_coords)
+        taken = {image.id for image in images}  # ids are unique in a file, but not in all
+        for image in part:
+            unique = f"{split}/{image.id}" if image.id in taken else image.id
+            images.append(replace(image, id=unique, split=split))
+    say_of_file(Path(data), (".json",))
+    boxes = sum(len(named) for image in images for named in image.boxes.values())
+    print(f"data: {named(data)} read as COCO instances: {len(images)} images, {boxes} boxes")
+    return images
+
+
+def _root_of(file: Path, root: Path) -> Path:
+    """The folder of the pictures of one file among several: COCO's train2017 beside annotations."""
+    name = file.stem.rpartition("_")[2]
+    for folder in (root / name, root / "images" / name, root.parent / name):
+        if name and os.path.isdir(folder):
+            print(f"data: pictures of {file.name!r} are in {named(folder)}")
+            return folder
+    return root
+
+
+def _load_file(path: Path, root: Path, max_skip: float, data_coords: str) -> list[CocoImage]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        keys = sorted(content)[:10] if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{path}: needs images, annotations and categories, has {keys}")
-    categories = rows_by_id(data["categories"], "categories", path)
-    names = {key: row.get("name") for key, row in categories.items()}
+    annotations = rows_by_id(content["annotations"], "annotations", path)
+    used = {key_of(row, "category_id") for row in annotations.values()}
+    categories = rows_by_id(content["categories"], "categories", path).items()
+    names = {key: row.get("name") for key, row in categories if key in used}
     check_names(names.values(), f"{path}: categories")
-    images = {}
-    for key, row in rows_by_id(data["images"], "images", path).items():
+    rows = rows_by_id(content["images"], "images", path)
+    pictures = {
+        key: image_path(row, root, f"{path.name}: image {key!r}") for key, row in rows.items()
+    }
+    check_files(((f"{path.name}: image {key!r}", file) for key, file in pictures.items()), root)
+    without = [pictures[key] for key, row in rows.items() if _has_no_size(row)]
+    look_at_all(without)
+    if without:
+        print(f"data: {path.name}: {len(without)} images have no size, taken from the pictures")
+    skips, images = SkipLog(), {}
+    for key, row in rows.items():
         where = f"{path.name}: image {key!r}"
         unsure = _named(row.get("not_exhaustive_category_ids"), names)
         ruled_out = _named(row["neg_category_ids"], names) if "neg_category_ids" in row else None
-        size, picture = image_size(row, where), image_path(row, root, where)
-        images[key] = CocoImage(str(key), picture, size, {}, unsure, ruled_out)
-    images = _add_boxes(images, data["annotations"], names, path, max_skip)
-    boxes = [(b, i.size) for i in images for named_boxes in i.boxes.values() for b in named_boxes]
-    if not boxes:
-        raise InputError(f"{path}: no image has a box; is it an instances file?")
-    check_files((f"{path.name}: image {image.id}", image.path) for image in images)
-    warn_if_normalised(boxes)
-    print(f"data: {str(path)!r} read as COCO instances: {len(images)} images, {len(boxes)} boxes")
-    return images
+        try:
+            size = look(pictures[key]).size if _has_no_size(row) else image_size(row, where)
+        except InputError as error:
+            if not _has_no_size(row):
+                raise
+            skips.add("unreadable", f"{where}: {error}")
+            continue
+        images[key] = CocoImage(str(key), pictures[key], size, {}, unsure, ruled_out)
+    skips.check(len(rows), max_skip)
+    return _add_boxes(images, annotations, names, path, max_skip, data_coords)
+
+
+def _has_no_size(row: dict) -> bool:
+    return row.get("width") is None and row.get("height") is None
 
 
 def _named(keys: Any, names: dict) -> frozenset[str]:
@@ -112,25 +197,62 @@ def _named(keys: Any, names: dict) -> frozenset[str]:
 
 
 def _add_boxes(
-    images: dict, annotations: Any, names: dict, path: Path, max_skip: float
+    images: dict, annotations: dict, names: dict, path: Path, max_skip: float, data_coords: str
 ) -> list[CocoImage]:
     """Return the images with their boxes, and with the categories that crowds leave unsure."""
-    skips, n_crowds = SkipLog(), 0
-    for key, row in rows_by_id(annotations, "annotations", path).items():
+    skips, n_crowds, placed = SkipLog(), 0, {}
+
+    def leave_open(key: Any, name: str) -> None:
+        """There is something of this category that has no box here: no negative."""
+        images[key] = replace(images[key], unsure=images[key].unsure | {name})
+
+    for key, row in annotations.items():
         where = f"{path.name}: annotation {key!r}"
         image, name = images.get(key_of(row, "image_id")), names.get(key_of(row, "category_id"))
         if image is None or name is None:
             skips.add("unknown image" if image is None else "unknown category", where)
         elif row.get("iscrowd"):
             n_crowds += 1
-            images[row["image_id"]] = replace(image, unsure=image.unsure | {name})
-        elif box := pixel_box(row.get("bbox"), image.size, where, "xywh"):
-            image.boxes.setdefault(name, []).append(box)
+            leave_open(row["image_id"], name)
         else:
-            skips.add("box without area", where)
+            try:
+                corners = raw_box(row.get("bbox"), where, "xywh")
+                placed[key] = Placed(where, corners, image.size)
+            except InputError as error:
+                skips.add("no box", str(error))
+                leave_open(row["image_id"], name)
+    refuse_half(skips, len(annotations))
+    if not placed:
+        raise InputError(f"{path}: no image has a box; is it an instances file?")
+    as_corners = [
+        box._replace(
+            corners=(*box.corners[:2], *(box.corners[k + 2] - box.corners[k] for k in (0, 1)))
+        )
+        for box in placed.values()
+    ]
+    hint = "as x1, y1, x2, y2 they fit: convert them to x, y, width, height"
+    hint = hint if all(fits(box, "abs") for box in as_corners) else ""
+    frame: BoxFormat = decide(
+        [*placed.values()], data_coords, "abs", "COCO", str(path), max_skip, hint=hint
+    )
+    for key, box in placed.items():
+        row = annotations[key]
+        image, name = images[row["image_id"]], names[row["category_id"]]
+        pixels = clipped(convert_box(box.corners, frame, "abs", box.size, box.size), box.size)
+        if not fits(box, frame):
+            reason = "box leaves its image"
+        elif pixels is None:
+            reason = "box without area"
+        else:
+            image.boxes.setdefault(name, []).append(pixels)
+            continue
+        skips.add(reason, describe(box))
+        leave_open(row["image_id"], name)
     skips.check(len(annotations), max_skip)
     if n_crowds:  # about 1 % of COCO: expected, so printed but not held against the data
         print(f"data: {n_crowds} crowd regions are no boxes")
+    if not any(image.boxes for image in images.values()):
+        raise InputError(f"{path}: no image has a box; is it an instances file?")
     return [images[key] for key in sorted(images, key=lambda key: (str(type(key)), key))]
 
 
@@ -146,22 +268,26 @@ def few_shot_categories(
     Raises:
         InputError: an unknown category, or categories with fewer images, all listed.
     """
-    all_names = {name for image in images for name in image.boxes}
+    showing: dict[str, list[CocoImage]] = {}
+    for image in images:
+        for name in image.boxes:
+            showing.setdefault(name, []).append(image)
     selected, skips = {}, SkipLog()
     for name in categories:
-        if name not in all_names:
-            close = difflib.get_close_matches(name, sorted(all_names), n=1)
+        if name not in showing:
+            close = difflib.get_close_matches(name, sorted(showing), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "; see the file's categories"
             raise InputError(f"category {name!r}: no box has it{hint}")
-        candidates = [image for image in images if name in image.boxes and name not in image.unsure]
+        candidates = [image for image in showing[name] if name not in image.unsure]
         name_key = int.from_bytes(hashlib.sha256(normalise_name(name).encode()).digest()[:8])
         usable = usable_images(shuffle(candidates, seed, name_key), skips)
         selected[name] = list(islice(usable, shots))
     skips.check(skips.counts.total() + sum(map(len, selected.values())), max(REPLACED, max_skip))
     if few := [f"{name!r} has {len(m)}" for name, m in selected.items() if len(m) < shots]:
+        fix = "lower it" if shots > 1 else "add images"
         raise InputError(
             f"--shots: {shots} images per category needed, but {', '.join(few[:10])} "
-            f"({len(few)} categories); lower it"
+            f"({len(few)} categories); {fix}"
         )
     return selected
 
@@ -176,14 +302,15 @@ def usable_images(images: Iterable[CocoImage], skips: SkipLog) -> Iterator[CocoI
     """Yield those whose picture can be read and has, upright, the annotated size; count others."""
     for image in images:
         try:
-            size = load_image(image.path).size
+            size = look(image.path).size
         except InputError as error:
             skips.add("unreadable", str(error))
             continue
         if size == image.size:
             yield image
         else:
-            skips.add("size", f"image {image.id}: annotated {image.size}, upright picture {size}")
+            what = f"image {image.id}: annotated {image.size}, upright picture {size}"
+            skips.add("size", what + why_other_size(image.path, image.size))
 
 
 def rows_by_id(rows: Any, what: str, path: Path) -> dict[int | str, dict]:

@@ -3,7 +3,6 @@
 Next: data/garden/world.py generates examples; data/rows.py and data/grounding.py read them.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from model.image import load_image
-
 T = TypeVar("T")
+Picture = Path | bytes | Image.Image  # a file, an encoded picture, or one in memory
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,24 @@ class Example:
     Attributes:
         id: stable and unique inside its data set; it keys the random numbers of its completions,
             so that the same example draws the same tokens in any batch.
-        images: in the order of the question; a path or an open image, always opened through
-            `model.image.load_image`, which is where size, format and orientation are handled.
+        images: in the order of the question; a path, encoded bytes or an open image, always opened
+            through `model.image.load_image`, where size, format and orientation are handled.
         question: the text shown to the model.
         target: what the reward compares the parsed answer with, written in the answer's grammar.
         box_format: the coordinates of boxes in the target, see data/box_formats.py.
         canvas: width and height of the plane that these coordinates span.
         reasoning: how a careful answer is reached, where the source knows it.
+        split: "train", "val" or "test" where the source says so (data/splits.py), else "".
     """
 
     id: str
-    images: tuple[Image.Image | Path, ...]
+    images: tuple[Picture, ...]
     question: str
     target: str
     box_format: str = "norm1000"
     canvas: tuple[float, float] = (1000.0, 1000.0)
     reasoning: Reasoning | None = None
+    split: str = ""
 
 
 # How to answer, in one sentence per mode. "think" asks for the reasoning before the answer; "steps"
@@ -84,11 +84,3 @@ def shuffle(items: Sequence[T], seed: int, key: int = 0) -> list[T]:
     bits = np.random.Philox(key=np.array([seed, key], dtype=np.uint64))
     order = np.argsort(bits.random_raw(len(items)), kind="stable")
     return [items[i] for i in order]
-
-
-def pixel_hash(example: Example) -> str:
-    """SHA-256 of all pixels of its images, as `load_image` gives them."""
-    digest = hashlib.sha256()
-    for image in map(load_image, example.images):
-        digest.update(f"{image.size}".encode() + image.tobytes())
-    return digest.hexdigest()

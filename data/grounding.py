@@ -3,27 +3,35 @@
     phrases = load_grounding("rec_jsons/refcoco_train.json", "coco/")
 
 Every box becomes (x1, y1, x2, y2) in pixels of the upright image (format "abs" of
-data/box_formats.py), whatever the file says it is:
+data/box_formats.py), whatever the file says it is (pixels, unless `--data_coords` differs):
 
 - VLM-R1's REC rows: `image`, `normal_caption` or `problem`, `solution` [x1, y1, x2, y2];
 - RefCOCO: `images`, `annotations` with `bbox` [x, y, width, height], `refs` with `sentences`;
 - ReasonSeg (LISA): a folder, beside every picture a .json with `text` and target polygons.
 
-A box that leaves its image raises `InputError`. RefCOCO's `refs(unc).p` is a pickle and is never
-opened. Sources: lichengunc/refer, om-ai-lab/VLM-R1, dvlab-research/LISA (arXiv:2308.00692).
+A folder with `train` and `val` folders or files of one layout has its splits by name
+(data/splits.py). RefCOCO's `refs(unc).p` is a pickle and is never opened.
+
+Sources: lichengunc/refer, om-ai-lab/VLM-R1, dvlab-research/LISA (arXiv:2308.00692).
 """
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.box_formats import Shape, pixel_box, warn_if_normalised
+from data.box_formats import BoxFormat, Shape, clipped, convert_box, raw_box
 from data.coco import image_path, is_coco, key_of, mentions, rows_by_id
 from data.examples import Example
-from data.files import MAX_SKIP, SkipLog, check_files, inside, local_path, read_json, try_each
+from data.files import MAX_SKIP, SkipLog, read_json
+from data.frames import Placed, decide, describe, fits, refuse_half, why_outside
+from data.paths import check_files, entries, inside, local_path, named
+from data.pictures import look, look_at_all
 from data.rows import is_row_source, read_rows
-from model.image import load_image
+from data.splits import is_split_folder, say_of_file, split_of
+from data.tables import JSON
 from runtime.errors import InputError
 
 ACCEPTED_BOXES = (
@@ -35,66 +43,117 @@ REF_COCO = ("images", "annotations", "refs")
 
 def is_grounding(data: str) -> bool:
     """Whether `data` has a layout of `load_grounding`; boxes as text are rows for data/rows.py."""
+    return bool(grounding_parts(data))
+
+
+def grounding_parts(data: str) -> list[tuple[Path, str]]:
+    """The files or folders of phrases that `data` names and their splits, or []."""
     path = Path(data)
-    if path.is_dir():
+    if not os.path.isdir(path):
+        return [(path, "")] if _is_phrases(path) else []
+    if not is_row_source(path) and any(path.glob("*.json")):
+        return [(path, "")]
+    inner = [
+        p for p in entries(path) if (os.path.isfile(p) and split_of(p.stem)) or os.path.isdir(p)
+    ]
+    inner = [p for p in inner if os.path.isfile(p) or is_split_folder(p.name)]
+    parts = [(p, split_of(p.stem)) for p in inner if _is_phrases(p)]
+    return parts if len(parts) > 1 else []
+
+
+def _is_phrases(path: Path) -> bool:
+    if os.path.isdir(path):
         return not is_row_source(path) and any(path.glob("*.json"))
-    if mentions(data, *REF_COCO):
+    if mentions(str(path), *REF_COCO):
         return True
-    if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file() or is_coco(data):
+    if path.suffix.lower() not in JSON or not os.path.isfile(path) or is_coco(str(path)):
         return False
     return any("normal_caption" in row for _, row in islice(read_rows(path), 1))
 
 
 def load_grounding(
-    data: str, image_root: str | Path | None = None, max_skip: float = MAX_SKIP
+    data: str,
+    image_root: str | Path | None = None,
+    max_skip: float = MAX_SKIP,
+    data_coords: str = "auto",
 ) -> list[Example]:
     """Read phrases with one box each from any of the three layouts named at the top.
 
     Every picture is decoded once: its upright size is what boxes are checked against. Unreadable
-    pictures, empty phrases and boxes without area are skipped and counted.
+    pictures, empty phrases and boxes without area or outside are skipped and counted.
 
     Args:
         image_root: what image paths are relative to; default: the folder of the file.
+        data_coords: the frame of the boxes (data/frames.py); "auto": pixels.
 
     Returns:
         the phrase as question, the box [x1, y1, x2, y2] as target, the size as canvas.
 
     Raises:
-        InputError: another layout, a box outside of its image, missing pictures, too many skipped.
+        InputError: another layout, boxes in another frame, missing pictures, too many skipped.
     """
     path = local_path(data, ACCEPTED_BOXES)
-    root = Path(image_root) if image_root is not None else path if path.is_dir() else path.parent
-    if path.is_dir():
+    parts = grounding_parts(data) or [(path, "")]
+    examples = []
+    for part, split in parts:
+        found = _load_part(part, image_root, max_skip, data_coords)
+        prefix = f"{part.name}/" if len(parts) > 1 and part.is_dir() else ""  # else it has it
+        examples += [replace(e, id=prefix + e.id, split=split) for e in found]
+    say_of_file(path, JSON)
+    return examples
+
+
+def _load_part(
+    path: Path, image_root: str | Path | None, max_skip: float, data_coords: str
+) -> list[Example]:
+    root = (
+        Path(image_root) if image_root is not None else path if os.path.isdir(path) else path.parent
+    )
+    if os.path.isdir(path):
         layout, drafts = "ReasonSeg", list(_reason_seg(path, root))
-    elif mentions(data, *REF_COCO):
+    elif mentions(str(path), *REF_COCO):
         layout, drafts = "RefCOCO", list(_ref_coco(path, root))
-    elif path.suffix.lower() in (".json", ".jsonl"):
+    elif path.suffix.lower() in JSON:
         layout, drafts = "VLM-R1 REC rows", list(_rec_rows(path, root))
     else:
-        raise InputError(f"--data {data!r} is never opened; {ACCEPTED_BOXES}")
-    check_files((where, picture) for where, picture, *_ in drafts)
-    pictures = sorted({picture for _, picture, *_ in drafts})
-    sizes = dict(zip(pictures, try_each(lambda p: load_image(p).size, pictures), strict=True))
-    examples, boxes, skips = [], [], SkipLog()
+        raise InputError(f"--data {named(path)} is never opened; {ACCEPTED_BOXES}")
+    check_files(((where, picture) for where, picture, *_ in drafts), root)
+    look_at_all(dict.fromkeys(picture for _, picture, *_ in drafts))
+    skips, placed = SkipLog(), []
     for where, picture, phrase, values, shape in drafts:
-        size = sizes[picture]
         if not isinstance(phrase, str):
             raise InputError(f"{where}: the phrase must be text; repair it")
-        if isinstance(size, InputError):
-            skips.add("unreadable", f"{where}: {size}")
-        elif values is None or not phrase.strip():
+        if values is None or not phrase.strip():
             skips.add("no target" if values is None else "empty phrase", where)
-        elif box := pixel_box(values, size, where, shape):
-            target = str(list(box))
-            examples.append(Example(where, (picture,), phrase.strip(), target, "abs", size))
-            boxes.append((box, size))
+            continue
+        try:
+            box = Placed(where, raw_box(values, where, shape), look(picture).size, picture)
+            placed.append((box, picture, phrase.strip(), shape))
+        except InputError as error:
+            is_box = str(error).startswith(where)
+            reason = "no box" if is_box else "unreadable"
+            skips.add(reason, str(error) if is_box else f"{where}: {error}")
+    refuse_half(skips, len(drafts))
+    if not placed:
+        found = f" ({skips.first[0]})" if skips.first else ""
+        what = f"has no phrase with a box{found}; {ACCEPTED_BOXES}"
+        raise InputError(f"--data {named(path)} {what}")
+    checked = [box for box, *_, shape in placed if shape != "extent"]  # cut wherever they end
+    frame: BoxFormat = decide(checked, data_coords, "abs", layout, str(path), max_skip)
+    examples = []
+    for box, picture, phrase, shape in placed:
+        pixels = clipped(convert_box(box.corners, frame, "abs", box.size, box.size), box.size)
+        if shape != "extent" and not fits(box, frame):
+            skips.add("box leaves its image", describe(box) + why_outside(box, frame))
+        elif pixels is None:
+            skips.add("box without area", box.where)
         else:
-            skips.add("box without area", where)
+            target = str(list(pixels))
+            examples.append(Example(box.where, (picture,), phrase, target, "abs", box.size))
     skips.check(len(drafts), max_skip)
     if not examples:
-        raise InputError(f"--data {data!r} has no phrase with a box; {ACCEPTED_BOXES}")
-    warn_if_normalised(boxes)
-    print(f"data: {data!r} read as {layout}: {len(examples)} phrases")
+        raise InputError(f"--data {named(path)} has no phrase with a box; {ACCEPTED_BOXES}")
+    print(f"data: {named(path)} read as {layout}: {len(examples)} phrases")
     return examples
 
 

@@ -11,10 +11,11 @@ leaves the folder, makes the whole set doubtful and raises `InputError` with fil
 Next: data/coco.py, for annotations with boxes.
 """
 
-import io
 import json
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -22,27 +23,19 @@ from pathlib import Path
 from reprlib import repr as brief  # of values that may be long or deep
 from typing import Any
 
-from PIL import Image
-
 from answers import parse_answer
+from data.answer_forms import plain, say_rewritten
 from data.examples import Example
-from data.files import (
-    MAX_SKIP,
-    SkipLog,
-    check_files,
-    inside,
-    local_path,
-    read_json,
-    read_jsonl,
-    table_files,
-    table_rows,
-)
-from model.image import FORMATS, load_image
+from data.files import MAX_SKIP, SkipLog, read_json, read_jsonl
+from data.paths import check_files, inside, local_path, named, shown
+from data.pictures import readable
+from data.splits import say_of_file
+from data.tables import JSON, row_files, table_rows
 from runtime.errors import InputError
 
 ACCEPTED_ROWS = (
-    "accepted: a .json or .jsonl file of rows, a .parquet file or a folder of them, a folder "
-    "written by datasets.save_to_disk"
+    "accepted: a .json or .jsonl file of rows, a .parquet file or a folder of them, a folder of "
+    "train.jsonl, test.jsonl and the like or of metadata.jsonl, one of datasets.save_to_disk"
 )
 # The columns of a row: images (one or a list), question, answer, further ones that tell schemas
 # apart. Of two names the first that is filled wins: Reason-RFT's own loader reads `answer` from
@@ -64,32 +57,38 @@ def columns_of(schema: str) -> str:
 
 def is_row_source(path: Path) -> bool:
     """Whether `read_rows` can read it: by its suffix, or by the tables in the folder."""
-    is_json = path.is_file() and path.suffix.lower() in (".json", ".jsonl")
-    return is_json or bool(table_files(path))
+    return bool(row_files(path))
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (where, row): "set.jsonl:3" counts lines from 1, "set.json:2" and tables rows from 0.
+    """Yield (where, row) of a file: "set.jsonl:3" counts lines from 1, others rows from 0.
 
     A .json file is a list of rows, or an object with that list under "data".
     """
-    if path.suffix.lower() == ".jsonl" and path.is_file():
-        rows = ((f"{path.name}:{number}", row) for number, row in read_jsonl(path))
-    elif path.suffix.lower() == ".json" and path.is_file():
-        content = read_json(path)
-        listed = content.get("data") if isinstance(content, dict) else content
-        if not isinstance(listed, list):
-            keys = sorted(content)[:10] if isinstance(content, dict) else type(content).__name__
-            raise InputError(f"{path}: needs a list of rows, or one under 'data'; has {keys}")
-        rows = ((f"{path.name}:{index}", row) for index, row in enumerate(listed))
+    if path.suffix.lower() == ".jsonl":
+        rows = read_jsonl(path)
+    elif path.suffix.lower() == ".json":
+        rows = enumerate(_listed(read_json(path), path))
     else:
-        root = path if path.is_dir() else path.parent
-        names = ((file, file.relative_to(root).as_posix()) for file in table_files(path))
-        rows = ((f"{n}:{i}", row) for f, n in names for i, row in enumerate(table_rows(f)))
-    for where, row in rows:
+        rows = enumerate(table_rows(path))
+    for number, row in rows:
+        where = f"{path.name}:{number}"
         if not isinstance(row, dict):
             raise InputError(f"{where}: is {brief(row)}, not a row with named columns")
         yield where, row
+
+
+def _listed(content: Any, path: Path) -> list:
+    listed = content.get("data") if isinstance(content, dict) else content
+    if isinstance(listed, list):
+        return listed
+    keys = sorted(content)[:10] if isinstance(content, dict) else type(content).__name__
+    hint = ""
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        hint = "; COCO instances are for --task det or ovd, RefCOCO for ground"
+        if "categories" not in content:
+            hint = "; if it is COCO instances, its categories are missing: add them"
+    raise InputError(f"{path}: needs a list of rows, or one under 'data'; has {keys}{hint}")
 
 
 def load_records(
@@ -109,6 +108,7 @@ def load_records(
     """
     skips = SkipLog()
     schema, examples = read_records(data, skips, data_root)
+    say_of_file(Path(data), (*JSON, ".parquet"))
     skips.check(len(examples) + skips.counts.total(), max_skip)
     if not examples:
         raise InputError(f"--data {data!r} has no usable row; add rows")
@@ -128,29 +128,64 @@ def read_records(
             more `<image>` marks than images, an image that is missing, a URL or outside the folder.
     """
     path = local_path(data, accepted)
-    if not is_row_source(path):
-        kind = "a folder without tables" if path.is_dir() else "not a regular file"
-        kind = f"a file of type {path.suffix!r}, not opened" if path.is_file() else kind
-        raise InputError(f"--data {data!r} is {kind}; {accepted}")
-    root = Path(data_root) if data_root is not None else path if path.is_dir() else path.parent
-    schema, examples, ids = "", [], set()
-    for where, row in read_rows(path):
-        row_id = str(row["id"]) if type(row.get("id")) in (int, str) else ""
-        has_id = 0 < len(row_id) <= 200 and row_id.isprintable()
-        place = f"{where} (id {row['id']!r})" if has_id else where
-        schema = schema or _match_schema(row, place)
-        if example := _example(row, schema, place, root, skips):
-            unique = row_id if has_id else where
-            unique = f"{unique}#{where}" if unique in ids else unique
-            while unique in ids:  # only if another row's id looks like this one's replacement
-                unique += "#"
-            ids.add(unique)
-            examples.append(replace(example, id=unique))
+    if not (files := row_files(path)):
+        kind = "a folder without tables" if os.path.isdir(path) else "not a regular file"
+        kind = f"a file of type {path.suffix!r}, not opened" if os.path.isfile(path) else kind
+        raise InputError(f"--data {named(data)} is {kind}; {accepted}")
+    schema, examples, ids, notes = "", [], set(), Notes()
+    for file, split in files:
+        root = path if os.path.isdir(path) and file.suffix.lower() not in JSON else file.parent
+        root = Path(data_root) if data_root is not None else root
+        folder = "" if path == file else f"{file.parent.relative_to(path).as_posix()}/"
+        for where, row in read_rows(file):
+            where = f"{folder.removeprefix('./')}{where}"
+            row_id = str(row["id"]) if type(row.get("id")) in (int, str) else ""
+            has_id = 0 < len(row_id) <= 200 and row_id.isprintable()
+            place = f"{where} (id {row['id']!r})" if has_id else where
+            if "file_name" in row:  # as in a metadata.jsonl
+                row = {"image": row["file_name"]} | row
+            schema = schema or _match_schema(row, place)
+            if example := _example(row, schema, place, root, skips, notes):
+                unique = row_id if has_id else where
+                unique = f"{unique}#{where}" if unique in ids else unique
+                while unique in ids:  # only if another row's id looks like this one's replacement
+                    unique += "#"
+                ids.add(unique)
+                examples.append(replace(example, id=unique, split=split))
     if not schema:
         raise InputError(f"{path}: has no row; add rows")
-    check_files((e.id, path) for e in examples for path in e.images if isinstance(path, Path))
-    examples = skips.readable(examples, lambda e: [load_image(_open(i)).size for i in e.images])
-    return schema, [replace(e, images=tuple(map(_open, e.images))) for e in examples]
+    paths = [(e.id, image) for e in examples for image in e.images if isinstance(image, Path)]
+    check_files(paths, root)
+    notes.say()
+    return schema, readable(examples, skips)
+
+
+class Notes:
+    """What was read otherwise than it is written: counted for all rows, told in a line each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self.solutions: list[tuple[str, str]] = []
+        self.cells: dict[bytes, bytes] = {}  # pictures of several rows are kept once,
+        self.paths: dict[tuple[Path, str], Path] = {}  # and their names are checked once
+
+    def add(self, what: str, where: str) -> None:
+        """Count a row."""
+        self.counts[what] += 1
+        self.first.setdefault(what, where)
+
+    def say(self) -> None:
+        """Print the lines."""
+        for what, count in self.counts.items():
+            print(f"data: {count} rows: {what}, first {self.first[what]}")
+        say_rewritten(self.solutions)
+
+
+INNER_MARKS = "<image> marks inside the question are dropped (pictures come first, in order)"
+BACKSLASHES = "backslashes in the picture's name are read as slashes"
+TOKENS = "warning: the question holds chat tokens such as <|image_pad|>, read as plain text"
+LATEX = "warning: the solution is LaTeX, which the answer has to repeat literally"
 
 
 def _match_schema(row: dict, where: str) -> str:
@@ -158,21 +193,29 @@ def _match_schema(row: dict, where: str) -> str:
         if all(any(name in row for name in names) for names in roles):
             return schema
     schemas = "; ".join(map(columns_of, SCHEMAS))
-    raise InputError(f"{where}: columns {list(row)[:20]} match none of: {schemas}")
+    raise InputError(f"{where}: columns {_columns(row)} match none of: {schemas}")
 
 
-def _example(row: dict, schema: str, where: str, root: Path, skips: SkipLog) -> Example | None:
+def _columns(row: dict) -> str:
+    return f"[{', '.join(shown(name, 40) for name in list(row)[:20])}]"
+
+
+def _example(
+    row: dict, schema: str, where: str, root: Path, skips: SkipLog, notes: Notes
+) -> Example | None:
     """Return the row as an example, its id and images not final; None: skipped and counted."""
     roles = SCHEMAS[schema]
     if missing := [names for names in roles if not any(name in row for name in names)]:
-        raise InputError(f"{where}: needs column {missing[0][0]!r}, has {list(row)[:20]}")
+        raise InputError(f"{where}: needs column {missing[0][0]!r}, has {_columns(row)}")
     used = [next((n for n in names if row.get(n) not in (None, "")), names[0]) for names in roles]
     cell, question, answer = (row.get(name) for name in used[:3])
     if schema == "VLM-R1":
         question, answer = _two_turns(question, where)
-    images = _images(cell, used[0], root, where)
-    question = _without_marks(_prompt_text(question, used[1], where), len(images), where)
-    target = solution_text(answer, where)
+    images = _images(cell, used[0], root, where, notes)
+    asked = _prompt_text(question, used[1], where)
+    question = _without_marks(asked, len(images), where)
+    written = solution_text(answer, where)
+    target = plain(written)
     if re.search("[\ud800-\udfff]", question + target):  # JSON can spell half a character
         raise InputError(f"{where}: question or answer has half a surrogate pair; repair it")
     for role, value in ("image", images), ("problem", question.strip()), ("solution", target):
@@ -180,6 +223,13 @@ def _example(row: dict, schema: str, where: str, root: Path, skips: SkipLog) -> 
             untagged = role == "solution" and isinstance(answer, str) and answer.strip()
             skips.add("solution without one <answer>" if untagged else f"empty {role}", where)
             return None
+    if "<image>" in _without_leading_marks(asked):
+        notes.add(INNER_MARKS, where)
+    if re.search(r"<\|\w+\|>", question):
+        notes.add(TOKENS, where)
+    if re.search(r"\\[A-Za-z]{2}", target) and target[:1] not in "[{":
+        notes.add(LATEX, where)
+    notes.solutions.append((written, target))
     return Example(where, images, question, target, "abs" if schema == "VLM-R1" else "norm1000")
 
 
@@ -187,7 +237,9 @@ def _wrong_type(where: str, column: str, value: Any) -> InputError:
     return InputError(f"{where}: column {column!r} holds {brief(value)}; see data/rows.py")
 
 
-def _images(cell: Any, column: str, root: Path, where: str) -> tuple[Path | bytes, ...]:
+def _images(
+    cell: Any, column: str, root: Path, where: str, notes: Notes
+) -> tuple[Path | bytes, ...]:
     """Return paths or encoded bytes; () if any is empty. A cell holds one image or a list."""
     images = []
     for item in cell if isinstance(cell, list) else [cell]:
@@ -197,7 +249,14 @@ def _images(cell: Any, column: str, root: Path, where: str) -> tuple[Path | byte
             raise _wrong_type(where, column, cell)
         if not item:
             return ()
-        images.append(inside(root, item, where) if isinstance(item, str) else item)
+        if isinstance(item, bytes):
+            images.append(notes.cells.setdefault(item, item))
+            continue
+        if (root, item) not in notes.paths:
+            notes.paths[root, item] = inside(root, item, where)
+        images.append(notes.paths[root, item])
+        if images[-1] != root / item:
+            notes.add(BACKSLASHES, where)
     return tuple(images)
 
 
@@ -228,9 +287,18 @@ def _two_turns(turns: Any, where: str) -> tuple[Any, Any]:
 
 
 def _without_marks(question: str, n_images: int, where: str) -> str:
-    """Drop leading `<image>` marks, for images come first anyway; later ones stay plain text."""
-    if (marks := question.count("<image>")) > max(n_images, 1):
-        raise InputError(f"{where}: {marks} <image> marks for {n_images} images; add or drop some")
+    """Drop `<image>` marks, for the pictures come first, in order. One for each, or none."""
+    marks = question.count("<image>")
+    if marks not in (0, max(n_images, 1)):
+        what = f"{marks} <image> marks for {n_images} images; write one for each, or none"
+        raise InputError(f"{where}: {what}")
+    question = _without_leading_marks(question)
+    if "<image>" in question:
+        question = re.sub(r"\s*<image>\s*", " ", question).strip()
+    return question
+
+
+def _without_leading_marks(question: str) -> str:
     while question.lstrip().startswith("<image>"):
         question = question.lstrip().removeprefix("<image>").lstrip()
     return question
@@ -244,7 +312,7 @@ def solution_text(value: Any, where: str) -> str:
 
     Raises:
         InputError: true or false (write "yes" or "no"), any other type, a number that is not
-            finite, a negative coordinate in a list of four.
+            finite.
     """
     if value is None:
         return ""
@@ -255,8 +323,6 @@ def solution_text(value: Any, where: str) -> str:
         return format(Decimal(repr(value)), "f").removesuffix(".0")
     # type(): True is an int but no number
     if isinstance(value, list) and all(type(v) in (int, float, list, dict) for v in value):
-        if len(value) == 4 and all(type(v) in (int, float) for v in value) and min(value) < 0:
-            raise InputError(f"{where}: the box {value} has a negative coordinate; repair it")
         try:
             return json.dumps(value, allow_nan=False)
         except (ValueError, TypeError, RecursionError) as error:
@@ -264,13 +330,3 @@ def solution_text(value: Any, where: str) -> str:
             raise InputError(f"{where}: {what}") from error
     what = f"solution {brief(value)} is no text, number or box; write it as text"
     raise InputError(f"{where}: {what}")
-
-
-def _open(image: Path | bytes) -> Path | Image.Image:
-    """Return a path as it is, or an image over the bytes that is decoded when it is needed."""
-    if isinstance(image, Path):
-        return image
-    try:
-        return Image.open(io.BytesIO(image), formats=FORMATS)
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes
-        raise InputError(f"cannot be decoded ({error})") from error

@@ -201,7 +201,7 @@ class VLMConfig:
                 vision=_typed(VisionConfig, vision | {"family": family}),
                 text=_typed(TextConfig, _text_fields(text) | {"family": family}),
                 tie_word_embeddings=_is_tied(raw, nested, family),
-                image_token_id=int(raw["image_token_id"]),
+                image_token_id=raw["image_token_id"],
             )
         except KeyError as error:
             what = f"{error} is missing; is it a {family.name} config?"
@@ -234,6 +234,9 @@ class VLMConfig:
                 raise InputError(f"{origin}: {name} is {value}, must be a positive number")
             if value == 0 and name not in may_be_zero:
                 raise InputError(f"{origin}: {name} is 0, must be a positive number")
+            most = MOST.get(name, MOST_OF_ANY)
+            if isinstance(value, int) and value > most:
+                raise InputError(f"{origin}: {name} is above {most}, too large for a model")
         if max(text.num_hidden_layers, vision.depth) > 1000:
             raise InputError(f"{origin}: more than 1000 layers")
         H, K, section = text.num_attention_heads, text.num_key_value_heads, text.mrope_section
@@ -241,6 +244,12 @@ class VLMConfig:
         deep = vision.deep_blocks
         rules = {
             "num_key_value_heads must divide num_attention_heads": H % K == 0,
+            "in_channels must be 3": vision.in_channels == 3,
+            "image_token_id must be an integer": type(self.image_token_id) is int,
+            "rms_norm_eps must be below 1": text.rms_norm_eps < 1,
+            "rope_theta must be in 1 .. 1e12": all(
+                1 < c.rope_theta <= 1e12 for c in (text, vision)
+            ),
             "vision num_heads must divide the tower's width": vision.embed_dim % vision.num_heads
             == 0,
             "the tower's width / num_heads must be a multiple of 4": vision_head_dim % 4 == 0,
@@ -259,6 +268,9 @@ class VLMConfig:
                 raise InputError(f"{origin}: {rule}")
 
 
+MOST_OF_ANY = 2**24  # of any size, so that products of sizes stay numbers of elements
+MOST = {"patch_size": 256, "temporal_patch_size": 64, "spatial_merge_size": 64}
+NUMBERS = {int: "an integer", float: "a number"}
 ROPE_FIELDS = ("rope_parameters", "rope_scaling")
 WINDOWS_AND_MORE = {
     *("window_size", "fullatt_block_indexes"),
@@ -304,6 +316,9 @@ def _text_fields(raw: dict) -> dict:
 def _is_tied(raw: dict, nested: dict, family: Family) -> bool:
     """Whether the output layer is the embedding: the flag may stand at the root and in the text."""
     at_root, in_text = (fields.get("tie_word_embeddings") for fields in (raw, nested))
+    for flag in (at_root, in_text):
+        if flag not in (None, True, False):
+            raise ValueError(f"tie_word_embeddings is {flag!r:.40}, not true or false")
     if at_root is None or family.text_tie_counts:
         return bool(at_root or in_text)
     return bool(at_root)
@@ -319,7 +334,7 @@ def _what_is_not_computed(
     heads, width = text["num_attention_heads"], text["hidden_size"]
     own_width = text.get("head_dim") in (None, width // heads)
     wrong = {
-        "quantization_config: weights are quantised; use the bf16 checkpoint": (
+        "quantization_config: weights are quantised; take the original of this checkpoint": (
             raw.get("quantization_config") is not None
         ),
         f"rope type {sorted(rope_types)}: only default and mrope": not rope_types
@@ -339,7 +354,16 @@ def _what_is_not_computed(
 
 
 def _typed(cls, raw: dict):
-    """Build a dataclass from the JSON fields of the same names, each converted to its type."""
-    values = {field.name: raw[field.name] for field in fields(cls)}
-    numbers = {field.name: field.type for field in fields(cls) if field.type in (int, float)}
-    return cls(**values | {name: kind(values[name]) for name, kind in numbers.items()})
+    """Build a dataclass from the JSON fields of the same names.
+
+    Raises ValueError for what is no number of its type: no text, no truth value, no part of a head.
+    """
+    values = {item.name: raw[item.name] for item in fields(cls)}
+    for name, kind in ((item.name, item.type) for item in fields(cls)):
+        value = values[name]
+        if kind in (int, float):
+            is_number = type(value) in (int, float) and value == value
+            if not is_number or (kind is int and value != int(value)):
+                raise ValueError(f"{name} is {value!r:.40}, not {NUMBERS[kind]}")
+            values[name] = kind(value)
+    return cls(**values)

@@ -11,6 +11,7 @@ Departure: transparency is composited on white, as in qwen-vl-utils; the referen
 whatever colour hides under transparent pixels. Source: Qwen2-VL, arXiv:2409.12191, section 2.1.
 """
 
+import io
 import math
 import stat
 from collections.abc import Iterator
@@ -27,17 +28,23 @@ from torch import Tensor
 from runtime.errors import InputError
 
 MAX_ASPECT_RATIO = 200
+MOST_MIN_PIXELS = 2**24  # of a preprocessor_config.json
+MIN_STD = 1e-3  # below, normalised pixels are no numbers for float32 and bfloat16
+MAX_PIXELS = 89_000_000  # of a file: Pillow itself warns above; a scan of A3 at 600 dpi has 70
 RESCALE_FACTOR = 1 / 255
 # An allow-list: some of Pillow's other plugins start programs (EPS) or are hardly ever used.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+CONVERT = "convert it to PNG or JPEG"
 MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA")  # and I;16
 # What turns a picture with EXIF orientation 2, 3, ... 8 upright; 1 is upright already.
 _FLIPS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 UPRIGHT = {2 + i: Image.Transpose[name] for i, name in enumerate(_FLIPS.split())}
 
 
-def load_image(source: Path | str | Image.Image, max_image_pixels: int = 50_000_000) -> Image.Image:
-    """Read one picture as an upright, opaque, 8-bit RGB image.
+def load_image(
+    source: Path | str | bytes | Image.Image, max_image_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Read one picture, a file or its content, as an upright, opaque, 8-bit RGB image.
 
     Boxes refer to the returned image: EXIF orientation is applied, so width and height may be
     swapped against the stored file; invalid EXIF bytes leave it unrotated. Transparency becomes
@@ -51,8 +58,12 @@ def load_image(source: Path | str | Image.Image, max_image_pixels: int = 50_000_
     if isinstance(source, Image.Image):
         name = f"PIL image ({source.mode}, {source.width}x{source.height})"
         return _to_rgb(source, name, max_image_pixels)
-    name = repr(str(source)[:200])  # repr: no control characters reach the console or the log
-    with _open_regular_file(source, name, max_image_pixels) as file:
+    if isinstance(source, bytes):
+        name, opened = f"picture of {len(source)} bytes", io.BytesIO(source)
+    else:
+        name = repr(str(source)[:200])  # repr: no control characters reach the console or the log
+        opened = _open_regular_file(source, name, max_image_pixels)
+    with opened as file:
         with _decoding(name, file):
             # Checksums first (PNG). verify() uses its image up, so the file is opened twice.
             Image.open(file, formats=FORMATS).verify()
@@ -89,28 +100,30 @@ def _decoding(name: str, file: BinaryIO | None = None) -> Iterator[None]:
         why = f"cannot be decoded ({type(error).__name__}: {str(error)[:200]!r}); replace it"
         if file is not None and isinstance(error, UnidentifiedImageError):
             file.seek(0)
-            why = f"{_foreign_format(file.read(1024))}; convert it to PNG or JPEG"
+            why = _foreign_format(file.read(1024))
         raise InputError(f"{name}: {why} or take it out of the data") from error
 
 
 def _foreign_format(head: bytes) -> str:
     """Say what a file that is none of FORMATS looks like, from its first bytes."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # less a byte order mark
+    if text.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not a picture: run git lfs pull"
     if text.startswith(b"%pdf"):
-        return "is a PDF document, not a picture"
+        return f"is a PDF document, not a picture; {CONVERT}"
     if text.startswith((b"<!doctype html", b"<html")):
-        return "is an HTML page, not a picture (often a failed download)"
+        return "is an HTML page, not a picture (often a failed download): get it anew"
     if text.startswith(b"<") and b"<svg" in text:
-        return "is SVG, a vector format that Pillow does not decode"
+        return f"is SVG, a vector format that Pillow does not decode; {CONVERT}"
     if head[4:8] == b"ftyp":
-        return "is HEIC/HEIF (or a video), which Pillow does not decode"
-    return f"is damaged or none of {', '.join(FORMATS)}"
+        return f"is HEIC/HEIF (or a video), which Pillow does not decode; {CONVERT}"
+    return f"is damaged or none of {', '.join(FORMATS)}; {CONVERT}"
 
 
 def _to_rgb(image: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
     width, height = image.size
     if not 0 < width * height <= max_image_pixels:
-        fix = f"allowed are 1 to {max_image_pixels}; downscale it or raise max_image_pixels"
+        fix = f"allowed are 1 to {max_image_pixels}; downscale the picture"
         raise InputError(f"{name}: {width}x{height} = {width * height} pixels, {fix}")
     _check_aspect_ratio(height, width, name)
     with _decoding(name):
@@ -183,14 +196,19 @@ class ImageConfig:
         for key in sizes:
             if type(d.get(key)) is not int or d[key] < 1:  # type(): True is an int but no size
                 raise InputError(f"{source}: '{key}' must be an integer >= 1, got {d.get(key)!r}")
+        if d["min_pixels"] > MOST_MIN_PIXELS:  # every picture would be enlarged to that
+            what = f"'min_pixels' is {d['min_pixels']}, must be at most {MOST_MIN_PIXELS}"
+            raise InputError(f"{source}: {what}")
         if d["min_pixels"] > d["max_pixels"]:
             raise InputError(f"{source}: 'min_pixels' is larger than 'max_pixels'; swap them")
         for key in ("image_mean", "image_std"):
             rgb = d.get(key)
             is_rgb = isinstance(rgb, (list, tuple)) and len(rgb) == 3
-            is_rgb = is_rgb and all(type(x) in (int, float) and 0 <= x < 256 for x in rgb)
-            if not is_rgb or (key == "image_std" and 0 in rgb):
-                raise InputError(f"{source}: '{key}' must be three numbers (R, G, B), got {rgb!r}")
+            is_rgb = is_rgb and all(type(x) in (int, float) and 0 <= x <= 1 for x in rgb)
+            if not is_rgb or (key == "image_std" and min(rgb) < MIN_STD):
+                raise InputError(
+                    f"{source}: '{key}' must be three numbers from 0 to 1 (R, G, B), got {rgb!r}"
+                )
         fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
         for key, only in (fixed | {"rescale_factor": RESCALE_FACTOR}).items():
             if d.get(key, only) != only:

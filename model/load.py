@@ -48,9 +48,17 @@ def local_directory(model: Path) -> Path:
 
 
 def load_processor(directory: Path, max_pixels: int | None = None) -> Processor:
-    """Tokenizer, template and image preprocessing; raises InputError for incomplete files."""
-    kind = TransformersProcessor if runs_through_transformers(Path(directory)) else Processor
-    return kind(directory, max_pixels)
+    """Tokenizer, template and image preprocessing; raises InputError for incomplete files.
+
+    Sizes in config.json that are not those of the weights are refused here, before any picture is
+    cut into patches of such a size.
+    """
+    directory = Path(directory)
+    if runs_through_transformers(directory):
+        return TransformersProcessor(directory, max_pixels)
+    processor = Processor(directory, max_pixels)
+    weights.unfilled_model(directory, weights.read_slots(directory))
+    return processor
 
 
 def load_model(

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 
 from model.adapter import Adapter, Change
 from model.vlm import VLM
-from model.weights import published_name, published_tensors
+from model.weights import is_finite, published_name, published_tensors
 from runtime.errors import InputError
-from runtime.run_directory import read_json_object
+from runtime.run_directory import is_lfs_pointer, read_json_object
 
 DEFAULT_ALPHA = 32.0
 CONFIG, TENSORS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -164,7 +164,11 @@ def read_adapter(model: VLM, directory: Path) -> tuple[dict, LoRAConfig]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
+        if is_lfs_pointer(path):
+            raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
         raise InputError(f"{path}: cannot be read ({error})") from None
+    if wrong := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
+        raise InputError(f"{path}: {wrong[0]} is not finite; it is damaged")
     known = {
         parent + name: (count, module.in_features)
         for parent, module, rows in linears(model)

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from answers import TAGS
-from model.config import VLMConfig
-from model.image import ImageConfig, load_image, num_image_tokens, patchify
+from model.config import MOST_OF_ANY, VLMConfig
+from model.image import ImageConfig, load_image, num_image_tokens, patchify, smart_resize
 from model.vlm import Grid, Prompt, rope_positions
 from runtime.errors import InputError, one_line
 from runtime.run_directory import is_lfs_pointer, read_json_object
@@ -38,6 +38,8 @@ def _image_settings(directory: Path) -> tuple[Path, dict]:
     """
     nested = directory / "processor_config.json"
     if nested.is_file() and (fields := read_json_object(nested).get("image_processor")):
+        if not isinstance(fields, dict):
+            raise InputError(f"{nested}: image_processor is no JSON object")
         return nested, fields
     path = directory / "preprocessor_config.json"
     return path, read_json_object(path)
@@ -91,10 +93,14 @@ class Processor:
             path = directory / name
             if path.is_file() and (template := read_json_object(path).get("chat_template")):
                 self.tokenizer.chat_template = template
+        if is_lfs_pointer(path := directory / "chat_template.jinja"):
+            raise InputError(f"{path}: a git-lfs pointer; run git lfs pull")
         if self.tokenizer.chat_template is None:
             self.tokenizer.chat_template = self.default_template
         if self.tokenizer.chat_template is None:
             raise InputError(f"{directory}: no chat template (chat_template.jinja or .json)")
+        if vocabulary > MOST_OF_ANY:
+            raise InputError(f"{directory}/config.json: vocab_size is above {MOST_OF_ANY}")
         if len(self.tokenizer) > vocabulary:
             raise InputError(
                 f"{directory}: the tokenizer has {len(self.tokenizer)} tokens, but config.json "
@@ -109,6 +115,11 @@ class Processor:
         self.suppressed_tokens = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
         self.suppressed_tokens[[*special, *range(len(self.tokenizer), vocabulary)]] = True
 
+    @cached_property
+    def template_lengths(self) -> dict[int, int]:
+        """Number of images -> tokens of the template without them; filled by `check_prompt`."""
+        return {}
+
     def _load_tokenizer(self, directory: Path) -> PreTrainedTokenizerBase:
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -118,8 +129,9 @@ class Processor:
                 directory, local_files_only=True, model_max_length=10**9
             )
         except Exception as error:  # the library raises almost anything on damaged files
-            if is_lfs_pointer(path):
-                raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
+            if pointers := [*filter(is_lfs_pointer, directory.glob("*.json"))]:
+                what = f"{pointers[0]}: a git-lfs pointer; run git lfs pull"
+                raise InputError(what) from None
             raise InputError(
                 f"{directory}: the tokenizer files cannot be read "
                 f"({one_line(error)}); copy them again from the source"
@@ -193,6 +205,20 @@ class Processor:
     def check_lengths(self, max_prompt_length: int, completion_length: int) -> None:
         """Rotary positions have no end."""
 
+    def check_prompt(
+        self, id: str, sizes: Sequence[tuple[int, int]], question: str, limit: int
+    ) -> None:
+        """Raise InputError where `prompt` would, for pictures of these (width, height)."""
+        cfg, count = self.image_cfg, len(sizes)
+        if count not in self.template_lengths:
+            self.template_lengths[count] = sum(map(len, self.template(count))) - count
+        factor, slots = cfg.patch_size * cfg.merge_size, 0
+        for width, height in sizes:
+            new = smart_resize(height, width, factor, cfg.min_pixels, cfg.max_pixels)
+            slots += new[0] * new[1] // factor**2
+        length = self.template_lengths[count] + len(self.encode(question)) + slots
+        check_length(id, length, slots, limit, "raise it, or lower --max_pixels")
+
     def assemble(self, id: str, ids: list[int], patches: list[tuple[Tensor, Grid]]) -> Prompt:
         """Widen each image slot to its number of image tokens and add the positions."""
         ids = torch.tensor(ids)  # (tokens before the slots are widened,)
@@ -227,15 +253,15 @@ class Processor:
         before, after = self.template(len(images))
         prompt = self.assemble(id, before + self.encode(question) + after, patches)
         slots = int((prompt.ids == self.cfg.image_token_id).sum())
-        check_length(prompt, slots, max_prompt_length, "raise it, or lower --max_pixels")
+        fix = "raise it, or lower --max_pixels"
+        check_length(id, len(prompt.ids), slots, max_prompt_length, fix)
         return prompt
 
 
-def check_length(prompt: Prompt, slots: int, limit: int | None, fix: str) -> None:
+def check_length(id: str, length: int, slots: int, limit: int | None, fix: str) -> None:
     """Raise InputError for a prompt of more than `limit` tokens, `slots` of them image tokens."""
-    length = len(prompt.ids)
     if limit is not None and length > limit:
         raise InputError(
-            f"prompt {prompt.id}: {length} tokens, {slots} of them image tokens, but "
+            f"prompt {id}: {length} tokens, {slots} of them image tokens, but "
             f"--max_prompt_length is {limit}; {fix}"
         )

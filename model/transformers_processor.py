@@ -36,7 +36,7 @@ class TransformersProcessor(Processor):
             raise InputError(f"--max_pixels: {directory} sets the size of its images itself")
         path = Path(directory) / "config.json"
         if read_json_object(path).get("quantization_config") is not None:
-            raise InputError(f"{path}: weights are quantised; use the bf16 checkpoint")
+            raise InputError(f"{path}: weights are quantised; take the original of this checkpoint")
         config = self._read(transformers.AutoConfig, Path(directory))
         self.model_type, self.image_cfg = config.model_type, None
         self.family = OTHER_FAMILIES[self.model_type]
@@ -113,7 +113,7 @@ class TransformersProcessor(Processor):
         slots = int((ids == self.image_token_id).sum())
         if pictures and slots == 0:
             raise InputError(f"prompt {id}: no place for its image; {self._do_they_fit()}")
-        check_length(prompt, slots, max_prompt_length, "raise it")
+        check_length(id, len(ids), slots, max_prompt_length, "raise it")
         read = inputs.get("qformer_input_ids", ids[None, :0]).shape[1]
         if read > self.qformer_length:
             what = f"{read} tokens for the query transformer, which reads {self.qformer_length}"

@@ -30,7 +30,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from model.transformers_processor import TransformersPrompt
 from model.vlm import Pack, head_logits, rows_of_groups
-from model.weights import Slots, read_slots
+from model.weights import Slots, is_finite, read_slots
 from runtime.errors import InputError, one_line
 
 
@@ -279,6 +279,8 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Tra
             count, first = len(info[kind]), sorted(map(str, info[kind]))[0]
             what = f"{count} {kind.replace('_', ' ')}, first {first!r}; does config.json fit?"
             raise InputError(f"{directory}: {what}")
+    if wrong := [name for name, p in source.named_parameters() if not is_finite(p)]:
+        raise InputError(f"{directory}: {wrong[0]} is not finite; its file is damaged")
     check_computed(source, directory)
     return TransformersVLM(source.to(device), key_names(source, slots, directory))
 

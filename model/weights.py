@@ -2,17 +2,20 @@
 
 Several names exist for every tensor. The published Qwen2-VL files have `model.layers.0...`,
 `visual...`; transformers >= 4.52 has `model.language_model.layers.0...`, `model.visual...`; serving
-engines write `language_model.model.layers.0...`. All are read (`published_name`). The files hold
-q_proj, k_proj and v_proj; here one matrix has the rows of all three.
-Saving writes **exactly the files of the source directory**: the same keys, shapes and dtypes in the
-same shards, and every companion file byte for byte, so that whatever loaded the source loads the
-result. Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
+engines write `language_model.model.layers.0...`; wrappers of training code put `module.` in front.
+All are read (`published_name`). The files hold q_proj, k_proj and v_proj; here one matrix has the
+rows of all three.
+Saving writes **the files of the source directory**: the same keys, shapes and dtypes in the same
+shards, and its `COMPANIONS` byte for byte, so that whatever loaded the source loads the result.
+Loading is strict: a missing, unexpected or misshapen tensor is an error that names it.
 Next: model/config.py.
 """
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +32,16 @@ from runtime.run_directory import is_lfs_pointer, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+COMPANIONS = (  # what a checkpoint has beside its weights, as patterns of names
+    *("config.json", "generation_config.json", "configuration.json", "*processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model"),
+    *("chat_template.*", "README*", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "Notice*"),
+)
 FOLDERS = ("qformer_tokenizer", "additional_chat_templates")  # companions that are directories
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BUFFERS = {"I64": torch.int64}  # `position_ids`, which old files hold and models ignore
-OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+QUANTISED = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ PREFIXES = {  # of the layouts in which checkpoints are saved -> of `VLM`
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
 }
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")  # of PEFT, of parallel and compiled torch
 RENAMED = {  # Qwen3-VL's names -> Qwen2-VL's
     "mlp.linear_fc": "mlp.fc",
     ".norm.": ".ln_q.",
@@ -63,6 +73,8 @@ RENAMED = {  # Qwen3-VL's names -> Qwen2-VL's
 
 def published_name(key: str) -> str:
     """The name in `VLM` of a checkpoint key, whichever of the layouts it comes from."""
+    while key.startswith(WRAPPERS):
+        key = key[len(next(w for w in WRAPPERS if key.startswith(w))) :]
     for prefix, published in PREFIXES.items():
         if key.startswith(prefix):
             key = published + key[len(prefix) :]
@@ -108,6 +120,8 @@ def read_slots(directory: Path) -> Slots:
         for file in weight_map.values():
             if not isinstance(file, str) or Path(file).name != file:  # saving writes these names
                 raise InputError(f"{index}: {file!r} is not the name of a file beside it")
+            if not file.endswith(".safetensors"):
+                raise InputError(f"{index}: {file!r} is no safetensors file; only these are read")
         files = sorted(set(weight_map.values()))
     else:
         what = f"neither {SINGLE} nor {INDEX} here"
@@ -124,7 +138,10 @@ def read_slots(directory: Path) -> Slots:
                     dtype, shape = header.get_dtype(), tuple(header.get_shape())
                     kinds = DTYPES | (BUFFERS if key.endswith("position_ids") else {})
                     if dtype not in kinds:
-                        raise InputError(f"{path}: {key} is {dtype}, not one of {[*DTYPES]}")
+                        what = f"not one of {[*DTYPES]}"
+                        if dtype in QUANTISED:
+                            what = "the weights are quantised; take the original of this checkpoint"
+                        raise InputError(f"{path}: {key} is {dtype}: {what}")
                     if key in slots:
                         raise InputError(f"{directory}: {key} is in {slots[key].file} and {file}")
                     slots[key] = TensorSlot(file, kinds[dtype], shape)
@@ -132,6 +149,8 @@ def read_slots(directory: Path) -> Slots:
             if is_lfs_pointer(path):
                 raise InputError(f"{path}: a git-lfs pointer; run git lfs pull") from None
             raise InputError(f"{path}: damaged safetensors file ({error})") from None
+        except OSError:  # whose text says "no such file" for any reason
+            raise InputError(f"{path}: cannot be opened; check its rights") from None
     file_of = {key: slot.file for key, slot in slots.items()}
     if weight_map is not None and weight_map != file_of:
         keys = sorted(key for key, _ in weight_map.items() ^ file_of.items())
@@ -151,6 +170,11 @@ def what_is_there(directory: Path, missing: str) -> str:
         return "holds .gguf files, which are quantised; download the safetensors checkpoint"
     if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
         return f"{pickled[0]} is a pickle, which can run code; save it anew as safetensors"
+    weights = [n for n in names if n.endswith(".safetensors") and "adapter" not in n]
+    if any(re.search(r"-\d+-of-\d+\.", name) for name in weights):
+        return f"holds shards ({weights[0]}, ..) without their {INDEX}; download it, too"
+    if len(weights) == 1 and weights != [SINGLE]:
+        return f"{missing}; if {weights[0]} is the model, rename it to {SINGLE}"
     return f"{missing} (found: {', '.join(names[:8]) or 'nothing'})"
 
 
@@ -168,9 +192,10 @@ def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
         in_files -= {"lm_head.weight"}  # some files repeat the tied tensor
     for word, keys in (("missing", in_model - in_files), ("unexpected", in_files - in_model)):
         if keys:
+            have = f"files have {len(in_files)}, first {min(slots, default=None)!r}"
             raise InputError(
                 f"{directory}: {len(keys)} {word} tensors, first {sorted(keys)[0]!r} "
-                f"(model has {len(in_model)}, files have {len(in_files)}); does config.json fit?"
+                f"(model has {len(in_model)}, {have}); does config.json fit?"
             )
     for name, key in names.items():
         tensor = tensors[name] if name in tensors else model.head_weight
@@ -179,6 +204,19 @@ def check_slots(slots: Slots, model: VLM, directory: Path) -> None:
                 f"{directory / slots[key].file}: {key} has shape {slots[key].shape}, "
                 f"config.json asks for {tuple(tensor.shape)}"
             )
+
+
+def unfilled_model(directory: Path, slots: Slots) -> VLM:
+    """The model of a directory on the meta device; raises InputError as `check_slots`."""
+    cfg = VLMConfig.from_directory(directory)
+    try:
+        with torch.device("meta"):
+            model = VLM(cfg)
+    except (RuntimeError, OverflowError):  # more numbers than one can count
+        what = "its sizes are too large to be those of a model"
+        raise InputError(f"{directory}/config.json: {what}") from None
+    check_slots(slots, model, directory)
+    return model
 
 
 def load_model(
@@ -191,10 +229,7 @@ def load_model(
     """
     directory = Path(directory)
     slots = read_slots(directory)
-    with torch.device("meta"):
-        model = VLM(VLMConfig.from_directory(directory)).to(dtype)
-    check_slots(slots, model, directory)
-    model.to_empty(device=device)
+    model = unfilled_model(directory, slots).to(dtype).to_empty(device=device)
     parameters, repeated = published_tensors(model), []
     for file in sorted({slot.file for slot in slots.values()}):
         with safe_open(directory / file, "pt") as tensors:
@@ -202,6 +237,8 @@ def load_model(
                 name = published_name(key)
                 if name in parameters:
                     parameters[name].copy_(tensors.get_tensor(key))
+                    if not is_finite(parameters[name]):
+                        raise InputError(f"{directory / file}: {key} is not finite; it is damaged")
                 else:  # a repeated tied head
                     repeated.append(tensors.get_tensor(key))
     model.fingerprint = fingerprint(directory, slots)
@@ -210,6 +247,11 @@ def load_model(
             what = "lm_head.weight differs from the embedding, but config.json ties them"
             raise InputError(f"{directory}: {what}; set tie_word_embeddings to false")
     return model
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass without a copy."""
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def fingerprint(directory: Path, slots: Slots) -> str:
@@ -270,7 +312,7 @@ def save_tensors(
     if directory.exists() and not (directory / "config.json").is_file():
         raise InputError(f"{directory}: exists and is no checkpoint; it is not overwritten")
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise InputError(f"{directory}: not saved, since {name} is not finite")
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -289,16 +331,36 @@ def save_tensors(
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def companion_files(directory: Path) -> list[Path]:
+    """The files of a checkpoint directory that are copied on beside its weights: `COMPANIONS`.
+
+    By list, since trainers leave gigabytes of states, logs and other weights beside a checkpoint.
+    Raises InputError for one that may not be read.
+    """
+    found = [path for pattern in COMPANIONS for path in directory.glob(pattern)]
+    found += [path for folder in FOLDERS for path in (directory / folder).rglob("*")]
+    files = sorted({path for path in found if path.is_file()})
+    if closed := [path for path in files if not os.access(path, os.R_OK)]:
+        what = "cannot be read, but is copied beside the weights of every checkpoint"
+        raise InputError(f"{closed[0]}: {what}; check its rights")
+    return files
+
+
+def saved_bytes(directory: Path) -> int:
+    """What `save_tensors` writes for a model that came from this directory."""
+    tensors = read_slots(directory).values()
+    weights = sum(math.prod(slot.shape) * slot.dtype.itemsize for slot in tensors)
+    return weights + sum(path.stat().st_size for path in companion_files(directory))
+
+
 def _write_files(
     tensors: dict[str, Tensor], slots: Slots, directory: Path, companions: Path
 ) -> None:
     """The companion files, then every shard, then the index if there are several."""
-    for source in companions.iterdir():
-        is_weights = source.suffix in OTHER_WEIGHTS or ".index.json" in source.name
-        if source.is_file() and not is_weights:
-            shutil.copyfile(source, directory / source.name)
-        elif source.is_dir() and source.name in FOLDERS:
-            shutil.copytree(source, directory / source.name)
+    for source in companion_files(companions):
+        target = directory / source.relative_to(companions)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
     weight_map, total_size = {key: slots[key].file for key in sorted(slots)}, 0
     for file in sorted(set(weight_map.values())):
         shard: dict[str, Tensor] = {}

@@ -5,7 +5,8 @@ At every evaluation `Gallery` writes rows to gallery.jsonl and small JPEGs to im
 - `held_out`: a few fixed held-out questions, sampled with the same random numbers every time and
   scored by the task's own sparse reward at its default weights, whatever training pays;
 - of the training step: the `best` and the `worst` of the groups with an advantage, one `zero_std`
-  group whose rewards are all equal, and a `no_answer` group, whose answers could not be parsed.
+  group whose rewards are all equal, the `no_answer` group with the most answers that cannot be
+  read, and the `lost` one with the most completions without a reward.
 
 Next: reporting/attention_map.py, reporting/page/render.py.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from answers import parse_answer, parse_boxes
 from config import TrainConfig
@@ -26,6 +28,7 @@ from model.image import load_image
 from model.processor import Processor
 from model.vlm import VLM
 from reporting.attention_map import answer_heat
+from reporting.metrics import has_reward
 from reporting.run_log import RunLog
 from rewards import WEIGHTS
 from runtime import distributed
@@ -33,6 +36,7 @@ from sample import Rollout, generate_group
 from tasks.task import Task, finite_reward
 
 THUMBNAIL = 256  # pixels of the longer side
+LEAST_ADVANTAGE = 0.005  # smaller ones are shown as 0.00
 
 
 def token_texts(processor: Processor, ids: list[int]) -> list[str]:
@@ -68,24 +72,22 @@ def relative_boxes(answer: str | None, canvas: tuple[float, float]) -> list[list
     return [[round(value, 4) for value in box] for box in corners]
 
 
-def groups_to_show(rollout: Rollout) -> dict[str, int]:
-    """Which groups of a step to show: view -> index."""
-    rewards, texts = rollout.rewards, rollout.texts
-    (N, G), means = rewards.shape, rewards.mean(1)  # (N,)
-    is_zero_std = (rewards == rewards[:, :1]).all(1)  # (N,)
-    failed = [sum(parse_answer(t) is None for t in texts[n * G : (n + 1) * G]) for n in range(N)]
-    ignored = is_zero_std & ~is_zero_std.all()  # best and worst have an advantage, if any has
-    views = {
-        "best": int(means.masked_fill(ignored, -float("inf")).argmax()),
-        "worst": int(means.masked_fill(ignored, float("inf")).argmin()),
-    }
-    if views["worst"] == views["best"]:  # a single group
-        del views["worst"]
-    if bool(is_zero_std.any()):
+def groups_to_show(rollout: Rollout, is_readable: Tensor) -> dict[str, int]:
+    """Which groups of a step to show: view -> index. is_readable: (N, G) bool, of the answers."""
+    means, counted = rollout.rewards.mean(1), has_reward(rollout)  # (N,), (N, G)
+    has_advantage = (rollout.advantages.abs() >= LEAST_ADVANTAGE).any(1)  # (N,)
+    is_zero_std = ~has_advantage & counted.any(1)  # (N,)
+    unread, lost = (~is_readable).sum(1), (~counted).sum(1)  # (N,) each
+    views = {}
+    if has_advantage.any():
+        views["best"] = int(means.masked_fill(~has_advantage, -float("inf")).argmax())
+        views["worst"] = int(means.masked_fill(~has_advantage, float("inf")).argmin())
+        if views["worst"] == views["best"]:  # a single group
+            del views["worst"]
+    if is_zero_std.any():
         views["zero_std"] = int(means.masked_fill(~is_zero_std, float("inf")).argmin())
-    if any(failed):
-        views["no_answer"] = failed.index(max(failed))
-    return views
+    views |= {"no_answer": int(unread.argmax())} if unread.any() else {}
+    return views | ({"lost": int(lost.argmax())} if lost.any() else {})
 
 
 def fixed_questions(examples: list[Example], n_questions: int) -> list[Example]:
@@ -130,7 +132,10 @@ class Gallery:
     def training(self, step: int, examples: list[Example], rollout: Rollout) -> None:
         """Keep the groups of a step that are worth a look, with the rewards that were paid."""
         if self.log.is_written:
-            views = groups_to_show(rollout).items()
+            G = rollout.rewards.shape[1]
+            answers = [self.task.answer(t, examples[b // G]) for b, t in enumerate(rollout.texts)]
+            is_readable = torch.tensor([answer is not None for answer in answers]).view(-1, G)
+            views = groups_to_show(rollout, is_readable).items()
             rows = [self._row(step, view, examples[n], rollout, n) for view, n in views]
             self.log.append("gallery.jsonl", rows)
 
@@ -149,19 +154,21 @@ class Gallery:
         G, canvas = rollout.rewards.shape[1], example.canvas
         target = parse_boxes(example.target, canvas)
         has_boxes = target is not None and target[1] == 0
-        completions = []
+        completions, counted = [], has_reward(rollout).flatten().tolist()
         for b in range(n * G, (n + 1) * G):
-            answer = parse_answer(rollout.texts[b])
+            text, parts = rollout.texts[b], rollout.parts[b] or {}
             completions.append(
                 {
                     "tokens": token_texts(self.processor, rollout.ids[b].tolist()),
                     "probabilities": [round(p, 3) for p in rollout.logps[b].exp().tolist()],
-                    "reward": rollout.rewards[n, b % G].item(),
-                    "parts": {name: round(value, 4) for name, value in rollout.parts[b].items()},
+                    "reward": rollout.rewards[n, b % G].item() if counted[b] else None,
+                    "parts": {name: round(value, 4) for name, value in parts.items()},
                     "advantage": round(rollout.advantages[n, b % G].item(), 3),
                     "finish": rollout.finish[b],
-                    "has_answer": answer is not None,
-                    "boxes": relative_boxes(answer, canvas) if has_boxes else None,
+                    "has_answer": parse_answer(text) is not None,
+                    "is_readable": self.task.answer(text, example) is not None,
+                    "is_right": self.task.scores(text, example)["strict"] == 1.0,
+                    "boxes": relative_boxes(parse_answer(text), canvas) if has_boxes else None,
                 }
             )
         return {

@@ -17,11 +17,11 @@ from PIL import Image
 
 import config
 from config import TrainConfig
-from data.examples import Example
+from data.examples import INSTRUCTIONS, Example
 from data.files import SkipLog
+from data.pictures import look
 from model.vlm import VLM
 from runtime import distributed
-from runtime.errors import InputError
 from tasks.task import Task
 
 PACKAGES = ("torch", "transformers", "triton", "safetensors", "pillow", "numpy")
@@ -40,10 +40,7 @@ def data_hash(examples: list[Example]) -> str:
             if isinstance(image, Image.Image):
                 digest.update(repr((image.mode, image.size)).encode() + image.tobytes())
                 continue
-            try:
-                digest.update(Path(image).read_bytes())
-            except OSError as error:
-                raise InputError(f"{image}: cannot be read ({error})") from None
+            digest.update(look(image).content.encode())  # of the file, read once
     return digest.hexdigest()[:16]
 
 
@@ -51,6 +48,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
     """The content of run.json."""
     if cfg.max_completion_length == task.max_completion_length:  # filled in by training/setup.py
         cfg = replace(cfg, max_completion_length=None)
+    instruction = INSTRUCTIONS[cfg.prompt_mode]  # which full_question added
     installed = {d.name: d.version for d in distributions() if str(d.name).lower() in PACKAGES}
     return {
         "command": config.command(cfg, distributed.world_size()),
@@ -58,6 +56,7 @@ def about_run(cfg: TrainConfig, task: Task, model: VLM) -> dict:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _commit(),
         "headline": task.headline,
+        "question": task.splits["held_out"][0].question.removesuffix(instruction).strip(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": _device_name(model.device),
         "versions": {"python": platform.python_version()} | installed,

@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -22,8 +21,13 @@ import config
 from config import TrainConfig
 from reporting.trackers import Tracker
 from runtime import distributed
-from runtime.errors import InputError
-from runtime.run_directory import check_output_dir, lock_directory, write_atomically
+from runtime.errors import InputError, json_line
+from runtime.run_directory import (
+    check_output_dir,
+    lock_directory,
+    new_run_directory,
+    write_atomically,
+)
 
 BETWEEN_STEPS = ("eval", "report")  # phases that are no part of a step's time
 
@@ -44,10 +48,14 @@ class RunLog:
     """
 
     def __init__(self, cfg: TrainConfig, about: dict, resumed_at: int | None = None, lock=None):
-        name = f"{cfg.task}-{datetime.now():%Y%m%d-%H%M%S}"
-        directory = str(cfg.output_dir or Path("runs") / name)
-        self.directory = Path(distributed.all_gather(directory)[0])  # clocks differ
         self.lock, self.has_failed, self.is_written = lock, False, distributed.rank() == 0
+        directory = cfg.output_dir
+        if directory is None and self.is_written:
+            try:
+                directory = new_run_directory(cfg.task)
+            except OSError as error:
+                raise InputError(f"runs: cannot be written ({error}); give --output_dir") from None
+        self.directory = Path(distributed.all_gather(str(directory))[0])
         if self.is_written:
             self._open(cfg, about, is_new=resumed_at is None)
         self.seconds: dict[str, float] = defaultdict(float)  # by phase, of the row to come
@@ -118,7 +126,7 @@ class RunLog:
         """Append rows to a .jsonl file: all of them, or none where the disk is full."""
         if not self.is_written:
             return
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(map(json_line, rows))
         path = self.directory / file
         with self.writing():
             size = path.stat().st_size if path.is_file() else 0
@@ -161,6 +169,8 @@ class RunLog:
             means = [name for name in row if re.fullmatch("rewards/.*/mean", name)]
             numbers = {"reward": f"{row['reward']:.2f}"}
             numbers |= {name.split("/")[1]: f"{row[name]:.2f}" for name in means}
+            unpaid = [name for name in row if re.fullmatch("task/.*/mean", name)]
+            numbers |= {f"unpaid {name.split('/')[1]}": f"{row[name]:.2f}" for name in unpaid}
             numbers["length"] = f"{row['completions/mean_length']:.0f}"
             numbers["tok/s"] = f"{row['tokens_per_second']:.0f}"
         self.bar.set_postfix(numbers, refresh=False)

@@ -56,11 +56,12 @@ class SafeStream:
                 print(f"stdout cannot be written ({error}); continuing without", file=sys.stderr)
 
 
-def run(main: Callable[[], None], trains: bool = False) -> None:
+def run(main: Callable[[], None], trains: bool = False, memory_flags: str = "") -> None:
     """Run a script's main(): bad input becomes one line on stderr and exit code 2.
 
     Args:
         trains: what counts is in files, so a stdout that cannot be written ends nothing.
+        memory_flags: of this script, which bring its memory down.
     """
     streams = sys.stdout, sys.stderr
     out, err = (stream or open(os.devnull, "w") for stream in streams)  # None: closed by `>&-`
@@ -71,12 +72,12 @@ def run(main: Callable[[], None], trains: bool = False) -> None:
     sys.stdout = SafeStream(out, is_optional=trains or is_one_of_many)
     sys.stderr = SafeStream(err, is_optional=True)
     try:
-        _run(main)
+        _run(main, trains, memory_flags)
     finally:
         sys.stdout, sys.stderr = streams
 
 
-def _run(main: Callable[[], None]) -> None:
+def _run(main: Callable[[], None], trains: bool, memory_flags: str) -> None:
     try:
         main()
         sys.stdout.flush()
@@ -89,11 +90,10 @@ def _run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if advice is not None:
-            _exit(f"out of memory; {advice} ({error})", 2)
         now = "lower --groups_per_micro_batch or give --gradient_checkpointing (on resume, too)"
-        anew = "--prompts_per_step, --num_generations, --max_completion_length, --max_pixels"
-        _exit(f"out of memory; {now}, or start anew with a lower {anew} ({error})", 2)
+        fix = f"{now}, or start anew with a lower {memory_flags}" if trains else ""
+        fix = advice or fix or (f"lower {memory_flags}" if memory_flags else "close other programs")
+        _exit(f"out of memory; {fix} ({error})", 2)
 
 
 def _exit(message: str, code: int) -> None:

@@ -4,7 +4,9 @@ The message is printed as a single line `error: ...` and the process exits with 
 traceback. Any other exception is a bug of ours and keeps its traceback.
 """
 
+import json
 import unicodedata
+from typing import Any
 
 KEPT = "\t\n\u200d"  # line breaks, and the joiner that writing systems and emoji need
 # Control, format, surrogate and separator characters: invisible, or turning the direction.
@@ -13,6 +15,10 @@ UNSEEN = {
     for code in (*range(0x10000), *range(0xE0000, 0xE1000))
     if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in KEPT
 }
+
+
+# The same as escapes in JSON text; control characters below a space are escaped there already.
+JSON_ESCAPES = {code: json.dumps(chr(code))[1:-1] for code in UNSEEN if code >= 0x7F}
 
 
 class InputError(ValueError):
@@ -27,3 +33,8 @@ def one_line(error: BaseException) -> str:
 def visible(text: str) -> str:
     """Spell out every character of the text that would vanish or turn the writing direction."""
     return text if text.isascii() and text.isprintable() else text.translate(UNSEEN)
+
+
+def json_line(value: Any) -> str:
+    """A value as a line of JSON: readable letters, but no raw character of `UNSEEN`."""
+    return json.dumps(value, ensure_ascii=False).translate(JSON_ESCAPES) + "\n"

@@ -2,20 +2,25 @@
 
 config.json, run.json                   settings; versions, command, fingerprints of the data
 metrics.jsonl, completions.jsonl        a row per step and evaluation; every completion
+reward_faults.jsonl                     the first fault of each kind of a --reward
 gallery.jsonl, images/, report.html     what the report shows, and the report
+reward.py                               the source of --reward, as the run began with it
 step_N/                                 checkpoints (training/checkpoint.py)
 """
 
 import fcntl
-import json
 import os
 import re
+import socket
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+from runtime import unique_json
 from runtime.errors import InputError
 
-LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl")
+REWARD_FILE, FAULT_LOG, LOCK = "reward.py", "reward_faults.jsonl", ".lock"
+LOGS = ("metrics.jsonl", "completions.jsonl", "gallery.jsonl", FAULT_LOG)
 
 
 def check_output_dir(directory: Path | None) -> None:
@@ -25,26 +30,51 @@ def check_output_dir(directory: Path | None) -> None:
             return
         if not directory.is_dir():
             raise InputError(f"--output_dir {directory}: is a file; choose another name")
+        if (directory / LOCK).is_file():
+            lock_directory(directory).close()  # raises where the run is going on
         if any(directory.iterdir()):
             raise InputError(f"--output_dir {directory}: not empty; choose another name")
     except OSError as error:
         raise InputError(f"--output_dir: cannot be used ({error})") from None
 
 
+def new_run_directory(task: str) -> Path:
+    """Make runs/TASK-TIME, a directory of its own for each of the runs that start in one second.
+
+    Raises OSError where it cannot be made.
+    """
+    first = Path("runs") / f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
+    first.parent.mkdir(exist_ok=True)
+    for directory in (first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10**6))):
+        try:
+            directory.mkdir()
+            break
+        except FileExistsError:
+            continue
+    return directory
+
+
 def lock_directory(directory: Path) -> TextIO:
     """Lock a directory against other runs until the returned file is closed or this process ends.
 
-    Raises InputError if another run holds the lock, or the directory cannot be written.
+    Raises InputError if another run holds the lock, naming its process and host, or if the
+    directory cannot be written.
     """
     try:
-        lock = (directory / ".lock").open("w")
+        lock = (directory / LOCK).open("a+")
     except OSError as error:
         raise InputError(f"--output_dir {directory}: cannot be written ({error})") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        lock.seek(0)
+        holder = lock.read(200).strip() or "another process"
         lock.close()
-        raise InputError(f"--output_dir {directory}: another run is writing there") from None
+        what = f"another run is writing there ({holder})"
+        raise InputError(f"--output_dir {directory}: {what}") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
     return lock
 
 
@@ -70,7 +100,7 @@ def is_lfs_pointer(path: Path) -> bool:
 def read_json_object(path: Path) -> dict:
     """The JSON object in a file; raises InputError naming a file that holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = unique_json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; is its directory complete?") from None
     except (OSError, ValueError, RecursionError) as error:

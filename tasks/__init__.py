@@ -6,7 +6,8 @@
     ground   the one box that a phrase means         vqa      a word
     order    what comes first, what comes next       entail   yes, no or unknown
 
-A new task is one file here and its name in `NAMES`. The file has `load(cfg, image_cfg) -> Task` and
+A new task is one file here and its name in `NAMES`, which every script and every test that is about
+all tasks reads. The file has `load(cfg, image_cfg) -> Task` and
 `FLAGS`, the command-line flags that it reads and that not every task does. `image_cfg` is the
 model's image preprocessing, which box tasks need; `cfg.coords` of a box task is never "auto".
 Next: tasks/cls.py. The others follow the same pattern, on tasks/scenes.py.
@@ -28,10 +29,8 @@ TASKS = {name: import_module(f"tasks.{name}") for name in NAMES}  # --task -> it
 def load_task(cfg: TaskConfig, processor: Processor) -> Task:
     """Read or generate the task that `cfg` names, with boxes in the model's format.
 
-    Raises InputError for an unknown task, for flags that it does not read, and for unusable data.
+    Raises InputError for what `check_flags` refuses, and for unusable data.
     """
-    if cfg.task not in TASKS:
-        raise InputError(f"--task {cfg.task}: must be one of {', '.join(TASKS)}")
     check_flags(cfg)
     processor.check_prompt_mode(cfg.prompt_mode)
     if reads(cfg.task, "coords"):
@@ -50,7 +49,15 @@ def reads(task: str, flag: str) -> bool:
 
 
 def check_flags(cfg: TaskConfig) -> None:
-    """Raise InputError for a flag that is set and that the task does not read."""
+    """Raise InputError for an unknown task, and for a flag that is set and that nothing reads."""
+    if cfg.task not in TASKS:
+        raise InputError(f"--task {cfg.task}: must be one of {', '.join(TASKS)}")
+    if cfg.data_root is not None and cfg.data in ("garden", "digits"):
+        what = f"--data {cfg.data} has no pictures on disk; give --data as well, or leave it out"
+        raise InputError(f"--data_root {cfg.data_root}: {what}")
+    if cfg.data_coords != "auto" and cfg.data == "garden" and reads(cfg.task, "data_coords"):
+        what = "the garden's boxes are known; it is about those of --data, leave it out"
+        raise InputError(f"--data_coords {cfg.data_coords}: {what}")
     for field in fields(cfg):
         if getattr(cfg, field.name) != field.default and not reads(cfg.task, field.name):
             raise InputError(f"--{field.name}: --task {cfg.task} does not use it; leave it out")

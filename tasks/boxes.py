@@ -9,34 +9,32 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from answers import Box, parse_answer, parse_boxes
 from config import TaskConfig
-from data.box_formats import BoxFormat, canvas_size, convert_box, default_box_format, round_box
+from data.answer_forms import ANY_CANVAS, Form, corners
+from data.box_formats import (
+    BoxFormat,
+    Size,
+    canvas_size,
+    convert_box,
+    default_box_format,
+    round_box,
+)
 from data.examples import Example
-from data.files import optional_import
+from data.files import SkipLog, optional_import
+from data.frames import Placed, decide, describe, fits, why_outside
 from data.garden.questions import NO_OBJECTS
-from model.image import ImageConfig, load_image, smart_resize
-from rewards import well_formed_box, well_formed_boxes
+from data.pictures import size_of
+from model.image import ImageConfig, smart_resize
 from runtime.errors import InputError
-from tasks.scenes import Splits
+from tasks.scenes import Splits, read_targets, split_examples
 
 BOX_ANSWER = "Answer with a JSON list of"  # how `box_instruction` begins
-ANY_CANVAS = (1e6, 1e6)  # of boxes whose format is not known yet
-
-
-def is_box_list(text: str) -> bool:
-    """Whether the text is a usable detection target: in the grammar, every item a box."""
-    return well_formed_boxes(text, ANY_CANVAS) is not None
-
-
-def is_one_box(text: str) -> bool:
-    """Whether the text is a usable target of a grounding question: one box and nothing else."""
-    return well_formed_box(text, ANY_CANVAS) is not None
 
 
 def box_list(boxes: Sequence[Sequence[int]]) -> str:
@@ -57,6 +55,50 @@ def model_box_format(cfg: TaskConfig, model_type: str) -> BoxFormat:
     Raises InputError for a family without a known one, for which the user has to say it.
     """
     return default_box_format(model_type) if cfg.coords == "auto" else cfg.coords
+
+
+def box_rows(cfg: TaskConfig, form: Form, image_cfg: ImageConfig | None) -> Splits:
+    """Splits of the rows that `--data` names, their boxes in one frame, decided for all of them.
+
+    Rows with a box outside of its picture are skipped and counted. Raises InputError for boxes
+    that are certainly in another frame (data/frames.py).
+    """
+    schema, examples = read_targets(cfg, form)
+    resized = resizer(image_cfg)
+    placed = {
+        e.id: [Placed(e.id, box, size_of(e.images[0]), e.images[0]) for box in corners(e.target)]
+        for e in examples
+    }
+    by_default: BoxFormat = examples[0].box_format if examples else "norm1000"
+    about = (cfg.data_coords, by_default, f"{schema} rows", cfg.data, cfg.max_skip, resized)
+    frame = decide(sum(placed.values(), []), *about)
+    skips, kept = SkipLog(), []
+    for example in examples:
+        outside = [box for box in placed[example.id] if not fits(box, frame, resized)]
+        if not outside:
+            kept.append(replace(example, box_format=frame))
+            continue
+        why = describe(outside[0]) + why_outside(outside[0], frame, resized)
+        skips.add("box outside of its picture", why)
+    skips.check(len(examples), cfg.max_skip)
+    return split_examples(kept, cfg)
+
+
+def refuse_resized(cfg: TaskConfig) -> None:
+    """Raise InputError for annotations of pixels that only a model's processor knows."""
+    if cfg.data_coords == "abs_resized":
+        raise InputError("--data_coords abs_resized: annotations know no model; use abs")
+
+
+def resizer(image_cfg: ImageConfig | None) -> Callable[[Size], Size]:
+    """Size of a picture -> that of what the model sees (the same where transformers decides)."""
+
+    def resized(size: Size) -> Size:
+        factor = image_cfg.patch_size * image_cfg.merge_size
+        area = image_cfg.min_pixels, image_cfg.max_pixels
+        return smart_resize(size[1], size[0], factor, *area)[::-1]
+
+    return resized if image_cfg is not None else lambda size: size
 
 
 def in_model_format(splits: Splits, cfg: TaskConfig, image_cfg: ImageConfig | None) -> Splits:
@@ -81,27 +123,17 @@ def box_instruction(box_format: BoxFormat, canvas: tuple[float, float]) -> str:
 def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Example:
     """The example with the boxes of its target in the model's format, `cfg.coords`.
 
-    They come in the example's own format, unless `cfg.data_coords` says otherwise. A target that is
-    one bare box stays one; labels are kept. Boxes refer to the upright first image. A question from
-    outside that does not say how to answer is told (`box_instruction`).
+    They come in the example's own format. A target that is one bare box stays one; labels are
+    kept. Boxes refer to the upright first image. A question from outside that does not say how to
+    answer is told (`box_instruction`).
 
     Args:
         image_cfg: preprocessing of the model, which decides the size of a resized image.
-    Raises: InputError for a box without area inside its image.
     """
-    source = example.box_format if cfg.data_coords == "auto" else cfg.data_coords
-    size = resized = load_image(example.images[0]).size
-    if image_cfg is not None:
-        factor = image_cfg.patch_size * image_cfg.merge_size
-        area = image_cfg.min_pixels, image_cfg.max_pixels
-        resized = smart_resize(size[1], size[0], factor, *area)[::-1]
-    limits, canvas = (canvas_size(f, size, resized) for f in (source, cfg.coords))
+    source, size = example.box_format, size_of(example.images[0])
+    resized = resizer(image_cfg)(size)
+    canvas = canvas_size(cfg.coords, size, resized)
     boxes, _ = parse_boxes(example.target, ANY_CANVAS)
-    if any(box.x2 > limits[0] + 1 or box.y2 > limits[1] + 1 for box in boxes):
-        raise InputError(
-            f"example {example.id}: {example.target:.80} lies outside of its image of {size}, read "
-            f"as {source}; name the format of the data's boxes with --data_coords"
-        )
     rounded = [
         list(round_box(convert_box(box[:4], source, cfg.coords, size, resized), canvas))
         for box in boxes

@@ -18,6 +18,7 @@ from functools import partial
 
 from answers import parse_answer, parse_calls
 from config import TaskConfig
+from data.answer_forms import CALLS
 from data.garden.drawing import draw_scene
 from data.garden.puzzles import another_view, ask_change
 from data.garden.world import sample_scene
@@ -30,13 +31,18 @@ FLAGS = ("train_size", "held_out_size", "dense", "ordered")  # what this task re
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the transformation task. Raises InputError for data that cannot be used."""
-    splits = scene_splits("change", cfg, draw, lambda text: bool(parse_calls(text)))
+    splits = scene_splits("change", cfg, draw, CALLS)
     reward = partial(calls_reward, ordered=cfg.ordered)
 
     def loose(text: str, target: str) -> float:
         return calls_accuracy(parse_answer(text), target)
 
-    return answer_task("change", cfg, splits, reward, loose, 144)
+    return answer_task("change", cfg, splits, reward, loose, 144, read)
+
+
+def read(answer: str | None, target: str) -> list | None:
+    """An answer is a list of calls."""
+    return parse_calls(answer)
 
 
 def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:

@@ -19,7 +19,8 @@ from data.examples import Example, shuffle
 from data.garden.drawing import draw_flower, outdoors
 from data.garden.questions import CLS_PROMPT, ask_cls
 from data.garden.world import OOD_SPECIES, RL_SPECIES, class_examples
-from data.labelled import few_shot_split, load_labelled
+from data.labelled import few_shot_split, load_labelled, named_splits
+from data.splits import has_splits
 from rewards import classification_reward
 from runtime.errors import InputError
 from tasks.loose import loose_name_correct
@@ -66,6 +67,8 @@ def garden_splits(cfg: TaskConfig) -> Splits:
 def labelled_splits(cfg: TaskConfig) -> Splits:
     """Any labelled images: `--shots` of every class to train on, other ones held out."""
     items = load_labelled(cfg.data, cfg.max_skip, cfg.data_root)
+    if has_splits((item.split for item in items), cfg.data):
+        return named_splits(items, cfg.shots, cfg.split_seed, cfg.held_out_per_class, cfg.data)
     train, held_out = few_shot_split(items, cfg.shots, cfg.split_seed, cfg.held_out_per_class)
     return train, {"held_out": held_out}
 

@@ -10,6 +10,7 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 from answers import parse_number
 from config import TaskConfig
+from data.answer_forms import NUMBER
 from data.garden.questions import ask_count
 from rewards import number_reward
 from tasks.loose import loose_number_correct
@@ -21,7 +22,10 @@ FLAGS = ("train_size", "held_out_size", "dense")  # what this task reads
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the counting task. Raises InputError for data that cannot be used."""
-    splits = scene_splits(
-        "count", cfg, one_scene(ask_count), lambda text: parse_number(text) is not None
-    )
-    return answer_task("count", cfg, splits, number_reward, loose_number_correct, 64)
+    splits = scene_splits("count", cfg, one_scene(ask_count), NUMBER)
+    return answer_task("count", cfg, splits, number_reward, loose_number_correct, 64, read)
+
+
+def read(answer: str | None, target: str) -> float | None:
+    """An answer is a number."""
+    return parse_number(answer)

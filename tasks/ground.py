@@ -12,13 +12,13 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 from dataclasses import replace
 
 from config import TaskConfig
+from data.answer_forms import ONE_BOX
 from data.examples import Example
 from data.garden.questions import GROUND_PROMPT, ask_ground
 from data.grounding import is_grounding, load_grounding
 from model.image import ImageConfig
-from rewards import Reward, grounding_reward
-from runtime.errors import InputError
-from tasks.boxes import cumulative_iou, in_model_format, is_one_box
+from rewards import Reward, grounding_reward, well_formed_box
+from tasks.boxes import box_rows, cumulative_iou, in_model_format, refuse_resized
 from tasks.loose import first_box_iou
 from tasks.scenes import Splits, make_task, one_scene, scene_splits, split_examples
 from tasks.task import Task, Weights
@@ -34,20 +34,26 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
         mode, canvas = cfg.prompt_mode, example.canvas
         return grounding_reward(text, example.target, mode, weights, canvas=canvas)
 
-    splits = in_model_format(source_splits(cfg), cfg, image_cfg)
-    metrics = dict(summary=cumulative_iou, headline="iou")
+    splits = in_model_format(source_splits(cfg, image_cfg), cfg, image_cfg)
+    metrics = dict(summary=cumulative_iou, headline="iou", read=read)
     return make_task("ground", cfg, splits, reward, scores, max_completion_length=64, **metrics)
 
 
-def source_splits(cfg: TaskConfig) -> Splits:
+def read(answer: str | None, example: Example) -> list | None:
+    """An answer is exactly one box."""
+    return well_formed_box(answer, example.canvas)
+
+
+def source_splits(cfg: TaskConfig, image_cfg: ImageConfig | None) -> Splits:
     """The garden's splits or those of --data, in the format of the data."""
-    if cfg.data == "garden" or not is_grounding(cfg.data):
-        return scene_splits("ground", cfg, one_scene(ask_ground), is_one_box)
-    if cfg.data_coords not in ("auto", "abs"):
-        raise InputError(f"--data_coords {cfg.data_coords}: these boxes are pixels (abs)")
+    if cfg.data == "garden":
+        return scene_splits("ground", cfg, one_scene(ask_ground), ONE_BOX)
+    if not is_grounding(cfg.data):
+        return box_rows(cfg, ONE_BOX, image_cfg)
+    refuse_resized(cfg)
     examples = [
         replace(example, question=GROUND_PROMPT.format(phrase=example.question))
-        for example in load_grounding(cfg.data, cfg.data_root, cfg.max_skip)
+        for example in load_grounding(cfg.data, cfg.data_root, cfg.max_skip, cfg.data_coords)
     ]
     return split_examples(examples, cfg)
 

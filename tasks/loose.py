@@ -1,4 +1,4 @@
-"""Loose metrics: how the field's reference code counts; beside the strict metric, never paid.
+"""Loose metrics: how the field's reference code counts; beside the strict metric, not paid.
 
 Each function states whose rule it is. They flatter: with `loose_name_correct` the empty answer is
 right. They are here so that a strict number is never mistaken for a published one.

@@ -15,6 +15,7 @@ from functools import partial
 
 from answers import parse_choice, parse_number
 from config import TaskConfig
+from data.answer_forms import NUMBER_OR_CHOICE
 from data.garden.puzzles import ask_measure
 from rewards import measure_reward
 from tasks.loose import loose_number_correct
@@ -26,7 +27,7 @@ FLAGS = ("train_size", "held_out_size", "dense", "tolerance")  # what this task 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the measuring task. Raises InputError for data that cannot be used."""
-    splits = scene_splits("measure", cfg, one_scene(ask_measure), is_target)
+    splits = scene_splits("measure", cfg, one_scene(ask_measure), NUMBER_OR_CHOICE)
     reward = partial(measure_reward, tolerance=cfg.tolerance)
 
     def loose(text: str, target: str) -> float:
@@ -34,9 +35,9 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
             return reward(text, target).parts["correct"]  # no peer has a looser rule for letters
         return loose_number_correct(text, target, cfg.tolerance)
 
-    return answer_task("measure", cfg, splits, reward, loose, 64)
+    return answer_task("measure", cfg, splits, reward, loose, 64, read)
 
 
-def is_target(text: str) -> bool:
-    """Whether a target is a number or a letter."""
-    return parse_number(text) is not None or parse_choice(text) is not None
+def read(answer: str | None, target: str) -> float | str | None:
+    """An answer is a number where the target is one, else a letter."""
+    return parse_choice(answer) if parse_number(target) is None else parse_number(answer)

@@ -11,8 +11,9 @@ ood      four pictures to order instead of three
 
 import random
 
-from answers import parse_sequence
+from answers import parse_name, parse_sequence
 from config import TaskConfig
+from data.answer_forms import SEQUENCE
 from data.garden.drawing import draw_stage
 from data.garden.puzzles import ask_next, ask_order, sample_stages
 from data.garden.world import random_flower
@@ -25,8 +26,13 @@ FLAGS = ("train_size", "held_out_size", "dense")  # what this task reads
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the ordering task. Raises InputError for data that cannot be used."""
-    splits = scene_splits("order", cfg, draw, is_sequence)
-    return answer_task("order", cfg, splits, order_reward, None, 48)
+    splits = scene_splits("order", cfg, draw, SEQUENCE)
+    return answer_task("order", cfg, splits, order_reward, None, 48, read)
+
+
+def read(answer: str | None, target: str) -> list | str | None:
+    """An answer is a sequence where the target is one, else a word."""
+    return parse_sequence(answer) if is_sequence(target) else parse_name(answer)
 
 
 def order_reward(text: str, target: str, *args) -> Reward:

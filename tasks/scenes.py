@@ -8,20 +8,24 @@ Next: tasks/count.py, the simplest of them.
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from PIL import Image
 
+from answers import has_tag, parse_name
 from config import TaskConfig
-from data.examples import STEPS_TOKENS, Example, full_question, pixel_hash, shuffle
+from data.answer_forms import Form, check_keys, say_rewritten
+from data.examples import STEPS_TOKENS, Example, full_question
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.questions import Question
 from data.garden.world import SCENE_SUBJECT, Scene, render_seed, sample_scene
+from data.paths import named, shown
+from data.pictures import pixel_hash
 from data.rows import load_records
+from data.splits import divide, has_splits, shuffled_by_picture
 from rewards import Reward, format_reward
 from runtime.errors import InputError
 from tasks.task import Task, Weights
@@ -64,12 +68,14 @@ def garden_examples(
     return examples
 
 
-def scene_splits(
-    name: str, cfg: TaskConfig, draw: Draw, is_target: Callable[[str], bool]
-) -> Splits:
-    """`--data garden`: train, held_out, ood and val, drawn. Otherwise `record_splits` of a file."""
+def scene_splits(name: str, cfg: TaskConfig, draw: Draw, form: Form) -> Splits:
+    """`--data garden`: train, held_out, ood and val, drawn. Otherwise `record_splits` of a file.
+
+    Args:
+        form: what a target of the task looks like in data from outside (data/answer_forms.py).
+    """
     if cfg.data != "garden":
-        return record_splits(cfg, is_target)
+        return record_splits(cfg, form)
     generate = partial(garden_examples, name, draw, cfg.split_seed)
     indices = range(cfg.held_out_size)
     return generate(range(cfg.train_size), "train"), {
@@ -79,46 +85,70 @@ def scene_splits(
     }
 
 
-def record_splits(cfg: TaskConfig, is_target: Callable[[str], bool]) -> Splits:
-    """Rows of a file (data/rows.py): `--train_size` of them to train on, the others held out.
+def record_splits(cfg: TaskConfig, form: Form) -> Splits:
+    """Rows of a file (data/rows.py): `--train_size` of them to train on, the others held out."""
+    return split_examples(read_targets(cfg, form)[1], cfg)
 
-    Rows whose solution is not in the task's answer grammar are skipped and counted.
+
+def read_targets(cfg: TaskConfig, form: Form) -> tuple[str, list[Example]]:
+    """The schema of the rows that `--data` names, and those whose solution is read by the form.
+
+    The others are skipped and counted; too many are an error that says what would be read.
     """
-    _, records = load_records(cfg.data, cfg.max_skip, cfg.data_root)
-    skips, examples = SkipLog(), []
+    schema, records = load_records(cfg.data, cfg.max_skip, cfg.data_root)
+    skips, examples, pairs = SkipLog(), [], []
     for example in records:
-        if is_target(example.target):
-            examples.append(example)
+        check_keys(example.target, example.id)
+        target = None if has_tag(example.target) else form.read(example.target)
+        if target is None:
+            what = f"{example.id}: {shown(example.target, 60)}"
+            first = f" (read is {form.name}: {form.examples})" if not skips.first else ""
+            skips.add("solution is no answer of this task", what + first)
         else:
-            reason = "solution is no answer of this task"
-            skips.add(reason, f"{example.id}: {example.target[:40]!r}")
+            pairs.append((example.target, target))
+            examples.append(replace(example, target=target))
     skips.check(len(records), cfg.max_skip)
-    return split_examples(examples, cfg)
+    say_rewritten(pairs)
+    return schema, examples
 
 
 def split_examples(examples: list[Example], cfg: TaskConfig) -> Splits:
     """train and held_out from one list, by pictures: all questions about one go to the same side.
 
-    The order of the pictures depends on the split seed alone; held-out questions come from its end,
-    training questions from its start, so fewer of these are a subset of more. At most half of the
-    questions are held out. Raises InputError for fewer than two pictures.
+    Where the data name their splits, these are taken (data/splits.py). Otherwise the order of the
+    pictures depends on the split seed alone; held-out questions come from its end, training
+    questions from its start, so fewer of these are a subset of more. At most half of the questions
+    are held out. Raises InputError for fewer than two pictures.
     """
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        groups[pixel_hash(example)].append(example)
+    if has_splits((e.split for e in examples), cfg.data):
+        train, evaluated = divide(examples, lambda e: e.split, pixel_hash, cfg.data)
+        train = _in_order(train, cfg)[: cfg.train_size]
+        evaluated = {s: _in_order(part, cfg)[: cfg.held_out_size] for s, part in evaluated.items()}
+        sizes = ", ".join(f"{len(part)} {split}" for split, part in evaluated.items())
+        print(f"data: {len(train)} rows to train on, {sizes}, no picture in both")
+        return train, evaluated
+    groups = shuffled_by_picture(examples, pixel_hash, cfg.split_seed)
     if len(groups) < 2:
         raise InputError(
-            f"--data {cfg.data!r}: {len(examples)} usable rows about {len(groups)} pictures; "
+            f"--data {named(cfg.data)}: {len(examples)} usable rows about {len(groups)} pictures; "
             "two pictures are needed, one to train on and one to hold out"
         )
-    shuffled = shuffle(list(groups.values()), cfg.split_seed)
     held_out: list[Example] = []
-    while len(shuffled) > 1 and len(held_out) < min(cfg.held_out_size, len(examples) // 2):
-        held_out += shuffled.pop()
-    train = [example for group in shuffled for example in group][: cfg.train_size]
-    held_out = held_out[: cfg.held_out_size]
-    print(f"data: {len(train)} rows to train on, {len(held_out)} held out, no picture in both")
+    while len(groups) > 1 and len(held_out) < min(cfg.held_out_size, len(examples) // 2):
+        held_out += groups.pop()
+    train = [example for group in groups for example in group]
+    n_train, n_held_out = len(train), len(held_out)
+    train, held_out = train[: cfg.train_size], held_out[: cfg.held_out_size]
+    unused = n_train + n_held_out - len(train) - len(held_out)
+    more = f"; {unused} are not used (--train_size, --held_out_size)" if unused else ""
+    what = f"{len(train)} rows to train on, {len(held_out)} held out, no picture in both"
+    print(f"data: {what}{more}")
     return train, {"held_out": held_out}
+
+
+def _in_order(examples: list[Example], cfg: TaskConfig) -> list[Example]:
+    groups = shuffled_by_picture(examples, pixel_hash, cfg.split_seed)
+    return [example for group in groups for example in group]
 
 
 def answer_task(
@@ -128,12 +158,14 @@ def answer_task(
     reward: Callable[..., Reward],
     loose: Callable[[str, str], float] | None,
     max_completion_length: int,
+    read: Callable[[str | None, str], object | None] = lambda answer, _: parse_name(answer),
 ) -> Task:
     """A Task whose reward compares the answer with the target, and needs nothing else.
 
     Args:
         reward: (text, target, mode, weights, dense) -> Reward (rewards.py). Its part `correct` at
             dense = 0 is the strict metric. loose: (text, target) -> the loose one, if there is one.
+        read: (answer, target) -> the value of an answer, None if it cannot be read (`Task.read`).
     """
 
     def task_reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
@@ -143,7 +175,11 @@ def answer_task(
         strict = reward(text, example.target).parts["correct"]
         return {"strict": strict} | ({"loose": loose(text, example.target)} if loose else {})
 
-    return make_task(name, cfg, splits, task_reward, scores, max_completion_length)
+    def read_answer(answer: str | None, example: Example) -> object | None:
+        return read(answer, example.target)
+
+    more = {"max_completion_length": max_completion_length, "read": read_answer}
+    return make_task(name, cfg, splits, task_reward, scores, **more)
 
 
 def make_task(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from answers import parse_answer, parse_name
 from data.examples import Example
 from rewards import Reward
 from runtime.errors import InputError
@@ -23,6 +24,9 @@ class Task:
             answer is right), "format", and "loose" where the field's code counts in a softer way.
         summary: (examples, completions) -> metrics of a whole split that are no means.
         headline: the metric that stands for the task, "strict" or another of the above.
+        read: (answer, example) -> its value in the grammar of the example's target, None for what
+            cannot be read: no number, no box, ... By default any name can. Equal answers have
+            values that print alike.
         max_completion_length: tokens that an answer of this task needs in the garden.
     """
 
@@ -34,6 +38,12 @@ class Task:
     summary: Callable[[list[Example], list[str]], dict[str, float]] | None = None
     headline: str = "strict"
     max_completion_length: int = 40
+    read: Callable[[str | None, Example], object | None] = lambda answer, _: parse_name(answer)
+
+    def answer(self, text: str, example: Example) -> str | None:
+        """What a completion answers, in one spelling for equal answers; None: unreadable."""
+        value = self.read(parse_answer(text), example)
+        return None if value is None else str(value)
 
 
 def finite_reward(

@@ -10,8 +10,8 @@ ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 
 import random
 
-from answers import parse_name
 from config import TaskConfig
+from data.answer_forms import WORD
 from data.garden.puzzles import ask_why
 from data.garden.questions import ask_vqa
 from rewards import classification_reward
@@ -24,7 +24,7 @@ FLAGS = ("train_size", "held_out_size", "dense")  # what this task reads
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate open questions. Raises InputError for data that cannot be used."""
-    splits = scene_splits("vqa", cfg, draw, lambda text: parse_name(text) is not None)
+    splits = scene_splits("vqa", cfg, draw, WORD)
     return answer_task("vqa", cfg, splits, classification_reward, loose_name_correct, 64)
 
 

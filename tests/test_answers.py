@@ -470,3 +470,12 @@ def test_no_text_raises_and_every_number_is_finite(text):
     for box in parsed:
         assert 0 <= box.x1 < box.x2 <= 1000 and 0 <= box.y1 < box.y2 <= 1000
         assert box.confidence is None or 0 <= box.confidence <= 1
+
+
+def test_labels_that_grow_when_they_are_normalised_take_no_time():
+    grown = ["\ufdfa" * 50 + chr(0x4E00 + n) for n in range(700)]  # 18 characters of each
+    for labels in (grown, ["\ufdfa" * 32 + chr(0x4E00 + n) for n in range(700)]):
+        items = [{"bbox_2d": [1, 2, 3, 4], "label": label} for label in labels]
+        text = json.dumps(items, ensure_ascii=False)
+        assert takes_under(0.060, lambda text=text: parse_boxes(text, (1000, 1000)))
+    assert parse_boxes(text, (1000, 1000))[1] == 0 and len(grown[0].encode()) > MAX_LABEL_CHARS

@@ -42,7 +42,14 @@ def test_every_link_and_picture_of_a_page_exists(page):
 
 def test_every_path_named_in_a_page_exists():
     named = set(re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|txt|json|sh))[`:]", ALL))
-    of_a_user = {"config.json", "run.json", "not_finite.json", "images/", "my_rewards.py"}
+    of_a_user = {
+        "config.json",
+        "run.json",
+        "not_finite.json",
+        "images/",
+        "my_rewards.py",
+        "reward.py",
+    }
     of_a_user |= {"abandoned_step_N/"}
     named = {n for n in named - of_a_user if not n.startswith(("runs/", "step_N/"))}
     folders = ("", "benchmarks", "reporting", "training")  # may be named once for their files

@@ -285,7 +285,7 @@ def test_rewards_are_grouped_by_prompt_and_targets_belong_to_their_group():
     scorer = Scorer(task, GRPOConfig(num_generations=2, max_completion_length=8))
     rollout.rewards, rollout.parts = scorer.score(some_examples(2), rollout, 0)
     assert rollout.rewards.tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    metrics = rollout_metrics(rollout)
+    metrics = rollout_metrics(rollout, some_examples(2), task)
     assert metrics["reward"] == 0.5 and metrics["frac_reward_zero_std"] == 0.0
     assert metrics["rewards/correct/mean"] == 0.5 and metrics["completions/clipped_ratio"] == 0.0
     assert metrics["reward_std_group"] == pytest.approx(math.sqrt(0.5))

@@ -157,6 +157,31 @@ def test_a_damaged_line_of_thoughts_is_named(tmp_path, line):
         train_sft.read_thoughts(file)
 
 
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"id": "b", "thought": None}, "the thought has to be text and not empty"),
+        ({"id": "b", "thought": " "}, "the thought has to be text and not empty"),
+        ({"id": "b", "thought": 3}, "the thought has to be text and not empty"),
+        ({"id": "b", "thought": "x", "caption": None}, "caption and summary text"),
+        ({"id": "b", "thought": "so</think>"}, "holds a tag"),
+        ({"id": "a", "thought": "another"}, "the second row of id 'a'"),
+    ],
+)
+def test_a_row_without_a_usable_thought_is_refused_with_its_number(tmp_path, row, message):
+    file = tmp_path / "thoughts.jsonl"
+    file.write_text('{"id": "a", "thought": "x"}\n' + json.dumps(row))
+    with pytest.raises(InputError, match=f"thoughts.jsonl:2: .*{message}"):
+        train_sft.read_thoughts(file)
+
+
+def test_thoughts_that_no_training_example_has_are_counted(tmp_path, capsys):
+    file = tmp_path / "thoughts.jsonl"
+    file.write_text("\n".join(json.dumps({"id": id, "thought": "x"}) for id in "abcd"))
+    train_sft.with_reasoning(a_task(), SFTConfig(cot=True, prompt_mode="think", cot_texts=file))
+    assert "2 rows of --cot_texts are not trained on" in capsys.readouterr().out
+
+
 def test_a_file_of_thoughts_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: is missing"):
         train_sft.read_thoughts(tmp_path / "nowhere")

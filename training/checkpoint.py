@@ -13,6 +13,7 @@ state: data order and sampling are functions of (seed, step). Next: training/res
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,14 +24,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from config import TrainConfig
 from model.load import save_model
 from model.lora import has_adapter, save_adapter
 from model.vlm import VLM
+from model.weights import saved_bytes
 from runtime.errors import InputError
 from runtime.run_directory import LOGS, is_step, saved_steps, step_number
 
 MANIFEST = "manifest.json"
-PARTS = {"trainer/state.json", "trainer/optimizer.safetensors"}
+OPTIMIZER = "trainer/optimizer.safetensors"
+PARTS = {"trainer/state.json", OPTIMIZER}
 MODELS = {"hf/config.json", "adapter/adapter_config.json"}  # one of them
 
 
@@ -39,7 +43,8 @@ class Checkpoint:
     """A verified directory step_N of a run.
 
     Attributes:
-        state: what its state.json says: step; sizes of the logs; not_finite, the bad updates.
+        state: what its state.json says: step; sizes of the logs; not_finite, the bad updates;
+            settings, those of config.json.
         lock: held on the run's directory since the checkpoint was chosen (rank 0).
     """
 
@@ -65,7 +70,11 @@ class Checkpoint:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Masters and moments by name; moments only from the first update on."""
-        return load_file(self.directory / "trainer" / "optimizer.safetensors")
+        path = self.directory / OPTIMIZER
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def save_checkpoint(
@@ -89,7 +98,9 @@ def save_checkpoint(
     unfinished = run / f".{final.name}.unfinished"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        _check_space(run, model, optimizer_tensors)
+        needed, free = checkpoint_bytes(model, companions), shutil.disk_usage(run).free
+        if free < 1.05 * needed:
+            raise OSError(f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
         (unfinished / "trainer").mkdir(parents=True)
         if has_adapter(model):
             save_adapter(model, unfinished / "adapter", companions)
@@ -123,13 +134,30 @@ def save_checkpoint(
     return final
 
 
-def _check_space(run: Path, model: VLM, optimizer_tensors: dict[str, Tensor]) -> None:
-    saved = [p for p in model.parameters() if p.requires_grad or not has_adapter(model)]
-    tensors = [*saved, *optimizer_tensors.values()]
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    free = shutil.disk_usage(run).free
+def checkpoint_bytes(model: VLM, companions: Path) -> int:
+    """The size of a checkpoint: its model or adapter, and masters and moments in fp32."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (4 * trained if has_adapter(model) else saved_bytes(companions)) + 12 * trained
+
+
+def check_room(cfg: TrainConfig, model: VLM, is_resumed: bool) -> None:
+    """Raise InputError unless the disk has room for all checkpoints that will be there at once.
+
+    An old one goes after the new one has been written. What the run holds already is counted.
+    """
+    run, every = (cfg.output_dir or Path("runs")).resolve(), cfg.steps_between_saves
+    count = math.ceil(cfg.max_steps / every) if every else 1
+    if cfg.save_total_limit is not None:
+        count = min(count, cfg.save_total_limit + 1)
+    there = len(saved_steps(run)) if is_resumed else 0
+    needed = max(1, count - there) * checkpoint_bytes(model, cfg.model)
+    free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.exists())).free
     if free < 1.05 * needed:
-        raise OSError(f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+        raise InputError(
+            f"--output_dir {cfg.output_dir or 'runs'}: {max(1, count - there)} checkpoints at once "
+            f"need about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; choose another disk, "
+            "or keep fewer with --save_total_limit 1 or --save_steps 0"
+        )
 
 
 def _hash(path: Path) -> str:
@@ -146,18 +174,29 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def why_unusable(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file is there with its size and sha256."""
+def why_unusable(directory: Path, to_train: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None: every file is there with its size and sha256.
+
+    Args:
+        to_train: also what the optimizer needs, most of the bytes.
+    """
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
             path = directory / name
+            if name == OPTIMIZER and not to_train:
+                continue
             if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
                 return f"{name} is damaged"
         if not PARTS <= manifest.keys() or not MODELS & manifest.keys():
             return f"{MANIFEST} is incomplete"
-        is_own = _state(directory)["step"] == step_number(directory)
-        return None if is_own else "state.json is of another step"
+        state = _state(directory)
+        sizes, bad = state["sizes"], state["not_finite"]
+        is_size = all(type(size) is int and size >= 0 for size in sizes.values())
+        is_settings = isinstance(state.get("settings", {}), dict)
+        if not (is_size and is_settings and sizes.keys() <= {*LOGS} and isinstance(bad, list)):
+            return "state.json was edited"
+        return None if state["step"] == step_number(directory) else "state.json is of another step"
     except OSError as error:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -13,6 +13,7 @@ from answers import parse_answer
 from config import TaskConfig, TrainConfig
 from data.examples import Example
 from data.files import SkipLog
+from data.pictures import size_of
 from model.processor import Processor
 from model.vlm import VLM
 from runtime import distributed
@@ -29,13 +30,20 @@ def usable_splits(
     """The splits without the examples whose prompt cannot be built: too long, a damaged image.
 
     Prompts are never cut: that would separate image slots from image tokens. Raises InputError when
-    more than a few examples are lost, or none of a split is left.
+    more than a few examples are lost, or none of a split is left; a chat template that cannot be
+    rendered is no fault of the data. Pictures are not decoded again where their sizes decide.
     """
     skips, usable = SkipLog(), {name: [] for name in splits}
+    for count in {len(e.images) for examples in splits.values() for e in examples}:
+        processor.template(count)
     for name, examples in splits.items():
         for e in examples:
             try:
-                processor.prompt(e.id, e.images, e.question, cfg.max_prompt_length)
+                if processor.image_cfg is None:  # transformers decides
+                    processor.prompt(e.id, e.images, e.question, cfg.max_prompt_length)
+                else:
+                    sizes = [size_of(image) for image in e.images]
+                    processor.check_prompt(e.id, sizes, e.question, cfg.max_prompt_length)
                 usable[name].append(e)
             except InputError as error:
                 skips.add("no prompt", str(error))
@@ -94,6 +102,24 @@ def majority(texts: list[str]) -> int:
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
 
 
+def answer_shares(task: Task, examples: list[Example], records: list[dict]) -> dict[str, float]:
+    """How varied the answers are, whatever they earn.
+
+    Returns: `no_answer_ratio`, the share that the task's grammar cannot read; `top_answer_share`,
+    that of the most frequent answer, and `top_target_share`, that of the most frequent target:
+    what a model earns that gives one answer to every question.
+    """
+    answers = [record["answer"] for record in records]
+    targets = [str(task.read(example.target, example)) for example in examples]
+    n, unreadable = len(answers), answers.count(None)
+    most = Counter(answer for answer in answers if answer is not None).most_common(1)
+    return {
+        "no_answer_ratio": unreadable / n,
+        "top_answer_share": (most[0][1] if most else 0) / n,
+        "top_target_share": Counter(targets).most_common(1)[0][1] / n,
+    }
+
+
 def evaluate(
     model: VLM,
     processor: Processor,
@@ -110,8 +136,9 @@ def evaluate(
 
     A collective: each rank answers its shard of the examples.
 
-    Returns: the means of the task's scores, its summary, `mean_length` in tokens, `n`, on request
-    the interval of the headline metric (`<headline>_low`, `_high`); and one record per answer.
+    Returns: the means of the task's scores, `answer_shares`, its summary, `mean_length` in tokens,
+    `n`, on request the interval of the headline metric (`<headline>_low`, `_high`); and one record
+    per answer.
     """
     length = max_completion_length or task.max_completion_length
     distributed.require_same([e.id for e in examples], "questions")
@@ -124,11 +151,13 @@ def evaluate(
             elected = n * votes + majority(rollout.texts[n * votes : (n + 1) * votes])
             text, ids = rollout.texts[elected], rollout.ids[elected]
             record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
+            record["answer"] = task.answer(text, example)
             records.append(record | task.scores(text, example))
     records = sum(distributed.all_gather(records), [])
-    n = len(records)
-    names = [name for name in records[0] if name not in ("id", "target", "text", "length")]
+    n, about = len(records), ("id", "target", "text", "length", "answer")
+    names = [name for name in records[0] if name not in about]
     metrics = {name: sum(record[name] for record in records) / n for name in names}
+    metrics |= answer_shares(task, examples, records)
     if task.summary is not None:
         metrics |= task.summary(examples, [record["text"] for record in records])
     if with_interval:

@@ -1,7 +1,7 @@
 """Other estimators of the advantage, and other objectives, than GRPO's: pure functions.
 
-`train_grpo.py` has GRPO, docs/algorithms.md the flags that make REINFORCE, REINFORCE++, RLOO, Dr. GRPO,
-DAPO, GSPO, CISPO and SAPO of it. What these add is here.
+`train_grpo.py` has GRPO, docs/algorithms.md the flags that make REINFORCE, REINFORCE++, RLOO,
+Dr. GRPO, DAPO, GSPO, CISPO and SAPO of it. What these add is here.
 
 In the first pass over fresh completions every ratio is 1, and all these objectives have one and the
 same gradient: they differ from the second pass on, and with completions of the past. What always
@@ -29,47 +29,52 @@ SAPO_TEMPERATURES = 1.0, 1.05  # of advantages above 0 and below (arXiv:2511.203
 
 
 def step_advantages(
-    rewards: Tensor, estimator: Estimator, scale: Scale, eps: float = 1e-4
+    rewards: Tensor, has_reward: Tensor, estimator: Estimator, scale: Scale, eps: float = 1e-4
 ) -> Tensor:
     """Advantages of all completions of a step: (reward - baseline) / scale.
 
     Args:
         rewards: (N, G) fp32 of *all* ranks: two of the baselines and scales look beyond a group.
+        has_reward: (N, G) bool. A lost reward has the mean of its group as a stand-in.
         estimator: the baseline. grpo: the group's mean. rloo: the mean of the others of the group,
             which makes the expected gradient that of the reward, where the group's mean makes it
             (1 - 1/G) of that. reinforce: the mean of the step.
         scale: group: the group's standard deviation. batch: that of all (reward - baseline) of the
             step (not of the rewards, as TRL's; REINFORCE++, section 3). none: 1.
-    Returns: (N, G). With a baseline of the group the advantages of a zero-std group are exact
-        zeros; with that of the step they teach, too.
+    Returns: (N, G), 0 where the reward was lost. With a baseline of the group the advantages of a
+        zero-std group are exact zeros; with that of the step they teach, too.
     Raises: ValueError as `kernels.group_advantages`.
     """
-    if estimator == "grpo" and scale != "batch":
-        return group_advantages(rewards, scale)  # (N, G)
     if estimator == "reinforce":
-        centred = rewards - rewards.mean()  # (N, G)
+        advantages = rewards - rewards[has_reward].mean()  # (N, G)
     else:
-        centred = group_advantages(rewards, "none")  # (N, G), r - mean of the group
+        advantages = group_advantages(rewards, "group" if scale == "group" else "none", eps)
     if estimator == "rloo":
         G = rewards.shape[1]
-        centred = centred * (G / (G - 1))  # r - mean of the others
-    if scale == "group":
-        centred = centred / (rewards.std(dim=1, keepdim=True) + eps)
-    elif scale == "batch":
-        centred = centred / (centred.std() + eps)
-    return centred
+        advantages = advantages * (G / (G - 1))  # r - mean of the others
+    if scale == "batch":
+        advantages = advantages / (advantages[has_reward].std() + eps)
+    return advantages.masked_fill(~has_reward, 0.0)
 
 
 def subtract_kl(rollout: Rollout, logps_ref: list[Tensor], beta: float) -> None:
     """Subtract beta times the log-ratio of each completion to the reference from its reward (RLOO,
     arXiv:2402.14740, eq. 3), and note it as the part "kl": an unbiased estimate of the KL, in nats.
 
-    `logps_ref`: (C_i,) each, of the completions of `rollout` under the reference.
+    Where a reward was lost, its stand-in stays the mean of the group.
+
+    Args:
+        logps_ref: (C_i,) each, of the completions of `rollout` under the reference.
     """
-    rewards = rollout.rewards.view(-1)  # (B,)
-    for b, (logp, logp_ref) in enumerate(zip(rollout.logps, logps_ref, strict=True)):
-        rollout.parts[b]["kl"] = float((logp - logp_ref).sum())
-        rewards[b] -= beta * rollout.parts[b]["kl"]
+    pairs = zip(rollout.logps, logps_ref, strict=True)
+    kl = torch.stack([(logp - logp_ref).sum() for logp, logp_ref in pairs])  # (B,)
+    has_reward = torch.tensor([parts is not None for parts in rollout.parts])
+    for parts, value in zip(rollout.parts, kl.tolist(), strict=True):
+        if parts is not None:
+            parts["kl"] = value
+    kl, has_reward = kl.view_as(rollout.rewards), has_reward.view_as(rollout.rewards)  # (N, G)
+    of_group = (kl * has_reward).sum(1, keepdim=True) / has_reward.sum(1, keepdim=True).clamp_min(1)
+    rollout.rewards = rollout.rewards - beta * torch.where(has_reward, kl, of_group)
 
 
 # ---- ratios and objectives -----------------------------------------------------------------------
@@ -122,7 +127,8 @@ def check_objective(cfg) -> None:
     def wants(holds: bool, name: str, what: str) -> None:
         require(holds, name, what, cfg)
 
-    is_clipped, is_sequence = cfg.loss_type not in ("cispo", "sapo"), cfg.ratio_is_sequence
+    is_clipped = cfg.loss_type not in ("cispo", "sapo")
+    is_sequence = cfg.importance_sampling_level == "sequence"
     if cfg.num_iterations == 1:
         why = "left out with --num_iterations 1: every ratio is 1, and it changes nothing"
         wants(is_clipped, "loss_type", why)

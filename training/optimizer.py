@@ -13,6 +13,7 @@ from torch import Tensor
 from config import TrainConfig
 from model.vlm import VLM
 from runtime import distributed
+from runtime.errors import InputError
 from training.fsdp import full_tensor, placed_like
 
 
@@ -121,12 +122,27 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from what `tensors` returned, bit for bit."""
+        """Continue from what `tensors` returned, bit for bit.
+
+        Raises InputError if that is not the state of these parameters.
+        """
+        has_moments = any(key.startswith("step/") for key in tensors)  # from the first update on
+        kinds = ("master", "exp_avg", "exp_avg_sq") if has_moments else ("master",)
+        expected = {
+            f"{kind}/{name}": master.shape
+            for name, master in zip(self.names, self.masters, strict=True)
+            for kind in kinds
+        }
+        expected |= {f"step/{name}": torch.Size() for name in self.names if has_moments}
+        given = {key: tensor.shape for key, tensor in tensors.items()}
+        if wrong := sorted(key for key, _ in expected.items() ^ given.items()):
+            what = f"{wrong[0]} is missing, too much, or of another shape"
+            raise InputError(f"the optimizer's state is not that of this model: {what}")
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             master.copy_(placed_like(tensors[f"master/{name}"], master))
             parameter.copy_(master)
-            moments = {key: tensors.get(f"{key}/{name}") for key in ("exp_avg", "exp_avg_sq")}
-            if moments["exp_avg"] is not None:  # there are none before the first update
-                state = {key: placed_like(value, master) for key, value in moments.items()}
+            if has_moments:
+                values = {kind: tensors[f"{kind}/{name}"] for kind in kinds[1:]}
+                moments = {kind: placed_like(value, master) for kind, value in values.items()}
                 step = tensors[f"step/{name}"].to(master.device)
-                self.adamw.state[master] = {"step": step} | state
+                self.adamw.state[master] = {"step": step} | moments

@@ -5,10 +5,13 @@
 A finished run is extended by a larger `--max_steps`. Next: training/run.py.
 """
 
+import json
+import math
 import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +21,15 @@ from model.load import local_directory
 from reporting.page.saved_run import read_run
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.run_directory import LOGS, is_step, lock_directory, saved_steps, step_number
+from runtime.run_directory import (
+    LOGS,
+    REWARD_FILE,
+    is_step,
+    lock_directory,
+    read_json_object,
+    saved_steps,
+    step_number,
+)
 from tasks import TASKS
 from training.checkpoint import Checkpoint, find_checkpoint
 
@@ -26,13 +37,19 @@ C = TypeVar("C", bound=TrainConfig)
 # Flags that may change on resume: what is kept and reported,
 REPORTED = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
 # where things are (their content is compared), and how it is computed, up to rounding.
-PLACES = {"model", "adapter", "data", "data_root", "device"}
+PLACES = {"model", "adapter", "data", "data_root", "reward", "device"}
 FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
 FREE |= {"gpu_memory", "plan"}
+OF_A_RUN = {
+    "max_steps",
+    "output_dir",
+    "resume_from_checkpoint",
+}  # are not the same in all its parts
+FILLED_IN = {"coords": "auto", "max_completion_length": None}  # by training/setup.py
 
 
 def parse_or_resume(
-    kind: type[C], argv: list[str] | None, description: str
+    kind: type[C], argv: list[str] | None, description: str | None
 ) -> tuple[C, Checkpoint | None]:
     """Settings of a new run, or those of the run to resume and its checkpoint.
 
@@ -54,6 +71,9 @@ def parse_or_resume(
         lock = stack.enter_context(lock_directory(run)) if distributed.rank() == 0 else None
         distributed.barrier()
         checkpoint = find_checkpoint(Path(place) if is_step(Path(place).name) else run)
+        check_settings(run, checkpoint.state)
+        if distributed.rank() == 0:
+            check_logs(run, checkpoint)
         if checkpoint.step == cfg.max_steps and is_evaluated(read_run(run).rows, checkpoint.step):
             print(f"{run}: all {cfg.max_steps} steps are done; extend it by a larger --max_steps")
             raise SystemExit(0)
@@ -77,12 +97,22 @@ def run_directory(place: str, output_dir: Path | None, kind: type[TrainConfig]) 
         runs = [path.parent for path in Path("runs").glob("*/config.json") if _is_of(kind, path)]
         if not runs:
             raise InputError(
-                f"--resume_from_checkpoint latest: there is no run of {kind.script} in runs/"
+                f"--resume_from_checkpoint latest: there is no run of {kind.script} in runs/, and "
+                "latest looks nowhere else; name the run"
             )
-        run = max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+        run = max(runs, key=lambda path: (start_time(path), path.name))
+        print(f"latest in runs/, by the time at which they started: {run}")
     if not (run / "config.json").is_file():
         raise InputError(f"--resume_from_checkpoint {place}: {run} is no run (no config.json)")
     return run
+
+
+def start_time(run: Path) -> float:
+    """When a run began, as its run.json says, in seconds; -inf where it does not."""
+    try:
+        return datetime.fromisoformat(read_json_object(run / "run.json")["started"]).timestamp()
+    except (InputError, KeyError, TypeError, ValueError, OverflowError, OSError):
+        return -math.inf
 
 
 def _is_of(kind: type[TrainConfig], path: Path) -> bool:
@@ -93,7 +123,14 @@ def _is_of(kind: type[TrainConfig], path: Path) -> bool:
 
 
 def check_unaltered(place: str, saved: TrainConfig, flags: dict) -> None:
-    """Raise InputError for flags that would alter the run. `--max_steps` may grow."""
+    """Raise InputError for flags that would alter the run. `--max_steps` may grow.
+
+    What a run fills in where a flag is left open may be left open again.
+    """
+    for name in FILLED_IN.keys() & flags.keys():
+        if flags[name] == FILLED_IN[name] != getattr(saved, name):
+            print(f"--{name} {flags[name]}: the run goes on with {getattr(saved, name)}")
+            flags = {other: value for other, value in flags.items() if other != name}
     altered = {
         f.name: (getattr(saved, f.name), flags[f.name])
         for f in fields(saved)
@@ -104,6 +141,43 @@ def check_unaltered(place: str, saved: TrainConfig, flags: dict) -> None:
     if altered:
         table = "; ".join(f"--{n} is {now}, the run has {was}" for n, (was, now) in altered.items())
         raise InputError(f"--resume_from_checkpoint {place}: {table}; leave these flags out")
+
+
+def check_settings(run: Path, state: dict) -> None:
+    """Raise InputError if the run's config.json is not what a checkpoint was trained with."""
+    path = run / "config.json"
+    raw, trained = config.read_settings(path), state.get("settings", {})
+    for name, value in trained.items():
+        if name not in FREE | OF_A_RUN and raw.get(name) != value:
+            what = f"was trained with {value}; restore it"
+            raise InputError(f"{path}: {name} is {raw.get(name)}, but the checkpoint {what}")
+
+
+def check_logs(run: Path, checkpoint: Checkpoint) -> None:
+    """Raise InputError if a log is not what it was up to the checkpoint, before any is cut back.
+
+    There, every row was whole, and none of metrics.jsonl was of a later step.
+    """
+    for name, size in checkpoint.state["sizes"].items():
+        path = run / name
+        if not path.is_file() or path.stat().st_size < size:
+            continue  # lost: `restore_directory` says so
+        with path.open("rb") as file:
+            lines = file.read(size).split(b"\n")
+        is_whole = lines[-1] == b""
+        if is_whole and name == "metrics.jsonl" and len(lines) > 1:
+            try:
+                is_whole = json.loads(lines[-2])["step"] <= checkpoint.step
+            except (ValueError, KeyError, TypeError):
+                is_whole = False
+        if not is_whole:
+            what = (
+                f"{checkpoint.directory.name} was saved after {size} bytes of it, where no row of"
+            )
+            raise InputError(
+                f"{path}: was edited: {what} step {checkpoint.step} ends; restore it, or start a "
+                f"new run from {checkpoint.directory}"
+            )
 
 
 def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoint) -> None:
@@ -136,13 +210,31 @@ def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoin
 
 def check_same_data(run: Path, about: dict) -> None:
     """Raise InputError if a run would continue with other questions or pictures."""
-    before = read_run(run).about.get("data", {})
+    before = read_run(run).about.get("data")
+    if not isinstance(before, dict):
+        what = "has no fingerprints of the data, so nobody can tell whether they are the same"
+        raise InputError(f"{run / 'run.json'}: {what}; restore it, or start a new run")
     for name, split in about["data"].items():
-        if name in before and before[name] != split:
+        if before.get(name) != split:
             raise InputError(
-                f"--resume_from_checkpoint {run}: the data has changed, {name} was {before[name]} "
-                f"and is {split}; restore it, or start a new run"
+                f"--resume_from_checkpoint {run}: the data has changed, {name} was "
+                f"{before.get(name)} and is {split}; restore it, or start a new run"
             )
+
+
+def check_same_reward(run: Path, about: dict) -> None:
+    """Raise InputError if a run would continue with another reward."""
+    before, now = read_run(run).about.get("reward"), about.get("reward")
+    if not before or before == now:
+        return
+    imports = [{*reward.get("imports", {}).items()} for reward in (before, now or {})]
+    changed = sorted(dict(imports[0] ^ imports[1])) or ["its file"]
+    if (now or {}).get("function") != before.get("function"):
+        changed = [f"the function, which was {before.get('function')}"]
+    raise InputError(
+        f"--resume_from_checkpoint {run}: the reward has changed ({changed[0]}); restore it, as in "
+        f"{run / REWARD_FILE}, or start a new run"
+    )
 
 
 def restore_directory(run: Path, checkpoint: Checkpoint) -> None:
@@ -163,6 +255,8 @@ def restore_directory(run: Path, checkpoint: Checkpoint) -> None:
         actual, wanted = path.stat().st_size if path.is_file() else 0, sizes.get(name, 0)
         if actual < wanted:
             print(f"{path}: {wanted - actual} bytes are lost; the run continues without them")
+            if actual:  # what is left may end in the middle of a row
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         elif wanted:
             os.truncate(path, wanted)
         else:  # begun after the checkpoint

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import config
 from data.examples import Example
 from reporting.gallery import Gallery
-from reporting.metrics import completion_records, rollout_metrics
+from reporting.metrics import completion_records, rollout_metrics, unpaid_parts
 from reporting.page.render import try_report
 from reporting.page.saved_run import read_run
 from reporting.provenance import about_run
@@ -22,7 +23,7 @@ from reporting.run_log import RunLog
 from reporting.verdict import new_warnings, rise
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.run_directory import last_model, write_atomically
+from runtime.run_directory import REWARD_FILE, last_model, write_atomically
 from runtime.signals import Stopped, signals
 from sample import Rollout
 from training.batches import gather_rollout
@@ -30,7 +31,14 @@ from training.checkpoint import Checkpoint, save_checkpoint, why_unusable
 from training.evaluation import held_out_metrics
 from training.fsdp import unsharded
 from training.optimizer import Optimizer
-from training.resume import check_same_data, is_evaluated, log_sizes, restore_directory
+from training.resume import (
+    check_same_data,
+    check_same_reward,
+    is_evaluated,
+    log_sizes,
+    restore_directory,
+)
+from training.reward_worker import Workers
 from training.setup import Setup
 
 MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
@@ -46,15 +54,20 @@ class TrainingRun:
     they do leaves a checkpoint; of several ranks a signal alone, since only then all are there.
     """
 
-    def __init__(self, setup: Setup, optimizer: Optimizer):
+    def __init__(self, setup: Setup, optimizer: Optimizer, reward: Workers | None = None):
         self.cfg, self.processor, self.task = setup.cfg, setup.processor, setup.task
         self.model, self.optimizer, self.start_time = setup.model, optimizer, setup.start_time
         self.done = 0  # finished steps
         self.not_finite: list[dict] = []  # the steps in a row with an update that was skipped
         about, checkpoint = about_run(self.cfg, self.task, self.model), setup.checkpoint
         distributed.require_same(about["data"], "data")
+        if reward is not None:
+            about["reward"] = reward.fingerprint
+            distributed.require_same(about["reward"], "--reward")
         if checkpoint is not None:
             check_same_data(self.cfg.output_dir, about)
+            check_same_reward(self.cfg.output_dir, about)
+            optimizer.restore(checkpoint.optimizer_tensors())  # before the logs are cut back
         self.rows: list[dict] = []  # of metrics.jsonl
         self.warned: set[str] = set()
         if checkpoint is None:
@@ -62,6 +75,9 @@ class TrainingRun:
         else:
             self.log = RunLog(self.cfg, about, checkpoint.step, checkpoint.lock)
             self._resume(checkpoint)
+        if reward is not None and self.log.is_written:
+            with self.log.writing():
+                (self.log.directory / REWARD_FILE).write_bytes(reward.source)
         self.gallery = Gallery(self.log, self.processor, self.task, self.cfg)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -71,7 +87,6 @@ class TrainingRun:
         distributed.require_same(checkpoint.directory.name, "checkpoints")
         self.rows = read_run(self.log.directory).rows
         self.done, self.not_finite = checkpoint.step, checkpoint.state["not_finite"]
-        self.optimizer.restore(checkpoint.optimizer_tensors())
         steps = f"step {self.done} of {self.cfg.max_steps}"
         print(f"resuming after {steps}: {checkpoint.directory}")
 
@@ -136,8 +151,12 @@ class TrainingRun:
         row = {"step": step}
         if rollout is not None:
             rollout = gather_rollout(rollout)
-            row |= rollout_metrics(rollout)
-            self.log.append("completions.jsonl", completion_records(step, examples, rollout))
+            unpaid = None
+            if self.cfg.reward is not None:  # which may know nothing of right and wrong
+                unpaid = unpaid_parts(rollout, examples, self.task)
+            row |= rollout_metrics(rollout, examples, self.task, unpaid)
+            records = completion_records(step, examples, rollout, unpaid)
+            self.log.append("completions.jsonl", records)
             if self._is_due(step, self.cfg.eval_steps):
                 self.gallery.training(step, examples, rollout)
         row |= metrics
@@ -154,8 +173,8 @@ class TrainingRun:
         if len(self.not_finite) >= MAX_NOT_FINITE:
             raise InputError(
                 f"{MAX_NOT_FINITE} steps in a row had a gradient that is not finite, see "
-                f"{self.log.directory / 'not_finite.json'}; lower --learning_rate or --beta, or "
-                "use --dtype float32"
+                f"{self.log.directory / 'not_finite.json'}; start a new run, from a checkpoint of "
+                "this one if you like, with a lower --learning_rate or --beta, or --dtype float32"
             )
         distributed.barrier()  # a step ends for all ranks at once
         distributed.seconds_waited()  # what they waited for rank 0's files does not count
@@ -220,6 +239,7 @@ class TrainingRun:
         directory = self.log.directory
         place = directory / f"step_{self.done}"
         state = {"step": self.done, "sizes": self.sizes, "not_finite": self.not_finite}
+        state["settings"] = config.to_dict(self.cfg)
         if distributed.all_gather(why_unusable(place) is None)[0]:  # rank 0 decides
             return place
         with unsharded(self.model):

@@ -9,29 +9,37 @@ may be called from it (`from rewards import classification_reward`).
 
 It runs in processes of its own (training/reward_worker.py). A fault in it is counted and shown: an
 exception, a wrong number of values, a value that is no finite number, no answer within
-`--reward_timeout`, or the end of its process. Such a completion gets the mean of its group, so its
-advantage is 0. When more than `MAX_FAULTS` of a step's completions are lost, the run stops.
+`--reward_timeout`, or the end of its process. Such a completion has no reward: a stand-in, the mean
+of its group, makes its advantage 0, and no metric counts it (reporting/metrics.py). The first fault
+of each kind is shown, and kept in reward_faults.jsonl of the run. When more than `MAX_FAULTS` of
+the completions of `WINDOW` steps are lost, the run stops: of a step with few questions one dead
+process may cost more than that.
 
 Next: kernels/advantage.py.
 """
 
 import sys
-from collections import Counter
+from collections import Counter, deque
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from config import TrainConfig
 from data.examples import Example
+from reporting.page.saved_run import json_lines
+from reporting.run_log import RunLog
 from rewards import Reward
 from runtime import distributed
 from runtime.errors import InputError, visible
+from runtime.run_directory import FAULT_LOG, REWARD_FILE
 from sample import Rollout
 from tasks.task import Task, finite_reward
 from training.reward_worker import MAX_SHOWN, Workers
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
-MAX_FAULTS = 0.2  # of a step's completions
+MAX_FAULTS = 0.2  # of the completions of so many steps:
+WINDOW = 10
 FAULTS = ("exception", "wrong_length", "not_finite", "timeout", "died")
 
 
@@ -41,7 +49,7 @@ class UserReward:
     def __init__(self, workers: Workers):
         self.workers = workers
         self.faults: Counter = Counter()  # completions by kind of fault, of this step
-        self.has_shown_one = False
+        self.first: dict[str, str] = {}  # kind -> the first fault of it in this process
 
     def score(self, groups: list[tuple[list[str], Example]]) -> list[list[Reward | None]]:
         """One reward per completion of every group; None where it does not count."""
@@ -70,11 +78,25 @@ class UserReward:
 
     def _lost(self, kind: str, texts: list[str], reason: str) -> list[None]:
         self.faults[kind] += len(texts)
-        if not self.has_shown_one:
-            self.has_shown_one = True
-            text = visible(reason.strip()[-MAX_SHOWN:])
-            print(f"--reward: first fault, {kind}: {text}", file=sys.stderr)
+        if kind not in self.first:
+            self.first[kind] = visible(reason.strip()[-MAX_SHOWN:])
+            print(f"--reward: first fault, {kind}: {self.first[kind]}", file=sys.stderr)
         return [None] * len(texts)
+
+
+def user_reward(cfg: TrainConfig) -> UserReward | None:
+    """The reward of --reward, None without the flag. Begun before data and model are read.
+
+    Raises InputError if it cannot be used.
+    """
+    if cfg.reward is None:
+        return None
+    path, _, name = cfg.reward.rpartition(":")
+    kept = cfg.output_dir and cfg.output_dir / REWARD_FILE
+    if kept and kept.is_file() and not Path(path).is_file():  # a run that is resumed
+        fix = f"the run has kept it, give --reward {kept}:{name}"
+        raise InputError(f"--reward {path}: no such file; {fix}")
+    return UserReward(Workers(cfg.reward, cfg.reward_timeout))
 
 
 def soft_overlong(length: int, max_length: int, buffer: int) -> float:
@@ -109,19 +131,15 @@ def length_rewards(lengths: list[int], is_right: list[bool]) -> list[float]:
 
 
 class Scorer:
-    """Rewards of a step. `cfg`: the settings of train_grpo.py."""
+    """Rewards of a step. `cfg`: the settings of train_grpo.py. `user`: instead of the task's."""
 
-    def __init__(self, task: Task, cfg: TrainConfig):
-        self.task, self.cfg = task, cfg
+    def __init__(self, task: Task, cfg: TrainConfig, user: UserReward | None = None):
+        self.task, self.cfg, self.user = task, cfg, user
+        self.recent: deque = deque(maxlen=min(WINDOW, cfg.max_steps))  # faults of the last steps
         self.weights = {"correct": cfg.correct_weight, "iou": cfg.correct_weight}
         self.weights |= {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
         self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.shaping |= {"length": cfg.length_weight}
-        self.user = (
-            UserReward(Workers(cfg.reward, cfg.reward_timeout)) if cfg.reward is not None else None
-        )
-        if self.user and cfg.length_weight:
-            raise InputError("--length_weight: needs the task's own idea of right; drop --reward")
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
             raise InputError(
                 f"--overlong_buffer {cfg.overlong_buffer}: must be at most "
@@ -130,8 +148,10 @@ class Scorer:
 
     def score(
         self, examples: list[Example], rollout: Rollout, step: int
-    ) -> tuple[Tensor, list[dict[str, float]]]:
+    ) -> tuple[Tensor, list[dict[str, float] | None]]:
         """Verify every completion of this rank: rewards (N, G) fp32, and the parts of each.
+
+        A completion without a reward has no parts (None), and a stand-in among the rewards.
 
         Raises: InputError for a reward of the task that is not finite.
         """
@@ -140,9 +160,11 @@ class Scorer:
         for n, rewards in enumerate(self._unshaped(groups, step)):
             texts, example = groups[n]
             lengths = [len(ids) for ids in rollout.ids[n * G : (n + 1) * G]]
-            for reward in self._shaped(rewards, texts, example, lengths):
-                totals.append(reward.total)
-                parts.append(reward.parts)
+            shaped = self._shaped(rewards, texts, example, lengths)
+            counted = [reward.total for reward in shaped if reward is not None]
+            stand_in = sum(counted) / len(counted) if counted else 0.0
+            totals += [stand_in if reward is None else reward.total for reward in shaped]
+            parts += [reward and reward.parts for reward in shaped]
         return torch.tensor(totals, dtype=torch.float32).view(-1, G), parts
 
     def _unshaped(
@@ -160,18 +182,15 @@ class Scorer:
 
     def _shaped(
         self, rewards: list[Reward | None], texts: list[str], example: Example, lengths: list[int]
-    ) -> list[Reward]:
-        """Add the optional parts of a group; what does not count gets the mean of the others."""
+    ) -> list[Reward | None]:
+        """Add the optional parts of a group to the rewards that there are."""
         optional = self._optional_parts(example, texts, lengths)
         counted = []
         for i, reward in enumerate(rewards):
             parts = {name: values[i] for name, values in optional.items()}
             added = sum(self.shaping[name] * value for name, value in parts.items())
             counted.append(reward and Reward(reward.total + added, reward.parts | parts))
-        totals = [reward.total for reward in counted if reward is not None]
-        mean = sum(totals) / len(totals) if totals else 0.0
-        stand_in = Reward(mean, {"user": mean} | dict.fromkeys(optional, 0.0))
-        return [reward or stand_in for reward in counted]
+        return counted
 
     def _optional_parts(
         self, example: Example, texts: list[str], lengths: list[int]
@@ -188,21 +207,31 @@ class Scorer:
             parts["length"] = length_rewards(lengths, is_right)
         return parts
 
-    def fault_metrics(self, n_completions: int) -> dict[str, float]:
+    def fault_metrics(self, n_completions: int, log: RunLog, step: int) -> dict[str, float]:
         """Faults of this step over all ranks, {} without --reward. A collective.
 
-        Raises: InputError if more than MAX_FAULTS of the completions are lost.
+        The first fault of each kind in the run goes to its reward_faults.jsonl.
+
+        Raises: InputError if more than MAX_FAULTS of the completions of WINDOW steps are lost.
         """
         if self.user is None:
             return {}
         local, self.user.faults = dict(self.user.faults), Counter()
-        rank_counts = distributed.all_gather([local, n_completions])
-        faults = sum((Counter(counts) for counts, _ in rank_counts), Counter())
-        n_completions = sum(n for _, n in rank_counts)
-        if faults.total() > MAX_FAULTS * n_completions:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in faults.items())
+        of_ranks = distributed.all_gather([local, n_completions, self.user.first])
+        faults = sum((Counter(counts) for counts, *_ in of_ranks), Counter())
+        n_completions = sum(n for _, n, _ in of_ranks)
+        first = {kind: what for *_, texts in reversed(of_ranks) for kind, what in texts.items()}
+        if faults:
+            kept = {row.get("kind") for row in json_lines(log.directory / FAULT_LOG)}
+            new = [kind for kind in first if kind not in kept]
+            log.append(FAULT_LOG, [{"step": step, "kind": k, "what": first[k]} for k in new])
+        self.recent.append(faults)
+        lost = sum(self.recent, Counter())
+        if lost.total() > MAX_FAULTS * n_completions * self.recent.maxlen:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in lost.items())
             raise InputError(
-                f"--reward {self.cfg.reward}: failed for {faults.total()} of {n_completions} "
-                f"completions of this step ({kinds}); the first fault is shown above; fix it"
+                f"--reward {self.cfg.reward}: failed for {lost.total()} of the last "
+                f"{n_completions * len(self.recent)} completions ({kinds}), too many; see above, "
+                f"or {FAULT_LOG} of the run; fix it"
             )
         return {f"reward/{kind}": float(faults[kind]) for kind in FAULTS}

@@ -23,7 +23,7 @@ from tasks import load_task, reads
 from tasks.boxes import model_box_format
 from tasks.task import Task
 from training import memory_plan
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, check_room
 from training.evaluation import EVAL_SPLITS, usable_splits
 from training.fsdp import shard
 
@@ -65,6 +65,7 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
     evaluated = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
     usable = usable_splits({"train": task.train} | evaluated, processor, cfg)
     task = replace(task, train=usable.pop("train"), splits=task.splits | usable)
+    warn_of_long_targets(task, processor, cfg.max_completion_length)
     if len(task.train) < cfg.prompts_per_step:
         print(
             f"data: {len(task.train)} training examples, fewer than --prompts_per_step "
@@ -74,9 +75,12 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         cfg = replace(cfg, coords=model_box_format(cfg, processor.model_type))
     cfg = with_memory_plan(cfg, processor)
     model = trainable_model(cfg, checkpoint)
+    if distributed.rank() == 0:
+        check_room(cfg, model, is_resumed=checkpoint is not None)
     example = task.train[0]
     check_files_fit(model, processor.prompt(example.id, example.images, example.question))
-    sizes = ", ".join(f"{len(task.splits[s])} {s}" for s in EVAL_SPLITS if s in task.splits)
+    names = {"held_out": "held-out", "ood": "out-of-distribution"}
+    sizes = ", ".join(f"{len(task.splits[s])} {n}" for s, n in names.items() if s in task.splits)
     millions, ranks = sum(p.numel() for p in model.parameters()) / 1e6, distributed.world_size()
     print(
         f"{task.name}: {len(task.train)} training examples, {sizes}; "
@@ -84,6 +88,20 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
         + (f", {ranks} processes" if ranks > 1 else "")
     )
     return Setup(cfg, processor, task, model, checkpoint, start_time)
+
+
+def warn_of_long_targets(task: Task, processor: Processor, limit: int) -> None:
+    """Print a line if right answers, without any thought, do not fit into a completion."""
+    targets = [f"<answer>{example.target}</answer>" for example in task.train]
+    longest = [text for text in dict.fromkeys(targets) if len(text.encode()) >= limit]
+    lengths = {text: len(processor.encode(text)) + 1 for text in longest}  # 1: the end token
+    if too_long := [text for text in targets if lengths.get(text, 0) > limit]:
+        worst = max(too_long, key=lengths.get)
+        print(
+            f"warning: {len(too_long)} of {len(targets)} right answers do not fit into "
+            f"--max_completion_length {limit} and can never be earned: {worst[:60]!r} has "
+            f"{lengths[worst]} tokens, without a thought; raise it"
+        )
 
 
 def check_model_flags(cfg: TrainConfig, processor: Processor) -> None:

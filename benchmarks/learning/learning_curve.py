@@ -24,7 +24,7 @@ REWARDS = {
     "paid for the whole name": [],
     "paid by the loose rule": ["--reward", "benchmarks/learning/loose_rewards.py:name"],
 }
-SCREEN = (1300, 2170)  # pixels of the report that are shown
+SCREEN = (1300, 2030)  # pixels of the report that are shown
 WIDTH = 900  # of the picture in the README
 
 

@@ -324,7 +324,7 @@ def fuzz(name: str, count: int, number: int) -> dict:
 
 
 def main() -> None:
-    parser = config.Parser(description=__doc__.split("\n\n")[0])
+    parser = config.Parser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1000, help="of each target")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--seed", type=int, default=0)

@@ -99,7 +99,7 @@ def metrics(directory: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = config.Parser(description=__doc__.split("\n\n")[0])
+    parser = config.Parser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -166,7 +166,7 @@ def planted_in_a_copy(bug: Bug) -> str | None:
 
 
 def main() -> None:
-    parser = config.Parser(description=__doc__.split("\n\n")[0])
+    parser = config.Parser(description=__doc__)
     parser.add_argument("--only", default="", help="bugs whose name contains this")
     parser.add_argument("--jobs", type=int, default=2, help="bugs that are tested at once")
     args = parser.parse_args()

@@ -42,7 +42,7 @@ def slope(values: list[float]) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = config.Parser(description=__doc__.split("\n\n")[0])
+    parser = config.Parser(description=__doc__)
     parser.add_argument("--hours", type=float, default=2.0)
     args, flags = parser.parse_known_args(argv)
     base = config.parse(train_grpo.GRPOConfig, flags, "")

@@ -264,7 +264,7 @@ def pretrain(cfg: PretrainConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    pretrain(config.parse(PretrainConfig, argv, __doc__.split("\n\n")[0]))
+    pretrain(config.parse(PretrainConfig, argv, __doc__))
 
 
 if __name__ == "__main__":

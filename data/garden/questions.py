@@ -80,7 +80,7 @@ class Question:
     @property
     def reasoning(self) -> Reasoning:
         """The pieces of a right completion."""
-        return Reasoning(self.thought, self.seen, SUMMARIES[self.kind])
+        return Reasoning(self.thought, self.seen, SUMMARIES.get(self.kind, "answer"))
 
 
 def describe(flower: Flower) -> str:

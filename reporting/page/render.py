@@ -5,6 +5,7 @@ a content security policy forbids scripts. The page has at most `MAX_BYTES`: rol
 where there are too many (reporting/page/rollouts.py:LIMITS). Next: reporting/page/page.html.
 """
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from reporting.page.rollouts import LIMITS, Limits, held_out_groups, snapshots, 
 from reporting.page.saved_run import Run, read_run
 from runtime.errors import one_line, visible
 from runtime.run_directory import write_atomically
-from tasks import reads
+from tasks import TASKS, reads
 
 MAX_BYTES = 5_000_000
+SPLITS = {"train": "training", "held_out": "held-out", "ood": "out-of-distribution", "val": "val"}
 MAX_CHARS = 2000  # of a question, a target, a setting, ...
 
 
@@ -31,7 +33,8 @@ def page(runs: list[Run]) -> str:
             run.label = f"{number}: {run.directory.resolve().parent.name}/{run.label}"
     if len(runs) > 1:  # side by side: only how each of them ended
         runs = [replace(run, gallery=snapshots(run, "held_out", 1)) for run in runs]
-    panels = curves.panels([(run.label, run.headline, run.rows) for run in runs])
+    measured = [(run.label, run.headline, run.rows) for run in runs]
+    panels = [curves.panels(measured, which) for which in (curves.PANELS, curves.SPEED_PANELS)]
     for limits in LIMITS:
         text = _render(runs, panels, limits)
         if len(text.encode("utf-8")) <= MAX_BYTES:
@@ -39,7 +42,7 @@ def page(runs: list[Run]) -> str:
     return text
 
 
-def _render(runs: list[Run], panels: list[dict], limits: Limits) -> str:
+def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_text
@@ -49,15 +52,31 @@ def _render(runs: list[Run], panels: list[dict], limits: Limits) -> str:
     pictures = {picture.key: picture for group in groups for picture in group["pictures"]}
     return environment.get_template("page.html").render(
         runs=runs,
-        panels=panels,
+        panels=panels[0],
+        speed_panels=panels[1],
         axes=curves,
         questions=questions,
         views=views,
         limits=limits,
         reads=reads,
+        task_name=_task_name,
+        model_name=_model_name,
+        splits=SPLITS,
         settings=_settings(runs),
         pictures=[picture for picture in pictures.values() if picture.uri],
     )
+
+
+def _task_name(task: str) -> str:
+    """The field's name of a task: how its file begins."""
+    described = TASKS[task].__doc__ if task in TASKS else None  # None with python -OO, too
+    return re.split("[:,.]", described or task)[0]
+
+
+def _model_name(model: str) -> str:
+    """The last part of its path; of a checkpoint RUN/step_N/hf, which run's it is."""
+    parts = model.rstrip("/").split("/")
+    return "/".join(parts[-3:] if parts[-1] == "hf" else parts[-1:])
 
 
 def _text(value: object) -> object:

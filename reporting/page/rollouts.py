@@ -21,10 +21,15 @@ MAX_BOXES = 50  # drawn of a target or a completion
 MAX_HEAT = 2500  # cells of a heat map
 MAX_PICTURE_BYTES = 10**6
 VIEWS = (
-    ("best", "Best groups", "Highest mean reward of a training step, zero-std groups aside."),
-    ("worst", "Worst groups", "Lowest mean reward of a training step, zero-std groups aside."),
+    ("best", "Best groups", "Highest mean reward of a training step; zero-std groups aside."),
+    ("worst", "Worst groups", "Lowest mean reward of a training step; zero-std groups aside."),
     ("zero_std", "Zero-std groups", "All rewards are equal: no advantage, nothing is learnt."),
-    ("no_answer", "Unparsable answers", "The group of a training step with most of them."),
+    ("no_answer", "Unreadable answers", "The group of a training step with the most of them."),
+    (
+        "lost",
+        "Lost rewards",
+        "The group of a training step with the most completions that have no reward.",
+    ),
 )
 TAG = re.compile(f"({'|'.join(TAGS)})")
 
@@ -143,9 +148,16 @@ def _group(columns: list[tuple[str, dict, Path]], limits: Limits) -> dict:
     return first | {"columns": contents, "pictures": pictures, "boxes": boxes}
 
 
+def teaches(row: dict) -> bool:
+    """Whether a completion of the group has an advantage that the page does not show as 0.00."""
+    return any(abs(completion["advantage"]) >= 0.005 for completion in row["completions"])
+
+
 def snapshots(run: Run, view: str, at_most: int) -> list[dict]:
     """The rows of a view at evenly spaced steps, the last and the first among them."""
     rows = [row for row in run.gallery if row["view"] == view]
+    if view in ("best", "worst"):  # the galleries of older versions hold others, too
+        rows = [row for row in rows if teaches(row)]
     steps = sorted({row["step"] for row in rows}, reverse=True)
     count = min(at_most, len(steps))
     spread = {steps[i * (len(steps) - 1) // max(1, count - 1)] for i in range(count)}

@@ -6,14 +6,14 @@ Next: reporting/verdict.py.
 import json
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
 from config import TrainConfig
 from reporting.verdict import Light, lights, verdict
 from runtime.errors import InputError
-from runtime.run_directory import last_model
+from runtime.run_directory import FAULT_LOG, last_model
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Run:
     about: dict  # run.json
     rows: list[dict]  # metrics.jsonl
     gallery: list[dict]  # gallery.jsonl
+    faults: list[dict] = field(default_factory=list)  # reward_faults.jsonl
     label: str = ""
 
     @property
@@ -56,16 +57,17 @@ def read_run(directory: Path) -> Run:
     defaults = config.to_dict(config.load(TrainConfig, path, strict=False))
     settings = defaults | config.read_settings(path)
     about = config.read_settings(about_path) if about_path.is_file() else {}
-    rows, gallery = (list(_json_lines(directory / f"{n}.jsonl")) for n in ("metrics", "gallery"))
+    rows, gallery = (list(json_lines(directory / f"{n}.jsonl")) for n in ("metrics", "gallery"))
+    faults = list(json_lines(directory / FAULT_LOG))
     for number, row in enumerate(rows, start=1):
         numbers = all(isinstance(value, int | float) for value in row.values())
         if not numbers or type(row.get("step")) is not int:
             where = directory / "metrics.jsonl"
             raise InputError(f"{where}: row {number} is no row of metrics; remove it")
-    return Run(directory, settings, about, rows, gallery, label=directory.resolve().name)
+    return Run(directory, settings, about, rows, gallery, faults, directory.resolve().name)
 
 
-def _json_lines(path: Path) -> Iterable[dict]:
+def json_lines(path: Path) -> Iterable[dict]:
     """The rows of a file that may still be written: a torn last line is not there yet."""
     if not path.is_file():
         return

@@ -24,8 +24,8 @@ from data.labelled import (
     load_labelled,
     read_digits,
     read_image_folder,
-    readable,
 )
+from data.pictures import readable
 from runtime.errors import InputError
 
 
@@ -59,19 +59,23 @@ def ids(items: list[Example]) -> list[str]:
     return [item.id for item in items]
 
 
-def test_class_folders_give_sorted_items_labelled_by_folder_name(tmp_path):
+def test_class_folders_give_sorted_items_labelled_by_folder_name(tmp_path, capsys):
     root = class_folders(tmp_path / "set", Rose_dog=2, **{"737-800": 1})
     picture(9).save(root / "737-800" / "Z.JPG")
     (root / ".hidden").mkdir()
     (root / "Rose_dog" / ".thumb.png").write_bytes(b"")
     (root / "Rose_dog" / "notes.txt").write_text("no image")
     (root / "Rose_dog" / "deeper").mkdir()
-    picture(8).save(root / "Rose_dog" / "deeper" / "not_read.png")
+    picture(8).save(root / "Rose_dog" / "deeper" / "read.png")
     (root / "Rose_dog" / "link.png").symlink_to(root / "Rose_dog" / "0.png")
     items = read_image_folder(root)
     files = ["737-800/0.png", "737-800/Z.JPG"]
-    assert ids(items) == files + [f"Rose_dog/{name}.png" for name in ("0", "1", "link")]
-    assert [item.target for item in items] == ["737-800"] * 2 + ["Rose_dog"] * 3
+    names = ("0", "1", "link", "deeper/read")
+    assert ids(items) == files + [f"Rose_dog/{name}.png" for name in names]
+    assert [item.target for item in items] == ["737-800"] * 2 + ["Rose_dog"] * 4
+    printed = capsys.readouterr().out
+    assert "1 files are no pictures of a class and not read: .txt 1" in printed
+    assert "1 of 6 pictures are in sub-folders of their class" in printed
     assert [item.images[0] for item in items] == [root / item.id for item in items]
     assert all(item.question == ANY_PROMPT for item in items)
     assert items == read_image_folder(root)
@@ -220,7 +224,7 @@ def test_i27_rows_without_a_name_are_skipped_and_counted_with_all_others(tmp_pat
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"image": ["0.png", "1.png"]}, "a: has 2 images; a class needs one"),
+        ({"image": ["0.png", "1.png"], "problem": "?"}, "a: has 2 images; a class needs one"),
         ({"solution": "[{'Position': [1, 2, 3, 4]}]"}, "a: the solution is a box list, no class"),
         ({"solution": "x" * 5000}, "cannot be a class name"),
     ],

@@ -7,12 +7,16 @@ Run: python -m pytest tests/kernels/test_advantage.py (interpreted without a GPU
 """
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from kernels import group_advantages, group_advantages_ref, triton
+from train_grpo import GRPOConfig
 
+# Every mode that a run can choose: one that a kernel lacks must not be computed as another.
+MODES = get_args(GRPOConfig.__dataclass_fields__["scale_rewards"].type)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
 each_impl = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=needs_triton)])
@@ -24,7 +28,7 @@ def max_error(result, truth):
 
 @pytest.mark.case("O15")
 @each_impl
-@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+@pytest.mark.parametrize("scale_rewards", MODES)
 @pytest.mark.parametrize("N, G", [(1, 2), (5, 3), (7, 8), (3, 33)])
 def test_error_is_at_most_twice_that_of_the_float32_reference(N, G, scale_rewards, impl):
     generator = torch.Generator().manual_seed(G)
@@ -56,7 +60,7 @@ def test_a_hand_worked_group_uses_the_bessel_corrected_deviation(impl):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 / 0 in the interpreter
 @each_impl
 @pytest.mark.parametrize("eps", [1e-4, 0.0])
-@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+@pytest.mark.parametrize("scale_rewards", MODES)
 def test_a_zero_std_group_gives_exact_zeros_and_disturbs_no_neighbour(scale_rewards, eps, impl):
     """The float32 mean of equal numbers is not always that number: 0.1 three times, for one."""
     values = torch.tensor([[0.1], [1 / 3], [1e6 + 0.3], [0.0], [-2.7]], device=DEVICE)

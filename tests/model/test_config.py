@@ -138,7 +138,7 @@ def test_a_width_of_its_own_and_an_axis_without_frequencies_are_legal():
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 REFUSED = {  # where, fields, words of the message
-    "quantised": ("", {"quantization_config": {"bits": 4}}, "quantised; use the bf16 checkpoint"),
+    "quantised": ("", {"quantization_config": {"bits": 4}}, "quantised; take the original"),
     "yarn": ("text_config", {"rope_parameters": YARN}, "yarn"),
     "linear": ("text_config", {"rope_parameters": YARN | {"rope_type": "linear"}}, "linear"),
     "sliding": ("text_config", {"use_sliding_window": True}, "use_sliding_window"),
@@ -199,6 +199,18 @@ def test_a_longer_context_added_by_hand_is_refused_wherever_it_stands(name, plac
         ("vision_config", "patch_size", 0, "a number of heads or a patch size is 0"),
         ("", "model_type", ["qwen3_vl"], "model_type is"),
         ("", "vision_config", [1], "vision_config is not an object"),
+        ("", "tie_word_embeddings", "false", "tie_word_embeddings is 'false', not true or false"),
+        ("text_config", "num_hidden_layers", True, "num_hidden_layers is True, not an integer"),
+        ("text_config", "num_hidden_layers", "36", "num_hidden_layers is '36', not an integer"),
+        ("text_config", "intermediate_size", 11008.5, "is 11008.5, not an integer"),
+        ("text_config", "rms_norm_eps", "1e-6", "rms_norm_eps is '1e-6', not a number"),
+        ("text_config", "rms_norm_eps", 1e30, "rms_norm_eps must be below 1"),
+        ("text_config", "rms_norm_eps", [1e-6], r"rms_norm_eps is \[1e-06\], not a number"),
+        ("vision_config", "rope_parameters", {"rope_theta": 0.5}, "rope_theta must be in 1"),
+        ("vision_config", "rope_parameters", {"rope_theta": 1e300}, "rope_theta must be in 1"),
+        ("", "image_token_id", "<image>", "image_token_id must be an integer"),
+        ("", "image_token_id", None, "image_token_id must be an integer"),
+        ("", "text_config", "flat", "wrong type"),
         ("vision_config", "num_position_embeddings", 50, "50 is not a square"),
     ],
 )

@@ -393,7 +393,7 @@ def test_i10_the_cap_is_exact_and_ignores_pillows_own_setting(tmp_path, monkeypa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     noise(20, 10).save(tmp_path / "x.png")
     assert load_image(tmp_path / "x.png", max_image_pixels=200).size == (20, 10)
-    words = "20x10 = 200 pixels", "raise max_image_pixels"
+    words = "20x10 = 200 pixels", "downscale the picture"
     refusal(tmp_path / "x.png", *words, max_image_pixels=199)
     refusal(noise(20, 10), *words, max_image_pixels=199)
     refusal(Image.new("RGB", (0, 5)), "0x5")

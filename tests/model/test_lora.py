@@ -411,6 +411,32 @@ def test_a_tensor_without_effect_is_refused(adapter, tiny_dir, old, new, words):
         load_model(tiny_dir, adapter=adapter)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer; run git lfs pull"),
+        (b"<html>", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_an_adapter_file_that_is_none_is_one_line(adapter, tiny_dir, content, words):
+    path = adapter / "adapter_model.safetensors"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"adapter_model.safetensors: {words}"):
+        load_model(tiny_dir, adapter=adapter)
+
+
+def test_an_adapter_that_is_not_finite_is_refused(adapter, tiny_dir):
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="is not finite; it is damaged"):
+        load_model(tiny_dir, adapter=adapter)
+
+
 def test_dropout_is_taken_as_zero_and_rank_stabilised_scales_are_read(adapter, capsys):
     path = adapter / "adapter_config.json"
     changes = {"lora_dropout": 0.05, "use_rslora": True, "r": 4, "lora_alpha": 8}

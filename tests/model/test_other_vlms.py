@@ -380,7 +380,7 @@ def test_what_transformers_says_unclearly_is_said_clearly(llava):
     with pytest.raises(InputError, match="prompt p|no valid Unicode"):
         load_processor(llava).prompt("p", [], "half \ud800")
     edit_config(llava, quantization_config={"quant_method": "awq"})
-    with pytest.raises(InputError, match="config.json: weights are quantised; use the bf16"):
+    with pytest.raises(InputError, match="config.json: weights are quantised; take the original"):
         load_processor(llava)
     edit_config(llava, quantization_config=None)
     (llava / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")

@@ -21,13 +21,14 @@ from transformers import Qwen2VLForConditionalGeneration
 
 import model.weights
 from model.config import VLMConfig
-from model.load import local_directory
+from model.load import load_processor, local_directory
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.vlm import VLM
 from model.weights import (
     load_model,
     published_tensors,
     save_model,
+    saved_bytes,
     single_file,
 )
 from runtime.errors import InputError
@@ -225,6 +226,22 @@ def test_a_model_that_is_not_finite_is_never_saved(skeleton, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_are_not_finite_are_refused_as_they_are_read(
+    skeleton, tmp_path, sharded, value
+):
+    """One number of the embedding, say, would show in the first checkpoint only."""
+    write_source(skeleton, tmp_path / "source", sharded=sharded)
+    for path in (tmp_path / "source").glob("*.safetensors"):
+        tensors = load_file(path)
+        if EMBED in tensors:
+            tensors[EMBED][7, 3] = value
+            save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"safetensors: {EMBED} is not finite; it is damaged"):
+        load_model(tmp_path / "source")
+
+
 # ---- damaged directories: a function damages a copy, the words must be in the message ----
 
 
@@ -270,6 +287,22 @@ DAMAGED = {
     "missing key": (edit(SINGLE, {NORM: None}), NORM),
     "wrong shape": (edit(SINGLE, {NORM: torch.ones(31)}), NORM),
     "wrong head": (edit(SINGLE, {"lm_head.weight": torch.ones(7, 32)}), "lm_head.weight"),
+    "quantised": (
+        edit(SINGLE, {f"{NORM}.qweight": torch.ones(3, dtype=torch.int32)}),
+        "I32: the weights are quantised; take the original",
+    ),
+    "float8": (
+        edit(SINGLE, {NORM: torch.ones(32).to(torch.float8_e4m3fn)}),
+        "F8_E4M3: the weights are quantised",
+    ),
+    "shards without an index": (
+        lambda d: (d / SINGLE).rename(d / "model-00001-of-00002.safetensors"),
+        "without their model.safetensors.index.json; download it, too",
+    ),
+    "another name": (
+        lambda d: (d / SINGLE).rename(d / "model.fp16.safetensors"),
+        "if model.fp16.safetensors is the model, rename it to model.safetensors",
+    ),
     "integers": (edit(SINGLE, {NORM: torch.ones(32, dtype=torch.int64)}), "I64"),
     "both layouts at once": (edit(SINGLE, {NEW_NORM: torch.ones(32)}), "both key layouts"),
 }
@@ -284,6 +317,7 @@ DAMAGED_SHARDS = {
     "a file is a list": (edit(INDEX, {NORM: ["a"]}, "weight_map"), INDEX),
     "map leaves the directory": (edit(INDEX, {NORM: "../x"}, "weight_map"), "'../x' is not"),
     "index without a key": (edit(INDEX, {NORM: None}, "weight_map"), NORM),
+    "a pickle as a shard": (edit(INDEX, {NORM: "model.bin"}, "weight_map"), "no safetensors file"),
     "index with another key": (edit(INDEX, {"invented": SECOND}, "weight_map"), "'invented'"),
 }
 
@@ -319,6 +353,25 @@ DAMAGED_CONFIGS = {
     "no tower": (edit_config(vision_config={}), "hidden_size"),
     "no rope": (edit_config(rope_scaling=None), "mrope_section"),
     "infinite": (edit_config(vocab_size=float("inf")), "wrong type"),
+    "1e30": (edit_config(vocab_size=1e30), "vocab_size is above 16777216, too large"),
+    "1e10": (edit_config(vocab_size=10**10), "vocab_size is above"),
+    "400 digits": (edit_config(vocab_size=10**400), "vocab_size is above"),
+    "mlp_ratio": (edit("config.json", {"mlp_ratio": 1e300}, "vision_config"), "intermediate_size"),
+    "patches": (
+        edit("config.json", {"patch_size": 10**6}, "vision_config"),
+        "patch_size is above 256",
+    ),
+    "merge": (edit("config.json", {"spatial_merge_size": 4096}, "vision_config"), "merge_size is"),
+    "frames": (edit("config.json", {"temporal_patch_size": 4096}, "vision_config"), "patch_size"),
+    "channels": (edit("config.json", {"in_chans": 4}, "vision_config"), "in_channels must be 3"),
+    "all large": (
+        edit(
+            "config.json",
+            dict(patch_size=256, spatial_merge_size=64, embed_dim=2**24, num_heads=2, mlp_ratio=1),
+            "vision_config",
+        ),
+        "too large to be those of a model",
+    ),
     "negative": (edit_config(num_hidden_layers=-1), "num_hidden_layers is -1"),
     "5 heads": (edit_config(num_attention_heads=5), "num_key_value_heads must divide"),
     "3 key heads": (edit_config(num_key_value_heads=3), "num_key_value_heads must divide"),
@@ -336,6 +389,25 @@ def test_a_config_that_does_not_fit_is_refused_by_name(skeleton, tmp_path, case)
     with pytest.raises(InputError, match="source") as refusal:
         load_model(tmp_path / "source")
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        (("patch_size", "patch_size"), 128),
+        (("spatial_merge_size", "merge_size"), 16),
+        (("temporal_patch_size", "temporal_patch_size"), 32),
+    ],
+)
+def test_sizes_unlike_the_weights_are_refused_before_a_picture_is_cut(
+    skeleton, tmp_path, names, size
+):
+    """In both files, so that these fit together: a picture would take gigabytes."""
+    write_source(skeleton, tmp_path / "source")
+    edit("config.json", {names[0]: size}, "vision_config")(tmp_path / "source")
+    edit("preprocessor_config.json", {names[1]: size})(tmp_path / "source")
+    with pytest.raises(InputError, match=r"has shape .*, config.json asks for"):
+        load_processor(tmp_path / "source")
 
 
 def test_a_model_is_not_saved_with_the_files_of_another(skeleton, tmp_path):
@@ -385,13 +457,66 @@ def test_a_name_on_the_hub_is_looked_up_in_the_cache_and_never_downloaded(tmp_pa
     assert local_directory(Path("no/such/place")) == Path("no/such/place")  # refused by its reader
 
 
-def test_weights_in_other_formats_are_no_companions(skeleton, tmp_path):
+LEFT_BY_TRAINERS = """pytorch_model.bin model.gguf pytorch_model.bin.index.json optimizer.pt
+rng_state_0.pth scheduler.pt training_args.bin trainer_state.json zero_to_fp32.py latest notes.md
+adapter_config.json consolidated.00.pth events.out.tfevents.1 global_step5/states.pt
+original/model.pth""".split()
+OF_THE_CHECKPOINT = """added_tokens.json merges.txt special_tokens_map.json tokenizer.model LICENSE
+video_preprocessor_config.json processor_config.json chat_template.json README.md vocab.json
+additional_chat_templates/tools.jinja""".split()
+
+
+def test_companions_are_copied_by_list_and_what_trainers_leave_is_not(skeleton, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_source(skeleton, source)
+    before = {path.name for path in source.iterdir()}
+    for name in (*LEFT_BY_TRAINERS, *OF_THE_CHECKPOINT):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}")
+    model = load_model(source)
+    save_model(model, out, source)
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert names == before | {*OF_THE_CHECKPOINT}
+    sizes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert 0 <= sizes - saved_bytes(source) < 20_000  # but for the headers of the weights
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "base_model.model.", "_orig_mod.module."])
+def test_the_prefixes_of_wrappers_are_read_and_written_back(skeleton, tmp_path, wrapper):
+    tensors = write_source(skeleton, tmp_path / "source", layout="new")
+    renamed = {wrapper + key: value for key, value in tensors.items()}
+    save_file(renamed, tmp_path / "source" / SINGLE)
+    model = load_model(tmp_path / "source")
+    assert torch.equal(model.model.norm.weight, tensors[in_layout(NORM, "new")])
+    save_model(model, tmp_path / "out", tmp_path / "source")
+    assert load_file(tmp_path / "out" / SINGLE).keys() == renamed.keys()
+
+
+def test_tensors_of_unknown_names_are_told_as_the_files_have_them(skeleton, tmp_path):
+    tensors = write_source(skeleton, tmp_path / "source")
+    save_file({f"student.{k}": v for k, v in tensors.items()}, tmp_path / "source" / SINGLE)
+    with pytest.raises(InputError, match=r"missing tensors, .* first 'student\.model\.embed"):
+        load_model(tmp_path / "source")
+
+
+def test_a_companion_that_may_not_be_read_is_told_when_the_size_is_asked(
+    skeleton, tmp_path, monkeypatch
+):
     write_source(skeleton, tmp_path / "source")
-    for name in ("pytorch_model.bin", "model.gguf", "pytorch_model.bin.index.json", "notes.md"):
-        (tmp_path / "source" / name).write_text("x")
-    save_model(load_model(tmp_path / "source"), tmp_path / "out", tmp_path / "source")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert "notes.md" in names and not any("bin" in name or "gguf" in name for name in names)
+    monkeypatch.setattr(model.weights.os, "access", lambda path, how: path.name != "README.md")
+    with pytest.raises(InputError, match="README.md: cannot be read, .* check its rights"):
+        saved_bytes(tmp_path / "source")
+
+
+def test_weights_that_may_not_be_read_are_one_line(skeleton, tmp_path, monkeypatch):
+    write_source(skeleton, tmp_path / "source")
+
+    def refused(path, framework):  # what safetensors says then, whatever the reason
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    monkeypatch.setattr(model.weights, "safe_open", refused)
+    with pytest.raises(InputError, match="model.safetensors: cannot be opened; check its rights"):
+        load_model(tmp_path / "source")
 
 
 def test_mlx_files_are_named(skeleton, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reporting.page import curves
+from reporting.verdict import tail_mean
 
 
 def points(text: str) -> list[tuple[float, float]]:
@@ -11,14 +12,15 @@ def points(text: str) -> list[tuple[float, float]]:
 
 
 def panels(*runs: list[dict], headline: str = "strict") -> dict[str, dict]:
-    drawn = curves.panels([("ab"[r], headline, rows) for r, rows in enumerate(runs)])
+    measured = [("ab"[r], headline, rows) for r, rows in enumerate(runs)]
+    drawn = curves.panels(measured) + curves.panels(measured, curves.SPEED_PANELS)
     return {panel["title"].split(",")[0]: panel for panel in drawn}
 
 
 def test_a_curve_runs_from_the_first_step_to_the_last_inside_its_axes():
     panel = panels([{"step": s, "reward": s / 5} for s in range(1, 11)])["Reward"]
-    drawn = points(panel["curves"][0]["smooth"])
-    assert (panel["low"], panel["high"], panel["curves"][0]["last"]) == ("0", "2", "2")
+    drawn = points(panel["curves"][0]["raw"])
+    assert (panel["low"], panel["high"]) == ("0", "2")
     assert drawn[0][0] == curves.LEFT and drawn[-1] == (curves.WIDTH - curves.RIGHT, curves.TOP)
     assert drawn[0][1] == pytest.approx(curves.TOP + 0.9 * 104)  # 0.1 of the way up
 
@@ -31,11 +33,40 @@ def test_long_and_broken_curves_stay_small_and_drawable():
     reward, kl, evaluation = (drawn[title]["curves"][0] for title in titles)
     assert len(points(reward["raw"])) <= curves.MAX_POINTS
     assert points(reward["raw"])[-1][0] == curves.WIDTH - curves.RIGHT
-    assert reward["last"] == "1"  # as logged, although the curve is smoothed
     smooth, raw = ([y for _, y in points(reward[kind])] for kind in ("smooth", "raw"))
     assert np.std(smooth) < 0.5 * np.std(raw)
     assert points(evaluation["smooth"])[-1][1] == curves.TOP and not evaluation["raw"]  # as it is
     assert all(np.isfinite(points(kl["smooth"])).ravel())
+
+
+@pytest.mark.parametrize("count", [3, 10, 150, 5000])
+def test_the_number_of_a_legend_is_where_its_curve_ends_and_what_the_lights_read(count):
+    """Not the last raw step beside a smoothed curve: 9 steps of 1 and a last one of 0."""
+    rows = [{"step": s, "reward": float(s % 10 != 0)} for s in range(1, count + 1)]
+    curve = panels(rows)["Reward"]["curves"][0]
+    now = tail_mean(rows, "reward") if count > 5 else 1.0  # drawn as it is: the last step
+    assert curve["last"] == curves.short(now)
+    top, bottom = curves.TOP, curves.HEIGHT - curves.BOTTOM
+    assert points(curve["smooth"])[-1][1] == pytest.approx(bottom + now * (top - bottom), abs=0.1)
+
+
+def test_evaluations_are_marked_and_curves_that_coincide_are_both_seen():
+    names = ("eval/strict", "eval/loose", "eval/ood_strict", "reward")
+    drawn = panels([{"step": s} | dict.fromkeys(names, 0.1) for s in (0, 5, 10)])
+    held_out = drawn["Held out"]["curves"]
+    assert [len(curve["marks"]) for curve in held_out] == [3] * 3
+    assert held_out[0]["dash"] == "" and len({curve["dash"] for curve in held_out}) == 3
+    assert drawn["Reward"]["curves"][0]["marks"] == []
+
+
+def test_shares_are_per_cent_as_in_the_texts_and_other_numbers_are_not():
+    names = ("eval/strict", "completions/no_answer_ratio", "rewards/correct/mean", "reward")
+    drawn = panels([{"step": s} | dict.fromkeys(names, 0.1 * s) for s in range(3)])
+    for title in ("Held out", "Shares", "Parts of the reward"):
+        assert drawn[title]["high"] == "20%" and drawn[title]["curves"][0]["last"] == "20.0%"
+    assert drawn["Reward"]["high"] == "0.2"
+    rows = [{"step": s, "rewards/correct/mean": 0.1, "rewards/user/mean": 41.0} for s in range(3)]
+    assert panels(rows)["Parts of the reward"]["high"] == "41"  # not all of them are shares
 
 
 def test_two_runs_share_an_axis_and_differ_in_colour():

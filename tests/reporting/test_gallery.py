@@ -14,6 +14,7 @@ from PIL import Image
 import config
 import train_grpo
 from data.examples import Example
+from kernels import group_advantages
 from model.config import FAMILIES
 from model.processor import Processor
 from model.vlm import make_pack
@@ -24,9 +25,13 @@ from reporting.gallery import fixed_questions, groups_to_show, in_answer, relati
 from reporting.metrics import rollout_metrics
 from reporting.page import render
 from reporting.page.saved_run import read_run
+from rewards import Reward
 from sample import Rollout
+from tasks.task import Task
 from tests.model.families import CLASSES
 from train_grpo import GRPOConfig
+
+FAKE = Task("fake", [], {}, lambda *_: Reward(0.0, {}), lambda *_: {})
 
 
 def test_the_gallery_has_the_same_questions_at_every_evaluation_and_groups_of_the_step(run_dir):
@@ -34,7 +39,9 @@ def test_the_gallery_has_the_same_questions_at_every_evaluation_and_groups_of_th
     held_out = [row for row in rows if row["view"] == "held_out"]
     assert [row["step"] for row in held_out] == [0] * 4 + [2] * 4 + [3] * 4
     assert len({row["id"] for row in held_out}) == 4
-    assert {row["step"] for row in rows if row["view"] in ("best", "worst")} == {2, 3}
+    # A random model earns nothing: no group of a step has an advantage to be the best by.
+    assert {row["step"] for row in rows if row["view"] == "zero_std"} == {2, 3}
+    assert not [row for row in rows if row["view"] in ("best", "worst")]
     for row in rows:
         assert all((run_dir / name).is_file() for name in row["images"])
         assert len(row["completions"]) == 8
@@ -51,6 +58,7 @@ def test_run_json_says_how_to_repeat_the_run(run_dir):
     assert {"python", "torch", "numpy"} <= about["versions"].keys()
     assert about["data"]["held_out"]["examples"] == 6
     assert re.fullmatch("[0-9a-f]{16}", about["data"]["train"]["sha256"])
+    assert re.fullmatch(r"Find every \w+ flower\.", about["question"])
     assert about["headline"] == "mAP" and about["parameters"] > 1000 and about["skipped"] == []
     again = config.parse(GRPOConfig, about["command"].split()[2:], "")
     saved = config.load(GRPOConfig, run_dir / "config.json")
@@ -109,19 +117,28 @@ def test_answer_tokens_lie_between_the_tags_and_boxes_are_relative_to_the_image(
     assert relative_boxes("No Objects", (9, 9)) == [] and relative_boxes("red", (9, 9)) is None
 
 
-def test_groups_to_show_are_best_worst_zero_std_and_unparsable():
-    good, bad = "<answer>x</answer>", "x"
-
-    def views(rewards: list[list[float]], texts: list[str]) -> dict[str, int]:
-        return groups_to_show(Rollout([], [], [], texts, torch.tensor(rewards)))
+def test_groups_to_show_are_best_worst_zero_std_unreadable_and_lost():
+    def views(rewards: list[list[float]], is_readable=None, lost=()) -> dict[str, int]:
+        parts = [None if b in lost else {} for b in range(sum(map(len, rewards)))]
+        rollout = Rollout([], [], [], [], torch.tensor(rewards), parts)
+        rollout.advantages = group_advantages(rollout.rewards)
+        everything = torch.ones_like(rollout.rewards, dtype=torch.bool)
+        return groups_to_show(
+            rollout, everything if is_readable is None else torch.tensor(is_readable)
+        )
 
     rewards = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.5]]
     # Group 1 earned most, but had no advantage: nothing was learnt from it.
+    readable = [[True, True], [True, True], [True, False], [False, False]]
     shown = {"best": 0, "worst": 3, "zero_std": 2, "no_answer": 3}
-    assert views(rewards, [good, good, good, good, good, bad, bad, bad]) == shown
-    assert views(rewards[:1], [good, good]) == {"best": 0}
-    # Nothing teaches: still worth a look.
-    assert views(rewards[1:3], [good] * 4) == {"best": 0, "worst": 1, "zero_std": 1}
+    assert views(rewards, readable) == shown
+    assert views(rewards[:1]) == {"best": 0}
+    # No advantage, no best or worst, be it that a reward is all but equal to the others.
+    assert views(rewards[1:3]) == {"zero_std": 1}
+    assert views([[1.0, 1.0 + 1e-7]]) == {"zero_std": 0}
+    # A group whose rewards were lost is none of zero std, although its stand-ins are equal.
+    assert views(rewards, lost=(4, 5)) == {"best": 0, "worst": 3, "zero_std": 1, "lost": 2}
+    assert views(rewards[2:3], lost=(0, 1)) == {"lost": 0}
 
 
 def test_the_fixed_questions_differ_in_their_targets_where_possible():
@@ -173,7 +190,8 @@ def test_metrics_say_how_many_zero_std_groups_are_all_right_or_all_wrong():
         parts = [{name: v} for v in (1, 1, 0, 0, 1, 0, 1, 1, 0.5, 0.5)]
         rewards = torch.tensor([p[name] for p in parts]).view(5, 2).float()
         rewards[3] += torch.tensor([0.0, 0.5])  # all right, but one of them is formatted badly
-        return rollout_metrics(Rollout(ids, logps, ["stop"] * 10, ["x"] * 10, rewards, parts))
+        rollout = Rollout(ids, logps, ["stop"] * 10, ["x"] * 10, rewards, parts)
+        return rollout_metrics(rollout, [Example("e", (), "?", "x")] * 5, FAKE)
 
     names = ("frac_reward_zero_std", "frac_groups_all_right", "frac_groups_all_wrong")
     for part in ("correct", "iou"):

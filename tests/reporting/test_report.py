@@ -102,13 +102,17 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
     page = Tags((run_dir / "report.html").read_text(encoding="utf-8"))
     for words in (
         *("held-out mAP", "Zero-std groups", "Gradient norm", "Parts of the reward", "advantage A"),
-        *("Peak memory", "start", "step 2", "Best groups", "target", "sha256", "num_generations"),
+        *("Peak memory", "start", "step 2", "target", "sha256", "num_generations"),
+        *("Few-shot detection (det) on garden", "Find every", "6 held-out, 6 out-of-distribution"),
         *("--task det --shots 1", "python train_grpo.py --task det", "python sample.py --model"),
         "nats: units of the natural logarithm",
     ):
         assert words in page.text, words
     assert "strict: " not in page.text  # the headline of det is mAP, and it has no loose rule
-    assert "<title>det · run</title>" in page.html and not {"script", "link"} & set(page.elements)
+    assert "Best groups" not in page.text  # a random model earns nothing
+    assert "<title>det on garden · run</title>" in page.html and not {"script", "link"} & set(
+        page.elements
+    )
     links = page.values("src", "href")
     pictures = {link for link in links if re.fullmatch("data:image/jpeg;base64,[^,]+", link)}
     assert {len(link) % 4 for link in pictures} == {len("data:image/jpeg;base64,") % 4}  # whole
@@ -167,14 +171,84 @@ def test_equal_completions_appear_once_with_every_score(copied):
         (cut, [(1, 0.25, 0.25, parts)]),
     ]
     row = read_run(copied).gallery[0]
-    row["completions"] = [sampled(["<answer>", "Solara minor"], 0.5)] * 5
+    row["completions"] = [sampled(["<answer>", "Solara minor"], 0.5, is_right=False)] * 5
     row["completions"] += [sampled(["<answer>", "Rosa"], -2.5, has_answer=False)] * 3
     page = page_of(copied, gallery=[row])
     assert page.text.count("Solara minor") == 1 and page.text.count("Rosa") == 1
-    assert page.text.index("5 × 0.50 correct 1.00 A +0.50") < page.text.index("3 × -2.50")
+    shown = ["5 × ✗ wrong 0.50 correct 1.00 A +0.50", "3 × ? no answer block -2.50"]
+    assert page.text.index(shown[0]) < page.text.index(shown[1])
     classes = page.values("class")
-    assert {"completion paid", "completion charged"} <= set(classes)
-    assert classes.count("answer") == 1 and page.text.count("no answer") == 1  # the parsable one
+    assert {"completion raised", "completion lowered"} <= set(classes)
+    assert classes.count("answer") == 1  # of the readable one
+
+
+@pytest.mark.parametrize("advantage, edge", [(0.9, "raised"), (-0.9, "lowered"), (0.0, "neutral")])
+@pytest.mark.parametrize(
+    "about, mark",
+    [
+        ({"is_right": True}, "✓ right"),
+        ({"is_right": False}, "✗ wrong"),
+        ({"is_right": False, "is_readable": False}, "? unreadable"),
+        ({"is_right": False, "is_readable": False, "has_answer": False}, "? no answer block"),
+        ({}, ""),  # the gallery of an older version
+    ],
+)
+def test_the_edge_is_the_advantage_and_a_symbol_with_a_word_says_what_is_right(
+    copied, advantage, edge, about, mark
+):
+    row = read_run(copied).gallery[0] | {
+        "completions": [sampled(["<answer>", "x"], advantage, **about)]
+    }
+    page = page_of(copied, gallery=[row])
+    (place,) = (value for value in page.values("class") if value.startswith("completion "))
+    assert place == f"completion {edge}" and f"A {advantage:+.2f}" in page.text
+    score = page.text.split("step 0")[-1].split("start")[-1].strip()
+    assert score.startswith(mark or f"{advantage:.2f}")
+
+
+def test_a_group_without_advantages_is_never_among_the_best(copied):
+    row = read_run(copied).gallery[0]
+    alike, differing = ([sampled(["a"], value), sampled(["b"], -value)] for value in (0.001, 0.7))
+    rows = [row | {"view": "best", "step": 1, "completions": alike}]
+    assert "Best groups" not in page_of(copied, gallery=rows).text
+    rows += [row | {"view": "best", "step": 2, "completions": differing}]
+    text = page_of(copied, gallery=rows).text
+    assert "Best groups" in text and "A +0.70" in text and "A +0.00" not in text
+
+
+def test_a_completion_without_a_reward_says_so_and_the_first_faults_are_shown(copied):
+    row = read_run(copied).gallery[0]
+    lost = sampled(["a"], 0.0, has_answer=True, is_right=True) | {"reward": None, "parts": {}}
+    fault = {"step": 7, "kind": "exception", "what": f"OSError: judge is away {HOSTILE[0]}"}
+    (copied / "reward_faults.jsonl").write_text(json.dumps(fault) + "\n")
+    rows = [row | {"view": "lost", "completions": [lost]}]
+    page = page_of(copied, gallery=rows)
+    assert "✓ right no reward A +0.00" in page.text and "Lost rewards" in page.text
+    assert "exception, step 7" in page.text and "OSError: judge is away" in page.text
+    assert "script" not in page.elements
+
+
+def test_rollouts_come_before_the_curves_and_speed_is_folded_away(run_dir):
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    first, curves, folded, more = (
+        text.index(words)
+        for words in (
+            '<section class="group">',
+            "<h2>Curves",
+            ">Speed and memory<",
+            "<h2>More held",
+        )
+    )
+    assert first < curves < folded < more
+    details = text[folded:].split("</details>")[0]
+    assert "Peak memory" in details and "Tokens per second" in details
+
+
+def test_the_loose_rule_is_not_said_to_be_never_paid(copied):
+    """A --reward may pay it."""
+    rows = [{"step": s, "eval/strict": 0.5, "eval/loose": 0.9} for s in range(3)]
+    text = page_of(copied, metrics=rows).text
+    assert "which the task's own reward does not pay" in text and "never paid" not in text
 
 
 def test_two_runs_side_by_side(run_dir, copied, capsys):
@@ -187,6 +261,7 @@ def test_two_runs_side_by_side(run_dir, copied, capsys):
         assert f"{name}: reward" in text
         assert f"{name}, step 3" in text and f"{name}, step 2" not in text
     assert "learning_rate" in text and "freeze_vision" not in text  # only differences
+    assert text.index("Settings that differ") < text.index("held-out mAP")  # what was compared
 
 
 # ---- size ----------------------------------------------------------------------------------------
@@ -205,6 +280,7 @@ def test_evenly_spaced_snapshots_are_shown_the_last_and_the_first_among_them():
 def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(copied, monkeypatch, much):
     monkeypatch.setattr(render, "MAX_BYTES", 1_000_000)
     rows = [row for row in read_run(copied).gallery if row["step"] == 2]
+    rows += [rows[0] | {"view": view} for view in ("best", "worst")]
     if much == "questions":
         held_out = [row for row in rows if row["view"] == "held_out"]
         rows = [row | {"id": f"{row['id']}-{i}"} for row in held_out for i in range(5)]
@@ -215,7 +291,7 @@ def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(copied, monkeypatch
         for number, completion in enumerate(row["completions"]):  # all different
             tokens = ["<think>", f"<b{number}>"] * {"boxes": 9, "tokens": 900}.get(much, 99)
             completion |= {"tokens": tokens, "probabilities": [0.5, 0.7] * (len(tokens) // 2)}
-            completion["boxes"] = row["boxes"]
+            completion["boxes"], completion["advantage"] = row["boxes"], 1.0 - number % 2
     page = page_of(copied, gallery=[r | {"step": s} for s in (0, 10, 20, 30, 40) for r in rows])
     assert 100_000 < len(page.html.encode()) <= render.MAX_BYTES
     assert "start" in page.text and "step 40" in page.text and "None." not in page.text
@@ -296,7 +372,7 @@ def test_a_browser_renders_the_page_without_a_word_on_its_console(kind, request,
     pixels = np.asarray(Image.open(picture).convert("L"))
     assert pixels.shape == (2000, 1240) and (pixels < 100).mean() > 0.005  # there is ink
     title = html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1])
-    assert title == f"det · {directory.name}"
+    assert title == f"det on garden · {directory.name}"
     assert not {"script", "img", "a"} & set(Tags(done.stdout).elements)
 
 

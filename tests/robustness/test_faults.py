@@ -274,7 +274,8 @@ def test_out_of_memory_names_the_flags_and_keeps_the_steps_that_were_made(
     more = ["--groups_per_micro_batch", "1", "--save_steps", "0", "--output_dir", str(out)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(train_grpo, name, scarce)
-        console.run(lambda: train_grpo.main([*flags, *more]))
+        lower = "--num_generations, --max_completion_length"
+        console.run(lambda: train_grpo.main([*flags, *more]), trains=True, memory_flags=lower)
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert stop.value.code == 2 and error.startswith("error: out of memory; lower --groups_per")
     for flag in ("--num_generations", "--max_completion_length", "--groups_per_micro_batch"):

@@ -114,7 +114,7 @@ SPOILED = {
     "only .pth": (lambda d: only(d, "model.pth"), "save it anew as safetensors", "model.pth"),
     "shards without their index": (
         lambda d: only(d, "model-00001-of-00002.safetensors"),
-        "neither model.safetensors nor",
+        "without their model.safetensors.index.json",
         "model-00001-of-00002.safetensors",
     ),
     "a missing shard": (

@@ -25,9 +25,11 @@ from model.processor import Processor
 from model.weights import load_model
 from reporting.metrics import completion_records, rollout_metrics
 from reporting.run_log import RunLog
-from rewards import FORMATS, classification_reward
+from rewards import FORMATS, Reward, classification_reward
 from runtime import console
+from runtime.errors import json_line
 from sample import Rollout, generate_group
+from tasks.task import Task
 from tests.helpers import backward, make_groups, rows
 from tests.model.test_shared_prefix import gradients, some_groups
 from tests.reporting.test_report import Tags
@@ -36,6 +38,9 @@ from tests.test_answers import CODE, takes_under
 from tests.test_rewards import KINDS, wrap
 from tests.training.test_run import flags
 from train_grpo import GRPOConfig
+
+ROSE = Example("e", (), "?", "rose")
+ANY_NAME = Task("fake", [], {}, lambda *_: Reward(0.0, {}), lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ def test_i39_a_completion_that_is_its_end_token_alone_has_one_token_and_a_finite
     assert totals["tokens"] == sum(map(len, ids)) and math.isfinite(totals["loss"])
     assert grads and all(torch.isfinite(g).all() for g in grads.values())
     rollout.rewards, rollout.parts = rewards, [{"correct": 0.0}] * 12
-    assert rollout_metrics(rollout)["completions/min_length"] == 1.0
+    metrics = rollout_metrics(rollout, [ROSE] * 3, ANY_NAME)
+    assert metrics["completions/min_length"] == 1.0
 
 
 @pytest.mark.case("I40")
@@ -79,7 +85,7 @@ def test_i40_completions_without_an_end_are_scored_as_they_are_and_counted(tiny,
     assert {len(row) for row in rollout.ids} == {5} and set(rollout.finish) == {"length"}
     rollout.finish[0] = "stop"
     rollout.rewards, rollout.parts = torch.zeros(3, 2), [{"correct": 0.0}] * 6
-    metrics = rollout_metrics(rollout)
+    metrics = rollout_metrics(rollout, [ROSE] * 3, ANY_NAME)
     assert metrics["completions/clipped_ratio"] == pytest.approx(5 / 6)
     cut = "<answer>rose</answer> because"
     assert classification_reward(cut, "rose").parts == {"correct": 1.0, "format": 0.0}
@@ -238,3 +244,12 @@ def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
     assert error.startswith("error: ") and "16 of 16 completions" in error and "exception" in error
     assert max(path.name for path in out.glob("step_*")) == "step_2"
     assert f"--resume_from_checkpoint {out}" in output
+
+
+@pytest.mark.parametrize(
+    "char", ["\u202e", "\u200b", "\ufeff", "\u2028", "\x7f", "\x9b", "\U000e0041"]
+)
+def test_logs_hold_no_raw_character_that_hides_or_turns_text(char):
+    line = json_line({"completion": f"a{char}b Größe 花 \u200d"})
+    assert char not in line and "Größe 花" in line and line.endswith("\n")
+    assert json.loads(line)["completion"] == f"a{char}b Größe 花 \u200d"

@@ -1,14 +1,20 @@
 """How a script ends: bad input is one line and exit code 2, a bug keeps its traceback."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from evaluate import EvalConfig
 from runtime import console
 from runtime.errors import InputError
+from sample import SampleConfig
+from train_grpo import GRPOConfig
+from train_sft import SFTConfig
 
 ROOT = Path(console.__file__).parents[1]
 PRINT_MUCH = (
@@ -83,6 +89,31 @@ def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
         assert stop.value.code == code and error.count("\n") == 1 and words in error
     with pytest.raises(RuntimeError, match="shapes"):  # a bug keeps its traceback
         console.run(a_bug)
+
+
+@pytest.mark.parametrize(
+    "script, kind",
+    [("train_grpo", GRPOConfig), ("train_sft", SFTConfig)]
+    + [("evaluate", EvalConfig), ("sample", SampleConfig)],
+)
+def test_a_lack_of_memory_names_flags_that_the_script_has(script, kind, capsys):
+    ends = (ROOT / f"{script}.py").read_text(encoding="utf-8").split("__main__")[1]
+    (call,) = re.findall(r"console\.run\(main(.*)\)", ends)
+    lower = " ".join(re.findall(r'"(--.*)"', ends))
+    with pytest.raises(SystemExit):
+        console.run(lambda: (_ for _ in ()).throw(MemoryError()), "trains" in call, lower)
+    named = re.findall(r"--(\w+)", capsys.readouterr().err)
+    assert len(named) >= 3 and {*named} <= {field.name for field in fields(kind)}
+    assert ("groups_per_micro_batch" in named) == script.startswith("train")
+
+
+@pytest.mark.parametrize("script", ["train_grpo", "train_sft", "evaluate", "sample", "report"])
+def test_scripts_run_without_their_docstrings(script):
+    """Python -OO, or PYTHONOPTIMIZE=2: the help text lacks its first line, and that is all."""
+    program = f"import {script}\n{script}.main(['--help'])"
+    command = [sys.executable, "-OO", "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "--" in done.stdout
 
 
 def test_a_file_that_may_not_be_read_is_one_line(capsys):

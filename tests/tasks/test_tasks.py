@@ -12,36 +12,44 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import evaluate
 import tasks
 import train_grpo
-from answers import parse_boxes, parse_calls, parse_sequence
+import train_sft
+from answers import parse_boxes, parse_sequence
 from config import BASE_MODEL, TaskConfig
+from data.answer_forms import BOXES, CALLS, ONE_BOX
 from data.examples import INSTRUCTIONS, Example, Reasoning, completion_text
 from data.garden.questions import DET_PROMPT
 from model.image import ImageConfig, load_image
 from model.processor import Processor
+from reporting.metrics import rollout_metrics
 from reporting.provenance import data_hash
 from rewards import WEIGHTS
 from runtime.errors import InputError
+from sample import Rollout
 from tasks import TASKS, change
 from tasks.boxes import (
     average_precision,
     box_instruction,
     converted,
     cumulative_iou,
-    is_box_list,
-    is_one_box,
 )
 from tasks.ovd import BASE_COLOURS, NEW_COLOURS
 from tasks.task import Task
+from tests.helpers import folder_of_classes
+from training.evaluation import answer_shares
 
 NAMES = [name for name in TASKS if name != "cls"]
+TaskFlags = train_grpo.GRPOConfig.__dataclass_fields__.keys()
 IMAGE_CONFIG = ImageConfig(14, 2, 2, 28 * 28, 200 * 28 * 28, (0.5,) * 3, (0.5,) * 3)
 
 
@@ -60,7 +68,7 @@ def completion(answer: str, mode: str = "think") -> str:
 
 
 def best_total(name: str) -> float:
-    return 2.5 if name in ("det", "ovd") else 1.5
+    return 2.5 if "confidence_weight" in TASKS[name].FLAGS else 1.5
 
 
 def pixels(example: Example) -> str:
@@ -75,7 +83,9 @@ def everything(task: Task) -> list[Example]:
 # ---- a new task ----------------------------------------------------------------------------------
 
 NEW_TASK = """
-from answers import parse_number
+from dataclasses import replace
+
+from data.answer_forms import NUMBER
 from data.garden.questions import ask_count
 from rewards import number_reward
 from tasks.scenes import answer_task, one_scene, scene_splits
@@ -83,8 +93,13 @@ from tasks.scenes import answer_task, one_scene, scene_splits
 FLAGS = ["train_size", "held_out_size", "tolerance"]
 
 
+def ask_again(rng, scene):  # a kind of question that the garden has no name for
+    question = ask_count(rng, scene)
+    return question and replace(question, kind="again")
+
+
 def load(cfg, image_cfg=None):
-    splits = scene_splits("again", cfg, one_scene(ask_count), parse_number)
+    splits = scene_splits("again", cfg, one_scene(ask_again), NUMBER)
     return answer_task("again", cfg, splits, number_reward, None, 24)
 """
 
@@ -104,9 +119,48 @@ def test_a_new_task_is_one_file_and_one_name(tiny_dir, tmp_path, monkeypatch, ca
     train_grpo.main([*words.split(), "--output_dir", str(tmp_path / "run")])
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").open()]
     assert sum("reward" in row for row in rows) == 2 and "eval/strict" in rows[-1]
+    steps = ["--prompt_mode", "steps", "--max_completion_length", "60"]
+    train_sft.main([*words.split(), "--cot", *steps, "--output_dir", str(tmp_path / "sft")])
     for word in ("--shots=3", "--dense=1", "--coords=abs"):
         with pytest.raises(InputError, match="--task again does not use it; leave it out"):
             train_grpo.main(["--task", "again", word])
+
+
+def options_of(script, capsys) -> str:
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    return "".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("script", [train_grpo, train_sft, evaluate], ids=lambda m: m.__name__)
+def test_the_choices_of_task_are_the_table_and_every_file_of_tasks_is_in_it(script, capsys):
+    assert f"--task{{{','.join(tasks.NAMES)}}}" in options_of(script, capsys)
+    for name, module in TASKS.items():
+        assert callable(module.load) and set(module.FLAGS) <= TaskFlags, f"tasks/{name}.py"
+    shared = {"task", "boxes", "scenes", "loose", "__init__"}
+    files = {path.stem for path in Path(tasks.__file__).parent.glob("*.py")}
+    assert files - shared == set(tasks.NAMES), (
+        "a file of tasks/ is not in NAMES, or its file is gone"
+    )
+
+
+@pytest.mark.parametrize("flags", [{}, {"shots": 3}, {"tolerance": 0.1}])
+def test_a_task_that_is_not_in_the_table_is_refused_as_such(flags):
+    with pytest.raises(InputError, match="--task odd: must be one of cls, det"):
+        tasks.load_task(TaskConfig(task="odd", **flags), Processor(BASE_MODEL))
+
+
+def test_a_root_of_pictures_without_data_is_refused(tmp_path):
+    for data in ("garden", "digits"):
+        with pytest.raises(InputError, match="--data_root .*give --data as well"):
+            tasks.check_flags(TaskConfig(data=data, data_root=tmp_path))
+    with pytest.raises(InputError, match="--data_root .*class folders hold their pictures"):
+        TASKS["cls"].load(TaskConfig(data=str(folder_of_classes(tmp_path)), data_root=tmp_path))
+
+
+def test_the_frame_of_the_gardens_boxes_is_no_choice():
+    with pytest.raises(InputError, match="--data_coords abs: the garden's boxes are known"):
+        tasks.check_flags(TaskConfig(task="det", data_coords="abs"))
 
 
 # ---- splits --------------------------------------------------------------------------------------
@@ -204,7 +258,7 @@ def test_tolerance_and_order_reach_reward_and_metric(garden):
             assert task.reward(text, example, WEIGHTS, 0.0).parts["correct"] == right
 
 
-IS_TARGET = {"det": is_box_list, "ovd": is_box_list, "ground": is_one_box, "change": parse_calls}
+FORMS = {"det": BOXES, "ovd": BOXES, "ground": ONE_BOX, "change": CALLS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,9 +267,48 @@ def test_targets_are_in_the_grammar_and_fit_the_tasks_length(garden, name):
     for example in everything(garden[name]):
         tokens = processor.encode(completion(example.target))
         assert len(tokens) + 20 <= garden[name].max_completion_length
-        assert IS_TARGET.get(name, bool)(example.target)
+        assert name not in FORMS or FORMS[name].read(example.target) == example.target
+        assert garden[name].answer(completion(example.target), example) is not None
         if name == "order":
             assert (parse_sequence(example.target) is None) == (len(example.images) == 1)
+
+
+BOX, CALL = "[1, 2, 30, 40]", "remove(f1)"
+
+
+@pytest.mark.parametrize(
+    "name, target, read, unread",
+    [
+        ("count", "3", ["3", "3.", "1,000"], ["three", "3 flowers", "", "<think>", "3 4"]),
+        ("measure", "3", ["4.5"], ["B", "4 cm"]),
+        ("measure", "B", ["(a)"], ["4", "A or B"]),
+        ("vqa", "red", ["red", "any words at all"], ["...", "x" * 1001]),
+        ("entail", "yes", ["No", "unknown."], ["maybe", "yes and no"]),
+        ("order", "B, A", ["A > B", "BAC"], ["B, A, B", "first B then A"]),
+        ("order", "bud", ["in seed"], ["?!"]),
+        ("change", CALL, [CALL, "[grow(f2)]"], ["nothing", "remove f1"]),
+        ("ground", BOX, [BOX, f"[{BOX}]"], ["left", "No Objects", f"[{BOX}, {BOX}]", "[1, 2, 3]"]),
+        ("det", f"[{BOX}]", [BOX, "No Objects", "[]"], ["rose", "[9, 9, 1, 1]", "[{'x': 1}]"]),
+        ("ovd", f"[{BOX}]", [f"[{BOX}, [5, 5, 1, 1]]"], ['[{"Position":', "12"]),
+    ],
+)
+def test_what_the_grammar_of_a_task_cannot_read_is_counted_as_no_answer(
+    garden, name, target, read, unread
+):
+    """Not only where the answer block is missing: in training as in evaluation."""
+    task, example = garden[name], Example("e", (), "?", target)
+    for answers, is_readable in ((read, True), (unread, False)):
+        for text in answers:
+            assert (task.answer(completion(text), example) is not None) == is_readable, text
+    texts = [completion(text) for text in read + unread] + [read[0]]  # the last without a block
+    rollout = Rollout([torch.zeros(1)] * len(texts), [], ["stop"] * len(texts), texts)
+    rollout.rewards, rollout.parts = torch.zeros(1, len(texts)), [{}] * len(texts)
+    share = (len(unread) + 1) / len(texts)
+    metrics = rollout_metrics(rollout, [example], task)
+    assert metrics["completions/no_answer_ratio"] == pytest.approx(share)
+    records = [{"answer": task.answer(text, example)} for text in texts]
+    metrics = answer_shares(task, [example] * len(texts), records)
+    assert metrics["no_answer_ratio"] == pytest.approx(share)
 
 
 # ---- metrics of a split --------------------------------------------------------------------------
@@ -364,14 +457,19 @@ TURNS = [
     {"from": "gpt", "value": [8, 6, 32, 24]},  # pixels of the 64 x 48 image
 ]
 TWO = ["0.png", "1.png"]
-ROWS = {
+ENDLESS = "word " * 300  # any text answers vqa, but not this one
+ROWS = {  # name -> a row, its right answer, and a solution that is none (where not any is)
     "count": (one_row("How many?", "<answer> 3 </answer>"), "3"),
     "measure": ({"id": "g1", "image": "0.png", "problem": "Angle?", "answer": "4.5"}, "4.5"),
     "change": (
         {"id": "t1", "image": TWO, "problem": "What happened?", "answer": CALLS},
         "change_color(cube_1, red), change_size(ball_2, small)",
     ),
-    "vqa": ({"images": ["0.png"], "problem": "<image>What is it?", "answer": "a Cat"}, "a cat"),
+    "vqa": (
+        {"images": ["0.png"], "problem": "<image>What is it?", "answer": "a Cat"},
+        "a cat",
+        ENDLESS,
+    ),
     "entail": ({"images": ["0.png"], "prompt": "Is it?", "answer": "Unknown"}, "unknown"),
     "order": ({"images": TWO, "prompt": "Order.", "answer": "B, A"}, "B, A"),
     "det": (
@@ -384,7 +482,7 @@ ROWS = {
 
 @pytest.mark.parametrize("name", list(ROWS))
 def test_rows_in_the_schemas_of_the_field_become_a_task(tmp_path, name):
-    row, answer = ROWS[name]
+    row, answer, *wrong = ROWS[name]
     task = load(name, write_rows(tmp_path, row), train_size=2)
     assert len(task.train) == len(task.splits["held_out"]) == 2 and "ood" not in task.splits
     example = task.train[0]
@@ -397,8 +495,8 @@ def test_rows_in_the_schemas_of_the_field_become_a_task(tmp_path, name):
         assert example.question == row["problem"]
     else:
         assert example.question.endswith(INSTRUCTIONS["think"])
-    # Rows of another task are refused. (Any text answers vqa, but not one of endless length.)
-    wrong = "word " * 300 if name == "vqa" else "-- nothing, of (this"
+    # Rows of another task are refused.
+    (wrong,) = wrong or ["-- nothing, of (this"]
     path = write_rows(tmp_path, one_row("?", f"<answer>{wrong}</answer>"), 6)
     with pytest.raises(InputError, match="solution is no answer of this task"):
         load(name, path)
@@ -443,7 +541,7 @@ def test_data_coords_names_the_format_of_the_datas_boxes(tmp_path):
             assert {e.target for e in load(name, path, data_coords=coords).train} == {target}
             continue
         with pytest.raises(
-            InputError, match=r"rows.jsonl:1.* outside of its image .*--data_coords"
+            InputError, match=r"4 of 4 boxes lie outside of .* rows.jsonl:1: .*--data_coords"
         ):
             load(name, path, data_coords=coords)
 
@@ -481,7 +579,9 @@ def test_coco_annotations_become_few_shot_detection(tmp_path, capsys):
     task = load("det", path, held_out_size=8)
     assert "Answer with a JSON list" in task.train[0].question
     questions = Counter(e.question.split(" Answer")[0] for e in task.train)
-    assert questions == {DET_PROMPT.format(category=c): 2 for c in ("cat", "dog", "horse")}
+    shown = Counter(e.question.split(" Answer")[0] for e in task.train if e.target != "No Objects")
+    assert shown == {DET_PROMPT.format(category=c): 2 for c in ("cat", "dog", "horse")}
+    assert questions.total() == 7  # 15 % more for what the pictures lack, as in the garden
     assert not set(image_ids(task.train)) & set(image_ids(task.splits["held_out"]))
     ((box,), _) = parse_boxes(task.train[0].target, task.train[0].canvas)
     assert box.x2 - box.x1 == 250 and (box.y1, box.y2) == (200, 600)  # thousandths of 200 x 100
@@ -496,8 +596,8 @@ def test_coco_annotations_become_few_shot_detection(tmp_path, capsys):
     assert "1 categories have too few images and are left out: ['yak']" in capsys.readouterr().out
     with pytest.raises(InputError, match="--shots 9: no category has more images"):
         load("det", path, shots=9)
-    with pytest.raises(InputError, match="--data_coords norm1000: COCO's boxes are pixels"):
-        load("det", path, data_coords="norm1000")
+    with pytest.raises(InputError, match="annotations know no model"):
+        load("det", path, data_coords="abs_resized")
 
 
 def test_coco_annotations_are_split_into_base_and_new_categories(tmp_path):

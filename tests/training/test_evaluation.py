@@ -10,17 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from answers import parse_answer
+from answers import parse_answer, parse_number
+from config import TaskConfig
 from data.examples import Example
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
 from model.processor import Processor
 from model.weights import load_model
 from rewards import Reward, name_correct
+from runtime.errors import InputError
 from tasks.loose import loose_name_correct
 from tasks.task import Task
 from training import evaluation
-from training.evaluation import bootstrap_interval, evaluate, headline_interval, wilson_interval
+from training.evaluation import (
+    answer_shares,
+    bootstrap_interval,
+    evaluate,
+    headline_interval,
+    usable_splits,
+    wilson_interval,
+)
+from training.setup import warn_of_long_targets
 
 LENGTH = 12
 
@@ -116,6 +126,25 @@ def test_the_headline_metric_decides_the_interval(examples):
     assert 0.3 <= low < high <= 0.9
 
 
+@pytest.mark.parametrize(
+    "said, shares",
+    [
+        (["2"] * 10, (0.0, 1.0, 0.4)),  # one answer to all
+        (["2", "2.0", "2.", "+2", *"345678"], (0.0, 0.4, 0.4)),  # equal numbers, spelt otherwise
+        ([None, "two", *"12345678"], (0.2, 0.1, 0.4)),  # most frequent of those that can be read
+        ([None] * 10, (1.0, 0.0, 0.4)),
+    ],
+)
+def test_the_most_frequent_answer_is_counted_beside_the_most_frequent_target(said, shares):
+    examples = [Example(f"e{i}", (), "?", target) for i, target in enumerate("2222345678")]
+    task = replace(fake_task(), read=lambda answer, _: parse_number(answer))
+    texts = ["hm" if answer is None else f"<answer>{answer}</answer>" for answer in said]
+    records = [{"answer": task.answer(t, e)} for t, e in zip(texts, examples, strict=True)]
+    found = answer_shares(task, examples, records)
+    names = ("no_answer_ratio", "top_answer_share", "top_target_share")
+    assert tuple(found[name] for name in names) == pytest.approx(shares)
+
+
 def test_the_counts_add_up(model, processor, examples):
     right = {e.target for e in examples[:3]}
     task = fake_task(
@@ -127,7 +156,8 @@ def test_the_counts_add_up(model, processor, examples):
         model, processor, task, examples, LENGTH, batch_size=4, with_interval=True
     )
     assert (metrics["strict"], metrics["loose"], metrics["format"]) == (0.3, 0.4, 1.0)
-    assert metrics["n"] == len(records) == 10
+    assert metrics["n"] == len(records) == 10 and metrics["top_target_share"] == 0.1
+    assert metrics["no_answer_ratio"] == sum(r["answer"] is None for r in records) / 10
     assert (metrics["strict_low"], metrics["strict_high"]) == wilson_interval(0.3, 10)
     assert metrics["mean_length"] == sum(r["length"] for r in records) / 10
     assert [(r["id"], r["target"]) for r in records] == [(e.id, e.target) for e in examples]
@@ -218,3 +248,27 @@ def test_a_vote_draws_so_many_completions_and_counts_one_answer_each(
     task = fake_task()
     metrics, records = evaluate(model, processor, task, examples, LENGTH, 1.0, votes=5)
     assert counts == [5] and len(records) == metrics["n"] == 10
+
+
+def test_a_broken_chat_template_is_blamed_on_the_model_and_not_on_the_data(tiny_dir, examples):
+    processor = Processor(tiny_dir)
+    processor.tokenizer.chat_template = "{{ raise_exception('no pictures') }}"
+    with pytest.raises(InputError, match="chat template cannot be rendered") as error:
+        usable_splits({"train": examples}, processor, TaskConfig())
+    assert "--data" not in str(error.value) and str(tiny_dir) in str(error.value)
+
+
+@pytest.mark.parametrize("name, fits", [("rose", True), ("a rose of a very long name", False)])
+def test_right_answers_longer_than_a_completion_are_said_with_the_numbers(
+    processor, examples, capsys, name, fits
+):
+    task = replace(fake_task(), train=[replace(examples[0], target=name), *examples[1:]])
+    needed = len(processor.encode(f"<answer>{name}</answer>")) + 1
+    longest = max(len(processor.encode(f"<answer>{e.target}</answer>")) + 1 for e in examples)
+    limit = max(longest, needed) - (not fits)
+    warn_of_long_targets(task, processor, limit)
+    said = capsys.readouterr().out
+    assert ("warning: " in said) != fits
+    if not fits:
+        assert f"1 of 10 right answers do not fit into --max_completion_length {limit}" in said
+        assert f"has {needed} tokens" in said

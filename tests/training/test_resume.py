@@ -4,19 +4,24 @@
 metric but the timings. benchmarks/robustness/kills.py does the same with kills at random moments.
 """
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 import config
 import train_grpo
@@ -24,8 +29,10 @@ import train_sft
 from benchmarks.robustness.kills import metrics
 from config import BASE_MODEL
 from model.weights import load_model, save_model, single_file
+from reporting.run_log import RunLog
+from runtime import run_directory
 from runtime.errors import InputError
-from runtime.run_directory import lock_directory
+from runtime.run_directory import lock_directory, new_run_directory
 from runtime.signals import Stopped, StopSignals
 from tasks import TASKS
 from tests.helpers import eval_rows, folder_of_classes, pay_odd_lengths, step_rows
@@ -370,6 +377,32 @@ def test_too_little_space_is_said_before_anything_is_written(tiny_dir, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.case("F6")
+@pytest.mark.parametrize(
+    "more, count", [("", 3), ("--save_total_limit 1", 2), ("--save_steps 0", 1)]
+)
+def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(
+    tiny_dir, tmp_path, monkeypatch, more, count
+):
+    size = checkpoint.checkpoint_bytes(load_model(tiny_dir), tiny_dir)
+    usage = shutil.disk_usage(tmp_path)._replace(free=int(1.05 * size * count) - 1)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    line = f"--task count --model {tiny_dir} --train_size 2 --held_out_size 1 --no-freeze_vision"
+    argv = [*line.split(), *more.split(), "--output_dir", str(tmp_path / "a" / "run")]
+    with pytest.raises(InputError, match=f"{count} checkpoints at once need about .* MB are free"):
+        train_grpo.main(argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_size_of_a_checkpoint_is_foreseen(straight, tiny_dir):
+    """Companions included; the tower is frozen and takes no optimizer state."""
+    model = load_model(tiny_dir)
+    model.prepare_training(True, False)
+    files = [path for path in (straight / f"step_{STEPS}").rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files if path.name != "manifest.json")
+    assert size == pytest.approx(checkpoint.checkpoint_bytes(model, tiny_dir), rel=0.1)
+
+
 def test_nothing_that_is_not_finite_is_saved(tiny_dir, tmp_path):
     model = load_model(tiny_dir)
     with torch.no_grad():
@@ -528,21 +561,210 @@ def test_other_data_under_the_same_name_are_refused(tiny_dir, tmp_path):
         train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "run")])
 
 
-def test_latest_without_a_directory_is_the_newest_run(two, tmp_path, monkeypatch):
+PAY = "def {}(completions, example):\n    return [{} * len(text) for text in completions]\n"
+
+
+@pytest.fixture(scope="module")
+def paid(tiny_dir, tmp_path_factory) -> Path:
+    """A run with a user's reward in mine.py beside it, stopped after its first step."""
+    folder = tmp_path_factory.mktemp("paid")
+    (folder / "mine.py").write_text(PAY.format("pay", 1.0))
+    line = f"--task count --model {tiny_dir} --max_steps 2 --train_size 4 --held_out_size 2"
+    line += " --prompts_per_step 2 --max_completion_length 4 --report_prompts 0 --device cpu"
+    line += f" --reward {folder}/mine.py:pay --output_dir {folder}/run"
+    stopped(train_grpo, line.split(), train_grpo, "group_advantages", 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "code, words", [(("pay", -9.0), "its file"), (("other", 1.0), "no function"), (None, "no such")]
+)
+def test_an_edited_reward_is_refused_and_the_run_has_kept_its_own(paid, tmp_path, code, words):
+    folder = Path(shutil.copytree(paid, tmp_path / "copy"))
+    path, kept = paid / "mine.py", folder / "run" / "reward.py"
+    original = path.read_text()
+    assert kept.read_text() == original
+    resume = ["--resume_from_checkpoint", str(folder / "run")]
+    try:
+        path.unlink() if code is None else path.write_text(PAY.format(*code))
+        with pytest.raises(InputError, match=words) as refusal:
+            train_grpo.main(resume)
+        assert (str(kept) in str(refusal.value)) == (words != "no function")
+    finally:
+        path.write_text(original)
+    (folder / "run" / ".lock").unlink()  # held by the frames that pytest keeps of the refusal
+    train_grpo.main([*resume, "--reward", f"{kept}:pay"])
+    assert (folder / "run" / "step_2").is_dir()
+
+
+def test_another_function_of_the_same_file_is_another_reward(paid, tmp_path):
+    folder = Path(shutil.copytree(paid, tmp_path / "copy"))
+    text = PAY.format("pay", 1.0) + PAY.format("other", 2.0)
+    about = json.loads((folder / "run" / "run.json").read_text())
+    about["reward"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "run" / "run.json").write_text(json.dumps(about))
+    (folder / "mine.py").write_text(text)
+    words = f"--reward {folder}/mine.py:other --resume_from_checkpoint {folder}/run".split()
+    with pytest.raises(InputError, match="the reward has changed .the function, which was pay"):
+        train_grpo.main(words)
+
+
+def test_latest_without_a_directory_is_the_run_that_started_last(
+    two, tmp_path, monkeypatch, capsys
+):
+    """By the time that the run has noted, whatever the clock of the disk says."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="no run of train_grpo.py in runs/"):
+    with pytest.raises(
+        InputError, match="no run of train_grpo.py in runs/, and latest looks nowhe"
+    ):
         parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", "latest"], "")
     for name in ("of another script", "damaged"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     config.save(SFTConfig(), tmp_path / "runs" / "of another script" / "config.json")
     (tmp_path / "runs" / "damaged" / "config.json").write_text("{")
-    for name, age in (("old", 100), ("new", 10)):
-        shutil.copytree(two, tmp_path / "runs" / name)
-        then = time.time() - age
-        os.utime(tmp_path / "runs" / name / "config.json", (then, then))
+    started = ("2026-01-02T12:00:00+00:00", "2026-01-02T12:30:00+02:00", "2027-13-01", None, 7)
+    for number, time_of_start in enumerate(started):
+        out = tmp_path / "runs" / f"run-{number}"
+        shutil.copytree(two, out)
+        about = json.loads((out / "run.json").read_text()) | {"started": time_of_start}
+        (out / "run.json").write_text(json.dumps(about))
+        os.utime(out / "config.json", (2e9 + number, 2e9 + number))
     cfg, found = parse_or_resume(GRPOConfig, ["--resume_from_checkpoint", "latest"], "")
     found.lock.close()
-    assert cfg.output_dir == Path("runs/new")
+    assert cfg.output_dir == Path("runs/run-0")
+    assert (
+        "latest in runs/, by the time at which they started: runs/run-0" in capsys.readouterr().out
+    )
+
+
+def test_runs_that_start_in_the_same_second_get_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    now = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
+    monkeypatch.setattr(run_directory, "datetime", now)
+    log = RunLog(GRPOConfig(), {})
+    log.close()
+    names = [log.directory.name, *(new_run_directory("cls").name for _ in range(2))]
+    assert names == ["cls-20260102-030405", "cls-20260102-030405-2", "cls-20260102-030405-3"]
+
+
+@pytest.mark.parametrize("flag", ["--coords auto", "--max_completion_length none"])
+def test_what_a_run_has_filled_in_may_be_left_open_again(two, capsys, flag):
+    path = two / "config.json"
+    raw = json.loads(path.read_text()) | {"coords": "abs"}
+    path.write_text(json.dumps(raw))
+    shutil.rmtree(two / "step_4")
+    state = two / "step_3" / "trainer" / "state.json"
+    edit_state(state, settings=raw)
+    words = [*flag.split(), "--resume_from_checkpoint", str(two)]
+    cfg, found = parse_or_resume(GRPOConfig, words, "")
+    found.lock.close()
+    assert (cfg.coords, cfg.max_completion_length) == ("abs", 20)
+    kept = "abs" if "coords" in flag else "20"
+    assert f"the run goes on with {kept}" in capsys.readouterr().out
+
+
+def edit_state(path: Path, **fields) -> None:
+    """Edit a state.json by hand, and the manifest so that it matches."""
+    edit_json(path, **fields)
+    renew_manifest(path)
+
+
+def renew_manifest(path: Path) -> None:
+    """Write size and hash of a file in trainer/ into the manifest."""
+    manifest = path.parents[1] / "manifest.json"
+    entry = {"bytes": path.stat().st_size, "sha256": checkpoint._hash(path)}
+    edit_json(manifest, **{f"trainer/{path.name}": entry})
+
+
+def optimizer_of(run: Path) -> Path:
+    return run / "step_4" / "trainer" / "optimizer.safetensors"
+
+
+def edit_optimizer(run: Path, change) -> None:
+    tensors = load_file(optimizer_of(run))
+    change(tensors)
+    save_file(tensors, optimizer_of(run))
+    renew_manifest(optimizer_of(run))
+
+
+def edit_json(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def state_of(run: Path) -> Path:
+    return run / "step_4" / "trainer" / "state.json"
+
+
+def drop_a_row(path: Path) -> None:
+    """As if somebody had deleted a row of a log in an editor."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2] + lines[3:]))
+
+
+EDITED = {  # by hand -> what is said
+    "sizes": (
+        lambda r: edit_state(state_of(r), sizes={"metrics.jsonl": 777}),
+        "metrics.jsonl: was e",
+    ),
+    "a size of text": (
+        lambda r: edit_state(state_of(r), sizes={"metrics.jsonl": "9"}),
+        "was edited",
+    ),
+    "another log": (lambda r: edit_state(state_of(r), sizes={"../x": 3}), "state.json was edited"),
+    "a list of sizes": (lambda r: edit_state(state_of(r), sizes=[3]), "state.json is damaged"),
+    "bad steps": (lambda r: edit_state(state_of(r), not_finite=7), "state.json was edited"),
+    "the step": (lambda r: edit_state(state_of(r), step=3), "state.json is of another step"),
+    "settings": (lambda r: edit_state(state_of(r), settings=[1]), "state.json was edited"),
+    "an optimizer of another model": (
+        lambda r: edit_optimizer(r, lambda t: t.pop("master/model.norm.weight")),
+        "not that of this model: master/model.norm.weight is missing",
+    ),
+    "moments of another shape": (
+        lambda r: edit_optimizer(
+            r, lambda t: t.update({"exp_avg/model.norm.weight": torch.ones(3)})
+        ),
+        "not that of this model: exp_avg/model.norm.weight",
+    ),
+    "an optimizer that is a page": (
+        lambda r: (optimizer_of(r).write_text("<html>"), renew_manifest(optimizer_of(r))),
+        "optimizer.safetensors: cannot be read",
+    ),
+    "a shorter log": (lambda r: drop_a_row(r / "metrics.jsonl"), "metrics.jsonl: was edited"),
+    "a longer log": (
+        lambda r: (r / "completions.jsonl").write_text(
+            "{}\n" + (r / "completions.jsonl").read_text()
+        ),
+        "completions.jsonl: was edited",
+    ),
+    "no data": (lambda r: edit_json(r / "run.json", data=None), "no fingerprints of the data"),
+    "data is text": (lambda r: edit_json(r / "run.json", data="x"), "no fingerprints of the data"),
+    "no splits": (
+        lambda r: edit_json(r / "run.json", data={}),
+        "the data has changed, train was N",
+    ),
+    "run.json is gone": (lambda r: (r / "run.json").unlink(), "no fingerprints of the data"),
+    "a setting": (
+        lambda r: edit_json(r / "config.json", learning_rate=0.5),
+        "learning_rate is 0.5, but the checkpoint was trained with 0.001; restore it",
+    ),
+    "a setting less": (
+        lambda r: (r / "config.json").write_text(
+            json.dumps({"script": "train_grpo.py", "task": "count"})
+        ),
+        "config.json: .* is None, but the checkpoint was trained with",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDITED)
+def test_what_was_edited_by_hand_is_one_line_and_nothing_is_cut(two, case):
+    shutil.rmtree(two / "step_3")
+    edit, words = EDITED[case]
+    edit(two)
+    before = {path: path.read_bytes() for path in two.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=words):
+        train_grpo.main(["--resume_from_checkpoint", str(two)])
+    assert before.items() <= {p: p.read_bytes() for p in two.rglob("*") if p.is_file()}.items()
 
 
 @pytest.mark.case("I73")
@@ -577,18 +799,27 @@ def test_a_lock_that_cannot_be_written_is_one_line(two):
         train_grpo.main(["--resume_from_checkpoint", str(two)])
 
 
-def test_logs_that_were_lost_are_reported(two, capsys):
-    os.truncate(two / "completions.jsonl", 10)
+def test_logs_that_were_lost_are_reported_and_go_on_with_a_whole_row(two, capsys):
+    for name in ("completions.jsonl", "metrics.jsonl"):
+        os.truncate(two / name, (two / name).stat().st_size // 3)
     train_grpo.main(["--resume_from_checkpoint", str(two)])
-    assert "completions.jsonl: " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    for name in ("completions.jsonl", "metrics.jsonl"):
+        assert f"{name}: " in output
+        assert [*map(json.loads, (two / name).read_text().splitlines())]
 
 
 @pytest.mark.case("F4")
 def test_two_runs_cannot_write_into_one_directory(two):
     """A checkpoint is chosen under the lock, so none can be added after the choice."""
     resume = ["--resume_from_checkpoint", str(two)]
-    with lock_directory(two), pytest.raises(InputError, match="another run is writing there"):
+    holder = rf"another run is writing there \(process {os.getpid()} on {socket.gethostname()}\)"
+    with lock_directory(two), pytest.raises(InputError, match=holder):
         train_grpo.main(resume)
+    with lock_directory(two), pytest.raises(InputError, match=holder):  # not just: not empty
+        train_grpo.main(["--task", "count", "--output_dir", str(two)])
+    with pytest.raises(InputError, match="not empty; choose another name"):
+        train_grpo.main(["--task", "count", "--output_dir", str(two)])
     _, found = parse_or_resume(GRPOConfig, resume, "")
     with pytest.raises(InputError, match="another run is writing there"):
         parse_or_resume(GRPOConfig, resume, "")

@@ -6,6 +6,7 @@ changes.
 """
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -231,7 +232,18 @@ def test_a_users_reward_trains_and_its_faults_are_in_the_metrics(tiny_dir, tmp_p
     train_grpo.main(flags(tiny_dir, out, *more))
     first, second = step_rows(out)
     assert first["reward/exception"] == 8 and second["reward/exception"] == 0
-    assert "rewards/user/mean" in first and "judge is away" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "rewards/user/mean" in first and "judge is away" in said.err
+    (fault,) = rows(out / "reward_faults.jsonl")
+    assert (fault["step"], fault["kind"]) == (1, "exception") and "judge is away" in fault["what"]
+    lost = [row for row in rows(out / "completions.jsonl") if row["reward"] is None]
+    assert len(lost) == 8 and len({row["id"] for row in lost}) == 1
+    assert "30 training examples, 30 held-out, 10 out-of-distribution; " in said.out
+    # What is right by the task itself stays in sight, unpaid.
+    assert re.search(r"step 1: reward \d\.\d\d, user \d\.\d\d, unpaid correct 0\.00", said.out)
+    assert first["task/correct/mean"] == 0.0 and lost[0]["task"] == {"correct": 0.0}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "not paid" in page and "judge is away" in page
 
 
 def test_the_checkpoint_of_a_run_can_be_asked_and_evaluated(tiny_dir, tmp_path, capsys):
