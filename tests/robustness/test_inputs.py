@@ -126,7 +126,8 @@ def short_run(tiny_dir, data: Path, out: Path) -> list[str]:
 @pytest.mark.case("I19")
 @pytest.mark.parametrize(
     "damage, split, done",
-    [("deleted", "train", 2), ("replaced", "train", 2), ("deleted", "held_out", 4)],
+    # Training reads a step ahead: the third may have had its pictures already.
+    [("deleted", "train", (2, 3)), ("replaced", "train", (2, 3)), ("deleted", "held_out", (4,))],
 )
 def test_i19_a_picture_lost_during_a_run_stops_it_by_name_and_costs_no_finished_step(
     tiny_dir, tmp_path, monkeypatch, capsys, damage, split, done
@@ -153,7 +154,8 @@ def test_i19_a_picture_lost_during_a_run_stops_it_by_name_and_costs_no_finished_
     error = err.strip().splitlines()[-1]
     assert stop.value.code == 2 and error.startswith("error: ") and path.name in error
     assert f"--resume_from_checkpoint {tmp_path / 'b'}" in out
-    assert [row["step"] for row in step_rows(tmp_path / "b")] == [*range(1, done + 1)]
+    steps = [row["step"] for row in step_rows(tmp_path / "b")]
+    assert len(steps) in done and steps == [*range(1, len(steps) + 1)]
     path.write_bytes(content)  # the picture is back: the run continues as if nothing had happened
     train_grpo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
     ends = [tmp_path / name / "step_4" / "hf" / "model.safetensors" for name in "ab"]

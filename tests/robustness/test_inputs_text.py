@@ -241,7 +241,11 @@ def test_i64_a_reward_that_begins_to_fail_ends_the_run_with_its_last_step_saved(
     output, err = capsys.readouterr()
     error = err.strip().splitlines()[-1]
     assert stop.value.code == 2 and "server is away" in err
-    assert error.startswith("error: ") and "16 of 16 completions" in error and "exception" in error
+    assert (
+        error.startswith("error: ")
+        and "16 of the last 48 completions" in error
+        and "exception" in error
+    )
     assert max(path.name for path in out.glob("step_*")) == "step_2"
     assert f"--resume_from_checkpoint {out}" in output
 

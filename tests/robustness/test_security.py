@@ -20,6 +20,7 @@ FOLDERS = ("runtime", "kernels", "model", "data", "tasks", "training", "reportin
 SOURCES = sorted(ROOT.glob("*.py")) + [p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py"))]
 MODULES = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle", "code"}
 CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
+USERS_PROGRAM = {"training/reward_worker.py": ["exec", "compile"]}
 METHODS = {  # of any object: the names are unusual enough
     *("torch.load", "torch.save", "np.load", "numpy.load", "yaml.load", "os.system", "os.popen"),
     *("torch.hub.load", "jit.load", "torch.jit.load", "pd.read_pickle"),
@@ -47,8 +48,8 @@ def dangers(source: str) -> list[str]:
 
 @pytest.mark.case("I34", "F25")
 def test_no_file_runs_what_it_reads():
-    found = {path: dangers(path.read_text(encoding="utf-8")) for path in SOURCES}
-    assert not any(found.values()), found
+    found = {p.relative_to(ROOT).as_posix(): dangers(p.read_text("utf-8")) for p in SOURCES}
+    assert {path: names for path, names in found.items() if names} == USERS_PROGRAM
     assert len(found) > 60
 
 
@@ -74,10 +75,9 @@ def test_the_check_itself_can_fail(source, danger):
 
 def test_only_the_worker_imports_a_users_file_and_training_gets_text_from_it():
     """What the function returned never crosses the process border, only JSON made of floats."""
-    users = [p.name for p in SOURCES if "exec_module" in p.read_text(encoding="utf-8")]
-    assert users == ["reward_worker.py"]
     text = (ROOT / "training/reward_worker.py").read_text(encoding="utf-8")
     worker, training = text.split("class Workers:")
+    assert worker.count("exec(compile(") == 1 and not dangers(f"class Workers:{training}")
     assert "def answer(texts: list[str], example: Example | None) -> str:" in worker
     assert training.count("future.result(") == training.count("json.loads(future.result(") == 1
 
