@@ -60,6 +60,12 @@ class Rollout:
     )
     advantages: Tensor | None = None  # (N, G) fp32
 
+    @property
+    def has_reward(self) -> Tensor:
+        """Which completions of a scored rollout have a reward: (N, G) bool. A lost one has no
+        parts, and a stand-in among the rewards."""
+        return torch.tensor([parts is not None for parts in self.parts]).view_as(self.rewards)
+
 
 def completion_uniforms(
     seed: int, step: int, prompt_id: str, sample: int, length: int

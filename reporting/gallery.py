@@ -28,7 +28,6 @@ from model.image import load_image
 from model.processor import Processor
 from model.vlm import VLM
 from reporting.attention_map import answer_heat
-from reporting.metrics import has_reward
 from reporting.run_log import RunLog
 from rewards import WEIGHTS
 from runtime import distributed
@@ -74,7 +73,7 @@ def relative_boxes(answer: str | None, canvas: tuple[float, float]) -> list[list
 
 def groups_to_show(rollout: Rollout, is_readable: Tensor) -> dict[str, int]:
     """Which groups of a step to show: view -> index. is_readable: (N, G) bool, of the answers."""
-    means, counted = rollout.rewards.mean(1), has_reward(rollout)  # (N,), (N, G)
+    means, counted = rollout.rewards.mean(1), rollout.has_reward  # (N,), (N, G)
     has_advantage = (rollout.advantages.abs() >= LEAST_ADVANTAGE).any(1)  # (N,)
     is_zero_std = ~has_advantage & counted.any(1)  # (N,)
     unread, lost = (~is_readable).sum(1), (~counted).sum(1)  # (N,) each
@@ -154,7 +153,7 @@ class Gallery:
         G, canvas = rollout.rewards.shape[1], example.canvas
         target = parse_boxes(example.target, canvas)
         has_boxes = target is not None and target[1] == 0
-        completions, counted = [], has_reward(rollout).flatten().tolist()
+        completions, counted = [], rollout.has_reward.flatten().tolist()
         for b in range(n * G, (n + 1) * G):
             text, parts = rollout.texts[b], rollout.parts[b] or {}
             completions.append(

@@ -6,7 +6,6 @@ advantage at 0. Next: reporting/run_log.py, which writes it down.
 """
 
 import torch
-from torch import Tensor
 
 from data.examples import Example
 from reporting.verdict import RIGHT
@@ -44,22 +43,24 @@ def rollout_metrics(
     )
 
 
-def has_reward(rollout: Rollout) -> Tensor:
-    """Which completions have a reward: (N, G) bool."""
-    return torch.tensor([parts is not None for parts in rollout.parts]).view_as(rollout.rewards)
-
-
 def reward_metrics(rollout: Rollout) -> dict[str, float]:
     """The metrics of the rewards that there are; shares of groups are of those with any reward."""
-    counted = has_reward(rollout)  # (N, G)
-    groups = [row[kept] for row, kept in zip(rollout.rewards, counted, strict=True) if kept.any()]
+    counted, advantages = rollout.has_reward, rollout.advantages  # (N, G) each
+    rows = [n for n, kept in enumerate(counted) if kept.any()]
+    groups = [rollout.rewards[n][counted[n]] for n in rows]
     parts = [parts for parts in rollout.parts if parts is not None]
     metrics = {}
     if len(parts) < counted.numel() or "user" in parts[0]:
         metrics["completions/no_reward_ratio"] = 1 - len(parts) / counted.numel()
     if not parts:
         return metrics
-    rewards, is_zero_std = torch.cat(groups), _share(bool((g == g[0]).all()) for g in groups)
+    rewards = torch.cat(groups)
+    # With a baseline of the whole step such a group has advantages, and teaches.
+    is_zero_std = _share(
+        bool((group == group[0]).all())
+        and not (advantages is not None and bool(advantages[n].any()))
+        for n, group in zip(rows, groups, strict=True)
+    )
     metrics |= {
         "reward": rewards.mean().item(),
         "reward_std": rewards.std().item() if len(rewards) > 1 else 0.0,
@@ -100,7 +101,7 @@ def completion_records(
     step: int, examples: list[Example], rollout: Rollout, unpaid: list[dict] | None = None
 ) -> list[dict]:
     """One record per completion, for completions.jsonl; without a reward it is null, not 0."""
-    G, counted = rollout.rewards.shape[1], has_reward(rollout).flatten().tolist()
+    G, counted = rollout.rewards.shape[1], rollout.has_reward.flatten().tolist()
     return [
         {
             "step": step,

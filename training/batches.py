@@ -107,11 +107,8 @@ def lengths_of_all_ranks(rollout: Rollout, mask_truncated: bool) -> tuple[list[i
 
 
 def rewards_of_all_ranks(rollout: Rollout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rewards (N, G) fp32 of the step in the order of its questions, and which completions have one
-    (bool): a reward that was lost has no parts, and a stand-in (training/scoring.py)."""
-    has_reward = torch.tensor([parts is not None for parts in rollout.parts])
-    local = (rollout.rewards, has_reward.view_as(rollout.rewards))
-    parts = zip(*distributed.all_gather(local), strict=True)
+    """Rewards (N, G) fp32 of the step in the order of its questions, and `Rollout.has_reward`."""
+    parts = zip(*distributed.all_gather((rollout.rewards, rollout.has_reward)), strict=True)
     return tuple(torch.cat(part).to(device, non_blocking=True) for part in parts)
 
 

@@ -68,11 +68,10 @@ def subtract_kl(rollout: Rollout, logps_ref: list[Tensor], beta: float) -> None:
     """
     pairs = zip(rollout.logps, logps_ref, strict=True)
     kl = torch.stack([(logp - logp_ref).sum() for logp, logp_ref in pairs])  # (B,)
-    has_reward = torch.tensor([parts is not None for parts in rollout.parts])
     for parts, value in zip(rollout.parts, kl.tolist(), strict=True):
         if parts is not None:
             parts["kl"] = value
-    kl, has_reward = kl.view_as(rollout.rewards), has_reward.view_as(rollout.rewards)  # (N, G)
+    kl, has_reward = kl.view_as(rollout.rewards), rollout.has_reward  # (N, G) each
     of_group = (kl * has_reward).sum(1, keepdim=True) / has_reward.sum(1, keepdim=True).clamp_min(1)
     rollout.rewards = rollout.rewards - beta * torch.where(has_reward, kl, of_group)
 

@@ -45,13 +45,28 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
         ),
         ("KL estimator with the wrong sign", "logp_ref - logp\n", "logp - logp_ref\n"),
         ("KL term added instead of subtracted", "objective - cfg.beta", "objective + cfg.beta"),
-        ("clip on one side only", "ratio.clamp(low, high)", "ratio.clamp(max=high)"),
-        ("the clipped objective takes the larger side", "torch.minimum(", "torch.maximum("),
         (
             "the old log-probabilities are the new ones",
-            "(logp - logp_old).exp",
-            "(logp - logp).exp",
+            "log_ratio = logp - logp_old",
+            "log_ratio = logp - logp",
         ),
+    ),
+    ("training/objectives.py", "tests/training/test_objectives.py tests/test_train_grpo.py"): (
+        ("clip on one side only", "ratio.clamp(low, high)", "ratio.clamp(max=high)"),
+        ("the clipped objective takes the larger side", "torch.minimum(", "torch.maximum("),
+        ("leave-one-out upside down", "(G / (G - 1))", "((G - 1) / G)"),
+        ("the baseline of the step is the median", "[has_reward].mean()", "[has_reward].median()"),
+        (
+            "a lost reward has an advantage",
+            "advantages.masked_fill(~has_reward, 0.0)",
+            "advantages",
+        ),
+        ("the step's deviation is that of the rewards", "(advantages[has_", "(rewards[has_"),
+        ("the ratio of a sequence is a sum", "(sums / counts.clamp_min(1))", "sums"),
+        ("CISPO's weight has a gradient", "ratio.detach().clamp(max=cap)", "ratio.clamp(max=cap)"),
+        ("CISPO's cap is a distance from 1", "clamp(max=cap) *", "clamp(max=1 + cap) *"),
+        ("SAPO's gate falls", "torch.sigmoid(t * (ratio - 1))", "torch.sigmoid(t * (1 - ratio))"),
+        ("the KL is added to the reward", "rollout.rewards - beta", "rollout.rewards + beta"),
     ),
     ("training/batches.py", "tests/test_train_grpo.py"): (
         (
