@@ -131,6 +131,7 @@ _TOKENS = {
     "<|box_start|>": "<box>",
     "<|box_end|>": "</box>",
 }
+_POSITION = re.compile(r"([\"'])position\1(?=\s*:)")
 _MARKED = re.compile(r"(?:<ref>([^<]*)</ref>)?\s*<box>([^<]*)</box>[\s,]*")
 
 
@@ -139,8 +140,10 @@ def boxes(text: str) -> str | None:
     text = _without_tokens(text)
     if text is None:
         return None
-    if '"position"' in text or "'position'" in text:
-        text = re.sub("([\"'])position\\1", r"\1bbox_2d\1", text)
+    if _POSITION.search(text):
+        if "bbox_2d" in text or "Position" in text:  # two names for a box at once
+            return None
+        text = _POSITION.sub(r"\1bbox_2d\1", text)
     return text if well_formed_boxes(text, ANY_CANVAS) is not None else None
 
 

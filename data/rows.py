@@ -134,6 +134,7 @@ def read_records(
         raise InputError(f"--data {named(data)} is {kind}; {accepted}")
     schema, examples, ids, notes = "", [], set(), Notes()
     for file, split in files:
+        paths: list[tuple[str, Path]] = []  # of this file: ids and pictures
         root = path if os.path.isdir(path) and file.suffix.lower() not in JSON else file.parent
         root = Path(data_root) if data_root is not None else root
         folder = "" if path == file else f"{file.parent.relative_to(path).as_posix()}/"
@@ -152,10 +153,10 @@ def read_records(
                     unique += "#"
                 ids.add(unique)
                 examples.append(replace(example, id=unique, split=split))
+                paths += [(unique, image) for image in example.images if isinstance(image, Path)]
+        check_files(paths, root)
     if not schema:
         raise InputError(f"{path}: has no row; add rows")
-    paths = [(e.id, image) for e in examples for image in e.images if isinstance(image, Path)]
-    check_files(paths, root)
     notes.say()
     return schema, readable(examples, skips)
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def box_rows(cfg: TaskConfig, form: Form, image_cfg: ImageConfig | None) -> Spli
     }
     by_default: BoxFormat = examples[0].box_format if examples else "norm1000"
     about = (cfg.data_coords, by_default, f"{schema} rows", cfg.data, cfg.max_skip, resized)
-    frame = decide(sum(placed.values(), []), *about)
+    frame = decide([*chain.from_iterable(placed.values())], *about)
     skips, kept = SkipLog(), []
     for example in examples:
         outside = [box for box in placed[example.id] if not fits(box, frame, resized)]

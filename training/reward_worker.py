@@ -6,7 +6,8 @@ worker gets the completions of a question and its example, and answers with JSON
 stand pickles: the user's code is trusted not to attack training, only not to work.)
 
 A run is paid by one code from its first step to its last: workers get the source that was read when
-the run began, and the files that it imports from its own folder must stay as they were then.
+the run began, and the files that it imports from its own folder while it is loaded must stay as
+they were then.
 Read first: training/scoring.py.
 """
 
@@ -96,6 +97,7 @@ def imported_files(before: set[str], path: Path) -> dict[str, str]:
         for folder in (path.resolve().parent, Path.cwd()):
             if file.is_relative_to(folder) and not file.is_relative_to(sys.base_prefix):
                 found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
+                break
     return found
 
 

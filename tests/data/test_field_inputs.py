@@ -292,7 +292,7 @@ SPLITS = {
     ),
     "class folders in splits": ("cls", split_classes, "trained on 'train' \\(6\\)", (2, 6, 6)),
     "pictures of train among those of test": (
-        "count", overlapping_files, "2 left out: their pictures are trained on", (8, 4)
+        "count", overlapping_files, "2 left out: their pictures are in train", (8, 4)
     ),
     "a file named test": (
         "count", lambda d: overlapping_files(d) or d / "test.jsonl",

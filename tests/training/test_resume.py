@@ -597,6 +597,16 @@ def test_an_edited_reward_is_refused_and_the_run_has_kept_its_own(paid, tmp_path
     assert (folder / "run" / "step_2").is_dir()
 
 
+def test_a_run_that_the_task_pays_is_not_resumed_with_a_reward(paid, tmp_path):
+    folder = Path(shutil.copytree(paid, tmp_path / "copy"))
+    about = json.loads((folder / "run" / "run.json").read_text())
+    del about["reward"]
+    (folder / "run" / "run.json").write_text(json.dumps(about))
+    words = f"--reward {folder}/mine.py:pay --resume_from_checkpoint {folder}/run".split()
+    with pytest.raises(InputError, match="is paid by the task's own reward"):
+        train_grpo.main(words)
+
+
 def test_another_function_of_the_same_file_is_another_reward(paid, tmp_path):
     folder = Path(shutil.copytree(paid, tmp_path / "copy"))
     text = PAY.format("pay", 1.0) + PAY.format("other", 2.0)
