@@ -75,8 +75,8 @@ def coco_files(data: str) -> list[tuple[Path, str]]:
     if not os.path.isdir(path):
         return []
     folders = [path, *(p for p in entries(path) if os.path.isdir(p))]
-    named = [p for p in folders if p == path or is_split_folder(p.name) or p.name == "annotations"]
-    files = [file for folder in named for file in entries(folder) if _is_instances(file)]
+    read = [p for p in folders if p == path or is_split_folder(p.name) or p.name == "annotations"]
+    files = [file for folder in read for file in entries(folder) if _is_instances(file)]
     files = [f for f in files if f.name.startswith("instances")] or files  # COCO's captions, ...
     found = [(file, split_of_path(file, path)) for file in files]
     splits = [split for _, split in found]

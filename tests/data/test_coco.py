@@ -171,6 +171,14 @@ def test_i28_pixel_boxes_that_look_normalised_are_doubted(folder, capsys):
         assert ("are they thousandths" in capsys.readouterr().out) == warns
 
 
+def test_a_folder_with_two_files_of_one_split_is_refused_by_their_names(folder):
+    coco(folder, [box(1, 1)])
+    for name in ("instances_train_a.json", "instances_train_b.json"):
+        (folder / name).write_bytes((folder / "instances.json").read_bytes())
+    with pytest.raises(InputError, match=r"--data .*_train_a.json.*of one split; name one file"):
+        is_coco(str(folder))
+
+
 def test_lvis_negatives_are_only_the_images_that_say_so(folder):
     for i in range(1, 5):
         save_picture(folder / "train2017" / f"{i}.jpg")
