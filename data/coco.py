@@ -144,7 +144,8 @@ def load_coco(
 def _root_of(file: Path, root: Path) -> Path:
     """The folder of the pictures of one file among several: COCO's train2017 beside annotations."""
     name = file.stem.rpartition("_")[2]
-    for folder in (root / name, root / "images" / name, root.parent / name):
+    beside = (base / inner / name for base in (root, root.parent) for inner in ("", "images"))
+    for folder in beside:
         if name and os.path.isdir(folder):
             print(f"data: pictures of {file.name!r} are in {named(folder)}")
             return folder

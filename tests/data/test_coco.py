@@ -179,6 +179,16 @@ def test_a_folder_with_two_files_of_one_split_is_refused_by_their_names(folder):
         is_coco(str(folder))
 
 
+@pytest.mark.parametrize("place", ["{}", "images/{}", "annotations/{}", "annotations/images/{}"])
+def test_pictures_of_a_split_are_found_beside_the_annotations(tmp_path, place):
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        save_picture(tmp_path / place.format(split) / "1.jpg")
+        data = {"images": [image(1)], "annotations": [box(1, 1)], "categories": CATEGORIES}
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(data))
+    assert [i.split for i in load_coco(tmp_path)] == ["train", "val"]
+
+
 def test_lvis_negatives_are_only_the_images_that_say_so(folder):
     for i in range(1, 5):
         save_picture(folder / "train2017" / f"{i}.jpg")
