@@ -212,7 +212,7 @@ def _add_boxes(
         image, name = images.get(key_of(row, "image_id")), names.get(key_of(row, "category_id"))
         if image is None or name is None:
             skips.add("unknown image" if image is None else "unknown category", where)
-        elif row.get("iscrowd"):
+        elif row.get("iscrowd") not in (None, 0, "0"):  # some exporters write text
             n_crowds += 1
             leave_open(row["image_id"], name)
         else:
@@ -224,7 +224,8 @@ def _add_boxes(
                 leave_open(row["image_id"], name)
     refuse_half(skips, len(annotations))
     if not placed:
-        raise InputError(f"{path}: no image has a box; is it an instances file?")
+        first = f" ({'; '.join(skips.first[:2])})" if skips.first else ""
+        raise InputError(f"{path}: no image has a box{first}; is it an instances file?")
     as_corners = [
         box._replace(
             corners=(*box.corners[:2], *(box.corners[k + 2] - box.corners[k] for k in (0, 1)))

@@ -103,6 +103,13 @@ def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys)
     assert not any(lacks(image, "cat") for image in images if image.unsure)
 
 
+@pytest.mark.parametrize("written", [None, 0, 0.0, False, "0"])
+def test_what_is_no_crowd_is_a_box_however_that_is_written(folder, written, capsys):
+    images = coco(folder, [box(1, 1, iscrowd=written), box(2, 2, iscrowd="1")])
+    assert images[0].boxes and not images[1].boxes and images[1].unsure == {"cat"}
+    assert "1 crowd regions are no boxes" in capsys.readouterr().out
+
+
 @pytest.mark.case("I25", "I29")
 @pytest.mark.parametrize(
     "bbox, message",
@@ -139,7 +146,8 @@ def test_i26_other_json_files_are_refused_with_what_they_hold(folder, content, m
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"annotations": []}, "no image has a box"),
+        ({"annotations": []}, "no image has a box; is it"),
+        ({"annotations": [box(7, "1")]}, r"no image has a box \(unknown image: .*annotation 7"),
         ({"images": [image(1), image(1)]}, "two images have the id 1"),
         ({"images": [image(1, width=0)]}, "image 1: needs integers width and height"),
         ({"images": [image(1, height="50")]}, "image 1: needs integers width and height"),
