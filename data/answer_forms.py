@@ -104,6 +104,7 @@ _AMOUNT = re.compile(
     rf"[$€£¥]?\s*([+−-]?[\d.,]+)(?!{_MULTIPLES})(?:{_UNIT}|{_WORD})?", re.IGNORECASE
 )
 _LETTER = re.compile(r"\(?([A-Ha-h])(?:\)|\.|:|\)\.)\s*\S.*", re.DOTALL)
+_LISTED = re.compile(r"""\s*[\[{]\s*["'\d]""")
 
 
 def number(text: str) -> str | None:
@@ -196,8 +197,9 @@ def check_keys(text: str, where: str) -> None:
 
 
 def word(text: str) -> str | None:
-    """Any short text."""
-    return text if parse_name(text) is not None else None
+    """Any short text; a list of several, or an object, is what no answer repeats."""
+    is_list = _LISTED.match(text) is not None
+    return text if parse_name(text) is not None and not is_list else None
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:
