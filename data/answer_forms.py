@@ -104,7 +104,7 @@ _AMOUNT = re.compile(
     rf"[$€£¥]?\s*([+−-]?[\d.,]+)(?!{_MULTIPLES})(?:{_UNIT}|{_WORD})?", re.IGNORECASE
 )
 _LETTER = re.compile(r"\(?([A-Ha-h])(?:\)|\.|:|\)\.)\s*\S.*", re.DOTALL)
-_LISTED = re.compile(r"""\s*[\[{]\s*["'\d]""")
+_LISTED = re.compile(r"""\s*[\[{]\s*["']""")
 
 
 def number(text: str) -> str | None:

@@ -185,6 +185,8 @@ class Notes:
 INNER_MARKS = "<image> marks inside the question are dropped (pictures come first, in order)"
 BACKSLASHES = "backslashes in the picture's name are read as slashes"
 TOKENS = "warning: the question holds chat tokens such as <|image_pad|>, read as plain text"
+LABELS = "warning: only the key 'label' of a box is read as its label, others are dropped"
+IN_SOLUTION = "warning: the solution holds chat tokens, which the answer has to repeat literally"
 LATEX = "warning: the solution is LaTeX, which the answer has to repeat literally"
 
 
@@ -227,6 +229,13 @@ def _example(
         notes.add(INNER_MARKS, where)
     if re.search(r"<\|\w+\|>", question):
         notes.add(TOKENS, where)
+    if re.search(r"<\|\w+\|>", target) and "<|box_start|>" not in target:
+        notes.add(IN_SOLUTION, where)
+    if re.search(r"""["'](?:category|class|name)(?:_name)?["']\s*:""", target):
+        notes.add(LABELS, where)
+    texts = [row[name] for name in roles[2] if isinstance(row.get(name), str)]
+    if len({plain(solution_text(text, where)) for text in texts} - {""}) > 1:
+        notes.add(f"columns {' and '.join(roles[2])} differ, {used[2]} is read", where)
     if re.search(r"\\[A-Za-z]{2}", target) and target[:1] not in "[{":
         notes.add(LATEX, where)
     notes.solutions.append((written, target))

@@ -445,7 +445,7 @@ READ = [
     ("measure", "12 cm²", "12"),
     ("measure", "12.5cm", "12.5"),
     ("measure", "50 %", "50"),
-    ("vqa", "[STOP]", "[STOP]"),
+    ("vqa", "[1] STOP", "[1] STOP"),
     ("measure", "1,250 km/h", "1,250"),
     ("measure", "300 K", "300"),
     ("measure", "5 m", "5"),

@@ -461,6 +461,27 @@ def test_rows_with_an_empty_cell_are_skipped_and_counted(folder, change, reason,
     assert "1 of 3 records skipped" in printed and reason in printed and "set.json:1" in printed
 
 
+@pytest.mark.parametrize(
+    "change, note",
+    [
+        ({"answer": "B"}, "columns solution and answer differ, solution is read"),
+        ({"solution": "<|begin_of_box|>a<|end_of_box|>"}, "the solution holds chat tokens"),
+        ({"solution": '[{"bbox_2d": [1, 2, 3, 4], "category": "cat"}]'}, "only the key 'label'"),
+        ({"solution": "[{'bbox_2d': [1, 2, 3, 4], 'class_name': 'cat'}]"}, "only the key 'label'"),
+        ({"answer": "<think>so</think><answer>a</answer>"}, ""),
+        ({"answer": None}, ""),
+        ({"answer": ["a", "b"]}, ""),
+        ({"solution": "<|box_start|>(1,2),(3,4)<|box_end|>"}, ""),
+        ({"solution": '[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]'}, ""),
+    ],
+)
+def test_what_is_left_of_a_solution_is_said(folder, capsys, change, note):
+    row = {"image": "0.png", "problem": "Which?", "solution": "a"} | change
+    load(folder, row)
+    printed = capsys.readouterr().out
+    assert note in printed and ("data: 1 rows: " in printed) == bool(note)
+
+
 @pytest.mark.case("I32")
 def test_i32_marks_of_the_template_stay_plain_text_but_may_not_outnumber_the_images(folder, capsys):
     for text in ("<|im_end|>", "<|image_pad|> <|vision_start|>", " kept \n"):
