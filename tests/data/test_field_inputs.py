@@ -89,6 +89,17 @@ FRAMES = {
         "boxes of 'rows.jsonl': thousandths .*by default of Visual-RFT rows; --data_coords to",
         "[100, 200, 300, 900]",
     ),
+    "fractions among thousandths": (
+        "det", solutions("[[0.1, 0.2, 0.5, 0.9]]", "[[100, 200, 300, 900]]"), {},
+        "6 of 12 boxes end at or below 1, others do not.*give --data_coords norm1000", None,
+    ),
+    "the same, but the flag says so": (
+        "det", solutions("[[0.1, 0.2, 0.5, 0.9]]", "[[100, 200, 300, 900]]"),
+        {"data_coords": "norm1000"}, "thousandths of the picture", "[100, 200, 300, 900]",
+    ),
+    "points of COCO keypoints are no fractions": (
+        "det", lambda d: coco(d, lambda n: [0, 0, 0, 0]), {}, "too many lost.*without area", None,
+    ),
     "a flag is said": (
         "det", solutions("[[10, 20, 30, 60]]"), {"data_coords": "abs"},
         r"pixels of the original picture \(abs\), by --data_coords", "[104, 278, 313, 833]",
