@@ -74,7 +74,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     for number, row in rows:
         where = f"{path.name}:{number}"
         if not isinstance(row, dict):
-            raise InputError(f"{where}: is {brief(row)}, not a row with named columns")
+            is_list = isinstance(row, list) and path.suffix.lower() == ".jsonl"
+            fix = "; if the file is one list, name it .json" if is_list else ""
+            raise InputError(f"{where}: is {brief(row)}, not a row with named columns{fix}")
         yield where, row
 
 

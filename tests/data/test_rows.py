@@ -252,6 +252,9 @@ def test_i23_bom_crlf_and_blank_lines_are_read(folder):
     [
         ("a.jsonl", GOOD + b"\n{", "a.jsonl:2: is no JSON"),
         ("a.jsonl", GOOD + b" " + GOOD, "a.jsonl:1: is no JSON"),
+        ("a.jsonl", b"{\n" + GOOD[1:], "a.jsonl:1: is no JSON .*each line of a .jsonl is one row"),
+        ("a.jsonl", GOOD + b",\n" + GOOD, "a.jsonl:1: is no JSON .*without commas between"),
+        ("a.jsonl", b"[" + GOOD + b"]", "a.jsonl:1: is .*one list, name it .json"),
         ("a.json", b"[\n\n" + GOOD + b",]", "a.json:3: is no JSON"),
         ("a.json", GOOD + b"\n" + GOOD, "name it .jsonl"),
         ("a.json", b"", "a.json:1: is no JSON"),
