@@ -337,6 +337,7 @@ def key_of(row: dict, name: str) -> int | str | None:
 def image_size(image: dict, where: str) -> Size:
     """Width and height in pixels; InputError unless both are whole numbers."""
     size = image.get("width"), image.get("height")
+    size = tuple(int(s) if type(s) is float and s.is_integer() else s for s in size)  # pandas
     if not all(type(side) is int and side >= 1 for side in size):
         raise InputError(f"{where}: needs integers width and height, has {size!r:.60}")
     return size

@@ -103,6 +103,11 @@ def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys)
     assert not any(lacks(image, "cat") for image in images if image.unsure)
 
 
+def test_sizes_may_be_whole_numbers_with_a_point(folder):
+    images = coco(folder, [box(1, 1)], images=[image(1, width=100.0, height=50.0)])
+    assert images[0].size == (100, 50) and type(images[0].size[0]) is int
+
+
 @pytest.mark.parametrize("written", [None, 0, 0.0, False, "0"])
 def test_what_is_no_crowd_is_a_box_however_that_is_written(folder, written, capsys):
     images = coco(folder, [box(1, 1, iscrowd=written), box(2, 2, iscrowd="1")])
@@ -150,6 +155,8 @@ def test_i26_other_json_files_are_refused_with_what_they_hold(folder, content, m
         ({"annotations": [box(7, "1")]}, r"no image has a box \(unknown image: .*annotation 7"),
         ({"images": [image(1), image(1)]}, "two images have the id 1"),
         ({"images": [image(1, width=0)]}, "image 1: needs integers width and height"),
+        ({"images": [image(1, width=99.5)]}, "image 1: needs integers width and height"),
+        ({"images": [image(1, width=float("inf"))]}, "image 1: needs integers width and height"),
         ({"images": [image(1, height="50")]}, "image 1: needs integers width and height"),
         ({"images": [image(1, file_name=None)]}, "image 1: needs a file_name"),
         ({"images": [image(1, file_name="../1.jpg")]}, "leads out of"),
