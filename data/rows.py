@@ -29,7 +29,7 @@ from data.examples import Example
 from data.files import MAX_SKIP, SkipLog, read_json, read_jsonl
 from data.paths import check_files, inside, local_path, named, shown
 from data.pictures import readable
-from data.splits import say_of_file
+from data.splits import say_of_file, split_of
 from data.tables import JSON, row_files, table_rows
 from runtime.errors import InputError
 
@@ -153,7 +153,8 @@ def read_records(
                 while unique in ids:  # only if another row's id looks like this one's replacement
                     unique += "#"
                 ids.add(unique)
-                examples.append(replace(example, id=unique, split=split))
+                own = split or split_of(str(row.get("split")))  # where a column says it
+                examples.append(replace(example, id=unique, split=own))
     if not schema:
         raise InputError(f"{path}: has no row; add rows")
     paths = [(e.id, image) for e in examples for image in e.images if isinstance(image, Path)]

@@ -320,6 +320,31 @@ def ref_coco(**changes) -> dict:
     } | changes
 
 
+def test_marks_of_pictures_in_phrases_are_dropped(folder):
+    asked = {"normal_caption": "", "problem": "<image>\nFind it.", "solution": [1, 2, 30, 40]}
+    (example,) = ground(folder, [REC | asked])
+    assert example.question == "Find it."
+
+
+def test_phrases_that_name_their_split_keep_it(folder):
+    (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes())
+    rec = REC | {"solution": [1, 2, 30, 40]}
+    content = [rec | {"split": "train"}, rec | {"image": "2.jpg", "split": "test"}, rec]
+    assert [e.split for e in ground(folder, content)] == ["train", "test", ""]
+    refs = ref_coco()["refs"]
+    content = ref_coco(refs=[ref | {"split": "testA"} for ref in refs])
+    assert {e.split for e in ground(folder, content)} == {"test"}
+
+
+def test_reason_seg_in_fractions_is_refused_and_read_with_the_flag(folder):
+    for stem in ("1", "2", "3"):
+        reason_seg(folder, stem, [target([0.1, 0.2], [0.5, 0.2], [0.5, 0.6])])
+    with pytest.raises(InputError, match="normalised.*--data_coords norm1"):
+        load_grounding(str(folder))
+    example, *_ = load_grounding(str(folder), data_coords="norm1")
+    assert example.target == "[10.0, 10.0, 50.0, 30.0]"
+
+
 def test_ref_coco_gives_one_phrase_per_sentence(folder, capsys):
     examples = ground(folder, ref_coco(), "refs.json")
     assert [e.question for e in examples] == ["left dog", "brown one"]

@@ -164,6 +164,13 @@ def test_ids_are_unique_whatever_the_rows_say(folder, row_ids, expected):
 # ------------------------------------------------------------------------------------------- tables
 
 
+@pytest.mark.parametrize("written", [["train", "test"], ["train2017", "val2017"], [None, 3]])
+def test_rows_that_name_their_split_keep_it(folder, written):
+    examples = load(folder, *(ROW | {"split": name} for name in written))
+    expected = {"train2017": "train", "val2017": "val", None: "", 3: ""}
+    assert [e.split for e in examples] == [expected.get(name, name) for name in written]
+
+
 @pytest.mark.parametrize("subfolder", ["", "data"])
 def test_a_folder_of_parquet_files_is_read_in_order_of_their_names(tmp_path, subfolder):
     for i in (2, 0, 1):
