@@ -103,6 +103,17 @@ def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys)
     assert not any(lacks(image, "cat") for image in images if image.unsure)
 
 
+@pytest.mark.parametrize("place", ["val2017", "images/val2017"])
+def test_the_folder_of_the_pictures_of_a_single_file_is_named(tmp_path, place):
+    save_picture(tmp_path / place / "1.jpg")
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/instances_val2017.json"
+    data = {"images": [image(1)], "annotations": [box(1, 1)], "categories": CATEGORIES}
+    file.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f"give --data_root .*/{place}\\)"):
+        load_coco(file)
+
+
 def test_sizes_may_be_whole_numbers_with_a_point(folder):
     images = coco(folder, [box(1, 1)], images=[image(1, width=100.0, height=50.0)])
     assert images[0].size == (100, 50) and type(images[0].size[0]) is int
