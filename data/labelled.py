@@ -69,6 +69,12 @@ def load_labelled(
     if merged := [names for names in classes.values() if len(names) > 1]:
         first = " and ".join(map(repr, merged[0][:3]))
         print(f"data: {len(merged)} classes are written in several ways: {first} are one answer")
+    names: dict[tuple, set[str]] = {}
+    for item in items:
+        names.setdefault((pixel_hash(item), item.question), set()).add(normalise_name(item.target))
+    if several := [sorted(found) for found in names.values() if len(found) > 1]:
+        what = f"{len(several)} pictures are in several classes, one in {several[0][:3]}"
+        print(f"warning: {named(data)}: {what}; nothing says which is right")
     if len(classes) < 2:
         only = f"only one class, {[*classes.values()][0][:5]}" if classes else "no class"
         if merged:

@@ -282,6 +282,16 @@ def test_pictures_that_are_named_as_masks_of_others_are_said(tmp_path, capsys, n
     assert (f"1 pictures are named as masks of others, as '{name}'" in printed) == is_said
 
 
+def test_pictures_in_several_classes_are_said(tmp_path, capsys):
+    class_folders(tmp_path, rose=2, tulip=2)
+    load_labelled(str(tmp_path))
+    assert "several classes" not in capsys.readouterr().out
+    picture(0).save(tmp_path / "tulip" / "copy.bmp")
+    load_labelled(str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "warning: " in printed and "1 pictures are in several classes, one in ['rose'" in printed
+
+
 def test_a_jpeg_may_be_called_jfif(tmp_path):
     class_folders(tmp_path, rose=2, tulip=2)
     picture(9).save(tmp_path / "rose" / "9.jfif", "JPEG")
