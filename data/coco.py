@@ -6,8 +6,7 @@
 The file's `bbox` is [x, y, width, height], in pixels unless `--data_coords` says otherwise; every
 box becomes (x1, y1, x2, y2) in pixels of the upright image (format "abs" of data/box_formats.py).
 An annotation without a usable box is skipped and counted, and its image is no negative of its
-category. Where boxes are in another frame, data/frames.py says so. A folder with annotations of
-several splits, beside the pictures or in folders, is read as such (data/splits.py).
+category. Boxes in another frame: data/frames.py. A folder of several splits: data/splits.py.
 
 Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.py.
 """
@@ -144,8 +143,7 @@ def load_coco(
 def _root_of(file: Path, root: Path) -> Path:
     """The folder of the pictures of one file among several: COCO's train2017 beside annotations."""
     name = file.stem.rpartition("_")[2]
-    beside = (base / inner / name for base in (root, root.parent) for inner in ("", "images"))
-    for folder in beside:
+    for folder in (base / inner / name for base in (root, root.parent) for inner in ("", "images")):
         if name and os.path.isdir(folder):
             print(f"data: pictures of {file.name!r} are in {named(folder)}")
             return folder
@@ -212,7 +210,7 @@ def _add_boxes(
         image, name = images.get(key_of(row, "image_id")), names.get(key_of(row, "category_id"))
         if image is None or name is None:
             skips.add("unknown image" if image is None else "unknown category", where)
-        elif row.get("iscrowd") not in (None, 0, "0"):  # some exporters write text
+        elif row.get("iscrowd") not in (None, 0, "0"):  # some write text
             n_crowds += 1
             leave_open(row["image_id"], name)
         else:
@@ -224,7 +222,7 @@ def _add_boxes(
                 leave_open(row["image_id"], name)
     refuse_half(skips, len(annotations))
     if not placed:
-        first = f" ({'; '.join(skips.first[:2])})" if skips.first else ""
+        first = "".join(f" ({reason})" for reason in skips.first[:1])
         raise InputError(f"{path}: no image has a box{first}; is it an instances file?")
     as_corners = [
         box._replace(
