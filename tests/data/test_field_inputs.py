@@ -392,6 +392,23 @@ def test_the_frame_of_boxes_is_said_and_doubted_where_the_data_contradict_it(
     assert any(target in example.target for example in examples)
 
 
+@pytest.mark.parametrize(
+    "question, coords, is_said",
+    [
+        ("Give the bbox in [0, 1000].", "abs_resized", True),
+        ("Give the bbox, normalized to 0-1000.", "abs", True),
+        ("Give the bbox, normalized to 0-1000.", "norm1000", False),
+        ("Give the bbox of the car with number 1000.", "abs_resized", False),
+    ],
+)
+def test_a_question_that_asks_for_another_frame_than_is_paid_is_said(
+    tmp_path, capsys, question, coords, is_said
+):
+    data = rows(tmp_path, lambda n: row(n, "[100, 200, 300, 900]", problem=question))
+    load(data, "ground", coords=coords)
+    assert ("questions seem to ask for thousandths" in capsys.readouterr().out) == is_said
+
+
 @pytest.mark.parametrize("name", SPLITS)
 def test_names_of_splits_are_honoured_and_said(tmp_path, capsys, name):
     task, build, said, sizes = SPLITS[name]
