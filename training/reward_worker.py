@@ -119,8 +119,8 @@ def numbers(values: Any) -> list[float | None]:
     if not isinstance(values, list | tuple):
         kind = type(values).__name__
         raise TypeError(f"must return a list, tuple, array or tensor of numbers, not {kind}")
-    if texts := [value for value in values if isinstance(value, str | bytes)]:
-        raise TypeError(f"must return numbers, not {texts[0][:50]!r}")
+    if wrong := [value for value in values if isinstance(value, str | bytes | list | tuple | dict)]:
+        raise TypeError(f"must return numbers, one for each answer, not {wrong[0]!r:.50}")
     return [value if value is None else float(value) for value in values]
 
 

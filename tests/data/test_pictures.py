@@ -95,7 +95,7 @@ def test_a_picture_that_is_written_anew_is_looked_at_again(tmp_path, decoded):
 
 def test_a_copy_of_a_training_picture_is_not_evaluated(tmp_path, decoded, capsys):
     file = coco(tmp_path, count=12)
-    first, *others = sorted(tmp_path.rglob("*.png"))
+    first, *others = sorted(tmp_path.rglob("*.jpg"))
     for other in others:
         shutil.copy(first, other)
     with pytest.raises(InputError, match="no image is left to evaluate"):
