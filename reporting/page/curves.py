@@ -9,7 +9,7 @@ ends. Where a panel has three curves at most, the logged values are drawn faintl
 import math
 import re
 
-from reporting.verdict import MIN_TAIL, tail_length
+from reporting.verdict import MIN_TAIL, short, tail_length
 
 WIDTH, HEIGHT = 320, 130
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 18  # margins
@@ -62,14 +62,6 @@ SPEED_PANELS: dict[str, dict[str, str]] = {
     "Seconds per evaluation": {"seconds/eval": "seconds"},
     "Peak memory, GB": {"memory_gb": "GB"},
 }
-
-
-def short(value: float) -> str:
-    """A number for a label: 0.973, 12.3, 11,234, 1.2e-06."""
-    size = abs(value)
-    if 999.5 <= size < 1e6:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if 0.001 <= size < 1e6 or size == 0 else f"{value:.1e}"
 
 
 def percent(value: float) -> str:

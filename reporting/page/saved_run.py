@@ -5,15 +5,18 @@ Next: reporting/verdict.py.
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
+from answers import parse_answer
 from config import TrainConfig
-from reporting.verdict import Light, lights, verdict
+from reporting.lights import Light, lights
+from reporting.verdict import verdict
 from runtime.errors import InputError
-from runtime.run_directory import FAULT_LOG, last_model
+from runtime.run_directory import FAULT_LOG, is_running, last_model
 
 
 @dataclass
@@ -33,13 +36,33 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """One sentence on how the run went."""
-        return verdict(self.rows, self.headline, self.settings["max_steps"])
+        """A few sentences on how the run went."""
+        about = self.reward, self.common_answer, is_running(self.directory)
+        return verdict(self.rows, self.headline, self.settings["max_steps"], *about)
 
     @property
     def lights(self) -> list[Light]:
         """The traffic lights of the page."""
-        return lights(self.rows, self.headline, self.about.get("skipped"))
+        return lights(self.rows, self.headline, self.about.get("skipped"), self.reward)
+
+    @property
+    def reward(self) -> str | None:
+        """The --reward, None where the task's own is paid."""
+        reward = self.settings.get("reward")
+        return reward if isinstance(reward, str) else None
+
+    @property
+    def common_answer(self) -> str | None:
+        """What most completions of the last held-out gallery answer; None if they differ."""
+        rows = [row for row in self.gallery if row["view"] == "held_out"]
+        texts = [
+            "".join(completion["tokens"])
+            for row in rows
+            if row["step"] == rows[-1]["step"]
+            for completion in row["completions"]
+        ]
+        most = Counter(map(parse_answer, texts)).most_common(1)
+        return most[0][0] if most and most[0][1] > len(texts) / 2 else None
 
     @property
     def model_flags(self) -> str | None:
