@@ -73,7 +73,7 @@ def rise(first: Row, last: Row, headline: str, is_verdict: bool = False) -> str:
 
 def beside(first: Row, last: Row, headline: str) -> str:
     """The metric that is printed beside the headline metric, if it has one of its own kind."""
-    kinds = {"strict": ("loose", "loose"), "iou": ("boxes with IoU of at least 0.5", "strict")}
+    kinds = {"strict": ("loose", "loose"), "iou": ("boxes with IoU of at least 0.5:", "strict")}
     label, name = kinds.get(headline, ("", ""))
     return f"{label} {change(first, last, f'eval/{name}')}" if f"eval/{name}" in last else ""
 

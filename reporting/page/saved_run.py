@@ -4,6 +4,7 @@ Next: reporting/verdict.py.
 """
 
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import config
 from answers import parse_answer
 from config import TrainConfig
 from reporting.lights import Light, lights
-from reporting.verdict import verdict
+from reporting.verdict import RIGHT, beside, column, of_file, tail_length, verdict
 from runtime.errors import InputError
 from runtime.run_directory import FAULT_LOG, is_running, last_model
 
@@ -50,6 +51,38 @@ class Run:
         """The --reward, None where the task's own is paid."""
         reward = self.settings.get("reward")
         return reward if isinstance(reward, str) else None
+
+    @property
+    def beside(self) -> str:
+        """The metric that goes beside the headline metric, from the start to now; "" for none."""
+        rows = [row for row in self.rows if f"eval/{self.headline}" in row]
+        return beside(rows[0], rows[-1], self.headline) if len(rows) > 1 else ""
+
+    @property
+    def formula(self) -> str:
+        """What is paid, as a sum of parts: "correct + 0.5 x format"; "" where nothing is."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        parts = [
+            match[1] for match in map(re.compile("rewards/(.*)/mean").fullmatch, names) if match
+        ]
+        terms = []
+        for part in parts:
+            flag = "correct_weight" if part in RIGHT else f"{part}_weight"
+            weight = self.settings.get(flag, 1)
+            name = of_file(self.reward) if part == "user" else part
+            terms.append(str(name) if weight == 1 else f"{weight} x {name}")
+        return " + ".join(terms)
+
+    @property
+    def resumed_after(self) -> list[int]:
+        """The steps after which the run was resumed."""
+        steps = self.about.get("resumed_after")
+        return [step for step in steps if type(step) is int] if isinstance(steps, list) else []
+
+    @property
+    def window(self) -> int:
+        """How many steps the lights, and the lines of the curves, are means of."""
+        return tail_length(len(column(self.rows, "loss") or column(self.rows, "reward")))
 
     @property
     def common_answer(self) -> str | None:

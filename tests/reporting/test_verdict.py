@@ -5,6 +5,8 @@ import pytest
 from reporting.verdict import rise, verdict
 from training.evaluation import wilson_interval
 
+BOXES = "boxes with IoU of at least 0.5:"
+
 
 def steps(count: int, **columns) -> list[dict]:
     """Rows 0..count; a column is a number or a function of the share of the run that is done."""
@@ -49,7 +51,7 @@ def test_intervals_that_overlap_are_said_to(low, high, words):
     "headline, words",
     [
         ("strict", "held-out strict 30.0% -> 60.0% (loose 90.0% -> 95.0%)"),
-        ("iou", "held-out mean IoU 40.0% -> 70.0% (boxes with IoU of at least 0.5 30.0% -> 60.0%)"),
+        ("iou", f"held-out mean IoU 40.0% -> 70.0% ({BOXES} 30.0% -> 60.0%)"),
         ("mAP", "held-out mAP 10.0% -> 20.0%"),
     ],
 )
