@@ -85,7 +85,7 @@ def change(first: Row, last: Row, name: str, has_interval: bool = False) -> str:
         values.append(f"{row[name]:.1%}")
         if has_interval and f"{name}_low" in row:
             low, high = interval(row, name)
-            values[-1] += f" [{low:.1%}, {high:.1%}]"
+            values[-1] += f" [{100 * low:.1f}-{high:.1%}]"
     return " -> ".join(values)
 
 

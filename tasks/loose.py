@@ -13,7 +13,6 @@ from rewards import CANVAS, iou, target_value, well_formed_box
 RULES = dict.fromkeys(("cls", "vqa"), "a part of the name is enough, or a text that holds it")
 RULES |= dict.fromkeys(("count", "measure"), "the number anywhere in the text is enough")
 RULES |= {"entail": "the first yes or no in the text counts", "change": "partial credit for calls"}
-RULES |= {"ground": "the first box in the text counts"}
 
 
 def loose_name_correct(text: str, target: str) -> float:

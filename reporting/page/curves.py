@@ -94,6 +94,8 @@ def _logged(rows: list[dict], metrics: dict[str, str], headline: str) -> list[tu
     """(metric, label) of a panel's metrics that were logged."""
     names, logged = dict.fromkeys(name for row in rows for name in row), []
     for metric, label in metrics.items():
+        if metric == "eval/loose" and headline != "strict":  # no looser form of that
+            continue
         pattern = metric.replace("HEADLINE", re.escape(headline))
         label = label.replace("HEADLINE", headline)
         matches = filter(None, (re.fullmatch(pattern, name) for name in names))

@@ -13,7 +13,7 @@ WORDS = {
     "held.out": ("held-out", "questions that are evaluated, never trained on"),
     "out of distribution": ("out of distribution", "harder or new questions, never trained on"),
     "greedy": ("greedy", "the likeliest token is taken each time, as in every evaluation"),
-    r"\[\d[^]]*%": ("[a, b]", "95 % interval of the value before it"),
+    r"\[\d[^]]*%": ("[a-b%]", "95 % interval of the value before it"),
     "strict": ("strict", "the whole answer is right"),
     "loose": ("loose", "right by a lenient rule of published code{rule}, which the task's own "
               "reward does not pay"),

@@ -24,6 +24,8 @@ from reporting.page.rollouts import distinct, pieces, snapshots
 from reporting.page.saved_run import Run, read_run
 from runtime.errors import InputError, visible
 from runtime.run_directory import lock_directory
+from tasks import TASKS
+from tasks.loose import RULES
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [
@@ -257,6 +259,8 @@ def test_rollouts_come_before_the_curves_and_speed_is_folded_away(run_dir):
 
 def test_the_loose_rule_is_not_said_to_be_never_paid(copied):
     """A --reward may pay it."""
+    about = json.loads((copied / "run.json").read_text()) | {"headline": "strict"}
+    (copied / "run.json").write_text(json.dumps(about))
     rows = [{"step": s, "eval/strict": 0.5, "eval/loose": 0.9} for s in range(3)]
     text = page_of(copied, metrics=rows).text
     assert "which the task's own reward does not pay" in text and "never paid" not in text
@@ -294,6 +298,11 @@ def test_a_reward_of_the_user_is_named_above_and_in_the_verdict(copied):
     assert "Stopped after 2 of 30 steps" in text  # nobody holds its lock
     with lock_directory(copied):
         assert "Stopped" not in page_of(copied).text
+
+
+def test_a_rule_that_is_called_loose_is_said_in_words():
+    tasks = {name for name, task in TASKS.items() if "loose" in task.__doc__}
+    assert tasks - {"ground"} == RULES.keys()  # whose headline is no share of right answers
 
 
 def test_two_runs_side_by_side(run_dir, copied, capsys):

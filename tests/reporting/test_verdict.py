@@ -31,7 +31,7 @@ def test_the_verdict_compares_with_the_interval_of_the_start(last, words):
     assert stopped.startswith("Stopped after 10 of 20 steps, not evaluated since the start")
     sentence = verdict([*rows, {"step": 10, "eval/strict": last}], "strict", 20)
     assert sentence.startswith(words) and "10 of 20 steps" in sentence
-    assert f"30.0% [25.0%, 35.0%] -> {last:.1%}" in sentence
+    assert f"30.0% [25.0-35.0%] -> {last:.1%}" in sentence
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_verdict_compares_with_the_interval_of_the_start(last, words):
 def test_intervals_that_overlap_are_said_to(low, high, words):
     end = {"step": 10, "eval/strict": 0.4, "eval/strict_low": low, "eval/strict_high": high}
     said = verdict([*steps(10), end], "strict", 10)
-    assert said.startswith(words) and f"40.0% [{low:.1%}, {high:.1%}]" in said
+    assert said.startswith(words) and f"40.0% [{100 * low:.1f}-{high:.1%}]" in said
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_policy_that_says_one_thing_is_never_just_better_than_the_start(
 ):
     said = verdict(evaluated(strict, answer, target), "strict", 9)
     assert said.startswith(words) and ("Better" in said) == words.startswith("Better")
-    assert f"held-out strict 0.0% [0.0%, 1.0%] -> {strict:.1%} [" in said
+    assert f"held-out strict 0.0% [0.0-1.0%] -> {strict:.1%} [" in said
 
 
 def test_the_verdict_counts_answers_that_the_tasks_grammar_cannot_read():
