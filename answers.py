@@ -56,17 +56,30 @@ def parse_answer(text: str) -> str | None:
 
     An answer with words around it, or without thoughts, is an answer (but see `format_reward`).
     """
+    if why_no_answer(text) is not None:
+        return None
+    return text.partition("<answer>")[2].partition("</answer>")[0].strip()
+
+
+def why_no_answer(text: str) -> str | None:
+    """Return which of the rules of `parse_answer` a text breaks, in a few words; None: none."""
     if len(text) > MAX_COMPLETION_CHARS:
-        return None
-    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
-        return None
+        return f"more than {MAX_COMPLETION_CHARS} characters"
+    openings, closings = text.count("<answer>"), text.count("</answer>")
+    if not openings:
+        return "answer block not opened" if closings else "no answer block"
+    if openings > 1 or closings > 1:
+        return "several answer blocks"
     before, _, rest = text.partition("<answer>")
     answer, closing, after = rest.partition("</answer>")
-    if not closing or has_tag(answer):
-        return None
-    if any(_is_inside(thought, before, after) for thought in THOUGHTS):
-        return None
-    return answer.strip() or None
+    if not closing:
+        return "answer block not closed"
+    if has_tag(answer):
+        return "a tag in the answer block"
+    for thought in THOUGHTS:
+        if _is_inside(thought, before, after):
+            return f"answer block inside <{thought}>"
+    return None if answer.strip() else "empty answer block"
 
 
 def has_tag(text: str) -> bool:

@@ -79,6 +79,9 @@ class TaskConfig:
         require_counts(self, "shots train_size held_out_per_class held_out_size max_prompt_length")
         length = self.max_completion_length
         require(length is None or 1 <= length <= 10**6, "max_completion_length", "1 .. 10^6", self)
+        asked = self.question
+        is_text = asked is None or (asked.strip() != "" and "<image>" not in asked)
+        require(is_text, "question", "a text without <image> (pictures come first)", self)
         require(0 <= self.max_skip <= 1, "max_skip", "in 0 .. 1", self)
         require(0 <= self.tolerance < 1, "tolerance", "in 0 .. 1", self)
         require(self.max_pixels is None or self.max_pixels > 0, "max_pixels", "positive", self)

@@ -9,6 +9,7 @@ searched for in a sentence.
 
 - NUMBER: a number, alone or with a currency before it or one unit after it, which is dropped:
   "145°", "12 cm", "50 %" (50), "$5", "1,250". A unit without a space is a sign or one of `UNITS`.
+  "12 thousand" is no number: `_MULTIPLES` are no units.
 - CHOICE: a letter, alone or before the text of its choice: "A", "(B)", "C. red", "D) 5 cm".
 - BOXES, ONE_BOX: what `answers.parse_boxes` reads, "position" for "Position", and the special
   tokens of Qwen-VL and InternVL. "bbox" and "box_2d" are refused: the former may mean x, y, width,
@@ -98,8 +99,12 @@ def _boxed(text: str) -> str | None:
 UNITS = "mm cm dm m km in ft mg g kg t ml cl l s ms min h px deg rad degrees degree"
 _UNIT = rf"\s*(?:°\s?[CF]?|[%‰€£¥′″]|(?:{'|'.join(UNITS.split())})(?:\^?[23]|[²³])?)"
 _WORD = r"\s+[^\W\d_]{1,20}(?:\^?[23]|[²³])?(?:/[^\W\d_]{1,10})?"
-_AMOUNT = re.compile(rf"[$€£¥]?\s*([+−-]?[\d.,]+)(?:{_UNIT}|{_WORD})?", re.IGNORECASE)
+_MULTIPLES = r"\s*(?:hundreds?|thousands?|[mb]illions?|trillions?|bn|dozens?|(?-i:[kMB]))\b"
+_AMOUNT = re.compile(
+    rf"[$€£¥]?\s*([+−-]?[\d.,]+)(?!{_MULTIPLES})(?:{_UNIT}|{_WORD})?", re.IGNORECASE
+)
 _LETTER = re.compile(r"\(?([A-Ha-h])(?:\)|\.|:|\)\.)\s*\S.*", re.DOTALL)
+_LISTED = re.compile(r"""\s*[\[{]\s*["']""")
 
 
 def number(text: str) -> str | None:
@@ -131,6 +136,7 @@ _TOKENS = {
     "<|box_start|>": "<box>",
     "<|box_end|>": "</box>",
 }
+_POSITION = re.compile(r"([\"'])position\1(?=\s*:)")
 _MARKED = re.compile(r"(?:<ref>([^<]*)</ref>)?\s*<box>([^<]*)</box>[\s,]*")
 
 
@@ -139,8 +145,10 @@ def boxes(text: str) -> str | None:
     text = _without_tokens(text)
     if text is None:
         return None
-    if '"position"' in text or "'position'" in text:
-        text = re.sub("([\"'])position\\1", r"\1bbox_2d\1", text)
+    if _POSITION.search(text):
+        if "bbox_2d" in text or "Position" in text:  # two names for a box at once
+            return None
+        text = _POSITION.sub(r"\1bbox_2d\1", text)
     return text if well_formed_boxes(text, ANY_CANVAS) is not None else None
 
 
@@ -192,8 +200,9 @@ def check_keys(text: str, where: str) -> None:
 
 
 def word(text: str) -> str | None:
-    """Any short text."""
-    return text if parse_name(text) is not None else None
+    """Any short text; a list of several, or an object, is what no answer repeats."""
+    is_list = _LISTED.match(text) is not None
+    return text if parse_name(text) is not None and not is_list else None
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:

@@ -6,8 +6,7 @@
 The file's `bbox` is [x, y, width, height], in pixels unless `--data_coords` says otherwise; every
 box becomes (x1, y1, x2, y2) in pixels of the upright image (format "abs" of data/box_formats.py).
 An annotation without a usable box is skipped and counted, and its image is no negative of its
-category. Where boxes are in another frame, data/frames.py says so. A folder with annotations of
-several splits, beside the pictures or in folders, is read as such (data/splits.py).
+category. Boxes in another frame: data/frames.py. A folder of several splits: data/splits.py.
 
 Sources: COCO (arXiv:1405.0312), LVIS (arXiv:1908.03195). Next: data/grounding.py.
 """
@@ -75,8 +74,8 @@ def coco_files(data: str) -> list[tuple[Path, str]]:
     if not os.path.isdir(path):
         return []
     folders = [path, *(p for p in entries(path) if os.path.isdir(p))]
-    named = [p for p in folders if p == path or is_split_folder(p.name) or p.name == "annotations"]
-    files = [file for folder in named for file in entries(folder) if _is_instances(file)]
+    read = [p for p in folders if p == path or is_split_folder(p.name) or p.name == "annotations"]
+    files = [file for folder in read for file in entries(folder) if _is_instances(file)]
     files = [f for f in files if f.name.startswith("instances")] or files  # COCO's captions, ...
     found = [(file, split_of_path(file, path)) for file in files]
     splits = [split for _, split in found]
@@ -144,7 +143,7 @@ def load_coco(
 def _root_of(file: Path, root: Path) -> Path:
     """The folder of the pictures of one file among several: COCO's train2017 beside annotations."""
     name = file.stem.rpartition("_")[2]
-    for folder in (root / name, root / "images" / name, root.parent / name):
+    for folder in (base / inner / name for base in (root, root.parent) for inner in ("", "images")):
         if name and os.path.isdir(folder):
             print(f"data: pictures of {file.name!r} are in {named(folder)}")
             return folder
@@ -211,7 +210,7 @@ def _add_boxes(
         image, name = images.get(key_of(row, "image_id")), names.get(key_of(row, "category_id"))
         if image is None or name is None:
             skips.add("unknown image" if image is None else "unknown category", where)
-        elif row.get("iscrowd"):
+        elif row.get("iscrowd") not in (None, 0, "0"):  # some write text
             n_crowds += 1
             leave_open(row["image_id"], name)
         else:
@@ -223,7 +222,8 @@ def _add_boxes(
                 leave_open(row["image_id"], name)
     refuse_half(skips, len(annotations))
     if not placed:
-        raise InputError(f"{path}: no image has a box; is it an instances file?")
+        first = "".join(f" ({reason})" for reason in skips.first[:1])
+        raise InputError(f"{path}: no image has a box{first}; is it an instances file?")
     as_corners = [
         box._replace(
             corners=(*box.corners[:2], *(box.corners[k + 2] - box.corners[k] for k in (0, 1)))
@@ -335,6 +335,7 @@ def key_of(row: dict, name: str) -> int | str | None:
 def image_size(image: dict, where: str) -> Size:
     """Width and height in pixels; InputError unless both are whole numbers."""
     size = image.get("width"), image.get("height")
+    size = tuple(int(s) if type(s) is float and s.is_integer() else s for s in size)  # pandas
     if not all(type(side) is int and side >= 1 for side in size):
         raise InputError(f"{where}: needs integers width and height, has {size!r:.60}")
     return size

@@ -117,6 +117,8 @@ def _parse_json(data: bytes, file: str, line: int, fallback_encoding: str | None
     except json.JSONDecodeError as error:
         is_jsonl = error.msg == "Extra data" and file.lower().endswith(".json")
         fix = "if it has one row a line, name it .jsonl" if is_jsonl else "repair it"
+        if file.lower().endswith(".jsonl"):
+            fix = "repair it: each line of a .jsonl is one row, without commas between them"
         reason = f"is no JSON ({error.msg}, column {error.colno}); {fix}"
         raise InputError(f"{file}:{line + error.lineno - 1}: {reason}") from error
     except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits, and such

@@ -74,6 +74,12 @@ def decide(
             f"--data {named(data)}: {len(outside)} of {len(boxes)} boxes lie outside of their "
             f"pictures, read as {NAMES[frame]} ({frame}), first {describe(outside[0])}; {fix}"
         )
+    tiny = [box for box in boxes if max(box.corners) <= 1 and _has_area(box)]
+    is_open = flag == "auto" and frame != "norm1"
+    if is_open and max(2, max_skip * len(boxes)) < len(tiny) < len(boxes):
+        what = f"{len(tiny)} of {len(boxes)} boxes end at or below 1, others do not: two frames?"
+        fix = f"write all in one, or give --data_coords {frame} if they are right"
+        raise InputError(f"--data {named(data)}: {what} First {describe(tiny[0])}; {fix}")
     for other, what, is_certain in _doubts(boxes, frame) if flag == "auto" else []:
         line = f"{what}: are they {NAMES[other]} ({other})?"
         if is_certain:
@@ -121,8 +127,13 @@ def canvas(
     return canvas_size(frame, size, resized(size) if resized and frame == "abs_resized" else size)
 
 
+def _has_area(box: Placed) -> bool:
+    return box.corners[0] < box.corners[2] and box.corners[1] < box.corners[3]
+
+
 def _doubts(boxes: Sequence[Placed], frame: BoxFormat) -> list[tuple[BoxFormat, str, bool]]:
     """Other frames that the whole set suggests: (frame, what suggests it, is it certain)."""
+    boxes = [box for box in boxes if _has_area(box)]
     if not boxes:
         return []
     n, highest = len(boxes), max(max(box.corners) for box in boxes)

@@ -98,7 +98,7 @@ def load_grounding(
     for part, split in parts:
         found = _load_part(part, image_root, max_skip, data_coords)
         prefix = f"{part.name}/" if len(parts) > 1 and part.is_dir() else ""  # else it has it
-        examples += [replace(e, id=prefix + e.id, split=split) for e in found]
+        examples += [replace(e, id=prefix + e.id, split=split or e.split) for e in found]
     say_of_file(path, JSON)
     return examples
 
@@ -120,7 +120,7 @@ def _load_part(
     check_files(((where, picture) for where, picture, *_ in drafts), root)
     look_at_all(dict.fromkeys(picture for _, picture, *_ in drafts))
     skips, placed = SkipLog(), []
-    for where, picture, phrase, values, shape in drafts:
+    for where, picture, phrase, values, shape, split in drafts:
         if not isinstance(phrase, str):
             raise InputError(f"{where}: the phrase must be text; repair it")
         if values is None or not phrase.strip():
@@ -128,7 +128,7 @@ def _load_part(
             continue
         try:
             box = Placed(where, raw_box(values, where, shape), look(picture).size, picture)
-            placed.append((box, picture, phrase.strip(), shape))
+            placed.append((box, picture, phrase.strip(), shape, split))
         except InputError as error:
             is_box = str(error).startswith(where)
             reason = "no box" if is_box else "unreadable"
@@ -138,10 +138,13 @@ def _load_part(
         found = f" ({skips.first[0]})" if skips.first else ""
         what = f"has no phrase with a box{found}; {ACCEPTED_BOXES}"
         raise InputError(f"--data {named(path)} {what}")
-    checked = [box for box, *_, shape in placed if shape != "extent"]  # cut wherever they end
+    checked = [box for box, *_ in placed]
+    if layout == "ReasonSeg":  # extents are cut wherever they end, and may yet be fractions
+        cut = [box._replace(corners=clipped(box.corners, box.size)) for box in checked]
+        checked = [box for box in cut if box.corners is not None and data_coords == "auto"]
     frame: BoxFormat = decide(checked, data_coords, "abs", layout, str(path), max_skip)
     examples = []
-    for box, picture, phrase, shape in placed:
+    for box, picture, phrase, shape, split in placed:
         pixels = clipped(convert_box(box.corners, frame, "abs", box.size, box.size), box.size)
         if shape != "extent" and not fits(box, frame):
             skips.add("box leaves its image", describe(box) + why_outside(box, frame))
@@ -149,7 +152,8 @@ def _load_part(
             skips.add("box without area", box.where)
         else:
             target = str(list(pixels))
-            examples.append(Example(box.where, (picture,), phrase, target, "abs", box.size))
+            placed_on = dict(box_format="abs", canvas=box.size, split=split)
+            examples.append(Example(box.where, (picture,), phrase, target, **placed_on))
     skips.check(len(drafts), max_skip)
     if not examples:
         raise InputError(f"--data {named(path)} has no phrase with a box; {ACCEPTED_BOXES}")
@@ -157,7 +161,8 @@ def _load_part(
     return examples
 
 
-Draft = tuple[str, Path, Any, Any, Shape]  # where (becomes the id), picture, phrase, box, its shape
+# where (becomes the id), picture, phrase, box, its shape, the split that it says itself
+Draft = tuple[str, Path, Any, Any, Shape, str]
 
 
 def _rec_rows(path: Path, root: Path) -> Iterator[Draft]:
@@ -167,7 +172,10 @@ def _rec_rows(path: Path, root: Path) -> Iterator[Draft]:
         if not isinstance(row["image"], str):
             raise InputError(f"{where}: the image must be text; repair it")
         phrase = row.get("normal_caption") or row.get("problem") or ""
-        yield where, inside(root, row["image"], where), phrase, row["solution"], "xyxy"
+        if isinstance(phrase, str):  # the picture comes first
+            phrase = phrase.replace("<image>", " ")
+        picture, split = inside(root, row["image"], where), split_of(str(row.get("split")))
+        yield where, picture, phrase, row["solution"], "xyxy", split
 
 
 def _ref_coco(path: Path, root: Path) -> Iterator[Draft]:
@@ -188,7 +196,8 @@ def _ref_coco(path: Path, root: Path) -> Iterator[Draft]:
         for number, sentence in enumerate(sentences):
             sentence = sentence if isinstance(sentence, dict) else {}
             phrase = sentence.get("sent") or sentence.get("raw") or ""
-            yield f"{where}/{number}", picture, phrase, row.get("bbox"), "xywh"
+            split = split_of(str(ref.get("split")))
+            yield f"{where}/{number}", picture, phrase, row.get("bbox"), "xywh", split
 
 
 def _reason_seg(folder: Path, root: Path) -> Iterator[Draft]:
@@ -205,7 +214,7 @@ def _reason_seg(folder: Path, root: Path) -> Iterator[Draft]:
         name = next((name for name in names if (root / name).exists()), names[0])
         picture, extent = inside(root, name, str(file)), _target_extent(shapes, file)
         for number, text in enumerate(texts if isinstance(texts, list) else [texts]):
-            yield f"{file.stem}/{number}", picture, text, extent, "extent"
+            yield f"{file.stem}/{number}", picture, text, extent, "extent", ""
 
 
 def _target_extent(shapes: list, file: Path) -> list[float] | None:

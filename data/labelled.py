@@ -8,6 +8,7 @@ data/rows.py; here their solution is the class name. Bad records are treated as 
 """
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -27,9 +28,10 @@ from data.splits import divide, is_split_folder, say_of_file, split_of
 from data.tables import JSON
 from runtime.errors import InputError
 
-IMAGE_SUFFIXES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .avif".split()
+IMAGE_SUFFIXES = ".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .ppm .avif".split()
 # Pictures that `load_image` refuses by name: listed, so that they are counted and not ignored.
 FOREIGN_SUFFIXES = ".heic .heif .svg .pdf .eps".split()
+_MASK = re.compile(r"[ _-](?:mask|seg|segmentation|label|gt)(?:[ _-]?\d+)?$", re.IGNORECASE)
 DIGIT_PROMPT, ANY_PROMPT = "Which digit is this?", "Which class does this image show?"
 DIGIT_NAMES = "zero one two three four five six seven eight nine".split()
 ACCEPTED = ACCEPTED_ROWS + ', a folder with one sub-folder of images per class, "digits"'
@@ -67,6 +69,12 @@ def load_labelled(
     if merged := [names for names in classes.values() if len(names) > 1]:
         first = " and ".join(map(repr, merged[0][:3]))
         print(f"data: {len(merged)} classes are written in several ways: {first} are one answer")
+    names: dict[tuple, set[str]] = {}
+    for item in items:
+        names.setdefault((pixel_hash(item), item.question), set()).add(normalise_name(item.target))
+    if several := [sorted(found) for found in names.values() if len(found) > 1]:
+        what = f"{len(several)} pictures are in several classes, one in {several[0][:3]}"
+        print(f"warning: {named(data)}: {what}; nothing says which is right")
     if len(classes) < 2:
         only = f"only one class, {[*classes.values()][0][:5]}" if classes else "no class"
         if merged:
@@ -222,9 +230,11 @@ def _class_folders(folder: Path, root: Path, split: str, skipped: Counter) -> li
     skipped.update(path.suffix.lower() or "no suffix" for path in inner if not os.path.isdir(path))
     names = without_numbers([path.name for path in folders])
     check_names(names.values(), f"--data {named(root)}")
-    items, n_deeper = [], 0
+    items, masks, n_deeper = [], [], 0
     for path in folders:
         pictures = _pictures(path, others=skipped)
+        stems = {picture.stem for picture in pictures}
+        masks += [p.name for p in pictures if _MASK.sub("", p.stem) in stems - {p.stem}]
         deeper = sum(picture.parent != path for picture in pictures)
         if len(pictures) == deeper:
             raise InputError(
@@ -237,6 +247,9 @@ def _class_folders(folder: Path, root: Path, split: str, skipped: Counter) -> li
             name = os.path.relpath(picture, root)
             place = (inside(root, name, name),)
             items.append(Example(name, place, ANY_PROMPT, names[path.name], split=split))
+    if masks:
+        what = f"{len(masks)} pictures are named as masks of others, as {masks[0]!r}"
+        print(f"warning: {named(folder)}: {what}, and are read as pictures; move them away")
     if n_deeper:
         print(f"data: {n_deeper} of {len(items)} pictures are in sub-folders of their class")
     return items

@@ -117,7 +117,7 @@ def why_missing(path: Path) -> str:
 def where_they_are(missing: list[Path], root: Path) -> str:
     """What to say if all missing pictures are in one other folder: give it as --data_root."""
     real = Path(os.path.realpath(root))
-    below, around = _below(_below([real])), _below([real.parent])
+    below, around = _below(_below([real])), _below(_below([real.parent]))
     wanted = [os.path.relpath(path, root) for path in missing]
     for folder in dict.fromkeys((*below, *around)):
         if folder != real and all(os.path.isfile(folder / name) for name in wanted):

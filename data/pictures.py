@@ -46,8 +46,8 @@ _seen: dict[tuple, Seen | str] = {}  # by path and state of the file, or by cont
 def look(picture: Picture) -> Seen:
     """Decode a picture, unless that was done before. Raises InputError with its fault."""
     if isinstance(picture, Image.Image):
-        pixels = _pixels(load_image(picture))
-        return Seen(load_image(picture).size, pixels, pixels)
+        image = load_image(picture)
+        return Seen(image.size, _pixels(image), _pixels(image))
     key = _key(picture)
     if key not in _seen:
         try:

@@ -29,7 +29,7 @@ from data.examples import Example
 from data.files import MAX_SKIP, SkipLog, read_json, read_jsonl
 from data.paths import check_files, inside, local_path, named, shown
 from data.pictures import readable
-from data.splits import say_of_file
+from data.splits import say_of_file, split_of
 from data.tables import JSON, row_files, table_rows
 from runtime.errors import InputError
 
@@ -74,7 +74,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     for number, row in rows:
         where = f"{path.name}:{number}"
         if not isinstance(row, dict):
-            raise InputError(f"{where}: is {brief(row)}, not a row with named columns")
+            is_list = isinstance(row, list) and path.suffix.lower() == ".jsonl"
+            fix = "; if the file is one list, name it .json" if is_list else ""
+            raise InputError(f"{where}: is {brief(row)}, not a row with named columns{fix}")
         yield where, row
 
 
@@ -134,6 +136,7 @@ def read_records(
         raise InputError(f"--data {named(data)} is {kind}; {accepted}")
     schema, examples, ids, notes = "", [], set(), Notes()
     for file, split in files:
+        paths: list[tuple[str, Path]] = []  # of this file: ids and pictures
         root = path if os.path.isdir(path) and file.suffix.lower() not in JSON else file.parent
         root = Path(data_root) if data_root is not None else root
         folder = "" if path == file else f"{file.parent.relative_to(path).as_posix()}/"
@@ -151,11 +154,12 @@ def read_records(
                 while unique in ids:  # only if another row's id looks like this one's replacement
                     unique += "#"
                 ids.add(unique)
-                examples.append(replace(example, id=unique, split=split))
+                own = split or split_of(str(row.get("split")))  # where a column says it
+                examples.append(replace(example, id=unique, split=own))
+                paths += [(unique, image) for image in example.images if isinstance(image, Path)]
+        check_files(paths, root)
     if not schema:
         raise InputError(f"{path}: has no row; add rows")
-    paths = [(e.id, image) for e in examples for image in e.images if isinstance(image, Path)]
-    check_files(paths, root)
     notes.say()
     return schema, readable(examples, skips)
 
@@ -185,6 +189,8 @@ class Notes:
 INNER_MARKS = "<image> marks inside the question are dropped (pictures come first, in order)"
 BACKSLASHES = "backslashes in the picture's name are read as slashes"
 TOKENS = "warning: the question holds chat tokens such as <|image_pad|>, read as plain text"
+LABELS = "warning: only the key 'label' of a box is read as its label, others are dropped"
+IN_SOLUTION = "warning: the solution holds chat tokens, which the answer has to repeat literally"
 LATEX = "warning: the solution is LaTeX, which the answer has to repeat literally"
 
 
@@ -227,6 +233,13 @@ def _example(
         notes.add(INNER_MARKS, where)
     if re.search(r"<\|\w+\|>", question):
         notes.add(TOKENS, where)
+    if re.search(r"<\|\w+\|>", target) and "<|box_start|>" not in target:
+        notes.add(IN_SOLUTION, where)
+    if re.search(r"""["'](?:category|class|name)(?:_name)?["']\s*:""", target):
+        notes.add(LABELS, where)
+    texts = [row[name] for name in roles[2] if isinstance(row.get(name), str)]
+    if len({plain(solution_text(text, where)) for text in texts} - {""}) > 1:
+        notes.add(f"columns {' and '.join(roles[2])} differ, {used[2]} is read", where)
     if re.search(r"\\[A-Za-z]{2}", target) and target[:1] not in "[{":
         notes.add(LATEX, where)
     notes.solutions.append((written, target))

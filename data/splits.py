@@ -80,7 +80,7 @@ def divide(
         what = "evaluated on" if role == "held_out" else "kept for evaluate.py --split val"
         texts.append(
             f"{what} {name!r} ({len(evaluated[role])}"
-            + (f", {twice} left out: their pictures are trained on)" if twice else ")")
+            + (f", {twice} left out: their pictures are in train)" if twice else ")")
         )
         if not evaluated[role]:
             what = f"no picture of {name!r} is left that is not trained on as well"

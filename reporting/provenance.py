@@ -80,4 +80,6 @@ def _commit() -> str | None:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    threads = torch.get_num_threads()
+    counted = f"{threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()}"
+    return f"{platform.machine()} CPU, {counted}"

@@ -57,7 +57,7 @@ class RunLog:
                 raise InputError(f"runs: cannot be written ({error}); give --output_dir") from None
         self.directory = Path(distributed.all_gather(str(directory))[0])
         if self.is_written:
-            self._open(cfg, about, is_new=resumed_at is None)
+            self._open(cfg, about, resumed_at)
         self.seconds: dict[str, float] = defaultdict(float)  # by phase, of the row to come
         self.lap_start = time.perf_counter()
         tracker = cfg.report_to if self.is_written else "none"
@@ -70,30 +70,34 @@ class RunLog:
             dynamic_ncols=True,
         )
 
-    def _open(self, cfg: TrainConfig, about: dict, is_new: bool) -> None:
+    def _open(self, cfg: TrainConfig, about: dict, resumed_at: int | None) -> None:
         try:
-            if is_new:
+            if resumed_at is None:
                 check_output_dir(self.directory)
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self.lock = lock_directory(self.directory)
                 write_atomically(self.directory / "run.json", json.dumps(about, indent=2) + "\n")
             else:
-                self._note_extension(cfg)
+                self._note_resumption(cfg, resumed_at)
             config.save(cfg, self.directory / "config.json")
         except OSError as error:
             where = f"--output_dir {self.directory}"
             raise InputError(f"{where}: cannot be written ({error})") from None
 
-    def _note_extension(self, cfg: TrainConfig) -> None:
-        """Add the command that extends the run to run.json, where `--max_steps` has grown."""
+    def _note_resumption(self, cfg: TrainConfig, resumed_at: int) -> None:
+        """Note in run.json that a run is resumed, and with which command if `--max_steps` grows."""
         path = self.directory / "run.json"
-        before = config.read_settings(self.directory / "config.json")["max_steps"]
-        if cfg.max_steps > before and path.is_file():
-            about = config.read_settings(path)
+        if not path.is_file():
+            return
+        about = config.read_settings(path)
+        before = about.get("resumed_after")
+        before = [step for step in before if step < resumed_at] if isinstance(before, list) else []
+        about["resumed_after"] = [*before, resumed_at]
+        if cfg.max_steps > config.read_settings(self.directory / "config.json")["max_steps"]:
             first = str(about.get("command"))
             more = f"{first.split(' --task')[0]} --resume_from_checkpoint latest"
             about["command"] = f"{first} && {more} --max_steps {cfg.max_steps}"
-            write_atomically(path, json.dumps(about, indent=2) + "\n")
+        write_atomically(path, json.dumps(about, indent=2) + "\n")
 
     def start_step(self) -> None:
         """Start the first lap of a step."""

@@ -1,32 +1,16 @@
-"""What the curves of a run mean: one sentence, and traffic lights with one line of advice each.
+"""What the curves of a run mean: a few sentences, from its evaluations and the trend of its reward.
 
-The rules read metrics.jsonl and the list of skipped data. Their bounds are rules of thumb.
-Next: reporting/page/curves.py.
+The rules read metrics.jsonl. Their bounds are rules of thumb. Next: reporting/lights.py.
 """
 
-from typing import NamedTuple
+from pathlib import Path
 
 TAIL, MIN_TAIL = 0.1, 5  # share of a metric's values, and their number: "now" is their mean
 Row = dict[str, float]
-Rule = tuple[str | None, str, str]  # level, value and advice of a light
-LEVELS = ("bad", "watch", "good", "unknown")
-NO_LIGHT = (None, "", "")  # it does not apply
 RIGHT = ("correct", "iou")  # parts of a task's reward that say how right an answer is, in [0, 1]
-SAMPLING = "sampling/sampling_logp_difference/mean"
-
-# Metric -> (green up to, red above). docs/metrics.md has the same numbers.
-BOUNDS = {
-    "frac_reward_zero_std": (0.5, 0.8),
-    "completions/clipped_ratio": (0.05, 0.3),
-    "completions/no_answer_ratio": (0.1, 0.5),  # likewise eval/no_answer_ratio
-    "completions/no_reward_ratio": (0.1, 0.5),
-    "kl": (1.0, 5.0),
-    SAMPLING: (0.05, 0.2),
-}
-RARELY_RIGHT = 0.02  # of the sampled answers; red where none ever was
-MOSTLY = 0.9  # of the zero-std groups
-UNIFORM = (0.3, 0.5)  # `uniformity` of the evaluation's answers
-SPLITS = {"held-out": "eval/", "out of distribution": "eval/ood_"}
+METRIC_NAMES = {"iou": "mean IoU"}  # where the name alone would mislead
+UNIFORM = (0.3, 0.5)  # `uniformity` of the evaluation's answers: green up to, red above
+MOSTLY_UNREAD = 0.5  # of the answers
 
 
 def column(rows: list[Row], name: str) -> list[float]:
@@ -39,14 +23,28 @@ def tail_length(count: int) -> int:
     return max(MIN_TAIL, round(TAIL * count))
 
 
-def tail_mean(rows: list[Row], name: str, at_start: bool = False) -> float | None:
-    """Mean over the last (first) tenth of the steps, five at least, of a metric that was logged."""
+def tail_mean(rows: list[Row], name: str) -> float | None:
+    """Mean over the last tenth of the steps, five at least, of a metric that was logged."""
     values = column(rows, name)
-    if not values:
+    values = values[-tail_length(len(values)) :]
+    return sum(values) / len(values) if values else None
+
+
+def trend(rows: list[Row], name: str) -> tuple[float, float] | None:
+    """Means of a metric over the first and the last steps: as many as "now", a quarter at most."""
+    values = column(rows, name)
+    if len(values) < 2:
         return None
-    count = tail_length(len(values))
-    tail = values[:count] if at_start else values[-count:]
-    return sum(tail) / len(tail)
+    count = max(1, min(tail_length(len(values)), len(values) // 4))
+    return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def short(value: float) -> str:
+    """A number for a label: 0.973, 12.3, 11,234, 1.2e-06."""
+    size = abs(value)
+    if 999.5 <= size < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if 0.001 <= size < 1e6 or size == 0 else f"{value:.1e}"
 
 
 def interval(row: Row, metric: str) -> tuple[float, float]:
@@ -54,18 +52,41 @@ def interval(row: Row, metric: str) -> tuple[float, float]:
     return row.get(f"{metric}_low", row[metric]), row.get(f"{metric}_high", row[metric])
 
 
-def rise(first: Row, last: Row, headline: str) -> str:
-    """base -> final, in words: the headline metric, the loose one, out of distribution."""
+def of_file(reward: str | None) -> str | None:
+    """The --reward as texts name it: one.py:pay of any/where/one.py:pay; None without one."""
+    return reward and Path(reward).name
 
-    def of(name: str) -> str:  # an early row may lack what a later one has
-        return " -> ".join(f"{row[name]:.1%}" for row in (first, last) if name in row)
 
-    line = f"held-out {headline} {of(f'eval/{headline}')}"
-    if "eval/loose" in last:
-        line += f" (loose {of('eval/loose')})"
+def rise(first: Row, last: Row, headline: str, is_verdict: bool = False) -> str:
+    """base -> final, in words: the headline metric, then out of distribution.
+
+    The console adds the metric `beside` it; the verdict adds the 95 % intervals instead.
+    """
+    line = f"held-out {METRIC_NAMES.get(headline, headline)} "
+    line += change(first, last, f"eval/{headline}", has_interval=is_verdict)
+    if not is_verdict and (more := beside(first, last, headline)):
+        line += f" ({more})"
     if f"eval/ood_{headline}" in last:
-        line += f", out of distribution {of(f'eval/ood_{headline}')}"
+        line += f", out of distribution {change(first, last, f'eval/ood_{headline}')}"
     return line
+
+
+def beside(first: Row, last: Row, headline: str) -> str:
+    """The metric that is printed beside the headline metric, if it has one of its own kind."""
+    kinds = {"strict": ("loose", "loose"), "iou": ("boxes with IoU of at least 0.5:", "strict")}
+    label, name = kinds.get(headline, ("", ""))
+    return f"{label} {change(first, last, f'eval/{name}')}" if f"eval/{name}" in last else ""
+
+
+def change(first: Row, last: Row, name: str, has_interval: bool = False) -> str:
+    """The values of a metric in two rows, an early one of which may lack what a later one has."""
+    values = []
+    for row in (row for row in (first, last) if name in row):
+        values.append(f"{row[name]:.1%}")
+        if has_interval and f"{name}_low" in row:
+            low, high = interval(row, name)
+            values[-1] += f" [{100 * low:.1f}-{high:.1%}]"
+    return " -> ".join(values)
 
 
 def uniformity(row: Row, prefix: str) -> float | None:
@@ -87,229 +108,130 @@ def has_no_skill(row: Row, headline: str, prefix: str = "eval/") -> bool:
     return headline == "strict" and 0 < target < 1 and interval(row, metric)[0] <= target
 
 
-def doubts(row: Row, headline: str, prefix: str = "eval/") -> list[str]:
-    """What a good number of this evaluation hides: one answer to all, no skill, no answers."""
+def doubts(
+    row: Row, headline: str, prefix: str = "eval/", common_answer: str | None = None
+) -> list[str]:
+    """What a good number of this evaluation hides: one answer to all, no skill, no answers.
+
+    Args:
+        common_answer: the text of the most frequent answer, where it is known.
+    """
     found, unread = [], row.get(f"{prefix}no_answer_ratio", 0.0)
     answer, target = (row.get(f"{prefix}top_{what}_share", 0.0) for what in ("answer", "target"))
+    right = row[f"{prefix}{headline}"]
+    what = "held-out " if prefix == "eval/" else ""
     if (uniformity(row, prefix) or 0.0) > UNIFORM[1]:
+        named = f" ({common_answer[:60]!r})" if common_answer else ""
         found.append(
-            f"Collapsed to one answer, given to {answer:.1%} of the questions, while no answer "
-            f"is right for more than {target:.1%}"
+            f"Collapsed to one answer{named}, given to {answer:.1%} of the {what}questions, while "
+            f"no answer is right for more than {target:.1%}"
         )
-    if has_no_skill(row, headline, prefix):
-        value = f"{row[f'{prefix}{headline}']:.1%}"
+    elif has_no_skill(row, headline, prefix):
         found.append(
-            f"{value} right, not clearly more than always answering with the most frequent target "
-            f"({target:.1%})"
+            f"{right:.1%} right, {'less' if right < target else 'not clearly more'} than always "
+            f"answering with the most frequent target ({target:.1%})"
         )
-    if unread > BOUNDS["completions/no_answer_ratio"][1]:
-        found.append(f"{unread:.1%} of the answers cannot be read as answers of this task")
+    if unread > MOSTLY_UNREAD:
+        greedy = " (greedy)" if what else ""
+        found.append(
+            f"{unread:.1%} of the {what}answers{greedy} cannot be read as answers of this task"
+        )
     return found
 
 
-def verdict(rows: list[Row], headline: str, max_steps: int) -> str:
-    """How far the run came and what it brought, in one sentence."""
+def rises_alone(rows: list[Row], headline: str) -> str | None:
+    """Does the reward rise for something that the held-out metric does not see?
+
+    Returns: "good", "watch" where the metric is no better for it, "bad" where it is much worse;
+    None where there is nothing to compare.
+    """
+    metric, reward = f"eval/{headline}", trend(rows, "reward")
+    evaluations = [row for row in rows if metric in row]
+    if reward is None or len(evaluations) < 2:
+        return None
+    first, last = evaluations[0][metric], evaluations[-1][metric]
+    low, high = interval(evaluations[0], metric)
+    gain = reward[1] - reward[0]
+    noise = (trend(rows, "reward_std") or (0.0, 0.0))[0]
+    if gain > 0 and first - last > 2 * (first - low) > 0:
+        return "bad"
+    if gain > 0 and last < low or gain > 0.5 * noise and last <= high:
+        return "watch"
+    return "good"
+
+
+def lost_rewards(rows: list[Row]) -> tuple[int, int]:
+    """How many completions of the run had no reward, and of how many; (0, 0) if not counted."""
+    lost = total = 0
+    for row in rows:
+        if "completions/no_reward_ratio" in row:
+            count = round(row["completion_tokens"] / row["completions/mean_length"])
+            lost += round(row["completions/no_reward_ratio"] * count)
+            total += count
+    return lost, total
+
+
+def _reasons(rows: list[Row], headline: str, reward: str | None) -> list[str]:
+    """Sentences on the reward: what else than right answers it rose for, and where it was lost."""
+    found, (lost, total) = [], lost_rewards(rows)
+    if rises_alone(rows, headline) in ("watch", "bad"):
+        start, end = trend(rows, "reward")
+        evaluations = [row for row in rows if f"eval/{headline}" in row]
+        named = f" ({of_file(reward)})" if reward else ""
+        sentence = f"The reward{named} rose {start:.2f} -> {end:.2f}"
+        parts = (trend(rows, f"rewards/{part}/mean") for part in ("format", *RIGHT))
+        (low, high), *right = (part or (0.0, 0.0) for part in parts)
+        if high - low > sum(after - before for before, after in right):
+            sentence += f" through its format part ({low:.1%} -> {high:.1%}): the tags are paid, "
+            found.append(sentence + "whatever is between them")
+        else:
+            sentence += f" while held-out {METRIC_NAMES.get(headline, headline)} went "
+            sentence += change(evaluations[0], evaluations[-1], f"eval/{headline}")
+            found.append(sentence + (": it pays for something else" if reward else ""))
+    if lost:
+        found.append(f"{lost} of {total} completions ({lost / total:.1%}) had no reward")
+    return found
+
+
+def _outcome(first: Row, last: Row, metric: str) -> str:
+    """Better or worse than the start, going by the interval of the start."""
+    (low, high), (last_low, last_high) = interval(first, metric), interval(last, metric)
+    if low <= last[metric] <= high:
+        return "No change beyond chance from the start"
+    outcome = f"{'Better' if last[metric] > high else 'Worse'} than the start"
+    overlap = last_low <= high and last_high >= low
+    return f"{outcome}, though the 95 % intervals overlap" if overlap else outcome
+
+
+def verdict(
+    rows: list[Row],
+    headline: str,
+    max_steps: int,
+    reward: str | None = None,
+    common_answer: str | None = None,
+    is_running: bool = True,
+) -> str:
+    """How far the run came, what it brought, and why it brought nothing, in a few sentences.
+
+    Args:
+        reward: the --reward of the run. common_answer: as for `doubts`. is_running: whether more
+            steps may come.
+    """
     metric = f"eval/{headline}"
     evaluations = [row for row in rows if metric in row]
-    progress = f"{int(rows[-1]['step']) if rows else 0} of {max_steps} steps"
+    done = int(rows[-1]["step"]) if rows else 0
+    is_stopped = done < max_steps and not is_running
+    progress = f"{'Stopped after ' if is_stopped else ''}{done} of {max_steps} steps"
     if not evaluations:
         return f"{progress}: not evaluated yet."
     first, last = evaluations[0], evaluations[-1]
     if last is first:
-        value = f"held-out {headline} {first[metric]:.1%}"
+        value = f"held-out {METRIC_NAMES.get(headline, headline)} {first[metric]:.1%}"
         return f"{progress}, not evaluated since the start: {value}."
-    low, high = interval(first, metric)
-    outcome = "Better than" if last[metric] > high else "Worse than"
-    if low <= last[metric] <= high:
-        outcome = "No change beyond chance from"
-    outcome = f"{outcome} the start"
-    if found := doubts(last, headline):  # then it is not "better", whatever the numbers are
-        found += [outcome] if last[metric] < low else []
-        outcome = ". ".join(found)
-    return f"{outcome}. {progress}: {rise(first, last, headline)}."
-
-
-class Light(NamedTuple):
-    """level: "good", "watch", "bad" or "unknown". value: what was measured. advice: what to do."""
-
-    name: str
-    level: str
-    value: str
-    advice: str
-
-
-def new_warnings(rows: list[Row], headline: str, warned: set[str]) -> list[str]:
-    """A line for each red light whose name is not in `warned`, which becomes the names of all."""
-    red = [light for light in lights(rows, headline, []) if light.level == "bad"]
-    new = [light for light in red if light.name not in warned]
-    warned.clear()
-    warned.update(light.name for light in red)
-    return [f"warning: {light.name}: {light.value}; {light.advice}" for light in new]
-
-
-def lights(rows: list[Row], headline: str, skipped: list[str] | None) -> list[Light]:
-    """All traffic lights of a run; those that do not apply (SFT has no groups) are left out.
-
-    Args:
-        skipped: lines about skipped data; None where run.json does not say.
-    """
-    too_long = "raise --max_completion_length, or charge for length with --overlong_weight"
-    differs = "the two disagree on the same weights; use --dtype float32"
-    not_finite = "they were skipped; lower --learning_rate or --beta, or use --dtype float32"
-    no_reward = "left out of all means; they teach nothing"
-    rules = {
-        "Right answers sampled": _right(rows),
-        "Unreadable answers": _unread(rows),
-        "Most frequent answer": _uniform(rows),
-        "Right answers against a constant answer": _skill(rows, headline),
-        "Zero-std groups": _zero_std(rows),
-        "Truncated completions": _bounded(rows, "completions/clipped_ratio", too_long),
-        "Completions without a reward": _bounded(rows, "completions/no_reward_ratio", no_reward),
-        "KL to the starting model, nats per token": _kl(rows),
-        "Sampler against trainer, nats per token": _bounded(rows, SAMPLING, differs),
-        "Reward against held-out metric": _hacking(rows, headline),
-        "Non-finite updates": _any(rows, "steps_skipped_nonfinite", not_finite),
-    }
-    rules |= _faults(rows)
-    if skipped is not None:
-        value, advice = "; ".join(skipped)[:2000] or "none", "repair them, or check what is missing"
-        rules["Skipped data"] = ("watch" if skipped else "good", value, advice)
-    found = [
-        Light(name, level, value, "" if level == "good" else advice)
-        for name, (level, value, advice) in rules.items()
-        if level is not None
-    ]
-    return sorted(found, key=lambda light: LEVELS.index(light.level))
-
-
-def _bounded(rows: list[Row], metric: str, advice: str) -> Rule:
-    """Compare the mean of the last steps with its BOUNDS."""
-    value, (watch, bad) = tail_mean(rows, metric), BOUNDS[metric]
-    if value is None:
-        return NO_LIGHT
-    level = "watch" if value > watch else "good"
-    level = level if value <= bad else "bad"  # NaN: bad
-    return level, f"{value:{'.2g' if metric in ('kl', SAMPLING) else '.1%'}}", advice
-
-
-def _unread(rows: list[Row]) -> Rule:
-    """Answers outside the task's grammar: sampled (the last steps), and greedy (the last ones)."""
-    advice = "not of the form that the task reads: see the rollouts; train_sft.py teaches it"
-    rules = [_bounded(rows, "completions/no_answer_ratio", advice)]
-    evaluated = column(rows, "eval/no_answer_ratio")[-1:]
-    last = [{"completions/no_answer_ratio": value} for value in evaluated]
-    rules.append(_bounded(last, "completions/no_answer_ratio", advice))
-    names = ("sampled", "held-out")
-    return _worst([(name, rule) for name, rule in zip(names, rules, strict=True)])
-
-
-def _uniform(rows: list[Row]) -> Rule:
-    """Does the model say one thing whatever it is asked?"""
-    advice = "it says the same whatever it is asked: lower --learning_rate, or raise --beta"
-    rules = []
-    for split, prefix in SPLITS.items():
-        measured = [row for row in rows if uniformity(row, prefix) is not None]
-        if len(measured) > 1:  # the first is the model as it came
-            row, (watch, bad) = measured[-1], UNIFORM
-            share = uniformity(row, prefix)
-            level = "bad" if share > bad else "watch" if share > watch else "good"
-            answer, target = (row[f"{prefix}top_{what}_share"] for what in ("answer", "target"))
-            rules.append((split, (level, f"{answer:.1%} (targets: {target:.1%} at most)", advice)))
-    return _worst(rules)
-
-
-def _skill(rows: list[Row], headline: str) -> Rule:
-    measured = [row for row in rows if f"eval/{headline}" in row and "eval/top_target_share" in row]
-    if len(measured) < 2 or headline != "strict":
-        return NO_LIGHT
-    value, target = measured[-1]["eval/strict"], measured[-1]["eval/top_target_share"]
-    level = "good"
-    if has_no_skill(measured[-1], headline):
-        level = "bad" if value <= target else "watch"
-    advice = "always answering with the most frequent target would do as well"
-    return level, f"{value:.1%} against {target:.1%}", advice
-
-
-def _worst(rules: list[tuple[str, Rule]]) -> Rule:
-    """One light of several: the worst level, and the values with their names."""
-    rules = [(name, rule) for name, rule in rules if rule[0] is not None]
-    if not rules:
-        return NO_LIGHT
-    level, _, advice = min((rule for _, rule in rules), key=lambda rule: LEVELS.index(rule[0]))
-    return level, ", ".join(f"{name} {rule[1]}" for name, rule in rules), advice
-
-
-def _any(rows: list[Row], metric: str, advice: str) -> Rule:
-    """Red as soon as it happened at all."""
-    if not (values := column(rows, metric)):
-        return NO_LIGHT
-    return "bad" if any(values) else "good", f"{sum(values):.0f}", advice
-
-
-def _faults(rows: list[Row]) -> dict[str, Rule]:
-    """A light for each kind of fault of a --reward that happened, or one for none."""
-    advice = "these completions have no reward and are in no mean; see reward_faults.jsonl"
-    names = ("exception", "wrong_length", "not_finite", "timeout", "died")
-    rules = {f"Your reward: {name}": _any(rows, f"reward/{name}", advice) for name in names}
-    red = {name: (lv, f"{v} completions", a) for name, (lv, v, a) in rules.items() if lv == "bad"}
-    return red or {"Faults of your reward": _any(rows, "reward/exception", advice)}
-
-
-def _right(rows: list[Row]) -> Rule:
-    """What is never sampled cannot be learnt."""
-    metric = next((m for m in (f"rewards/{part}/mean" for part in RIGHT) if column(rows, m)), None)
-    if metric is None:  # a --reward: what is right is unknown
-        rewards, is_sampled = column(rows, "reward"), column(rows, "completions/mean_length")
-        if is_sampled and not rewards:
-            return "bad", "no completion has a reward", "check --reward"
-        is_zero = bool(rewards) and not any(rewards)
-        return ("bad", "the reward is always 0", "check --reward") if is_zero else NO_LIGHT
-    remedy = "another --model, more training data, or train_sft.py first"
-    value = tail_mean(rows, metric)
-    if not any(column(rows, metric)):
-        return "bad", "never", f"what is never sampled cannot be learnt: {remedy}"
-    level = "good" if value > RARELY_RIGHT else "watch"  # NaN: watch
-    shown = f"mean IoU {value:.1%}" if "iou" in metric else f"{value:.1%}"
-    return level, shown, f"so rarely that it is slow: {remedy}"
-
-
-def _zero_std(rows: list[Row]) -> Rule:
-    """Groups whose rewards are all equal teach nothing, be they all right or all wrong."""
-    names = ("frac_reward_zero_std", "frac_groups_all_right", "frac_groups_all_wrong")
-    share, right, wrong = (tail_mean(rows, name) for name in names)
-    when_wrong = "more --num_generations or training data, or --dense 1 (if the task has it)"
-    advice = f"they teach nothing. All right: harder questions, or stop. All wrong: {when_wrong}"
-    level, value, _ = _bounded(rows, names[0], advice)
-    if level is None or right is None or wrong is None:  # a --reward does not say what is right
-        return level, value, advice
-    value += f" ({right:.1%} all right, {wrong:.1%} all wrong)"
-    if right >= MOSTLY * share > 0 and level != "good":
-        return "good", f"{value}: learnt; stop, or continue with harder questions", ""
-    return level, value, f"they teach nothing: {when_wrong}" if wrong >= MOSTLY * share else advice
-
-
-def _kl(rows: list[Row]) -> Rule:
-    if column(rows, "reward") and not column(rows, "kl"):
-        return "unknown", "not measured", "needs --beta above 0"
-    return _bounded(rows, "kl", "the policy is far away; raise --beta")
-
-
-def _hacking(rows: list[Row], headline: str) -> Rule:
-    """Does the reward rise for something that the held-out metric does not see?"""
-    metric, reward = f"eval/{headline}", tail_mean(rows, "reward")
-    evaluations = [row for row in rows if metric in row]
-    if reward is None or len(evaluations) < 2:
-        return NO_LIGHT
-    first, last = evaluations[0], evaluations[-1]
-    low, high = interval(first, metric)
-    gain = reward - tail_mean(rows, "reward", at_start=True)
-    points = last[metric] - first[metric]
-    noise = tail_mean(rows, "reward_std", at_start=True) or 0.0
-    value = f"reward {gain:+.2f}, {headline} {100 * points:+.1f} points"
-    if gain > 0 and -points > 2 * (first[metric] - low) > 0:
-        return "bad", value, "more reward, worse at the task: reward hacking; see the rollouts"
-    if gain > 0 and last[metric] < low:
-        return "watch", value, "more reward, worse than the start; see the rollouts"
-    if gain > 0.5 * noise and last[metric] <= high:
-        return "watch", value, "more reward, not better: hacking or overfitting; see the rollouts"
-    return "good", value, ""
+    sentences = [_outcome(first, last, metric)]
+    if found := doubts(last, headline, common_answer=common_answer):
+        # Then it is not "better", whatever the numbers are.
+        sentences = found + (sentences if sentences[0].startswith("Worse") else [])
+    sentences += _reasons(rows, headline, reward)
+    sentences.append(f"{progress}: {rise(first, last, headline, is_verdict=True)}")
+    return ". ".join(sentences) + "."

@@ -78,6 +78,18 @@ def lock_directory(directory: Path) -> TextIO:
     return lock
 
 
+def is_running(directory: Path) -> bool:
+    """Whether a process holds the lock of a run's directory."""
+    try:
+        with (directory / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or none that can be asked
+        return False
+    return False
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers and crashes see the old content or the new, never a part."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

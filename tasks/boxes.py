@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -29,11 +30,13 @@ from data.examples import Example
 from data.files import SkipLog, optional_import
 from data.frames import Placed, decide, describe, fits, why_outside
 from data.garden.questions import NO_OBJECTS
+from data.paths import shown
 from data.pictures import size_of
 from model.image import ImageConfig, smart_resize
 from runtime.errors import InputError
 from tasks.scenes import Splits, read_targets, split_examples
 
+_THOUSANDTHS = re.compile(r"\b0?\s*(?:-|to|and|,)\s*(?:1000|999)\b|normali[sz]ed", re.IGNORECASE)
 BOX_ANSWER = "Answer with a JSON list of"  # how `box_instruction` begins
 
 
@@ -71,7 +74,7 @@ def box_rows(cfg: TaskConfig, form: Form, image_cfg: ImageConfig | None) -> Spli
     }
     by_default: BoxFormat = examples[0].box_format if examples else "norm1000"
     about = (cfg.data_coords, by_default, f"{schema} rows", cfg.data, cfg.max_skip, resized)
-    frame = decide(sum(placed.values(), []), *about)
+    frame = decide([*chain.from_iterable(placed.values())], *about)
     skips, kept = SkipLog(), []
     for example in examples:
         outside = [box for box in placed[example.id] if not fits(box, frame, resized)]
@@ -104,6 +107,11 @@ def resizer(image_cfg: ImageConfig | None) -> Callable[[Size], Size]:
 def in_model_format(splits: Splits, cfg: TaskConfig, image_cfg: ImageConfig | None) -> Splits:
     """The splits with the boxes of their targets in `cfg.coords` (not "auto")."""
     train, evaluated = splits
+    asked = [e.question for e in train if _THOUSANDTHS.search(e.question)]
+    if asked and cfg.coords != "norm1000" and cfg.data != "garden":
+        what = f"{len(asked)} of {len(train)} questions seem to ask for thousandths or fractions"
+        fix = f"but answers are paid in {cfg.coords}: reword them, or give --coords norm1000"
+        print(f"warning: {what}, {fix}; first {shown(asked[0])}")
     return [converted(e, cfg, image_cfg) for e in train], {
         name: [converted(e, cfg, image_cfg) for e in examples]
         for name, examples in evaluated.items()

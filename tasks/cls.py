@@ -13,7 +13,7 @@ species that no RL run ever trains on. Real data have `train` and `held_out`. Ne
 import random
 from dataclasses import replace
 
-from answers import TAGS, normalise_name
+from answers import normalise_name
 from config import TaskConfig
 from data.examples import Example, shuffle
 from data.garden.drawing import draw_flower, outdoors
@@ -76,10 +76,8 @@ def labelled_splits(cfg: TaskConfig) -> Splits:
 def with_names(examples: list[Example], names: list[str], asked: str | None) -> list[Example]:
     """The examples, their questions (or `asked`) followed by all class names.
 
-    Raises InputError for names that are too long together, or hold a tag of the answer's format.
+    Raises InputError for names that are too long together.
     """
-    if wrong := [name for name in names if any(tag in name for tag in TAGS)]:
-        raise InputError(f"--list_classes: the class {wrong[0]!r} holds a tag; rename it")
     listed = ("; " if any("," in name for name in names) else ", ").join(names)
     if len(listed) > MAX_LISTED:
         what = f"{len(names)} names of {len(listed)} characters"

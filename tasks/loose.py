@@ -9,6 +9,11 @@ import re
 from answers import parse_boxes, parse_name, parse_number
 from rewards import CANVAS, iou, target_value, well_formed_box
 
+# What is enough for each task's loose metric, in words.
+RULES = dict.fromkeys(("cls", "vqa"), "a part of the name is enough, or a text that holds it")
+RULES |= dict.fromkeys(("count", "measure"), "the number anywhere in the text is enough")
+RULES |= {"entail": "the first yes or no in the text counts", "change": "partial credit for calls"}
+
 
 def loose_name_correct(text: str, target: str) -> float:
     """Return 1.0 if answer or target contains the other: Visual-RFT's rule.

@@ -37,6 +37,7 @@ from answers import (
     parse_name,
     parse_number,
     parse_sequence,
+    why_no_answer,
 )
 
 NO_DEADLINE = settings(deadline=None)  # the time of single examples is noise on a busy machine
@@ -114,6 +115,25 @@ def test_i45_an_answer_inside_a_thought_of_any_kind_is_none(before, after, answe
     for t, other in permutations(THOUGHTS, 2):
         text = f"{before}<answer>cat</answer>{after}".format(t=t, other=other)
         assert parse_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("<answer>cat</answer>", None),
+        ("cat", "no answer block"),
+        ("cat</answer>", "answer block not opened"),
+        ("<answer>cat", "answer block not closed"),
+        ("</answer><answer>cat", "answer block not closed"),
+        ("<answer>cat</answer><answer>cat</answer>", "several answer blocks"),
+        ("<answer>a <think>cat</answer>", "a tag in the answer block"),
+        ("<reasoning>a <answer>cat</answer>", "answer block inside <reasoning>"),
+        ("<answer> \n</answer>", "empty answer block"),
+        (f"<answer>{'a' * 100_000}</answer>", "more than 100000 characters"),
+    ],
+)
+def test_a_text_without_an_answer_breaks_a_rule_that_has_a_name(text, why):
+    assert why_no_answer(text) == why and (parse_answer(text) is None) == (why is not None)
 
 
 def test_every_block_has_its_two_tags():

@@ -118,6 +118,7 @@ def test_an_unknown_flag_is_one_line_with_the_nearest_flag(word, message, capsys
 IMPOSSIBLE = {  # beside -1, and nan and inf where a float is wanted
     "shots": ["0", "x", "1.5", "", "nan", "none"],
     "num_generations": ["1", "0"],
+    "question": ["", "<image>Which?"],
     "learning_rate": ["0", "1e999", "fast"],
     "temperature": ["0"],
     "correct_weight": ["0 --format_weight=0"],  # nothing could be earned

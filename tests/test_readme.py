@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluate import EvalConfig
-from reporting.verdict import BOUNDS, RARELY_RIGHT
+from reporting.lights import BOUNDS, RARELY_RIGHT
 from sample import SampleConfig
 from train_grpo import GRPOConfig
 from train_sft import SFTConfig

@@ -3,6 +3,7 @@
 Nothing here carries an equation. Read first: train_grpo.py. Next: training/run.py.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,7 +53,9 @@ class PromptReader:
     """
 
     def __init__(self, examples: list[Example], processor: Processor, cfg: TrainConfig):
-        self.examples, self.processor, self.cfg = examples, processor, cfg
+        self.examples, self.cfg = examples, cfg
+        # Its own: a tokenizer is changed while it encodes, and the other thread encodes, too.
+        self.processor = copy.deepcopy(processor)
         self.thread = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future] = {}  # step -> its prompts
 

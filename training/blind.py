@@ -11,6 +11,7 @@ from typing import Literal
 from PIL import Image
 
 from data.examples import Example
+from data.pictures import pixel_hash
 from model.image import load_image
 
 Pictures = Literal["real", "swapped", "grey"]
@@ -22,7 +23,7 @@ def with_pictures(examples: list[Example], pictures: Pictures) -> list[Example]:
     grey ones of the same size.
 
     Swapped pictures are those of the question half of the list further on, among the questions with
-    as many pictures; a question without such a partner gets grey ones.
+    as many pictures; a question whose partner has the same ones, or none, gets grey ones.
     """
     if pictures == "real":
         return examples
@@ -37,7 +38,7 @@ def with_pictures(examples: list[Example], pictures: Pictures) -> list[Example]:
     changed = []
     for example in examples:
         images = partners[example.id].images
-        if pictures == "grey" or partners[example.id] is example:
+        if pictures == "grey" or pixel_hash(partners[example.id]) == pixel_hash(example):
             images = tuple(Image.new("RGB", load_image(i).size, GREY) for i in example.images)
         changed.append(replace(example, images=images))
     return changed

@@ -225,8 +225,11 @@ def check_same_data(run: Path, about: dict) -> None:
 def check_same_reward(run: Path, about: dict) -> None:
     """Raise InputError if a run would continue with another reward."""
     before, now = read_run(run).about.get("reward"), about.get("reward")
-    if not before or before == now:
+    if before == now:
         return
+    if not before:
+        what = "is paid by the task's own reward; leave out --reward, or start a new run"
+        raise InputError(f"--resume_from_checkpoint {run}: {what}")
     imports = [{*reward.get("imports", {}).items()} for reward in (before, now or {})]
     changed = sorted(dict(imports[0] ^ imports[1])) or ["its file"]
     if (now or {}).get("function") != before.get("function"):

@@ -6,7 +6,8 @@ worker gets the completions of a question and its example, and answers with JSON
 stand pickles: the user's code is trusted not to attack training, only not to work.)
 
 A run is paid by one code from its first step to its last: workers get the source that was read when
-the run began, and the files that it imports from its own folder must stay as they were then.
+the run began, and the files that it imports from its own folder while it is loaded must stay as
+they were then.
 Read first: training/scoring.py.
 """
 
@@ -96,6 +97,7 @@ def imported_files(before: set[str], path: Path) -> dict[str, str]:
         for folder in (path.resolve().parent, Path.cwd()):
             if file.is_relative_to(folder) and not file.is_relative_to(sys.base_prefix):
                 found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
+                break
     return found
 
 
@@ -117,8 +119,8 @@ def numbers(values: Any) -> list[float | None]:
     if not isinstance(values, list | tuple):
         kind = type(values).__name__
         raise TypeError(f"must return a list, tuple, array or tensor of numbers, not {kind}")
-    if texts := [value for value in values if isinstance(value, str | bytes)]:
-        raise TypeError(f"must return numbers, not {texts[0][:50]!r}")
+    if wrong := [value for value in values if isinstance(value, str | bytes | list | tuple | dict)]:
+        raise TypeError(f"must return numbers, one for each answer, not {wrong[0]!r:.50}")
     return [value if value is None else float(value) for value in values]
 
 

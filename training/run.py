@@ -15,12 +15,13 @@ from pathlib import Path
 import config
 from data.examples import Example
 from reporting.gallery import Gallery
+from reporting.lights import new_warnings
 from reporting.metrics import completion_records, rollout_metrics, unpaid_parts
 from reporting.page.render import try_report
 from reporting.page.saved_run import read_run
 from reporting.provenance import about_run
 from reporting.run_log import RunLog
-from reporting.verdict import new_warnings, rise
+from reporting.verdict import rise
 from runtime import distributed
 from runtime.errors import InputError
 from runtime.run_directory import REWARD_FILE, last_model, write_atomically
@@ -119,6 +120,8 @@ class TrainingRun:
         if is_stopped:
             where = f"; saved {saved}" if saved is not None else ""
             self._warn(at_end=True)
+            if self.log.is_written:
+                try_report(self.log.directory)
             print(f"stopped by {error} after step {self.done}{where}")
         if last_model(self.log.directory) is not None:
             flag = f"--resume_from_checkpoint {shlex.quote(str(self.log.directory))}"
@@ -222,7 +225,8 @@ class TrainingRun:
         """Say on the console what the report's red lights say, each of them once while it lasts."""
         if at_end or (self.done % WARN_EVERY == 0 and self.done < self.cfg.max_steps):
             warned = set() if at_end else self.warned
-            for line in new_warnings(self.rows, self.task.headline, warned):
+            reward = getattr(self.cfg, "reward", None)
+            for line in new_warnings(self.rows, self.task.headline, warned, reward):
                 self.log.bar.write(line)
 
     def _save_if_due(self) -> None:

@@ -8,8 +8,9 @@ ends. Where a panel has three curves at most, the logged values are drawn faintl
 
 import math
 import re
+from collections.abc import Callable
 
-from reporting.verdict import MIN_TAIL, tail_length
+from reporting.verdict import MIN_TAIL, short, tail_length
 
 WIDTH, HEIGHT = 320, 130
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 18  # margins
@@ -64,14 +65,6 @@ SPEED_PANELS: dict[str, dict[str, str]] = {
 }
 
 
-def short(value: float) -> str:
-    """A number for a label: 0.973, 12.3, 11,234, 1.2e-06."""
-    size = abs(value)
-    if 999.5 <= size < 1e6:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if 0.001 <= size < 1e6 or size == 0 else f"{value:.1e}"
-
-
 def percent(value: float) -> str:
     """A share as the verdict and the lights write it."""
     return f"{value:.1%}"
@@ -92,7 +85,7 @@ def panels(
                 colour, dash = COLOURS[colour % len(COLOURS)], DASHES[dash % len(DASHES)]
                 curve = {"metric": metric, "label": label, "colour": colour, "dash": dash}
                 curves += [curve | {"points": points}] if points else []
-        if curves:
+        if curves and not _says_nothing(title, curves):
             shown.append(_panel(title, curves, len(runs)))
     return shown
 
@@ -101,6 +94,8 @@ def _logged(rows: list[dict], metrics: dict[str, str], headline: str) -> list[tu
     """(metric, label) of a panel's metrics that were logged."""
     names, logged = dict.fromkeys(name for row in rows for name in row), []
     for metric, label in metrics.items():
+        if metric == "eval/loose" and headline != "strict":  # no looser form of that
+            continue
         pattern = metric.replace("HEADLINE", re.escape(headline))
         label = label.replace("HEADLINE", headline)
         matches = filter(None, (re.fullmatch(pattern, name) for name in names))
@@ -108,40 +103,62 @@ def _logged(rows: list[dict], metrics: dict[str, str], headline: str) -> list[tu
     return logged[:MAX_CURVES]
 
 
+def _says_nothing(title: str, curves: list[dict]) -> bool:
+    """One part that is the whole reward; shares of answers where none can be read."""
+    if title == "Parts of the reward":
+        return len({curve["metric"] for curve in curves}) < 2
+    answers = (c["points"] for c in curves if c["metric"] == "eval/top_answer_share")
+    is_answered = any(value for points in answers for _, value in points)
+    return title.startswith("Most frequent answer") and not is_answered
+
+
 def _panel(title: str, curves: list[dict], n_runs: int) -> dict:
     """A panel for the template: its axes, and `curves` with "raw" and "smooth" as SVG points."""
-    steps, values = zip(*(point for curve in curves for point in curve["points"]), strict=True)
-    first, last, low, high = min(steps), max(steps), min(values), max(values)
+    is_share = all(re.fullmatch(SHARES, curve["metric"]) for curve in curves)
+    text = percent if is_share else short
+    steps = [step for curve in curves for step, _ in curve["points"]]
+    for curve in curves:
+        _smooth(curve, n_runs, has_raw=len(curves) <= 3, text=text)
+    first, last = min(steps), max(steps)
+    low, high = _limits(curves)
+    x_scale = (WIDTH - LEFT - RIGHT) / max(1, last - first)
+    y_scale = (HEIGHT - TOP - BOTTOM) / (high - low)
+    for curve in curves:
+        for kind in ("smooth", "raw", "marks"):
+            drawn = [
+                (LEFT + x_scale * (x - first), TOP + y_scale * (high - y)) for x, y in curve[kind]
+            ]
+            drawn = [f"{x:.1f},{y:.1f}" for x, y in drawn]
+            curve[kind] = [p.split(",") for p in drawn] if kind == "marks" else " ".join(drawn)
+    axis = [text(value).replace(".0%", "%") for value in (low, high)]
+    panel = {"title": title, "curves": curves, "low": axis[0], "high": axis[1]}
+    return panel | {"first_step": int(first), "last_step": int(last), "x_scale": x_scale}
+
+
+def _smooth(curve: dict, n_runs: int, has_raw: bool, text: Callable[[float], str]) -> None:
+    """Replace a curve's "points" by those that are drawn: "smooth", and maybe "raw" and "marks"."""
+    points = curve.pop("points")
+    every = math.ceil(len(points) * n_runs / MAX_POINTS)
+    places = range(len(points))[::-1][::every][::-1]  # thinned out evenly, the last one is kept
+    is_noisy = len(points) > MIN_TAIL and not curve["metric"].startswith(PLAIN)
+    width = tail_length(len(points)) if is_noisy else 1
+    raw = [points[i] for i in places]
+    smooth = [(points[i][0], _mean(points[max(0, i + 1 - width) : i + 1])) for i in places]
+    is_marked = curve["metric"].startswith("eval/") and len(places) <= MAX_MARKS
+    curve |= {"last": text(smooth[-1][1]), "smooth": smooth, "marks": raw if is_marked else []}
+    curve["raw"] = raw if is_noisy and has_raw else []
+
+
+def _limits(curves: list[dict]) -> tuple[float, float]:
+    """Where the y axis begins and ends: at what is drawn, or at zero where that comes near it."""
+    values = [value for c in curves for kind in ("smooth", "raw") for _, value in c[kind]]
+    low, high = min(values), max(values)
     has_zero = any(curve["metric"].startswith(FROM_ZERO) for curve in curves)
-    if low >= 0 and (has_zero or low < 0.5 * high):  # what comes near zero is seen best from zero
+    if low >= 0 and (has_zero or low < 0.5 * high):
         low = 0.0
     if high - low < 1e-12:  # a flat line
         low, high = min(low, 0.0), max(high, 0.0) or 1.0
-    x_scale = (WIDTH - LEFT - RIGHT) / max(1, last - first)
-    y_scale = (HEIGHT - TOP - BOTTOM) / (high - low)
-
-    is_share = all(re.fullmatch(SHARES, curve["metric"]) for curve in curves)
-    text = percent if is_share else short
-    for curve in curves:
-        points = curve.pop("points")
-        every = math.ceil(len(points) * n_runs / MAX_POINTS)
-        places = range(len(points))[::-1][::every][::-1]  # thinned out evenly, the last one is kept
-
-        def svg(width: int, points=points, places=places) -> list[str]:
-            """Points of a polyline, each the mean of the last `width` values."""
-            pairs = [(points[i][0], _mean(points[max(0, i + 1 - width) : i + 1])) for i in places]
-            drawn = [(LEFT + x_scale * (x - first), TOP + y_scale * (high - y)) for x, y in pairs]
-            return [f"{x:.1f},{y:.1f}" for x, y in drawn]
-
-        is_noisy = len(points) > MIN_TAIL and not curve["metric"].startswith(PLAIN)
-        width = tail_length(len(points)) if is_noisy else 1
-        curve |= {"last": text(_mean(points[-width:])), "smooth": " ".join(svg(width))}
-        curve["raw"] = " ".join(svg(1)) if is_noisy and len(curves) <= 3 else ""
-        is_marked = curve["metric"].startswith("eval/") and len(places) <= MAX_MARKS
-        curve["marks"] = [point.split(",") for point in svg(1)] if is_marked else []
-    axis = [text(value).replace(".0%", "%") for value in (low, high)]
-    panel = {"title": title, "curves": curves, "low": axis[0], "high": axis[1]}
-    return panel | {"first_step": int(first), "last_step": int(last)}
+    return low, high
 
 
 def _mean(points: list[tuple[float, float]]) -> float:

@@ -8,17 +8,21 @@ where there are too many (reporting/page/rollouts.py:LIMITS). Next: reporting/pa
 import re
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from reporting.lights import FAULTS
 from reporting.page import curves
+from reporting.page.glossary import glossary
 from reporting.page.rollouts import LIMITS, Limits, held_out_groups, snapshots, training_groups
 from reporting.page.saved_run import Run, read_run
 from runtime.errors import one_line, visible
 from runtime.run_directory import write_atomically
 from tasks import TASKS, reads
+from tasks.loose import RULES
 
 MAX_BYTES = 5_000_000
 SPLITS = {"train": "training", "held_out": "held-out", "ood": "out-of-distribution", "val": "val"}
@@ -63,8 +67,30 @@ def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
         model_name=_model_name,
         splits=SPLITS,
         settings=_settings(runs),
+        when=_when,
+        loose_rules=RULES,
+        fault_names=FAULTS,
+        words_of_page=glossary(_words_of(runs, panels), runs[0].settings["task"]),
         pictures=[picture for picture in pictures.values() if picture.uri],
     )
+
+
+def _words_of(runs: list[Run], panels: list[list[dict]]) -> str:
+    """The texts of a page that the glossary is about."""
+    titles = [(p["title"], [c["label"] for c in p["curves"]]) for group in panels for p in group]
+    texts = [run.verdict + run.beside + run.formula + str(run.lights) for run in runs]
+    texts += ["held-out strict greedy sparse"]  # of the captions
+    texts += ["coords" for run in runs if run.settings.get("coords") == "norm1000"]
+    texts += ["GRPO" for run in runs if run.settings.get("script") != "train_sft.py"]
+    return f"{titles} {texts}"
+
+
+def _when(time: object) -> str:
+    """A time in ISO format as people write it, in UTC; any other text as it is."""
+    try:
+        return f"{datetime.fromisoformat(str(time)).astimezone(UTC):%d %b %Y %H:%M} UTC"
+    except (ValueError, OverflowError):
+        return str(time)
 
 
 def _task_name(task: str) -> str:

@@ -14,22 +14,18 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from answers import TAGS
+from answers import TAGS, why_no_answer
 from reporting.page.saved_run import Run
 
 MAX_BOXES = 50  # drawn of a target or a completion
 MAX_HEAT = 2500  # cells of a heat map
 MAX_PICTURE_BYTES = 10**6
 VIEWS = (
-    ("best", "Best groups", "Highest mean reward of a training step; zero-std groups aside."),
-    ("worst", "Worst groups", "Lowest mean reward of a training step; zero-std groups aside."),
+    ("best", "Best groups", "Of each step shown, the highest mean reward."),
+    ("worst", "Worst groups", "Of each step shown, the lowest mean reward."),
     ("zero_std", "Zero-std groups", "All rewards are equal: no advantage, nothing is learnt."),
-    ("no_answer", "Unreadable answers", "The group of a training step with the most of them."),
-    (
-        "lost",
-        "Lost rewards",
-        "The group of a training step with the most completions that have no reward.",
-    ),
+    ("no_answer", "Unreadable answers", "Of each step shown, the group with the most of them."),
+    ("lost", "Lost rewards", "Of each step shown, the most completions without a reward."),
 )
 TAG = re.compile(f"({'|'.join(TAGS)})")
 
@@ -130,6 +126,7 @@ def _completion(completion: dict, scores: list[tuple], max_tokens: int) -> dict:
         "scores": scores,
         "advantage": sum(count * advantage for count, _, advantage, _ in scores),
         "pieces": parts,
+        "fault": why_no_answer("".join(tokens)) or "no answer block",
         "hidden_tokens": max(0, len(tokens) - max_tokens),
         "boxes": (completion.get("boxes") or [])[:MAX_BOXES],
         "heat": heat if sum(map(len, heat)) <= MAX_HEAT else [],

@@ -4,16 +4,20 @@ Next: reporting/verdict.py.
 """
 
 import json
+import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
+from answers import parse_answer
 from config import TrainConfig
-from reporting.verdict import Light, lights, verdict
+from reporting.lights import Light, lights
+from reporting.verdict import RIGHT, beside, column, of_file, tail_length, verdict
 from runtime.errors import InputError
-from runtime.run_directory import FAULT_LOG, last_model
+from runtime.run_directory import FAULT_LOG, is_running, last_model
 
 
 @dataclass
@@ -33,13 +37,65 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """One sentence on how the run went."""
-        return verdict(self.rows, self.headline, self.settings["max_steps"])
+        """A few sentences on how the run went."""
+        about = self.reward, self.common_answer, is_running(self.directory)
+        return verdict(self.rows, self.headline, self.settings["max_steps"], *about)
 
     @property
     def lights(self) -> list[Light]:
         """The traffic lights of the page."""
-        return lights(self.rows, self.headline, self.about.get("skipped"))
+        return lights(self.rows, self.headline, self.about.get("skipped"), self.reward)
+
+    @property
+    def reward(self) -> str | None:
+        """The --reward, None where the task's own is paid."""
+        reward = self.settings.get("reward")
+        return reward if isinstance(reward, str) else None
+
+    @property
+    def beside(self) -> str:
+        """The metric that goes beside the headline metric, from the start to now; "" for none."""
+        rows = [row for row in self.rows if f"eval/{self.headline}" in row]
+        return beside(rows[0], rows[-1], self.headline) if len(rows) > 1 else ""
+
+    @property
+    def formula(self) -> str:
+        """What is paid, as a sum of parts: "correct + 0.5 x format"; "" where nothing is."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        parts = [
+            match[1] for match in map(re.compile("rewards/(.*)/mean").fullmatch, names) if match
+        ]
+        terms = []
+        for part in parts:
+            flag = "correct_weight" if part in RIGHT else f"{part}_weight"
+            weight = self.settings.get(flag, 1)
+            name = of_file(self.reward) if part == "user" else part
+            terms.append(str(name) if weight == 1 else f"{weight} x {name}")
+        return " + ".join(terms)
+
+    @property
+    def resumed_after(self) -> list[int]:
+        """The steps after which the run was resumed."""
+        steps = self.about.get("resumed_after")
+        return [step for step in steps if type(step) is int] if isinstance(steps, list) else []
+
+    @property
+    def window(self) -> int:
+        """How many steps the lights, and the lines of the curves, are means of."""
+        return tail_length(len(column(self.rows, "loss") or column(self.rows, "reward")))
+
+    @property
+    def common_answer(self) -> str | None:
+        """What most completions of the last held-out gallery answer; None if they differ."""
+        rows = [row for row in self.gallery if row["view"] == "held_out"]
+        texts = [
+            "".join(completion["tokens"])
+            for row in rows
+            if row["step"] == rows[-1]["step"]
+            for completion in row["completions"]
+        ]
+        most = Counter(map(parse_answer, texts)).most_common(1)
+        return most[0][0] if most and most[0][1] > len(texts) / 2 else None
 
     @property
     def model_flags(self) -> str | None:

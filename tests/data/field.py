@@ -99,8 +99,8 @@ def coco(
 
 
 def load(data: Path, task: str, **flags) -> Task:
-    """The task on this data, with thousandths as the model's boxes."""
-    flags |= {"coords": "norm1000"} if "coords" in TASKS[task].FLAGS else {}
+    """The task on this data, with thousandths as the model's boxes unless a flag says otherwise."""
+    flags = ({"coords": "norm1000"} if "coords" in TASKS[task].FLAGS else {}) | flags
     cfg = TaskConfig(task=task, data=str(data), **flags)
     check_flags(cfg)
     return TASKS[task].load(cfg, IMAGE_CONFIG)

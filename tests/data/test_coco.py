@@ -103,6 +103,29 @@ def test_i30_crowds_are_no_boxes_and_neither_shots_nor_negatives(folder, capsys)
     assert not any(lacks(image, "cat") for image in images if image.unsure)
 
 
+@pytest.mark.parametrize("place", ["val2017", "images/val2017"])
+def test_the_folder_of_the_pictures_of_a_single_file_is_named(tmp_path, place):
+    save_picture(tmp_path / place / "1.jpg")
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations/instances_val2017.json"
+    data = {"images": [image(1)], "annotations": [box(1, 1)], "categories": CATEGORIES}
+    file.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f"give --data_root .*/{place}\\)"):
+        load_coco(file)
+
+
+def test_sizes_may_be_whole_numbers_with_a_point(folder):
+    images = coco(folder, [box(1, 1)], images=[image(1, width=100.0, height=50.0)])
+    assert images[0].size == (100, 50) and type(images[0].size[0]) is int
+
+
+@pytest.mark.parametrize("written", [None, 0, 0.0, False, "0"])
+def test_what_is_no_crowd_is_a_box_however_that_is_written(folder, written, capsys):
+    images = coco(folder, [box(1, 1, iscrowd=written), box(2, 2, iscrowd="1")])
+    assert images[0].boxes and not images[1].boxes and images[1].unsure == {"cat"}
+    assert "1 crowd regions are no boxes" in capsys.readouterr().out
+
+
 @pytest.mark.case("I25", "I29")
 @pytest.mark.parametrize(
     "bbox, message",
@@ -139,9 +162,12 @@ def test_i26_other_json_files_are_refused_with_what_they_hold(folder, content, m
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"annotations": []}, "no image has a box"),
+        ({"annotations": []}, "no image has a box; is it"),
+        ({"annotations": [box(7, "1")]}, r"no image has a box \(unknown image: .*annotation 7"),
         ({"images": [image(1), image(1)]}, "two images have the id 1"),
         ({"images": [image(1, width=0)]}, "image 1: needs integers width and height"),
+        ({"images": [image(1, width=99.5)]}, "image 1: needs integers width and height"),
+        ({"images": [image(1, width=float("inf"))]}, "image 1: needs integers width and height"),
         ({"images": [image(1, height="50")]}, "image 1: needs integers width and height"),
         ({"images": [image(1, file_name=None)]}, "image 1: needs a file_name"),
         ({"images": [image(1, file_name="../1.jpg")]}, "leads out of"),
@@ -169,6 +195,24 @@ def test_i28_pixel_boxes_that_look_normalised_are_doubted(folder, capsys):
         assert ("are they thousandths" in capsys.readouterr().out) == warns
         ground(folder, [REC | {"solution": [1, 2, x2, 1000]}])
         assert ("are they thousandths" in capsys.readouterr().out) == warns
+
+
+def test_a_folder_with_two_files_of_one_split_is_refused_by_their_names(folder):
+    coco(folder, [box(1, 1)])
+    for name in ("instances_train_a.json", "instances_train_b.json"):
+        (folder / name).write_bytes((folder / "instances.json").read_bytes())
+    with pytest.raises(InputError, match=r"--data .*_train_a.json.*of one split; name one file"):
+        is_coco(str(folder))
+
+
+@pytest.mark.parametrize("place", ["{}", "images/{}", "annotations/{}", "annotations/images/{}"])
+def test_pictures_of_a_split_are_found_beside_the_annotations(tmp_path, place):
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        save_picture(tmp_path / place.format(split) / "1.jpg")
+        data = {"images": [image(1)], "annotations": [box(1, 1)], "categories": CATEGORIES}
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(data))
+    assert [i.split for i in load_coco(tmp_path)] == ["train", "val"]
 
 
 def test_lvis_negatives_are_only_the_images_that_say_so(folder):
@@ -285,6 +329,31 @@ def ref_coco(**changes) -> dict:
         "annotations": [{"id": 5, "image_id": 1, "bbox": [10, 10, 20, 30]}],
         "refs": [{"ref_id": 3, "ann_id": 5, "sentences": sentences}],
     } | changes
+
+
+def test_marks_of_pictures_in_phrases_are_dropped(folder):
+    asked = {"normal_caption": "", "problem": "<image>\nFind it.", "solution": [1, 2, 30, 40]}
+    (example,) = ground(folder, [REC | asked])
+    assert example.question == "Find it."
+
+
+def test_phrases_that_name_their_split_keep_it(folder):
+    (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes())
+    rec = REC | {"solution": [1, 2, 30, 40]}
+    content = [rec | {"split": "train"}, rec | {"image": "2.jpg", "split": "test"}, rec]
+    assert [e.split for e in ground(folder, content)] == ["train", "test", ""]
+    refs = ref_coco()["refs"]
+    content = ref_coco(refs=[ref | {"split": "testA"} for ref in refs])
+    assert {e.split for e in ground(folder, content)} == {"test"}
+
+
+def test_reason_seg_in_fractions_is_refused_and_read_with_the_flag(folder):
+    for stem in ("1", "2", "3"):
+        reason_seg(folder, stem, [target([0.1, 0.2], [0.5, 0.2], [0.5, 0.6])])
+    with pytest.raises(InputError, match="normalised.*--data_coords norm1"):
+        load_grounding(str(folder))
+    example, *_ = load_grounding(str(folder), data_coords="norm1")
+    assert example.target == "[10.0, 10.0, 50.0, 30.0]"
 
 
 def test_ref_coco_gives_one_phrase_per_sentence(folder, capsys):

@@ -89,6 +89,17 @@ FRAMES = {
         "boxes of 'rows.jsonl': thousandths .*by default of Visual-RFT rows; --data_coords to",
         "[100, 200, 300, 900]",
     ),
+    "fractions among thousandths": (
+        "det", solutions("[[0.1, 0.2, 0.5, 0.9]]", "[[100, 200, 300, 900]]"), {},
+        "6 of 12 boxes end at or below 1, others do not.*give --data_coords norm1000", None,
+    ),
+    "the same, but the flag says so": (
+        "det", solutions("[[0.1, 0.2, 0.5, 0.9]]", "[[100, 200, 300, 900]]"),
+        {"data_coords": "norm1000"}, "thousandths of the picture", "[100, 200, 300, 900]",
+    ),
+    "points of COCO keypoints are no fractions": (
+        "det", lambda d: coco(d, lambda n: [0, 0, 0, 0]), {}, "too many lost.*without area", None,
+    ),
     "a flag is said": (
         "det", solutions("[[10, 20, 30, 60]]"), {"data_coords": "abs"},
         r"pixels of the original picture \(abs\), by --data_coords", "[104, 278, 313, 833]",
@@ -292,7 +303,7 @@ SPLITS = {
     ),
     "class folders in splits": ("cls", split_classes, "trained on 'train' \\(6\\)", (2, 6, 6)),
     "pictures of train among those of test": (
-        "count", overlapping_files, "2 left out: their pictures are trained on", (8, 4)
+        "count", overlapping_files, "2 left out: their pictures are in train", (8, 4)
     ),
     "a file named test": (
         "count", lambda d: overlapping_files(d) or d / "test.jsonl",
@@ -381,6 +392,23 @@ def test_the_frame_of_boxes_is_said_and_doubted_where_the_data_contradict_it(
     assert any(target in example.target for example in examples)
 
 
+@pytest.mark.parametrize(
+    "question, coords, is_said",
+    [
+        ("Give the bbox in [0, 1000].", "abs_resized", True),
+        ("Give the bbox, normalized to 0-1000.", "abs", True),
+        ("Give the bbox, normalized to 0-1000.", "norm1000", False),
+        ("Give the bbox of the car with number 1000.", "abs_resized", False),
+    ],
+)
+def test_a_question_that_asks_for_another_frame_than_is_paid_is_said(
+    tmp_path, capsys, question, coords, is_said
+):
+    data = rows(tmp_path, lambda n: row(n, "[100, 200, 300, 900]", problem=question))
+    load(data, "ground", coords=coords)
+    assert ("questions seem to ask for thousandths" in capsys.readouterr().out) == is_said
+
+
 @pytest.mark.parametrize("name", SPLITS)
 def test_names_of_splits_are_honoured_and_said(tmp_path, capsys, name):
     task, build, said, sizes = SPLITS[name]
@@ -445,7 +473,10 @@ READ = [
     ("measure", "12 cm²", "12"),
     ("measure", "12.5cm", "12.5"),
     ("measure", "50 %", "50"),
+    ("vqa", "[1] STOP", "[1] STOP"),
     ("measure", "1,250 km/h", "1,250"),
+    ("measure", "300 K", "300"),
+    ("measure", "5 m", "5"),
     ("measure", "C. 5 cm", "C"),
     ("measure", "(D) red", "D"),
     ("entail", "Yes.", "Yes."),
@@ -461,6 +492,8 @@ REFUSED = [
     ("count", "three", "'3', '1,250', '145°' or '12 cm'"),
     ("count", "3 or 4", "read is a number"),
     ("count", "1e3", "read is a number"),
+    *(("count", text, "read is a number") for text in ("12 thousand", "1.5 Million", "2 dozen")),
+    *(("measure", text, "'145°'") for text in ("$5M", "3 hundred", "10 k", "7bn", "2 B")),
     ("measure", "1.000,5", "'B. 5 cm'"),
     ("measure", r"\frac{1}{2}", "'145°'"),
     ("measure", "x = 5", "'145°'"),
@@ -468,6 +501,7 @@ REFUSED = [
     ("order", "first B", "'B, A, C'"),
     ("change", "it is red now", "'change_color(cube_1, red), remove(ball_2)'"),
     ("vqa", "<think>rose", "'in the shade'"),
+    *(("vqa", text, "a short text") for text in ("['red', 'crimson']", '["red"]', '{"a": 1}')),
     ("det", '[{"bbox": [1, 2, 3, 4]}]', "keys bbox_2d, Position or position"),
     ("det", '{"box_2d": [1, 2, 3, 4]}', "keys bbox_2d, Position or position"),
     ("det", "[[30, 40, 10, 20]]", "x1 < x2"),

@@ -270,6 +270,34 @@ def test_i18_a_missing_path_is_refused_with_a_hint_for_another_case(tmp_path):
         load_labelled(str(tmp_path / "birds" / "x"))
 
 
+@pytest.mark.parametrize(
+    "name, is_said",
+    [("0_mask.png", True), ("0_mask_1.png", True), ("0-seg.png", True), ("7_mask.png", False)],
+)
+def test_pictures_that_are_named_as_masks_of_others_are_said(tmp_path, capsys, name, is_said):
+    class_folders(tmp_path, rose=2, tulip=2)
+    picture(9).save(tmp_path / "rose" / name)
+    load_labelled(str(tmp_path))
+    printed = capsys.readouterr().out
+    assert (f"1 pictures are named as masks of others, as '{name}'" in printed) == is_said
+
+
+def test_pictures_in_several_classes_are_said(tmp_path, capsys):
+    class_folders(tmp_path, rose=2, tulip=2)
+    load_labelled(str(tmp_path))
+    assert "several classes" not in capsys.readouterr().out
+    picture(0).save(tmp_path / "tulip" / "copy.bmp")
+    load_labelled(str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "warning: " in printed and "1 pictures are in several classes, one in ['rose'" in printed
+
+
+def test_a_jpeg_may_be_called_jfif(tmp_path):
+    class_folders(tmp_path, rose=2, tulip=2)
+    picture(9).save(tmp_path / "rose" / "9.jfif", "JPEG")
+    assert "rose/9.jfif" in ids(load_labelled(str(tmp_path)))
+
+
 @pytest.mark.parametrize("shots", [1, 2, 4])
 def test_split_has_exactly_the_shots_and_loses_nothing(shots):
     items = labelled(a=5, b=7)

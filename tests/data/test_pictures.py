@@ -4,7 +4,9 @@ Nothing decoded is kept; a file that is written anew is looked at anew; a bad pi
 time; and places that another user owns end in one line. Run: pytest tests/data/test_pictures.py
 """
 
+import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def decoded(monkeypatch) -> Counter:
         return load_image(source, *options)
 
     monkeypatch.setattr(data.pictures, "load_image", counting)
+    monkeypatch.setattr(data.pictures, "_seen", {})
     return counts
 
 
@@ -78,6 +81,60 @@ def test_pictures_of_tables_stay_encoded_and_equal_ones_are_kept_once(tmp_path, 
     assert all(isinstance(cell, bytes) for cell in cells)
     assert len({id(cell) for cell in cells}) == len(set(cells)) == len(decoded) == 4
     assert set(decoded.values()) == {1}
+
+
+def test_a_picture_that_is_written_anew_is_looked_at_again(tmp_path, decoded):
+    path = tmp_path / "a.bmp"  # whose size does not depend on its colours
+    picture(path, 1)
+    first = data.pictures.look(path)
+    size = path.stat().st_size
+    picture(path, 2)
+    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size == size and data.pictures.look(path).pixels != first.pixels
+
+
+def test_a_copy_of_a_training_picture_is_not_evaluated(tmp_path, decoded, capsys):
+    file = coco(tmp_path, count=12)
+    first, *others = sorted(tmp_path.rglob("*.jpg"))
+    for other in others:
+        shutil.copy(first, other)
+    with pytest.raises(InputError, match="no image is left to evaluate"):
+        load(file, "det", shots=1)
+    assert "images dropped: copies of training images" in capsys.readouterr().out
+
+
+def test_rows_of_named_splits_are_taken_in_the_order_of_the_split_seed(tmp_path, decoded):
+    for name, numbers in (("train", range(12)), ("test", range(20, 26))):
+        for number in numbers:
+            picture(tmp_path / f"{number}.png", number)
+        lines(tmp_path / f"{name}.jsonl", [row(n, f"{n}") for n in numbers])
+    chosen = {
+        seed: [e.target for e in load(tmp_path, "count", train_size=4, split_seed=seed).train]
+        for seed in range(3)
+    }
+    assert len({tuple(targets) for targets in chosen.values()}) > 1
+    assert all(len(targets) == 4 for targets in chosen.values())
+
+
+def test_named_splits_of_class_folders_are_cut_to_their_size(tmp_path, decoded):
+    for split in ("train", "test"):
+        classes(tmp_path / split, {"rose": 4, "tulip": 4}, first=10 * (split == "test"))
+    loaded = load(tmp_path, "cls", held_out_per_class=1)
+    assert len(loaded.splits["held_out"]) == 2
+
+
+@pytest.mark.parametrize(
+    "frame, box",
+    [("norm1000", "[100, 200, 500, 600]"), ("norm1", "[0.1, 0.2, 0.5, 0.6]")],
+)
+def test_rec_rows_may_be_in_another_frame(tmp_path, decoded, frame, box):
+    def make(n):
+        return {"image": f"{n}.png", "normal_caption": "it", "problem": "?", "solution": box}
+
+    numbers = json.loads(box)
+    file = rows(tmp_path, lambda n: make(n) | {"solution": numbers}, name="rec.json")
+    found = load(file, "ground", data_coords=frame).train[0].target
+    assert json.loads(found) == [100, 200, 500, 600]
 
 
 def test_a_prompt_is_as_long_as_its_sizes_say(tmp_path, tiny_dir):

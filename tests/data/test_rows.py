@@ -164,6 +164,13 @@ def test_ids_are_unique_whatever_the_rows_say(folder, row_ids, expected):
 # ------------------------------------------------------------------------------------------- tables
 
 
+@pytest.mark.parametrize("written", [["train", "test"], ["train2017", "val2017"], [None, 3]])
+def test_rows_that_name_their_split_keep_it(folder, written):
+    examples = load(folder, *(ROW | {"split": name} for name in written))
+    expected = {"train2017": "train", "val2017": "val", None: "", 3: ""}
+    assert [e.split for e in examples] == [expected.get(name, name) for name in written]
+
+
 @pytest.mark.parametrize("subfolder", ["", "data"])
 def test_a_folder_of_parquet_files_is_read_in_order_of_their_names(tmp_path, subfolder):
     for i in (2, 0, 1):
@@ -252,6 +259,9 @@ def test_i23_bom_crlf_and_blank_lines_are_read(folder):
     [
         ("a.jsonl", GOOD + b"\n{", "a.jsonl:2: is no JSON"),
         ("a.jsonl", GOOD + b" " + GOOD, "a.jsonl:1: is no JSON"),
+        ("a.jsonl", b"{\n" + GOOD[1:], "a.jsonl:1: is no JSON .*each line of a .jsonl is one row"),
+        ("a.jsonl", GOOD + b",\n" + GOOD, "a.jsonl:1: is no JSON .*without commas between"),
+        ("a.jsonl", b"[" + GOOD + b"]", "a.jsonl:1: is .*one list, name it .json"),
         ("a.json", b"[\n\n" + GOOD + b",]", "a.json:3: is no JSON"),
         ("a.json", GOOD + b"\n" + GOOD, "name it .jsonl"),
         ("a.json", b"", "a.json:1: is no JSON"),
@@ -459,6 +469,27 @@ def test_rows_with_an_empty_cell_are_skipped_and_counted(folder, change, reason,
     assert [e.id for e in examples] == ["set.json:0", "set.json:2"]
     printed = capsys.readouterr().out
     assert "1 of 3 records skipped" in printed and reason in printed and "set.json:1" in printed
+
+
+@pytest.mark.parametrize(
+    "change, note",
+    [
+        ({"answer": "B"}, "columns solution and answer differ, solution is read"),
+        ({"solution": "<|begin_of_box|>a<|end_of_box|>"}, "the solution holds chat tokens"),
+        ({"solution": '[{"bbox_2d": [1, 2, 3, 4], "category": "cat"}]'}, "only the key 'label'"),
+        ({"solution": "[{'bbox_2d': [1, 2, 3, 4], 'class_name': 'cat'}]"}, "only the key 'label'"),
+        ({"answer": "<think>so</think><answer>a</answer>"}, ""),
+        ({"answer": None}, ""),
+        ({"answer": ["a", "b"]}, ""),
+        ({"solution": "<|box_start|>(1,2),(3,4)<|box_end|>"}, ""),
+        ({"solution": '[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]'}, ""),
+    ],
+)
+def test_what_is_left_of_a_solution_is_said(folder, capsys, change, note):
+    row = {"image": "0.png", "problem": "Which?", "solution": "a"} | change
+    load(folder, row)
+    printed = capsys.readouterr().out
+    assert note in printed and ("data: 1 rows: " in printed) == bool(note)
 
 
 @pytest.mark.case("I32")

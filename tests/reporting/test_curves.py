@@ -60,7 +60,8 @@ def test_evaluations_are_marked_and_curves_that_coincide_are_both_seen():
 
 
 def test_shares_are_per_cent_as_in_the_texts_and_other_numbers_are_not():
-    names = ("eval/strict", "completions/no_answer_ratio", "rewards/correct/mean", "reward")
+    names = ("eval/strict", "completions/no_answer_ratio", "reward")
+    names += ("rewards/correct/mean", "rewards/format/mean")
     drawn = panels([{"step": s} | dict.fromkeys(names, 0.1 * s) for s in range(3)])
     for title in ("Held out", "Shares", "Parts of the reward"):
         assert drawn[title]["high"] == "20%" and drawn[title]["curves"][0]["last"] == "20.0%"
@@ -85,13 +86,49 @@ def test_time_memory_and_speed_are_drawn_from_zero():
 
 
 def test_legend_labels_are_readable():
-    names = ["frac_reward_zero_std", "grad_norm", "eval/mAP", "eval/ood_mAP", "rewards/iou/mean"]
-    names += ["rewards/iou/std", "completions/min_length", "seconds/rollout", "seconds/report"]
+    names = [
+        "frac_reward_zero_std",
+        "grad_norm",
+        "eval/mAP",
+        "eval/loose",
+        "eval/ood_mAP",
+        "rewards/iou/mean",
+    ]
+    names += [
+        "rewards/format/mean",
+        "rewards/iou/std",
+        "completions/min_length",
+        "seconds/rollout",
+        "seconds/report",
+    ]
     drawn = panels([{"step": 1} | dict.fromkeys(names, 0.5)], headline="mAP")
     assert [curve["label"] for panel in drawn.values() for curve in panel["curves"]] == [
-        *("iou", "mAP", "mAP, out of distribution", "min"),
+        *("iou", "format", "mAP", "mAP, out of distribution", "min"),
         *("zero-std groups", "norm before clipping", "rollout"),
     ]
     numbers = (999.7, 999_700, 1.2e9, 0, 0.97312, -0.0001)
     texts = ["1,000", "999,700", "1.2e+09", "0", "0.973", "-1.0e-04"]
     assert [curves.short(number) for number in numbers] == texts
+
+
+def test_panels_that_say_nothing_are_left_out():
+    """The only part of a reward, which is the reward; shares of answers that nobody can read."""
+    shares = ("eval/top_answer_share", "eval/top_target_share")
+    for answer, parts in ((0.0, ("user",)), (0.2, ("correct", "format"))):
+        rows = [{"step": s, "reward": 1.0, shares[0]: answer, shares[1]: 0.2} for s in range(3)]
+        drawn = panels([row | {f"rewards/{part}/mean": 0.5 for part in parts} for row in rows])
+        is_shown = len(parts) > 1
+        assert ("Parts of the reward" in drawn) == ("Most frequent answer" in drawn) == is_shown
+
+
+def test_an_axis_ends_at_what_is_drawn():
+    """Of four noisy curves the single steps are not drawn: a peak of one step is no reason."""
+    names = [f"completions/{name}_ratio" for name in ("clipped", "no_answer", "no_reward")]
+    names.append("frac_reward_zero_std")
+    rows = [{"step": s} | dict.fromkeys(names, float(s == 10) * 0.5) for s in range(1, 21)]
+    assert panels(rows)["Shares"]["high"] == "10%"  # 0.5 in one of five steps
+
+
+def test_a_panel_of_one_evaluation_has_one_label_on_its_axis():
+    panel = panels([{"step": 0, "eval/strict": 0.5}])["Held out"]
+    assert panel["first_step"] == panel["last_step"] == 0

@@ -59,6 +59,7 @@ def test_run_json_says_how_to_repeat_the_run(run_dir):
     assert about["data"]["held_out"]["examples"] == 6
     assert re.fullmatch("[0-9a-f]{16}", about["data"]["train"]["sha256"])
     assert re.fullmatch(r"Find every \w+ flower\.", about["question"])
+    assert re.search(r" CPU, (1 thread|\d+ threads) of \d+$", about["device"])
     assert about["headline"] == "mAP" and about["parameters"] > 1000 and about["skipped"] == []
     again = config.parse(GRPOConfig, about["command"].split()[2:], "")
     saved = config.load(GRPOConfig, run_dir / "config.json")

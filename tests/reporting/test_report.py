@@ -23,6 +23,9 @@ from reporting.page import render
 from reporting.page.rollouts import distinct, pieces, snapshots
 from reporting.page.saved_run import Run, read_run
 from runtime.errors import InputError, visible
+from runtime.run_directory import lock_directory
+from tasks import TASKS
+from tasks.loose import RULES
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [
@@ -108,7 +111,9 @@ def test_the_page_shows_everything_and_needs_nothing(run_dir):
         "nats: units of the natural logarithm",
     ):
         assert words in page.text, words
-    assert "strict: " not in page.text  # the headline of det is mAP, and it has no loose rule
+    # What is right for boxes; the headline of det is mAP, and it has no loose rule.
+    assert "strict: every box is found at IoU 0.5" in page.text and "Beside it" not in page.text
+    assert "reward = iou + confidence + 0.5 x format" in page.text and "mAP: mean av" in page.text
     assert "Best groups" not in page.text  # a random model earns nothing
     assert "<title>det on garden · run</title>" in page.html and not {"script", "link"} & set(
         page.elements
@@ -131,8 +136,9 @@ def test_a_run_without_run_json_gallery_and_pictures_has_a_page(copied):
     text = page_of(copied, metrics=rows).text
     assert "None." in text and "run.json is missing" in text and "2 of 3 steps" in text
     # Words are explained where they appear.
-    assert "strict: the whole answer is right." in text and "loose: right by" in text
-    assert "out of distribution: " not in text
+    assert "strict: every box" in text and "loose: right by" in text
+    assert "Beside it: loose" in text and "out of distribution: " not in text
+    assert text.index("strict: every box") < text.index("A held-out question")  # before its use
 
 
 def test_supervised_fine_tuning_has_a_page_too(tiny_dir, tmp_path, capsys):
@@ -175,7 +181,7 @@ def test_equal_completions_appear_once_with_every_score(copied):
     row["completions"] += [sampled(["<answer>", "Rosa"], -2.5, has_answer=False)] * 3
     page = page_of(copied, gallery=[row])
     assert page.text.count("Solara minor") == 1 and page.text.count("Rosa") == 1
-    shown = ["5 × ✗ wrong 0.50 correct 1.00 A +0.50", "3 × ? no answer block -2.50"]
+    shown = ["5 × ✗ wrong 0.50 correct 1.00 A +0.50", "3 × ? answer block not closed -2.50"]
     assert page.text.index(shown[0]) < page.text.index(shown[1])
     classes = page.values("class")
     assert {"completion raised", "completion lowered"} <= set(classes)
@@ -189,7 +195,10 @@ def test_equal_completions_appear_once_with_every_score(copied):
         ({"is_right": True}, "✓ right"),
         ({"is_right": False}, "✗ wrong"),
         ({"is_right": False, "is_readable": False}, "? unreadable"),
-        ({"is_right": False, "is_readable": False, "has_answer": False}, "? no answer block"),
+        (
+            {"is_right": False, "is_readable": False, "has_answer": False},
+            "? answer block not closed",
+        ),
         ({}, ""),  # the gallery of an older version
     ],
 )
@@ -223,7 +232,11 @@ def test_a_completion_without_a_reward_says_so_and_the_first_faults_are_shown(co
     (copied / "reward_faults.jsonl").write_text(json.dumps(fault) + "\n")
     rows = [row | {"view": "lost", "completions": [lost]}]
     page = page_of(copied, gallery=rows)
-    assert "✓ right no reward A +0.00" in page.text and "Lost rewards" in page.text
+    assert (
+        "✓ right no reward, left out" in page.text
+        and "A +0.00" not in page.text
+        and "Lost rewards" in page.text
+    )
     assert "exception, step 7" in page.text and "OSError: judge is away" in page.text
     assert "script" not in page.elements
 
@@ -246,9 +259,50 @@ def test_rollouts_come_before_the_curves_and_speed_is_folded_away(run_dir):
 
 def test_the_loose_rule_is_not_said_to_be_never_paid(copied):
     """A --reward may pay it."""
+    about = json.loads((copied / "run.json").read_text()) | {"headline": "strict"}
+    (copied / "run.json").write_text(json.dumps(about))
     rows = [{"step": s, "eval/strict": 0.5, "eval/loose": 0.9} for s in range(3)]
     text = page_of(copied, metrics=rows).text
     assert "which the task's own reward does not pay" in text and "never paid" not in text
+
+
+@pytest.mark.parametrize(
+    "about, words",
+    [
+        ({"started": "2026-11-30T19:28:06+01:00"}, "30 Nov 2026 18:28 UTC"),
+        ({"started": "yesterday"}, "· yesterday"),
+        ({"resumed_after": [2, 7]}, "· resumed after step 2, 7"),
+        ({"resumed_after": "x"}, "GRPO"),
+    ],
+)
+def test_the_line_above_the_verdict_says_when_the_run_began_and_was_resumed(copied, about, words):
+    path = copied / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | about))
+    page = page_of(copied)
+    assert words in page.text
+    # Marked in the curves of the steps 0 to 3.
+    assert ('class="resumed"' in page.html) == (about.get("resumed_after") == [2, 7])
+
+
+def test_a_reward_of_the_user_is_named_above_and_in_the_verdict(copied):
+    settings = json.loads((copied / "config.json").read_text()) | {"reward": "/a/one.py:pay"}
+    (copied / "config.json").write_text(json.dumps(settings | {"max_steps": 30}))
+    row = read_run(copied).gallery[0] | {
+        "completions": [sampled(["<answer>Solara minor</answer>"], 0.0)] * 5
+    }
+    shares = {"eval/top_answer_share": 1.0, "eval/top_target_share": 0.1, "eval/mAP": 0.0}
+    rows = [{"step": s, "rewards/user/mean": 1.0} | shares for s in range(3)]
+    text = page_of(copied, gallery=[row], metrics=rows).text
+    assert "reward = one.py:pay" in text
+    assert "Collapsed to one answer ('Solara minor'), given to 100.0%" in text
+    assert "Stopped after 2 of 30 steps" in text  # nobody holds its lock
+    with lock_directory(copied):
+        assert "Stopped" not in page_of(copied).text
+
+
+def test_a_rule_that_is_called_loose_is_said_in_words():
+    tasks = {name for name, task in TASKS.items() if "loose" in task.__doc__}
+    assert tasks - {"ground"} == RULES.keys()  # whose headline is no share of right answers
 
 
 def test_two_runs_side_by_side(run_dir, copied, capsys):
@@ -295,14 +349,14 @@ def test_a_huge_run_stays_below_the_limit_and_keeps_its_ends(copied, monkeypatch
     page = page_of(copied, gallery=[r | {"step": s} for s in (0, 10, 20, 30, 40) for r in rows])
     assert 100_000 < len(page.html.encode()) <= render.MAX_BYTES
     assert "start" in page.text and "step 40" in page.text and "None." not in page.text
-    assert "3 of 5 evaluations are left out" in page.text
+    assert "Shown: 2 of the 5 evaluations." in page.text
     assert (" more tokens" in page.text) == (much != "boxes")
     assert (" more completions" in page.text) == (much != "tokens")
-    assert (" of 20 questions are left out" in page.text) == (much == "questions")
+    assert (" of the 20 questions." in page.text) == (much == "questions")
     monkeypatch.setattr(render, "MAX_BYTES", 40_000)  # the last limits leave all rollouts out
     page = page_of(copied)
     assert len(page.html.encode()) <= 40_000 and "num_generations" in page.text
-    assert "5 of 5 evaluations are left out." in page.text and "None." in page.text
+    assert "Shown: 0 of the 5 evaluations." in page.text and "None." in page.text
 
 
 # ---- files from outside --------------------------------------------------------------------------

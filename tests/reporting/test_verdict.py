@@ -1,18 +1,11 @@
-"""The verdict and the traffic lights follow the metrics; what is not green comes with advice."""
+"""The verdict follows the metrics, says what they hide, and why the reward rose without them."""
 
 import pytest
 
-from reporting.verdict import lights, new_warnings, verdict
+from reporting.verdict import rise, verdict
 from training.evaluation import wilson_interval
 
-NAN = float("nan")
-ZERO, RIGHT, SKIPPED = "Zero-std groups", "Right answers sampled", "Skipped data"
-SHARES = ("frac_reward_zero_std", "frac_groups_all_right", "frac_groups_all_wrong")
-UNREAD, SAME = "Unreadable answers", "Most frequent answer"
-UNREADS = ("completions/no_answer_ratio", "eval/no_answer_ratio")
-TOP = ("eval/top_answer_share", "eval/top_target_share")
-KL = "KL to the starting model, nats per token"
-SAMPLER = "Sampler against trainer, nats per token"
+BOXES = "boxes with IoU of at least 0.5:"
 
 
 def steps(count: int, **columns) -> list[dict]:
@@ -25,100 +18,6 @@ def steps(count: int, **columns) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "name, metric, value, level, shown",
-    [
-        (ZERO, "frac_reward_zero_std", 0.9, "bad", "90.0%"),
-        (ZERO, "frac_reward_zero_std", 0.6, "watch", "60.0%"),
-        (ZERO, "frac_reward_zero_std", 0.1, "good", "10.0%"),
-        (ZERO, "frac_reward_zero_std", lambda done: float(done < 0.5), "good", "0.0%"),  # the last
-        # Zero-std groups are fine where they are all right.
-        (ZERO, SHARES, (0.78, 0.75, 0.03), "good", "78.0% (75.0% all right, 3.0% all wrong): "),
-        (ZERO, SHARES, (0.95, 0.95, 0.0), "good", "95.0% (95.0% all right, 0.0% all wrong): "),
-        (ZERO, SHARES, (0.95, 0.0, 0.95), "bad", "95.0% (0.0% all right, 95.0% all wrong);"),
-        (ZERO, SHARES, (0.6, 0.3, 0.3), "watch", "60.0% (30.0% all right, 30.0% all wrong);"),
-        (ZERO, SHARES, (0.3, 0.3, 0.0), "good", "30.0% (30.0% all right, 0.0% all wrong);"),
-        ("Truncated completions", "completions/clipped_ratio", 0.4, "bad", "40.0%"),
-        (UNREAD, "completions/no_answer_ratio", 0.2, "watch", "sampled 20.0%"),
-        (UNREAD, "eval/no_answer_ratio", 0.98, "bad", "held-out 98.0%"),
-        (UNREAD, UNREADS, (0.09, 0.988), "bad", "sampled 9.0%, held-out 98.8%"),
-        (UNREAD, UNREADS, (0.6, 0.0), "bad", "sampled 60.0%, held-out 0.0%"),
-        (UNREAD, UNREADS, (0.0, 0.0), "good", "sampled 0.0%, held-out 0.0%"),
-        ("Completions without a reward", "completions/no_reward_ratio", 0.2, "watch", "20.0%"),
-        (SAME, TOP, (0.64, 0.1), "bad", "held-out 64.0% (targets: 10.0% at most)"),
-        (SAME, TOP, (1.0, 0.5), "bad", "held-out 100.0% (targets: 50.0% at most)"),
-        (SAME, TOP, (1.0, 0.95), "bad", "held-out 100.0% (targets: 95.0% at most)"),
-        (SAME, TOP, (0.57, 0.35), "watch", "held-out 57.0%"),
-        (SAME, TOP, (0.35, 0.35), "good", "held-out 35.0%"),
-        (SAME, TOP, (0.1, 0.03), "good", "held-out 10.0%"),
-        (KL, "kl", 0.5, "good", "0.5"),
-        (KL, "kl", 7.0, "bad", "7"),
-        (KL, "kl", NAN, "bad", "nan"),
-        (KL, "entropy", 1.0, "unknown", "not measured"),
-        (SAMPLER, "sampling/sampling_logp_difference/mean", 0.3, "bad", "0.3"),
-        (SAMPLER, "sampling/sampling_logp_difference/mean", NAN, "bad", "nan"),
-        ("Non-finite updates", "steps_skipped_nonfinite", lambda done: done < 0.1, "bad", "1"),
-        ("Your reward: exception", "reward/exception", 2.0, "bad", "40 completions"),
-        ("Faults of your reward", "reward/exception", 0.0, "good", "0"),
-        (RIGHT, "rewards/correct/mean", 0.0, "bad", "never"),
-        (RIGHT, "rewards/correct/mean", 0.01, "watch", "1.0%"),
-        (RIGHT, "rewards/correct/mean", lambda done: 0.5 * (done < 0.5), "watch", "0.0%"),
-        (RIGHT, "rewards/correct/mean", NAN, "watch", "nan%"),
-        (RIGHT, "rewards/correct/mean", 0.3, "good", "30.0%"),
-        (RIGHT, "rewards/iou/mean", 0.0, "bad", "never"),
-        (RIGHT, "rewards/iou/mean", 0.3, "good", "mean IoU 30.0%"),
-        (SKIPPED, "kl", 0.0, "good", "none"),
-    ],
-)
-def test_a_light_follows_its_metric_and_says_what_to_do(name, metric, value, level, shown):
-    is_one = isinstance(metric, str)
-    columns = {metric: value} if is_one else dict(zip(metric, value, strict=True))
-    found = lights(steps(20, reward=1.0, **columns), "strict", [])
-    (light,) = (light for light in found if light.name == name)
-    assert light.level == level and bool(light.advice) == (level != "good")
-    assert f"{light.value}; {light.advice}".startswith(shown)
-    if metric is SHARES and light.advice:
-        assert ("All right: harder questions" in light.advice) == (value[1] > 0)
-
-
-def test_lights_that_do_not_apply_are_left_out():
-    def names(**columns) -> list[str]:
-        return [light.name for light in lights(steps(3, **columns), "strict", [])]
-
-    assert names(loss=0.1) == [SKIPPED]  # supervised fine-tuning
-    assert RIGHT not in names(reward=0.5, **{"rewards/user/mean": 0.5})
-    assert lights(steps(3, loss=0.1), "strict", None) == []
-    (light,) = lights(steps(3), "strict", ["2 of 90 records skipped; no image: a.png"])
-    assert light.level == "watch" and "a.png" in light.value
-
-
-@pytest.mark.parametrize(
-    "reward_end, strict_end, level",
-    [
-        (1.5, 0.9, "good"),
-        (1.5, 0.31, "watch"),  # more reward, no better
-        (1.05, 0.24, "watch"),  # a little worse: may be chance
-        (1.05, 0.1, "bad"),  # far worse, and still more reward
-        (0.9, 0.1, "good"),  # worse, and less reward: no hacking
-        (1.0, 0.3, "good"),
-    ],
-)
-def test_a_reward_that_rises_alone_is_suspicious(reward_end, strict_end, level):
-    rows = steps(50, reward=lambda done: 1 + (reward_end - 1) * done)
-    found = lights([*rows, {"step": 50, "eval/strict": strict_end}], "strict", None)
-    assert [x.level for x in found if x.name == "Reward against held-out metric"] == [level]
-
-
-def test_a_red_light_warns_once_while_it_lasts():
-    warned: set[str] = set()
-    bad, good = steps(9, reward=1.0, kl=9.0), steps(9, reward=1.0, kl=0.1)
-    line = f"warning: {KL}: 9; the policy is far away; raise --beta"
-    assert new_warnings(bad, "strict", warned) == [line]
-    assert new_warnings(bad, "strict", warned) == [] and warned == {KL}
-    assert new_warnings(good, "strict", warned) == [] and warned == set()
-    assert new_warnings(bad, "strict", warned) == [line]
-
-
-@pytest.mark.parametrize(
     "last, words",
     [(0.9, "Better than the start."), (0.33, "No change beyond chance"), (0.1, "Worse than the")],
 )
@@ -128,10 +27,87 @@ def test_the_verdict_compares_with_the_interval_of_the_start(last, words):
     assert verdict(rows, "strict", 20) == (
         "10 of 20 steps, not evaluated since the start: held-out strict 30.0%."
     )
-    rows[0]["eval/loose"] = 0.99
-    sentence = verdict([*rows, {"step": 10, "eval/strict": last, "eval/loose": 1.0}], "strict", 20)
+    stopped = verdict(rows, "strict", 20, is_running=False)
+    assert stopped.startswith("Stopped after 10 of 20 steps, not evaluated since the start")
+    sentence = verdict([*rows, {"step": 10, "eval/strict": last}], "strict", 20)
     assert sentence.startswith(words) and "10 of 20 steps" in sentence
-    assert f"30.0% -> {last:.1%} (loose 99.0% -> 100.0%)" in sentence
+    assert f"30.0% [25.0-35.0%] -> {last:.1%}" in sentence
+
+
+@pytest.mark.parametrize(
+    "low, high, words",
+    [
+        (0.33, 0.5, "Better than the start, though the 95 % in"),
+        (0.36, 0.5, "Better than the start."),
+    ],
+)
+def test_intervals_that_overlap_are_said_to(low, high, words):
+    end = {"step": 10, "eval/strict": 0.4, "eval/strict_low": low, "eval/strict_high": high}
+    said = verdict([*steps(10), end], "strict", 10)
+    assert said.startswith(words) and f"40.0% [{100 * low:.1f}-{high:.1%}]" in said
+
+
+@pytest.mark.parametrize(
+    "headline, words",
+    [
+        ("strict", "held-out strict 30.0% -> 60.0% (loose 90.0% -> 95.0%)"),
+        ("iou", f"held-out mean IoU 40.0% -> 70.0% ({BOXES} 30.0% -> 60.0%)"),
+        ("mAP", "held-out mAP 10.0% -> 20.0%"),
+    ],
+)
+def test_what_is_printed_beside_the_headline_metric_is_of_its_own_kind(headline, words):
+    names = ("strict", "loose", "iou", "mAP", "ood_strict")
+    pairs = ((0.3, 0.6), (0.9, 0.95), (0.4, 0.7), (0.1, 0.2), (0.2, 0.5))
+    rows = [
+        {f"eval/{name}": pair[i] for name, pair in zip(names, pairs, strict=True)} for i in (0, 1)
+    ]
+    more = ", out of distribution 20.0% -> 50.0%" if headline == "strict" else ""
+    assert rise(*rows, headline) == words + more
+
+
+def trained(strict: float, reward: tuple[float, float], **parts: tuple[float, float]) -> list[dict]:
+    """A run of 20 steps to `strict` whose reward and its parts go from one value to another."""
+
+    def line(ends):
+        return lambda done: ends[0] + (ends[1] - ends[0]) * (done > 0.5)
+
+    columns = {f"rewards/{name}/mean": line(ends) for name, ends in parts.items()}
+    return [*steps(20, reward=line(reward), **columns), {"step": 20, "eval/strict": strict}]
+
+
+@pytest.mark.parametrize(
+    "rows, reward, words",
+    [
+        (
+            trained(0.0, (0.02, 1.29)),
+            "a/one.py:pay",
+            "The reward (one.py:pay) rose 0.02 -> 1.29 while held-out strict went 30.0% -> 0.0%: "
+            "it pays for something else.",
+        ),
+        (
+            trained(0.3, (0.3, 0.6), correct=(0.1, 0.1), format=(0.4, 1.0)),
+            None,
+            "The reward rose 0.30 -> 0.60 through its format part (40.0% -> 100.0%): the tags are "
+            "paid, whatever is between them.",
+        ),
+        (
+            trained(0.3, (0.3, 0.9), correct=(0.1, 0.7), format=(0.9, 1.0)),
+            None,
+            "The reward rose 0.30 -> 0.90 while held-out strict went 30.0% -> 30.0%.",
+        ),
+        (trained(0.9, (0.3, 0.9)), None, ""),
+    ],
+)
+def test_the_verdict_says_what_a_reward_rose_for_that_the_metric_does_not_see(rows, reward, words):
+    said = verdict(rows, "strict", 20, reward)
+    assert words in said and ("The reward" in said) == bool(words)
+
+
+def test_the_verdict_counts_the_completions_that_had_no_reward():
+    counts = {"completions/no_reward_ratio": 0.25, "completions/mean_length": 10.0}
+    rows = steps(20, reward=1.0, completion_tokens=40.0, **counts)
+    said = verdict([*rows, {"step": 20, "eval/strict": 0.9}], "strict", 20)
+    assert "Better than the start. 20 of 80 completions (25.0%) had no reward. 20 of" in said
 
 
 def evaluated(strict: float, answer: float, target: float, n: int = 320, **more) -> list[dict]:
@@ -146,12 +122,13 @@ def evaluated(strict: float, answer: float, target: float, n: int = 320, **more)
 @pytest.mark.parametrize(
     "strict, answer, target, words",
     [
-        (0.10, 0.64, 0.1, "Collapsed to one answer, given to 64.0% of the questions"),
+        (0.10, 0.64, 0.1, "Collapsed to one answer, given to 64.0% of the held-out questions"),
         (0.33, 1.00, 0.33, "Collapsed to one answer, given to 100.0%"),
         (0.95, 1.00, 0.95, "Collapsed to one answer, given to 100.0%"),
         (0.50, 1.00, 0.5, "Collapsed to one answer, given to 100.0%"),
         (0.12, 0.14, 0.1, "12.0% right, not clearly more than always answering with the most"),
         (0.40, 0.50, 0.39, "40.0% right, not clearly more than always answering with the most"),
+        (0.02, 0.14, 0.1, "2.0% right, less than always answering with the most"),
         (0.60, 0.50, 0.39, "Better than the start."),
         (0.90, 0.06, 0.033, "Better than the start."),
         (0.90, 0.90, 1.0, "Better than the start."),  # one target only: nothing to compare with
@@ -162,35 +139,19 @@ def test_a_policy_that_says_one_thing_is_never_just_better_than_the_start(
 ):
     said = verdict(evaluated(strict, answer, target), "strict", 9)
     assert said.startswith(words) and ("Better" in said) == words.startswith("Better")
-    assert f"0.0% -> {strict:.1%}" in said
+    assert f"held-out strict 0.0% [0.0-1.0%] -> {strict:.1%} [" in said
 
 
 def test_the_verdict_counts_answers_that_the_tasks_grammar_cannot_read():
     said = verdict(evaluated(0.3, 0.05, 0.05, no_answer_ratio=0.988), "strict", 9)
-    assert said.startswith("98.8% of the answers cannot be read") and "Better" not in said
+    assert (
+        said.startswith("98.8% of the held-out answers (greedy) cannot be read")
+        and "Better" not in said
+    )
     assert verdict(evaluated(0.3, 0.05, 0.05, no_answer_ratio=0.2), "strict", 9)[:6] == "Better"
 
 
-def test_the_model_as_it_came_is_not_called_collapsed():
-    start = evaluated(0.1, 1.0, 0.1)[:1]
-    assert {x.name for x in lights(start, "strict", None)} & {SAME} == set()
-
-
-def test_a_run_without_any_reward_is_red():
-    rows = steps(9, **{"completions/mean_length": 9.0, "completions/no_reward_ratio": 1.0})
-    levels = {x.name: x.level for x in lights(rows, "strict", None)}
-    assert levels[RIGHT] == "bad" and levels["Completions without a reward"] == "bad"
-
-
-def test_red_lights_come_first():
-    found = lights(steps(20, reward=1.0, kl=0.1, **{"reward/exception": 1.0}), "strict", [])
-    assert [x.level for x in found] == sorted(
-        (x.level for x in found), key=("bad", "watch", "good", "unknown").index
-    )
-    assert found[0].name == "Your reward: exception"
-
-
-def test_a_reward_of_the_user_that_is_always_zero_is_red():
-    for reward, level in ((0.0, "bad"), (0.5, None)):
-        found = {x.name: x.level for x in lights(steps(9, reward=reward), "strict", None)}
-        assert found.get(RIGHT) == level
+def test_the_verdict_of_a_collapsed_run_names_the_answer():
+    said = verdict(evaluated(0.0, 1.0, 0.1), "strict", 9, common_answer="Solara vernalis")
+    assert said.startswith("Collapsed to one answer ('Solara vernalis'), given to 100.0% of the he")
+    assert "always answering" not in said  # that is the same fault again

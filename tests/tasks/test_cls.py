@@ -206,8 +206,6 @@ def test_the_question_lists_the_classes_if_asked_and_not_too_many(tmp_path, monk
     assert own.train[0].question.startswith("Which bird is this? Choose one of: rose, tulip.")
     both = cls.with_names(task.train, ["Rose, red", "Rose"], None)[0].question
     assert "Choose one of: Rose, red; Rose." in both
-    with pytest.raises(InputError, match="the class '<answer>' holds a tag; rename it"):
-        cls.with_names(task.train, ["<answer>"], None)
     monkeypatch.setattr(cls, "MAX_LISTED", 10)
     with pytest.raises(InputError, match="--list_classes: 2 names of 11 characters, more than 10"):
         cls.load(TaskConfig(data=str(data), list_classes=True))

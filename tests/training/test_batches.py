@@ -24,6 +24,9 @@ class Watched:
         self.threads: set[threading.Thread] = set()
         self.has_asked = threading.Semaphore(0)
 
+    def __deepcopy__(self, memo):
+        return self
+
     def prompt(self, key, images, question):
         self.asked.append(key)
         self.threads.add(threading.current_thread())
@@ -56,6 +59,20 @@ def test_prompts_are_those_of_the_step_in_whatever_order_steps_are_read():
             expected = processor.prompt(key, example.images, example.question)
             assert prompt.id == key and prompt.ids.equal(expected.ids)
             assert prompt.pixels is None or prompt.pixels.equal(expected.pixels)
+
+
+def test_the_tokenizer_of_the_thread_is_not_that_of_the_caller():
+    """Plain text and templates want other settings of it, which it keeps as a state."""
+    processor = Processor(BASE_MODEL)
+    reader = PromptReader(some_examples(3), processor, CFG)
+    assert reader.processor is not processor
+    assert reader.processor.tokenizer is not processor.tokenizer
+    cfg = replace(CFG, max_steps=60, prompts_per_step=8)
+    expected = processor.encode("<|im_end|> text"), processor.template(1)
+    reader = PromptReader(some_examples(8), processor, cfg)
+    for step in range(cfg.max_steps):
+        reader.read(step)
+        assert (processor.encode("<|im_end|> text"), processor.template(1)) == expected
 
 
 def test_a_picture_that_cannot_be_read_ends_its_own_step_and_not_the_one_before(tmp_path):

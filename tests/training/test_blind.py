@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from PIL import Image
+
 import evaluate
 from data.examples import Example
 from data.garden.drawing import draw_flower
@@ -31,6 +33,17 @@ def test_swapped_pictures_are_those_of_another_question_with_as_many():
     assert all(
         image.getcolors() == [(image.width * image.height, GREY)] for image in swapped[8].images
     )  # has no partner
+
+
+def test_a_picture_is_not_swapped_for_itself_where_several_questions_are_about_it(tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "copy.png", "b.png")]
+    for path, colour in zip(paths, ("red", "red", "blue"), strict=True):
+        Image.new("RGB", (8, 6), colour).save(path)
+    examples = [Example(str(i), (path,), "?", "x") for i, path in enumerate(paths[:2] * 2)]
+    for shown in with_pictures(examples, "swapped"):
+        assert shown.images[0].getcolors() == [(48, GREY)]
+    examples = [Example(str(i), (path,), "?", "x") for i, path in enumerate([paths[0], paths[2]])]
+    assert [e.images[0] for e in with_pictures(examples, "swapped")] == [paths[2], paths[0]]
 
 
 def test_grey_pictures_have_the_size_of_the_right_ones_and_real_ones_stay():

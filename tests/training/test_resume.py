@@ -232,6 +232,7 @@ def test_a_real_process_saves_on_sigterm(tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "stopped by SIGTERM" in output
     assert why_unusable(find_checkpoint(out).directory) is None
+    assert "Stopped after" in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.case("F1", "F2", "O20")
@@ -491,7 +492,9 @@ def test_a_finished_run_can_be_extended(flags, straight, tmp_path):
         assert (a / "step_5" / name).read_bytes() == (b / "step_5" / name).read_bytes()
     assert (a / "completions.jsonl").read_bytes() == (b / "completions.jsonl").read_bytes()
     assert config.load(GRPOConfig, b / "config.json").max_steps == STEPS
-    first, more = json.loads((b / "run.json").read_text())["command"].split(" && ")
+    about = json.loads((b / "run.json").read_text())
+    first, more = about["command"].split(" && ")
+    assert about["resumed_after"] == [3]
     assert "--max_steps 3" in first and "--lr_scheduler_type constant" in first
     assert more == f"python train_grpo.py --resume_from_checkpoint latest --max_steps {STEPS}"
 
@@ -595,6 +598,16 @@ def test_an_edited_reward_is_refused_and_the_run_has_kept_its_own(paid, tmp_path
     (folder / "run" / ".lock").unlink()  # held by the frames that pytest keeps of the refusal
     train_grpo.main([*resume, "--reward", f"{kept}:pay"])
     assert (folder / "run" / "step_2").is_dir()
+
+
+def test_a_run_that_the_task_pays_is_not_resumed_with_a_reward(paid, tmp_path):
+    folder = Path(shutil.copytree(paid, tmp_path / "copy"))
+    about = json.loads((folder / "run" / "run.json").read_text())
+    del about["reward"]
+    (folder / "run" / "run.json").write_text(json.dumps(about))
+    words = f"--reward {folder}/mine.py:pay --resume_from_checkpoint {folder}/run".split()
+    with pytest.raises(InputError, match="is paid by the task's own reward"):
+        train_grpo.main(words)
 
 
 def test_another_function_of_the_same_file_is_another_reward(paid, tmp_path):
