@@ -191,7 +191,7 @@ def grpo_loss(
     low, high = 1 - cfg.epsilon, 1 + (cfg.epsilon_high or cfg.epsilon)
     log_ratio = logp - logp_old  # (C,)
     if cfg.importance_sampling_level == "sequence":
-        log_ratio = sequence_log_ratio(log_ratio, completion_of)
+        log_ratio = sequence_log_ratio(log_ratio, completion_of.to(logp.device))
     ratio = log_ratio.exp()  # (C,)
     if cfg.loss_type == "cispo":
         objective = cispo(logp, ratio, advantages, cap=cfg.epsilon_high)  # (C,)

@@ -181,7 +181,7 @@ class MicroBatch:
     weights: Tensor
     logp_old: Tensor | None
     advantages: Tensor | None
-    completion_of: Tensor  # int64: 0, 0, .., 1, 1, ..
+    completion_of: Tensor  # int64, on the CPU: 0, 0, .., 1, 1, ..
 
 
 class MicroBatches:
@@ -241,9 +241,7 @@ class MicroBatches:
         counts = torch.tensor([len(tokens) for group in groups for tokens in group.ids])
         completion_of = torch.arange(len(counts)).repeat_interleave(counts)  # (C,)
         names = ("weights", "logp_old", "advantages")
-        return MicroBatch(
-            pack, *map(concatenated, names), completion_of.to(device, non_blocking=True)
-        )
+        return MicroBatch(pack, *map(concatenated, names), completion_of)
 
     @contextmanager
     def retry_on_oom(self) -> Iterator[None]:

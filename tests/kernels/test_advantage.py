@@ -7,16 +7,16 @@ Run: python -m pytest tests/kernels/test_advantage.py (interpreted without a GPU
 """
 
 import math
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from kernels import group_advantages, group_advantages_ref, triton
-from train_grpo import GRPOConfig
 
-# Every mode that a run can choose: one that a kernel lacks must not be computed as another.
-MODES = get_args(GRPOConfig.__dataclass_fields__["scale_rewards"].type)
+# Every mode of the function: one that a kernel lacks must not be computed as another. What a run
+# can choose beside them is plain torch (tests/training/test_objectives.py).
+MODES = get_args(get_type_hints(group_advantages)["scale_rewards"])  # in torch and in Triton
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed")
 each_impl = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=needs_triton)])

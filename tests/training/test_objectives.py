@@ -8,6 +8,7 @@ be compared with that of the expected reward itself.
 import itertools
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from runtime.errors import InputError
 from sample import Rollout
 from train_grpo import GRPOConfig, grpo_loss, token_weights
+from training import objectives
 from training.objectives import (
     cispo,
     clipped,
@@ -196,6 +198,17 @@ def test_advantages_by_hand():
     close(advantages_of(rewards, "grpo", "none"), centred)
     spread = torch.tensor(rewards).std(dim=1, keepdim=True)
     close(advantages_of(rewards, "rloo", "group"), centred * 4 / 3 / (spread + 1e-4))
+
+
+def test_every_choice_of_a_flag_computes_something_of_its_own():
+    """A choice that is added to the configuration alone must not be computed as another."""
+    found = {}
+    for estimator in get_args(objectives.Estimator):
+        for scale in get_args(objectives.Scale):
+            advantages = advantages_of([[1.0, 0.2, 0.0], [1.0, 1.0, 0.5]], estimator, scale)
+            found[estimator, scale] = tuple(round(a, 5) for a in advantages.flatten().tolist())
+    same = {("reinforce", "group")}  # is refused; as without a scale
+    assert len(set(found.values())) == len(found) - len(same)
 
 
 def test_a_group_that_is_all_right_teaches_reinforce_alone():

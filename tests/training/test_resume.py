@@ -146,7 +146,7 @@ def test_a_run_that_is_stopped_again_and_again_is_the_same_too(flags, straight, 
     out, codes = tmp_path / "run", []
     argv = [*flags, "--output_dir", out]
     while len(codes) < STEPS - 1:  # each time after a step of its own
-        codes.append(stopped(train_grpo, argv, train_grpo, "group_advantages", 2))
+        codes.append(stopped(train_grpo, argv, train_grpo, "step_advantages", 2))
         argv = ["--resume_from_checkpoint", "latest", "--output_dir", out]
     assert codes == [143] * (STEPS - 1)
     train_grpo.main([str(word) for word in argv])
@@ -326,7 +326,7 @@ def test_a_damaged_later_checkpoint_and_leftovers_are_out_of_the_way(flags, stra
 @pytest.mark.case("F15")
 @pytest.mark.parametrize("error", [InputError("reward gone"), BrokenPipeError(), KeyError("bug")])
 def test_whatever_ends_a_run_its_last_step_is_saved(flags, straight, tmp_path, error):
-    out, calls, original = tmp_path / "run", [], train_grpo.group_advantages
+    out, calls, original = tmp_path / "run", [], train_grpo.step_advantages
 
     def fails(*args):
         calls.append(args)
@@ -335,7 +335,7 @@ def test_whatever_ends_a_run_its_last_step_is_saved(flags, straight, tmp_path, e
         return original(*args)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
-        patch.setattr(train_grpo, "group_advantages", fails)
+        patch.setattr(train_grpo, "step_advantages", fails)
         train_grpo.main([*flags, "--save_steps", "0", "--output_dir", str(out)])
     assert [path.name for path in out.glob("step_*")] == ["step_3"]
     train_grpo.main(["--resume_from_checkpoint", str(out), "--save_steps", "1"])
@@ -524,7 +524,7 @@ def test_a_run_is_resumed_where_its_model_and_its_data_have_moved(tiny_dir, tmp_
     line += " --prompts_per_step 2 --max_completion_length 4 --output_dir"
     train_grpo.main([*line.split(), str(tmp_path / "straight")])
     out = tmp_path / "run"
-    stopped(train_grpo, [*line.split(), out], train_grpo, "group_advantages", 2)
+    stopped(train_grpo, [*line.split(), out], train_grpo, "step_advantages", 2)
     (tmp_path / "a").rename(tmp_path / "b")
     resume = ["--resume_from_checkpoint", str(out)]
     with pytest.raises(InputError, match="it is gone; if it or the data was moved, give --model"):
@@ -540,7 +540,7 @@ def test_a_reference_that_has_moved_is_asked_back(tiny_dir, tmp_path):
     """With --beta its weights count, and those are in no checkpoint."""
     line = f"--task count --model {tiny_dir} --max_steps 3 --train_size 4 --held_out_size 2"
     line += f" --prompts_per_step 2 --max_completion_length 4 --beta 0.1 --output_dir {tmp_path}/r"
-    stopped(train_grpo, line.split(), train_grpo, "group_advantages", 2)
+    stopped(train_grpo, line.split(), train_grpo, "step_advantages", 2)
     shutil.copytree(tiny_dir, tmp_path / "copy")
     resume = ["--resume_from_checkpoint", str(tmp_path / "r"), "--model"]
     with pytest.raises(InputError, match="--beta.*put them back there, a link will do"):
@@ -554,7 +554,7 @@ def test_other_data_under_the_same_name_are_refused(tiny_dir, tmp_path):
     data = folder_of_classes(tmp_path / "data")
     line = f"--model {tiny_dir} --data {data} --max_steps 3 --prompts_per_step 2"
     line += f" --report_prompts 0 --max_completion_length 4 --output_dir {tmp_path / 'run'}"
-    stopped(train_grpo, line.split(), train_grpo, "group_advantages", 2)
+    stopped(train_grpo, line.split(), train_grpo, "step_advantages", 2)
     shutil.rmtree(data / "rose")
     (data / "tulip").rename(data / "rose")
     folder_of_classes(data / "more")
@@ -575,7 +575,7 @@ def paid(tiny_dir, tmp_path_factory) -> Path:
     line = f"--task count --model {tiny_dir} --max_steps 2 --train_size 4 --held_out_size 2"
     line += " --prompts_per_step 2 --max_completion_length 4 --report_prompts 0 --device cpu"
     line += f" --reward {folder}/mine.py:pay --output_dir {folder}/run"
-    stopped(train_grpo, line.split(), train_grpo, "group_advantages", 2)
+    stopped(train_grpo, line.split(), train_grpo, "step_advantages", 2)
     return folder
 
 

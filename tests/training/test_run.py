@@ -201,7 +201,8 @@ def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_pat
     headline = {"det": "mAP", "ovd": "mAP", "ground": "iou"}.get(task, "strict")
     for name in (headline, f"{headline}_low", f"{headline}_high", f"ood_{headline}"):
         assert 0.0 <= first[f"eval/{name}"] <= 1.0 and 0.0 <= last[f"eval/{name}"] <= 1.0
-    assert f"held-out {headline}" in capsys.readouterr().out
+    name = {"iou": "mean IoU"}.get(headline, headline)
+    assert f"held-out {name}" in capsys.readouterr().out
     assert (out / "step_1" / "hf" / "model.safetensors").exists()
 
 
