@@ -24,7 +24,7 @@ There is one reward per kind of answer, all with one signature:
 
 Names and boxes follow Visual-RFT (arXiv:2503.01785), numbers and calls Reason-RFT
 (arXiv:2503.20752), with departures where theirs pay for nothing. Their looser rules are in
-tasks/loose.py: reported beside ours, not paid. Next: tasks/cls.py.
+tasks/loose.py: reported beside ours, never paid. Next: tasks/cls.py.
 """
 
 import math
@@ -218,17 +218,20 @@ def detection_reward(
     With n = max(true boxes, predicted boxes + malformed items), the parts are `format` and
 
     - `iou`: sum of the hits' IoUs / n. Partial credit: the IoUs of the other pairs.
-    - `confidence`: Brier's score (1950, Monthly Weather Review 78), which is proper: an honest
-      confidence pays best. A hit of confidence c (1 if there is none) earns 1 - (1 - c)^2, any
-      other box costs c^2, all over n and never below 0.
+    - `confidence`: Brier's score (1950, Monthly Weather Review 78), which is proper: the best
+      confidence of a box is the probability that it is a hit, unless there are more boxes than
+      objects. A hit of confidence c (1 if there is none) earns 1 - (1 - c)^2, any other box costs
+      c^2. A sum above 0 is divided by n; one below 0 by the true boxes, so that boxes of
+      confidence 0 do not dilute it, and is -1 at least.
 
     So misses, extra boxes, duplicates and malformed items cost. Visual-RFT pays 1 - c for a false
     positive, so that boxes of confidence 0 are free reward, and nothing is lost by a miss. If the
-    target is No Objects, that answer earns 1.0 in both parts and any other 0.0. A true box with a
-    label is matched by boxes of that label only.
+    target is No Objects, that answer earns 1.0 in both parts, any other no more than 0. A true box
+    with a label is matched by boxes of that label only.
     """
     _require_fraction("dense", dense)
     boxes, pairs, n = _match_answer(text, target, canvas)
+    true = max(1, len(target_value(well_formed_boxes, target, canvas)))
     hits = [(box, overlap) for box, overlap in pairs if overlap > 0.5]
     credit = dense * sum(overlap for _, overlap in pairs if overlap <= 0.5)
     # Every box costs c^2, and a hit earns 2c on top: 1 - (1 - c)^2 is 2c - c^2.
@@ -236,7 +239,7 @@ def detection_reward(
     brier -= sum(_confidence(box) ** 2 for box in boxes)
     parts = {  # n = 0: there is no object, and the answer says so
         "iou": (sum(overlap for _, overlap in hits) + credit) / n if n else 1.0,
-        "confidence": max(0.0, brier / n) if n else 1.0,
+        "confidence": (brier / n if brier > 0 else max(-1.0, brier / true)) if n else 1.0,
         "format": format_reward(text, mode),
     }
     return weighted(parts, weights)

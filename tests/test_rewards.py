@@ -413,13 +413,15 @@ DETECTIONS = [
     ("without confidence", rows(A, confidence=None), rows(A), 1.0, 1.0),
     ("unsure", rows(A, confidence=0.25), rows(A), 1.0, 0.4375),
     ("mostly", rows(MOST_A), rows(A), 0.8, 1.0),
-    ("IoU 0.5 is no hit", rows(HALF_A), rows(A), 0.0, 0.0),
+    ("IoU 0.5 is no hit", rows(HALF_A), rows(A), 0.0, -1.0),
     ("one of two", rows(A), rows(A, B), 0.5, 0.5),
     ("one of three", rows(A), rows(A, B, C), 1 / 3, 1 / 3),
     ("one too many", rows(A, FAR), rows(A), 0.5, 0.0),
     ("exact duplicate (V-RFT 1.0)", rows(A, A), rows(A), 0.5, 0.0),
     ("near duplicate", rows(A, MOST_A), rows(A), 0.5, 0.0),
     ("one box for two objects", rows((0, 0, 100, 100)), rows(A, (0, 0, 100, 99)), 0.5, 0.5),
+    ("a false box, half sure", rows(FAR, confidence=0.5), rows(A), 0.0, -0.25),
+    ("three of them", rows(*[FAR] * 3, confidence=0.5), rows(A), 0.0, -0.75),
     ("a false box at confidence 0 (V-RFT 1.0)", rows(FAR, confidence=0.0), rows(A), 0.0, 0.0),
     ("many false boxes at 0 (V-RFT 1.0)", rows(*[FAR] * 9, confidence=0.0), rows(A), 0.0, 0.0),
     ("confidence below 0 (V-RFT 1.0)", rows(FAR, confidence=-5), rows(A), 0.0, 0.0),
@@ -429,9 +431,9 @@ DETECTIONS = [
     ("I49 five corners (V-RFT 1.0)", rows((*A, 5)), rows(A), 0.0, 0.0),
     ("I50 no area", rows((5, 5, 5, 5)), rows(A), 0.0, 0.0),
     ("I51 huge", "[-1e308, -1e308, 1e308, 1e308]", rows(ALL), 1.0, 1.0),
-    ("I53 the whole image", rows(ALL), rows(A), 0.0, 0.0),
+    ("I53 the whole image", rows(ALL), rows(A), 0.0, -1.0),
     ("I53 mostly object", rows(ALL), rows((0, 0, 1000, 800)), 0.8, 1.0),
-    ("V-RFT 1.0, #26: y1 elsewhere", rows((500, 200, 700, 900)), rows(B), 0.0, 0.0),
+    ("V-RFT 1.0, #26: y1 elsewhere", rows((500, 200, 700, 900)), rows(B), 0.0, -1.0),
     ("V-RFT 1.0, #26: y1 alone", "200", rows(B), 0.0, 0.0),
     ("V-RFT 1.0, #26: y1 of 0", "0", rows(A), 0.0, 0.0),
     ("cut off after an item (V-RFT 1.0)", rows(A)[:-1] + ', {"Pos', rows(A), 0.0, 0.0),
@@ -440,17 +442,17 @@ DETECTIONS = [
     ("No Objects, rightly (V-RFT 0)", "No Objects", "No Objects", 1.0, 1.0),
     ("an empty list, rightly", "[]", "No Objects", 1.0, 1.0),
     ("None, rightly", "None", "[]", 1.0, 1.0),
-    ("hallucination", rows(A), "No Objects", 0.0, 0.0),
+    ("hallucination", rows(A), "No Objects", 0.0, -1.0),
     ("hallucination at confidence 0", rows(A, confidence=0.0), "No Objects", 0.0, 0.0),
     ("any unparseable text for None (VLM-R1 1.0)", "there may be a cat", "None", 0.0, 0.0),
     ("No Objects among others", f"No Objects {rows(A)}", "No Objects", 0.0, 0.0),
     ("right label", rows(A, label="Cat."), rows(A, label="cat"), 1.0, 1.0),
-    ("wrong label (VLM-R1 0.3)", rows(A, label="dog"), rows(A, label="cat"), 0.0, 0.0),
-    ("no label (VLM-R1 crashes)", rows(A), rows(A, label="cat"), 0.0, 0.0),
+    ("wrong label (VLM-R1 0.3)", rows(A, label="dog"), rows(A, label="cat"), 0.0, -1.0),
+    ("no label (VLM-R1 crashes)", rows(A), rows(A, label="cat"), 0.0, -1.0),
     ("I54 label null (VLM-R1 crashes)", f'{rows(A)[:-2]}, "label": null}}]', rows(A), 0.0, 0.0),
     ("a label nobody asked for", rows(A, label="cat"), rows(A), 1.0, 1.0),
     ("label not in the truth (VLM-R1: free)", CAT_AND_DOG, rows(A, label="cat"), 0.5, 0.0),
-    ("2 right and 8 junk (VLM-R1 0.88)", rows(A, B, *[FAR] * 8), rows(A, B), 0.2, 0.0),
+    ("2 right and 8 junk (VLM-R1 0.88)", rows(A, B, *[FAR] * 8), rows(A, B), 0.2, -1.0),
 ]
 
 
@@ -476,11 +478,18 @@ TWO_OF_10, DOWN_10, RIGHT_10 = rows((0, 0, 10, 10), (4, 0, 14, 10)), (0, 2, 10, 
     "answer, target, dense, overlap, confidence",
     named(
         [
-            ("IoU 0.5 with full partial credit", rows(HALF_A), rows(A), 1.0, 0.5, 0.0),
-            ("IoU 0.5 with half of it", rows(HALF_A), rows(A), 0.5, 0.25, 0.0),
+            ("IoU 0.5 with full partial credit", rows(HALF_A), rows(A), 1.0, 0.5, -1.0),
+            ("IoU 0.5 with half of it", rows(HALF_A), rows(A), 0.5, 0.25, -1.0),
             ("beside a hit", rows(HALF_A, B), rows(A, B), 1.0, 0.75, 0.0),
-            ("no overlap", rows(FAR), rows(A), 1.0, 0.0, 0.0),
-            ("a hit is not lost to a surer near miss", MOST_OR_HALF, rows(A), 1.0, 0.4, 0.0),
+            ("no overlap", rows(FAR), rows(A), 1.0, 0.0, -1.0),
+            (
+                "a hit is not lost to a surer near miss",
+                MOST_OR_HALF,
+                rows(A),
+                1.0,
+                0.4,
+                0.2 - 0.01 - 0.81,
+            ),
             ("of two hits the surer one counts", A_OR_MOST, rows(A), 0.0, 0.4, 0.475),
             ("tie of confidence and IoU", rows(DOWN_10, RIGHT_10), TWO_OF_10, 0.0, 2 / 3, 1.0),
             ("the same, other order", rows(RIGHT_10, DOWN_10), TWO_OF_10, 0.0, 2 / 3, 1.0),
@@ -493,13 +502,15 @@ def test_partial_credit_and_ties(answer, target, dense, overlap, confidence):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.8, 1.0])
-def test_an_honest_confidence_pays_best(p):
-    """A box that is right with probability p, beside four right ones: Brier's score is proper."""
-    others = [(100 * k, 0, 100 * k + 50, 50) for k in range(4)]
+@pytest.mark.parametrize("n_others", [0, 1, 4])
+def test_an_honest_confidence_pays_best(p, n_others):
+    """A box that is right with probability p, beside right ones or alone: the score is proper."""
+    others = [(100 * k, 0, 100 * k + 50, 50) for k in range(n_others)]
     here, elsewhere = (0, 500, 50, 550), (500, 500, 550, 550)
 
     def expected(confidence: float) -> float:
-        answer = joined(rows(*others), rows(here, confidence=confidence))
+        answer = rows(here, confidence=confidence)
+        answer = joined(rows(*others), answer) if others else answer
         right, wrong = (detected(answer, rows(*others, fifth))[1] for fifth in (here, elsewhere))
         return p * right + (1 - p) * wrong
 
@@ -631,7 +642,8 @@ def test_o18_nothing_earns_more_than_the_exact_boxes(predicted, true, dense):
     exact = detection_of(true, true, dense)
     assert exact.total == 2.5 and set(exact.parts.values()) == {1.0}
     other, sparse = detection_of(predicted, true, dense), detection_of(predicted, true)
-    assert 0.0 <= other.total <= 2.5 and all(0.0 <= part <= 1.0 for part in other.parts.values())
+    assert -1.0 <= other.total <= 2.5 and all(-1.0 <= part <= 1.0 for part in other.parts.values())
+    assert other.parts["iou"] >= 0 and other.parts["format"] >= 0
     assert sparse.total <= other.total and sparse.parts["confidence"] == other.parts["confidence"]
 
 
