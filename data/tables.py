@@ -75,9 +75,9 @@ def table_rows(file: Path) -> Iterator[dict]:
 
     Neither mapped nor buffered ahead: both would hold a set of pictures in memory twice.
     """
-    pyarrow = optional_import("pyarrow")
     if is_lfs_pointer(file):
         raise InputError(f"{file}: a git-lfs pointer; run git lfs pull")
+    pyarrow = optional_import("pyarrow")
     try:
         yield from _table_rows(file)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
