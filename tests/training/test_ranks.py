@@ -48,6 +48,11 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
     "hard, sharded": ("train_grpo", f"{SHORT} {HARD} --gradient_checkpointing", "--fsdp"),
     "one rank has zero std": ("train_grpo", f"{SHORT} --train_size 3 --reward REWARD", ""),
     "the same, sharded": ("train_grpo", f"{SHORT} --train_size 3 --reward REWARD", "--fsdp"),
+    "of the whole step": (
+        "train_grpo",
+        f"{SHORT} --advantage_estimator reinforce --scale_rewards batch",
+        "",
+    ),
     "sft": ("train_sft", SFT, ""),
     "sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
     "lora": ("train_grpo", f"{SHORT} --lora_rank 4 --beta 0.04", ""),
