@@ -1,4 +1,4 @@
-"""The seven operations that have a Triton kernel, each beside its torch reference.
+"""The eight operations that have a Triton kernel, each beside its torch reference.
 
 * `linear_logprob`: log-probability and entropy of given tokens straight from hidden states.
 * `group_advantages`: rewards compared inside each group.

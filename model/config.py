@@ -20,7 +20,7 @@ from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object each: hashed by identity
 class Family:
     """What a family of checkpoints has in common beyond its sizes."""
 

@@ -28,6 +28,7 @@ from model.image import load_image
 from model.processor import Processor
 from model.vlm import VLM
 from reporting.attention_map import answer_heat
+from reporting.lights import LEAST_ADVANTAGE
 from reporting.run_log import RunLog
 from rewards import WEIGHTS
 from runtime import distributed
@@ -35,7 +36,6 @@ from sample import Rollout, generate_group
 from tasks.task import Task, finite_reward
 
 THUMBNAIL = 256  # pixels of the longer side
-LEAST_ADVANTAGE = 0.005  # smaller ones are shown as 0.00
 
 
 def token_texts(processor: Processor, ids: list[int]) -> list[str]:
@@ -102,8 +102,8 @@ class Gallery:
 
     def __init__(self, log: RunLog, processor: Processor, task: Task, cfg: TrainConfig):
         self.log, self.processor, self.task, self.cfg = log, processor, task, cfg
-        # As in training; supervised fine-tuning samples for the report only.
-        self.num_generations = getattr(cfg, "num_generations", 4)
+        # As in training, but two at least, to compare; supervised fine-tuning samples only here.
+        self.num_generations = max(2, getattr(cfg, "num_generations", 4))
         self.temperature = getattr(cfg, "temperature", 1.0)
         self.fixed = fixed_questions(task.splits["held_out"], cfg.report_prompts)
 

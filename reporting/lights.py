@@ -44,6 +44,8 @@ MOSTLY = 0.9  # of the zero-std groups
 LOST = "completions/no_reward_ratio"
 SPLITS = {"held-out": "eval/", "out of distribution": "eval/ood_"}
 
+LEAST_ADVANTAGE = 0.005  # smaller ones are shown as 0.00
+
 FAULTS = {  # kinds of faults of a --reward, in words
     "exception": "exception",
     "wrong_length": "wrong number of values",
@@ -246,6 +248,10 @@ def _zero_std(rows: list[Row], reward: str | None) -> Rule:
 
 
 def _kl(rows: list[Row]) -> Rule:
+    if column(
+        rows, "rewards/kl/mean"
+    ):  # --kl_in_reward: of whole completions, a part of the reward
+        return NO_LIGHT
     if column(rows, "reward") and not column(rows, "kl"):
         return "unknown", "not measured", "needs --beta above 0"
     return _bounded(rows, "kl", "the policy is far away; raise --beta")

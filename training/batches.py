@@ -115,6 +115,7 @@ def rewards_of_all_ranks(rollout: Rollout, device: torch.device) -> tuple[Tensor
     return tuple(torch.cat(part).to(device, non_blocking=True) for part in parts)
 
 
+@torch.no_grad()
 def logps_of_completions(
     model: VLM, prompts: list[Prompt], ids: list[Tensor], cfg: TrainConfig, suppressed: Tensor
 ) -> list[Tensor]:

@@ -12,6 +12,7 @@ that torch would make. Read first: training/setup.py. Next: training/run.py.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -76,6 +77,18 @@ def sizes_of(cfg: TrainConfig, processor: Processor, ranks: int) -> Sizes:
     )
 
 
+@cache
+def parameter_counts(cfg: VLMConfig) -> tuple[int, int, int, int]:
+    """Numbers of the whole model, of its tower, of its head, and of an adapter of rank 1."""
+    with torch.device("meta"):  # half a second at 7B; a run makes several plans
+        model = VLM(cfg)
+    adapter = sum(
+        module.in_features + count for _, module, rows in linears(model) for count in rows.values()
+    )
+    total, tower = (sum(p.numel() for p in m.parameters()) for m in (model, model.visual))
+    return total, tower, model.head_weight.numel(), adapter
+
+
 def plan(
     cfg: VLMConfig,
     run: TrainConfig,
@@ -88,21 +101,14 @@ def plan(
     Notes: with --fsdp what the optimizer keeps is divided by the ranks, the weights are not: a
         rollout gathers them.
     """
-    with torch.device("meta"):
-        model = VLM(cfg)
+    total, tower, head, of_rank_one = parameter_counts(cfg)
     size = 2 if run.dtype == "bfloat16" else 4
-    total = sum(p.numel() for p in model.parameters())
-    tower = sum(p.numel() for p in model.visual.parameters())
     rank = LoRAConfig.from_directory(run.adapter).rank if run.adapter else run.lora_rank
-    adapter = sum(
-        rank * (module.in_features + count)
-        for _, module, rows in linears(model)
-        for count in rows.values()
-    )
+    adapter = rank * of_rank_one
     trained = adapter if rank else total - (tower if run.freeze_vision else 0)
     shards = ranks if run.fsdp else 1
     is_fp32 = size == 4 and not run.fsdp
-    head_trained = 0 if rank else model.head_weight.numel()
+    head_trained = 0 if rank else head
     feature_count = sizes.prompts * sizes.image * cfg.vision.levels * cfg.text.hidden_size
     parts = {
         "weights": total * size,

@@ -22,7 +22,7 @@ from sample import Rollout
 Estimator = Literal["grpo", "rloo", "reinforce"]
 Scale = Literal["group", "batch", "none"]
 
-SAPO_TEMPERATURES = 1.0, 1.05  # of advantages above 0 and below (arXiv:2511.20347, section 3)
+SAPO_TEMPERATURES = 1.0, 1.05  # of advantages above 0 and below (SAPO, arXiv:2511.20347)
 
 
 # ---- advantages ----------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def step_advantages(
             which makes the expected gradient that of the reward, where the group's mean makes it
             (1 - 1/G) of that. reinforce: the mean of the step.
         scale: group: the group's standard deviation. batch: that of all (reward - baseline) of the
-            step (not of the rewards, as TRL's; REINFORCE++, section 3). none: 1.
+            step (not of the rewards, as TRL's). none: 1.
     Returns: (N, G), 0 where the reward was lost. With a baseline of the group the advantages of a
         zero-std group are exact zeros; with that of the step they teach, too.
     Raises: ValueError as `kernels.group_advantages`.
@@ -59,7 +59,7 @@ def step_advantages(
 
 def subtract_kl(rollout: Rollout, logps_ref: list[Tensor], beta: float) -> None:
     """Subtract beta times the log-ratio of each completion to the reference from its reward (RLOO,
-    arXiv:2402.14740, eq. 3), and note it as the part "kl": an unbiased estimate of the KL, in nats.
+    arXiv:2402.14740), and note it as the part "kl": an unbiased estimate of the KL, in nats.
 
     Where a reward was lost, its stand-in stays the mean of the group.
 
@@ -80,7 +80,9 @@ def subtract_kl(rollout: Rollout, logps_ref: list[Tensor], beta: float) -> None:
 
 
 def sequence_log_ratio(log_ratio: Tensor, completion_of: Tensor) -> Tensor:
-    """The mean of a completion's log ratios, at each of its tokens: (C,) -> (C,) (GSPO, eq. 5).
+    """The mean of a completion's log ratios, at each of its tokens: (C,) -> (C,).
+
+    Source: GSPO, arXiv:2507.18071.
 
     Args:
         log_ratio: log-probability under the policy less that under the one that sampled.
@@ -98,20 +100,21 @@ def clipped(
     """PPO's clipped objective per token (arXiv:1707.06347, eq. 7): (C,).
 
     `delta` also bounds the ratio where the advantage is negative, which PPO does not (INTELLECT-2,
-    arXiv:2505.07291, section 3.4): only completions of an older policy come near it.
+    arXiv:2505.07291): only completions of an older policy come near it.
     """
     free = ratio if delta is None else ratio.clamp(max=delta)
     return torch.minimum(free * advantages, ratio.clamp(low, high) * advantages)
 
 
 def cispo(logp: Tensor, ratio: Tensor, advantages: Tensor, cap: float) -> Tensor:
-    """REINFORCE, weighted by the ratio up to a cap: no token loses its gradient (CISPO, eq. 4)."""
+    """REINFORCE, weighted by the ratio up to a cap: no token loses its gradient (CISPO,
+    arXiv:2506.13585)."""
     return ratio.detach().clamp(max=cap) * advantages * logp
 
 
 def sapo(ratio: Tensor, advantages: Tensor) -> Tensor:
     """A soft gate in place of the clip: 4/t sigmoid(t (ratio - 1)) A, whose slope is 1 at ratio 1
-    and fades on both sides (SAPO, eq. 5 and 6)."""
+    and fades on both sides (SAPO, arXiv:2511.20347)."""
     above, below = SAPO_TEMPERATURES
     t = torch.where(advantages > 0, above, below)
     return 4 / t * torch.sigmoid(t * (ratio - 1)) * advantages

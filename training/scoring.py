@@ -27,6 +27,7 @@ from torch import Tensor
 
 from config import TrainConfig
 from data.examples import Example
+from reporting.lights import FAULTS
 from reporting.page.saved_run import json_lines
 from reporting.run_log import RunLog
 from rewards import Reward
@@ -40,7 +41,6 @@ from training.reward_worker import MAX_SHOWN, Workers
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of the completions of so many steps:
 WINDOW = 10
-FAULTS = ("exception", "wrong_length", "not_finite", "timeout", "died")
 
 
 class UserReward:

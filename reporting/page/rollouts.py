@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from answers import TAGS, why_no_answer
+from reporting.lights import LEAST_ADVANTAGE
 from reporting.page.saved_run import Run
 
 MAX_BOXES = 50  # drawn of a target or a completion
@@ -147,7 +148,7 @@ def _group(columns: list[tuple[str, dict, Path]], limits: Limits) -> dict:
 
 def teaches(row: dict) -> bool:
     """Whether a completion of the group has an advantage that the page does not show as 0.00."""
-    return any(abs(completion["advantage"]) >= 0.005 for completion in row["completions"])
+    return any(abs(completion["advantage"]) >= LEAST_ADVANTAGE for completion in row["completions"])
 
 
 def snapshots(run: Run, view: str, at_most: int) -> list[dict]:

@@ -70,8 +70,10 @@ class Run:
             flag = "correct_weight" if part in RIGHT else f"{part}_weight"
             weight = self.settings.get(flag, 1)
             name = of_file(self.reward) if part == "user" else part
+            if part == "kl":  # --kl_in_reward
+                weight = -self.settings.get("beta", 0)
             terms.append(str(name) if weight == 1 else f"{weight} x {name}")
-        return " + ".join(terms)
+        return " + ".join(terms).replace("+ -", "- ")
 
     @property
     def resumed_after(self) -> list[int]:

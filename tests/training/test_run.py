@@ -190,6 +190,31 @@ def test_i21_fewer_examples_than_a_step_asks_repeat_with_a_warning(tiny_dir, tmp
     assert "2 training examples, fewer than --prompts_per_step 3" in capsys.readouterr().out
 
 
+def named_algorithms() -> dict[str, str]:
+    """The rows of docs/algorithms.md: name -> flags."""
+    page = (ROOT / "docs" / "algorithms.md").read_text()
+    return dict(re.findall(r"^\| ([^|]+) \| `(--[^`|]+)` \| (?:\[|Will|the same)", page, re.M))
+
+
+ALONE = "--advantage_estimator reinforce --scale_rewards none --num_generations 1"
+
+
+@pytest.mark.parametrize("name", [*named_algorithms(), "one completion a question"])
+def test_every_algorithm_is_one_command(tiny_dir, tmp_path, paid, name):
+    words = (named_algorithms() | {"one completion a question": ALONE})[name]
+    train_grpo.main(flags(tiny_dir, tmp_path / "run", *words.split(), "--report_prompts", "1"))
+    steps = step_rows(tmp_path / "run")
+    assert any(row["grad_norm"] > 0 for row in steps)
+    assert ("rewards/kl/mean" in steps[0]) == ("kl_in_reward" in words)
+    if "kl_in_reward" in words:
+        page = (tmp_path / "run" / "report.html").read_text()
+        assert "0.01 x kl" in page and "needs --beta above 0" not in page
+
+
+def test_the_page_names_ten_algorithms():
+    assert len(named_algorithms()) == 10
+
+
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "cls"])
 def test_every_task_runs_from_the_first_step_to_the_checkpoint(tiny_dir, tmp_path, capsys, task):
     out = tmp_path / "run"
