@@ -26,25 +26,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from config import TrainConfig, flag, require, require_counts
-from model.load import load_model
-from model.lora import AdapterReference
+from config import flag, require, require_counts
 from model.vlm import VLM, completion_logps
 from runtime import console, distributed
-from sample import generate_group
 from training.batches import (
-    MicroBatch,
-    MicroBatches,
     PromptReader,
+    completion_lengths,
+    gather_rollout,
     keep_features,
-    lengths_of_all_ranks,
     logps_of_completions,
     make_groups,
-    merge_pass_metrics,
-    rewards_of_all_ranks,
+    sample_groups,
 )
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
+from training.micro_batches import MicroBatch, MicroBatches, merge_pass_metrics
 from training.objectives import (
     Estimator,
     Scale,
@@ -58,38 +54,19 @@ from training.objectives import (
 )
 from training.optimizer import Optimizer
 from training.resume import parse_or_resume
+from training.rollout_config import RolloutConfig
 from training.run import TrainingRun
 from training.scoring import Scorer, user_reward
-from training.setup import prepare
-
-OF_THE_TASK = (  # flags of the task's own reward, which --reward replaces
-    *("correct_weight", "confidence_weight", "format_weight", "length_weight"),
-    *("dense", "dense_schedule"),
-)
+from training.selection import Selection, check_selection
+from training.setup import load_reference, prepare
 
 
 @dataclass(frozen=True)
-class GRPOConfig(TrainConfig):
-    """The flags of GRPO; config.py has those that every training shares."""
+class GRPOConfig(RolloutConfig):
+    """The flags of the algorithm; training/rollout_config.py and config.py have the others."""
 
     script: ClassVar[str] = "train_grpo.py"
 
-    # Rollout
-    num_generations: int = flag(8, "completions per question: G")
-    temperature: float = flag(1.0, "of sampling and of the trained distribution alike")
-    # Reward
-    correct_weight: float = flag(1.0, "weight of the right answer, or of the boxes' overlap")
-    confidence_weight: float = flag(1.0, "det, ovd: weight of well-placed confidence")
-    format_weight: float = flag(0.5, "weight of the asked-for format")
-    dense: float = flag(0.0, "credit for being nearly right, 0 (sparse) .. 1")
-    dense_schedule: Literal["constant", "linear"] = flag("constant", "or: decay dense to 0")
-    overlong_weight: float = flag(0.0, "penalty near the length limit (DAPO)")
-    overlong_buffer: int = flag(16, "tokens before the limit in which that penalty grows")
-    repetition_weight: float = flag(0.0, "penalty for repeated n-grams of words")
-    length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
-    reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
-    reward_timeout: float = flag(30.0, "seconds that it may take for the answers to one question")
-    # Update
     advantage_estimator: Estimator = flag("grpo", "the baseline of a reward (docs/algorithms.md)")
     scale_rewards: Scale = flag(
         "group", "divide advantages by the std of the group, the step, or 1"
@@ -100,36 +77,28 @@ class GRPOConfig(TrainConfig):
     importance_sampling_level: Literal["token", "sequence"] = flag(
         "token", "the ratio is a token's own, or the completion's (GSPO)"
     )
-    beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
     kl_in_reward: bool = flag(False, "subtract the KL from the reward, not from the objective")
     epsilon: float = flag(0.2, "clip range of the ratio, below")
     epsilon_high: float | None = flag(None, "clip range above, default: epsilon; cispo: the cap")
     delta: float | None = flag(None, "largest ratio where the advantage is negative")
     mask_truncated_completions: bool = flag(False, "cut completions are compared, not trained on")
     num_iterations: int = flag(1, "updates per batch of completions: mu")
+    # Which groups to learn from
+    dynamic_sample: bool = flag(False, "ask further questions in the place of zero-std groups")
+    max_resample_times: int = flag(3, "how often a step asks that many questions more, at most")
+    replay_buffer_size: int = flag(0, "past groups kept, to take the places of zero-std groups")
+    replay_max_age: int = flag(20, "steps after which a past group is forgotten")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(self, "num_generations num_iterations overlong_buffer")
+        require_counts(self, "num_iterations max_resample_times replay_max_age")
         is_alone = self.num_generations == 1 and self.advantage_estimator != "reinforce"
         require(not is_alone, "num_generations", "at least 2 (a group compares)", self)
-        require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
-        weights = "correct confidence format overlong repetition length"
-        for name in (*(f"{part}_weight" for part in weights.split()), "beta"):
-            require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
-        require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
-        require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)
-        if self.reward is not None:
-            require(self.reward != "", "reward", "path/to/file.py:function", self)
-            for name in OF_THE_TASK:
-                is_unset = getattr(self, name) == getattr(GRPOConfig, name)
-                require(is_unset, name, "left out with --reward, which is the whole reward", self)
-        total = self.correct_weight + self.format_weight
-        require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
         check_objective(self)
+        check_selection(self)
 
 
 # ---- the equations -------------------------------------------------------------------------------
@@ -225,26 +194,11 @@ def policy_loss(
             logp_ref, _ = completion_logps(reference, batch.pack, cfg.temperature, suppressed)
     terms = (batch.logp_old, logp_ref, batch.advantages, batch.weights)
     loss, stats = grpo_loss(logp, *terms, cfg, batch.completion_of)
-    difference = (logp.detach() - batch.logp_old).abs()  # (C,)
-    return loss, stats | {
-        "loss": loss.detach(),
-        "tokens": len(logp),
-        "entropy": entropy.sum(),
-        "sampling/sampling_logp_difference/mean": difference.sum(),
-        "sampling/sampling_logp_difference/max": difference.max(),
-    }
+    about = {"loss": loss.detach(), "tokens": len(logp), "entropy": entropy.sum()}
+    return loss, stats | about | batch.off_policy_stats(logp)
 
 
 # ---- the run -------------------------------------------------------------------------------------
-
-
-def load_reference(model: VLM, cfg: GRPOConfig) -> VLM | None:
-    """The reference of the KL term, the policy as it was before the first step; None at beta 0."""
-    if cfg.beta == 0:
-        return None
-    if cfg.trains_adapter:  # no second model: the base, with the adapter that the run began from
-        return AdapterReference(model, cfg.adapter)
-    return load_model(cfg.model, getattr(torch, cfg.dtype), model.device).requires_grad_(False)
 
 
 def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, float]:
@@ -253,47 +207,43 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
     setup = prepare(cfg, checkpoint)
     cfg, task, processor, model = setup.cfg, setup.task, setup.processor, setup.model
     reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg, user)
-    optimizer = Optimizer(model, cfg)
+    selection, optimizer = Selection(reader, cfg), Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
     in_objective = None if cfg.kl_in_reward else reference
-    with TrainingRun(setup, optimizer, user and user.workers) as run:
+    also = {} if selection.is_plain else {"selection": selection}
+    with TrainingRun(setup, optimizer, user and user.workers, also) as run:
         for step in run.steps():
-            # 1. Questions: N image-question pairs. Each rank takes its shard of them.
-            questions, prompts = reader.read(step)
-            with unsharded(model):
-                keep_features(model, prompts, cfg)
-                run.log.lap("prompts")
-                # 2. Rollout: G completions each from the policy; every prompt is computed once.
-                rollout = generate_group(
-                    model,
-                    processor,
-                    prompts,
-                    cfg.num_generations,
-                    cfg.max_completion_length,
-                    cfg.temperature,
-                    cfg.seed,
-                    step,
-                )
-            lengths, is_counted = lengths_of_all_ranks(rollout, cfg.mask_truncated_completions)
-            run.log.lap("rollout")
-            # 3. Reward: verify every completion.
-            examples = [example for _, example in distributed.local_shard(questions)]
-            rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
-            faults = scorer.fault_metrics(len(rollout.texts), run.log, step + 1)
-            if cfg.kl_in_reward:
-                logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
-                subtract_kl(rollout, logps, cfg.beta)
-            run.log.lap("reward")
-            # 4. Advantage: compare inside each group.
-            rewards, has_reward = rewards_of_all_ranks(rollout, model.device)  # (N, G) each
-            estimator = (cfg.advantage_estimator, cfg.scale_rewards)
-            advantages = step_advantages(rewards, has_reward, *estimator).cpu()
-            rollout.advantages = distributed.local_shard(advantages)
+            for places in selection.rounds(step):  # one, but with --dynamic_sample
+                # 1. Questions: N image-question pairs. Each rank takes its shard of them.
+                questions, prompts = reader.read(places)
+                with unsharded(model):
+                    keep_features(model, prompts, cfg)
+                    run.log.lap("prompts")
+                    # 2. Rollout: G completions each; every prompt is computed once.
+                    rollout = sample_groups(model, processor, prompts, cfg, step)
+                run.log.lap("rollout")
+                # 3. Reward: verify every completion.
+                examples = [example for _, example in distributed.local_shard(questions)]
+                rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
+                if cfg.kl_in_reward:
+                    logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
+                    subtract_kl(rollout, logps, cfg.beta)
+                rollout = gather_rollout(rollout)  # of all ranks
+                run.log.lap("reward")
+                # 4. Advantage: compare inside each group.
+                paid = rollout.rewards.to(model.device), rollout.has_reward.to(model.device)
+                estimator = (cfg.advantage_estimator, cfg.scale_rewards)
+                rollout.advantages = step_advantages(*paid, *estimator).cpu()  # (N, G)
+                selection.add(places, questions, prompts, rollout)
+            sampled = selection.rollout
+            faults = scorer.fault_metrics(len(sampled.texts), run.log, step + 1)
             # 5. Update: num_iterations passes (mu in the paper) over the same completions.
+            prompts, rollout, is_fresh = selection.choose(model)
+            lengths, is_counted = completion_lengths(rollout, cfg.mask_truncated_completions)
             terms = (cfg.loss_type, cfg.max_completion_length, is_counted)
             weights = token_weights(lengths, *terms)  # (C,)
-            groups, passes = make_groups(prompts, rollout, weights, lengths), []
+            groups, passes = make_groups(prompts, rollout, weights, **is_fresh), []
             for _ in range(cfg.num_iterations):
                 for batch in micro_batches.split(groups, skip_zero_std=in_objective is None):
                     with micro_batches.retry_on_oom():
@@ -306,8 +256,8 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
                 passes.append(metrics | optimizer.step(progress=step / cfg.max_steps))
             run.log.lap("update")
             # 6. Log, evaluate, save.
-            metrics = faults | merge_pass_metrics(passes)
-            run.end_step(metrics, [example for _, example in questions], rollout)
+            metrics = faults | selection.finish() | merge_pass_metrics(passes)
+            run.end_step(metrics, selection.examples, sampled)
     return run.close()
 
 

@@ -27,9 +27,10 @@ from model.vlm import VLM, completion_logps
 from runtime import console, distributed
 from runtime.errors import InputError
 from tasks.task import Task
-from training.batches import Group, MicroBatch, MicroBatches, PromptReader, keep_features
+from training.batches import Group, PromptReader, keep_features, places_of_step
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
+from training.micro_batches import MicroBatch, MicroBatches
 from training.optimizer import Optimizer
 from training.resume import parse_or_resume
 from training.run import TrainingRun
@@ -129,7 +130,7 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
     with TrainingRun(setup, optimizer) as run:
         for step in run.steps():
             # 1. Questions and their right answers. Each rank takes its shard of them.
-            questions, prompts = reader.read(step)
+            questions, prompts = reader.read(places_of_step(step, cfg))
             with unsharded(model):
                 keep_features(model, prompts, cfg)
             examples = [example for _, example in distributed.local_shard(questions)]

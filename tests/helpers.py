@@ -12,7 +12,8 @@ from rewards import Reward
 from sample import Rollout
 from train_grpo import GRPOConfig, policy_loss, token_weights
 from training import batches
-from training.batches import Group, MicroBatches
+from training.batches import Group
+from training.micro_batches import MicroBatches, as_numbers
 
 
 def make_groups(prompts, rollout: Rollout, advantages: Tensor, cfg: GRPOConfig) -> list[Group]:
@@ -20,7 +21,7 @@ def make_groups(prompts, rollout: Rollout, advantages: Tensor, cfg: GRPOConfig) 
     rollout.advantages = advantages
     lengths = [len(ids) for ids in rollout.ids]
     weights = token_weights(lengths, cfg.loss_type, cfg.max_completion_length)
-    return batches.make_groups(prompts, rollout, weights, lengths)
+    return batches.make_groups(prompts, rollout, weights)
 
 
 def backward(model, reference, groups: list[Group], suppressed: Tensor, cfg: GRPOConfig) -> dict:
@@ -32,7 +33,7 @@ def backward(model, reference, groups: list[Group], suppressed: Tensor, cfg: GRP
             loss, stats = policy_loss(model, reference, batch, suppressed, cfg)
             loss.backward()
             micro_batches.add(stats)
-    return batches.as_numbers(micro_batches.totals)
+    return as_numbers(micro_batches.totals)
 
 
 def rows(path: Path) -> list[dict]:

@@ -17,7 +17,7 @@ from model.weights import load_model
 from sample import generate_group
 from tests.helpers import backward, make_groups
 from train_grpo import GRPOConfig
-from training.batches import mean_metrics
+from training.micro_batches import mean_metrics
 from training.optimizer import Optimizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

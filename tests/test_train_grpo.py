@@ -23,7 +23,8 @@ from tasks.task import Task
 from tests.helpers import backward, make_groups
 from tests.model.test_shared_prefix import gradients, some_groups
 from train_grpo import GRPOConfig, grpo_loss, kl_k3, policy_loss, token_weights
-from training.batches import MicroBatches, mean_metrics, merge_pass_metrics, questions_of_step
+from training.batches import places_of_step, questions_at
+from training.micro_batches import MicroBatches, mean_metrics, merge_pass_metrics
 from training.optimizer import Optimizer
 from training.scoring import Scorer
 
@@ -258,19 +259,19 @@ def test_every_epoch_meets_every_example_once_in_its_own_order():
         [
             e.id
             for step in range(3 * k, 3 * k + 3)
-            for _, e in questions_of_step(examples, step, cfg)
+            for _, e in questions_at(examples, places_of_step(step, cfg), cfg)
         ]
         for k in range(3)
     ]
     assert all(sorted(epoch) == sorted(e.id for e in examples) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    other = [e.id for _, e in questions_of_step(examples, 0, replace(cfg, seed=1))]
+    other = [e.id for _, e in questions_at(examples, places_of_step(0, cfg), replace(cfg, seed=1))]
     assert other != epochs[0][:4]
 
 
 @pytest.mark.case("I21")
 def test_a_step_larger_than_the_data_draws_other_numbers_for_repeated_examples():
-    chosen = questions_of_step(some_examples(3), 0, GRPOConfig(prompts_per_step=8))
+    chosen = questions_at(some_examples(3), range(8), GRPOConfig(prompts_per_step=8))
     keys = [key for key, _ in chosen]
     assert len(set(keys)) == 8 and {e.id for _, e in chosen} == {"e0", "e1", "e2"}
 

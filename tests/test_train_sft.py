@@ -23,7 +23,8 @@ from tasks import TASKS, load_task
 from tasks.task import Task
 from tests.model.test_shared_prefix import separate_logps, some_groups
 from train_sft import SFTConfig
-from training.batches import Group, MicroBatches, as_numbers
+from training.batches import Group
+from training.micro_batches import MicroBatches, as_numbers
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def check_objective(cfg) -> None:
 
     is_clipped = cfg.loss_type not in ("cispo", "sapo")
     is_sequence = cfg.importance_sampling_level == "sequence"
-    if cfg.num_iterations == 1:
+    if cfg.num_iterations == 1 and cfg.replay_buffer_size == 0:
         why = "left out with --num_iterations 1: every ratio is 1, and it changes nothing"
         wants(is_clipped, "loss_type", why)
         wants(not is_sequence, "importance_sampling_level", why)

@@ -9,8 +9,12 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from torch import Tensor
 
 import config
 from data.examples import Example
@@ -27,7 +31,6 @@ from runtime.errors import InputError
 from runtime.run_directory import REWARD_FILE, last_model, write_atomically
 from runtime.signals import Stopped, signals
 from sample import Rollout
-from training.batches import gather_rollout
 from training.checkpoint import Checkpoint, save_checkpoint, why_unusable
 from training.evaluation import held_out_metrics
 from training.fsdp import unsharded
@@ -42,8 +45,19 @@ from training.resume import (
 from training.reward_worker import Workers
 from training.setup import Setup
 
+NOTHING: Mapping = MappingProxyType({})
 MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
 WARN_EVERY = 10  # steps
+
+
+class HasState(Protocol):
+    """What a checkpoint can hold."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, by name."""
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from it bit for bit."""
 
 
 class TrainingRun:
@@ -55,9 +69,17 @@ class TrainingRun:
     they do leaves a checkpoint; of several ranks a signal alone, since only then all are there.
     """
 
-    def __init__(self, setup: Setup, optimizer: Optimizer, reward: Workers | None = None):
+    def __init__(
+        self,
+        setup: Setup,
+        optimizer: Optimizer,
+        reward: Workers | None = None,
+        also: Mapping[str, HasState] = NOTHING,
+    ):
+        """`also`: by name, what else a checkpoint holds: a critic's optimizer, past groups."""
         self.cfg, self.processor, self.task = setup.cfg, setup.processor, setup.task
         self.model, self.optimizer, self.start_time = setup.model, optimizer, setup.start_time
+        self.also = also
         self.done = 0  # finished steps
         self.not_finite: list[dict] = []  # the steps in a row with an update that was skipped
         about, checkpoint = about_run(self.cfg, self.task, self.model), setup.checkpoint
@@ -68,7 +90,7 @@ class TrainingRun:
         if checkpoint is not None:
             check_same_data(self.cfg.output_dir, about)
             check_same_reward(self.cfg.output_dir, about)
-            optimizer.restore(checkpoint.optimizer_tensors())  # before the logs are cut back
+            self._restore(checkpoint)  # before the logs are cut back
         self.rows: list[dict] = []  # of metrics.jsonl
         self.warned: set[str] = set()
         if checkpoint is None:
@@ -80,6 +102,25 @@ class TrainingRun:
             with self.log.writing():
                 (self.log.directory / REWARD_FILE).write_bytes(reward.source)
         self.gallery = Gallery(self.log, self.processor, self.task, self.cfg)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from the tensors of a checkpoint; the names of `also` stand before a colon."""
+        tensors: dict[str, dict[str, Tensor]] = {name: {} for name in ("", *self.also)}
+        for key, tensor in checkpoint.optimizer_tensors().items():
+            owner, _, name = key.rpartition(":")
+            tensors.setdefault(owner, {})[name] = tensor
+        if unknown := tensors.keys() - {"", *self.also}:
+            raise InputError(f"{checkpoint.directory}: holds {sorted(unknown)[0]}, unknown here")
+        self.optimizer.restore(tensors[""])
+        for name, other in self.also.items():
+            other.restore(tensors[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the model. A collective."""
+        tensors = self.optimizer.tensors()
+        for owner, other in self.also.items():
+            tensors |= {f"{owner}:{name}": value for name, value in other.tensors().items()}
+        return tensors
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         if distributed.rank() == 0:
@@ -148,12 +189,11 @@ class TrainingRun:
         them. Raises InputError after MAX_NOT_FINITE steps in a row that were not finite.
 
         Args:
-            examples: what all ranks asked. rollout: this rank's part, scored and compared.
+            examples: what all ranks asked. rollout: what all ranks sampled, scored and compared.
         """
         step = self.done + 1
         row = {"step": step}
         if rollout is not None:
-            rollout = gather_rollout(rollout)
             unpaid = None
             if self.cfg.reward is not None:  # which may know nothing of right and wrong
                 unpaid = unpaid_parts(rollout, examples, self.task)
@@ -247,7 +287,7 @@ class TrainingRun:
         if distributed.all_gather(why_unusable(place) is None)[0]:  # rank 0 decides
             return place
         with unsharded(self.model):
-            tensors = self.optimizer.tensors()
+            tensors = self._tensors()
             if self.log.is_written:
                 limit = self.cfg.save_total_limit
                 save_checkpoint(directory, self.model, self.cfg.model, tensors, state, limit)

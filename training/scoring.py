@@ -210,17 +210,17 @@ class Scorer:
     def fault_metrics(self, n_completions: int, log: RunLog, step: int) -> dict[str, float]:
         """Faults of this step over all ranks, {} without --reward. A collective.
 
-        The first fault of each kind in the run goes to its reward_faults.jsonl.
+        The first fault of each kind in the run goes to its reward_faults.jsonl. `n_completions`:
+        that all ranks have sampled.
 
         Raises: InputError if more than MAX_FAULTS of the completions of WINDOW steps are lost.
         """
         if self.user is None:
             return {}
         local, self.user.faults = dict(self.user.faults), Counter()
-        of_ranks = distributed.all_gather([local, n_completions, self.user.first])
-        faults = sum((Counter(counts) for counts, *_ in of_ranks), Counter())
-        n_completions = sum(n for _, n, _ in of_ranks)
-        first = {kind: what for *_, texts in reversed(of_ranks) for kind, what in texts.items()}
+        of_ranks = distributed.all_gather([local, self.user.first])
+        faults = sum((Counter(counts) for counts, _ in of_ranks), Counter())
+        first = {kind: what for _, texts in reversed(of_ranks) for kind, what in texts.items()}
         if faults:
             kept = {row.get("kind") for row in json_lines(log.directory / FAULT_LOG)}
             new = [kind for kind in first if kind not in kept]

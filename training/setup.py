@@ -11,7 +11,7 @@ import torch
 from config import TrainConfig
 from data.files import SkipLog
 from model.load import check_files_fit, load_model, load_processor, local_directory
-from model.lora import DEFAULT_ALPHA, load_adapter, new_adapter
+from model.lora import DEFAULT_ALPHA, AdapterReference, load_adapter, new_adapter
 from model.processor import Processor
 from model.transformers_processor import TransformersProcessor
 from model.vlm import VLM
@@ -26,6 +26,7 @@ from training import memory_plan
 from training.checkpoint import Checkpoint, check_room
 from training.evaluation import EVAL_SPLITS, usable_splits
 from training.fsdp import shard
+from training.rollout_config import RolloutConfig
 
 
 @dataclass
@@ -163,3 +164,12 @@ def trainable_model(cfg: TrainConfig, checkpoint: Checkpoint | None) -> VLM:
     if cfg.fsdp:
         shard(model.float(), dtype, device)  # the shards are what the optimizer works on
     return model
+
+
+def load_reference(model: VLM, cfg: RolloutConfig) -> VLM | None:
+    """The reference of the KL term, the policy as it was before the first step; None at beta 0."""
+    if cfg.beta == 0:
+        return None
+    if cfg.trains_adapter:  # no second model: the base, with the adapter that the run began from
+        return AdapterReference(model, cfg.adapter)
+    return load_model(cfg.model, getattr(torch, cfg.dtype), model.device).requires_grad_(False)

@@ -36,7 +36,7 @@ FLAGS = "--task count --max_steps 6 --eval_steps 3 --save_steps 1 --save_total_l
 FLAGS += " --train_size 16 --held_out_size 4 --prompts_per_step 2 --num_generations 4"
 FLAGS += " --max_completion_length 16 --learning_rate 1e-4"
 PHASES = {  # name -> (where it is looked up, under which name, longest delay in seconds)
-    "rollout": (train_grpo, "generate_group", 0.05),
+    "rollout": (train_grpo, "sample_groups", 0.05),
     "backward": (train_grpo, "policy_loss", 0.05),
     "optimizer": (Optimizer, "step", 0.02),
     "log": (RunLog, "append", 0.002),

@@ -28,7 +28,8 @@ from model.weights import load_model, published_name, published_tensors
 from runtime.device import pick_device
 from sample import Rollout, generate_group
 from train_grpo import GRPOConfig, policy_loss, token_weights
-from training.batches import Group, MicroBatches, make_groups
+from training.batches import Group, make_groups
+from training.micro_batches import MicroBatches
 from training.optimizer import Optimizer
 
 MATMUL_TFLOPS = 790.0  # bf16, measured on an H200 with random data
@@ -227,7 +228,7 @@ class Update:
         """The rollout with advantages (N, G) as groups."""
         rollout.advantages, lengths = advantages, [len(ids) for ids in rollout.ids]
         weights = token_weights(lengths, self.cfg.loss_type, self.cfg.max_completion_length)
-        return make_groups(prompts, rollout, weights, lengths)
+        return make_groups(prompts, rollout, weights)
 
     def gradient(self, groups: list[Group]) -> dict[str, float]:
         """One pass: fresh gradients in the optimizer's masters, and the metrics of train_grpo."""

@@ -18,7 +18,7 @@ from sample import generate_group
 from tests.gpu import shadow
 from tests.helpers import make_groups
 from train_grpo import GRPOConfig, policy_loss
-from training.batches import MicroBatches
+from training.micro_batches import MicroBatches
 from training.optimizer import Optimizer
 
 QWEN2_VL_7B = QWEN2_VL_2B | dict(

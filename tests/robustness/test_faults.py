@@ -98,7 +98,7 @@ def no_child(*_) -> None:
 MOMENTS = {  # in which one run is killed in turn -> its newest checkpoint then, how to die there
     "in the middle of a rollout": (
         1,
-        lambda: at(train_grpo, "generate_group", lambda *_: at(Decoder, "advance", nth=2), nth=2),
+        lambda: at(train_grpo, "sample_groups", lambda *_: at(Decoder, "advance", nth=2), nth=2),
     ),
     "between backward and optimizer": (2, lambda: at(torch.Tensor, "backward", after=True, nth=2)),
     "in an update, weights moved": (3, lambda: at(AdamW, "step", after=True, nth=2)),

@@ -11,7 +11,7 @@ from model.processor import Processor
 from runtime.errors import InputError
 from tests.test_train_grpo import some_examples
 from train_grpo import GRPOConfig
-from training.batches import PromptReader, questions_of_step
+from training.batches import PromptReader, places_of_step, questions_at
 
 CFG = GRPOConfig(prompts_per_step=2, max_steps=3)
 
@@ -39,13 +39,13 @@ def test_the_prompts_of_the_next_step_are_made_by_a_thread_and_none_beyond_the_l
     reader = PromptReader(examples, processor, CFG)
     expected = []
     for step in range(CFG.max_steps):
-        questions, prompts = reader.read(step)
+        questions, prompts = reader.read(places_of_step(step, CFG))
         assert prompts == [key for key, _ in questions]
         expected += prompts
         for _ in range(2 if step else 4):  # the first step waits for its own, too
             if step < CFG.max_steps - 1:
                 assert processor.has_asked.acquire(timeout=10)
-        ahead = [key for key, _ in questions_of_step(examples, step + 1, CFG)]
+        ahead = [key for key, _ in questions_at(examples, places_of_step(step + 1, CFG), CFG)]
         assert processor.asked == expected + (ahead if step + 1 < CFG.max_steps else [])
     assert threading.main_thread() not in processor.threads
 
@@ -54,7 +54,7 @@ def test_prompts_are_those_of_the_step_in_whatever_order_steps_are_read():
     processor, examples = Processor(BASE_MODEL), some_examples(3)
     reader = PromptReader(examples, processor, CFG)
     for step in (0, 2, 1):
-        questions, prompts = reader.read(step)
+        questions, prompts = reader.read(places_of_step(step, CFG))
         for (key, example), prompt in zip(questions, prompts, strict=True):
             expected = processor.prompt(key, example.images, example.question)
             assert prompt.id == key and prompt.ids.equal(expected.ids)
@@ -71,7 +71,7 @@ def test_the_tokenizer_of_the_thread_is_not_that_of_the_caller():
     expected = processor.encode("<|im_end|> text"), processor.template(1)
     reader = PromptReader(some_examples(8), processor, cfg)
     for step in range(cfg.max_steps):
-        reader.read(step)
+        reader.read(places_of_step(step, CFG))
         assert (processor.encode("<|im_end|> text"), processor.template(1)) == expected
 
 
@@ -83,9 +83,9 @@ def test_a_picture_that_cannot_be_read_ends_its_own_step_and_not_the_one_before(
     seed = next(
         seed
         for seed in range(20)
-        if questions_of_step([good, bad], 0, replace(cfg, seed=seed))[0][1] is good
+        if questions_at([good, bad], range(1), replace(cfg, seed=seed))[0][1] is good
     )
     reader = PromptReader([good, bad], Processor(BASE_MODEL), replace(cfg, seed=seed))
-    reader.read(0)
+    reader.read(range(1))
     with pytest.raises(InputError, match=r"bad\.jpg"):
-        reader.read(1)
+        reader.read(range(1, 2))

@@ -53,6 +53,12 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
         f"{SHORT} --advantage_estimator reinforce --scale_rewards batch",
         "",
     ),
+    "others speak": (
+        "train_grpo",
+        f"{SHORT} --replay_buffer_size 4 --delta 3 --dynamic_sample --num_generations 2"
+        " --max_resample_times 1 --train_size 5",
+        "",
+    ),
     "sft": ("train_sft", SFT, ""),
     "sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
     "lora": ("train_grpo", f"{SHORT} --lora_rank 4 --beta 0.04", ""),
@@ -296,7 +302,7 @@ def watch(place, name, call, rank="1"):
         return original(*args, **kwargs)
     setattr(place, name, watched)
 if where == "update": watch(train_grpo, "policy_loss", 3)
-if where == "rollout": watch(train_grpo, "generate_group", 3)
+if where == "rollout": watch(train_grpo, "sample_groups", 3)
 if where == "reward": watch(scoring.Scorer, "score", 3)
 if where == "last gallery": watch(Gallery, "held_out", 2, "0")  # of rank 0 alone
 console.run(train_grpo.main)

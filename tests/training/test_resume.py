@@ -118,14 +118,14 @@ def assert_resumes_alike(module, argv, folder: Path, *where) -> None:
     "place, name, call, number, done",
     [
         (run, "held_out_metrics", 1, signal.SIGTERM, 0),  # before the first step
-        (train_grpo, "generate_group", 3, signal.SIGTERM, 2),
+        (train_grpo, "sample_groups", 3, signal.SIGTERM, 2),
         (train_grpo, "policy_loss", 3, signal.SIGINT, 2),
         (Optimizer, "step", 3, signal.SIGTERM, 3),  # an update is in progress: it is finished
         (run, "completion_records", 2, signal.SIGINT, 2),
         (run, "held_out_metrics", 2, signal.SIGTERM, 2),  # updated, not yet evaluated
         (run, "held_out_metrics", 4, signal.SIGTERM, STEPS),  # the last evaluation
         (run, "save_checkpoint", 3, signal.SIGTERM, 3),
-        (train_grpo, "generate_group", 4, signal.SIGUSR1, 3),  # of a batch system
+        (train_grpo, "sample_groups", 4, signal.SIGUSR1, 3),  # of a batch system
     ],
 )
 def test_a_signal_saves_and_the_run_resumes_exactly(
@@ -165,7 +165,7 @@ def test_with_several_updates_per_batch_a_signal_waits_for_the_step(flags, tmp_p
 @pytest.mark.parametrize(
     "more, where",
     [
-        ("--dtype bfloat16 --learning_rate 1e-4", (train_grpo, "generate_group", 4)),
+        ("--dtype bfloat16 --learning_rate 1e-4", (train_grpo, "sample_groups", 4)),
         ("--model BF16", (run, "held_out_metrics", 4)),  # the last evaluation needs the masters
     ],
 )
@@ -174,6 +174,19 @@ def test_float32_masters_of_bfloat16_weights_survive(flags, tiny_dir, tmp_path, 
     save_model(model, tmp_path / "bf16", tiny_dir, single_file(model, torch.bfloat16))
     words = more.replace("BF16", str(tmp_path / "bf16")).split()
     assert_resumes_alike(train_grpo, [*flags, *words], tmp_path, *where)
+
+
+@pytest.mark.case("O20")
+@pytest.mark.parametrize("number", [2, 4])  # of the rollout that is stopped
+def test_past_groups_and_the_next_question_survive(flags, tmp_path, number):
+    """With pictures of two sizes of rewards some groups are silent: both kinds of places occur."""
+    more = "--replay_buffer_size 3 --replay_max_age 3 --delta 3 --dynamic_sample"
+    more += " --max_resample_times 1 --num_generations 2 --train_size 5"
+    words = [*flags, *more.split()]
+    assert_resumes_alike(train_grpo, words, tmp_path, train_grpo, "sample_groups", number)
+    rows = step_rows(tmp_path / "a")
+    assert any(row["replay/groups"] > 0 for row in rows)
+    assert any(row["selection/rounds"] == 2 for row in rows)
 
 
 @pytest.mark.case("O20")

@@ -1,0 +1,53 @@
+"""The flags of every training that samples completions and rewards them.
+
+train_grpo.py and train_ppo.py add those of their own algorithm. Next: training/scoring.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from config import TrainConfig, flag, require, require_counts
+
+OF_THE_TASK = (  # flags of the task's own reward, which --reward replaces
+    *("correct_weight", "confidence_weight", "format_weight", "length_weight"),
+    *("dense", "dense_schedule"),
+)
+
+
+@dataclass(frozen=True)
+class RolloutConfig(TrainConfig):
+    """What is sampled, and what it is paid."""
+
+    # Rollout
+    num_generations: int = flag(8, "completions per question: G")
+    temperature: float = flag(1.0, "of sampling and of the trained distribution alike")
+    # Reward
+    correct_weight: float = flag(1.0, "weight of the right answer, or of the boxes' overlap")
+    confidence_weight: float = flag(1.0, "det, ovd: weight of well-placed confidence")
+    format_weight: float = flag(0.5, "weight of the asked-for format")
+    dense: float = flag(0.0, "credit for being nearly right, 0 (sparse) .. 1")
+    dense_schedule: Literal["constant", "linear"] = flag("constant", "or: decay dense to 0")
+    overlong_weight: float = flag(0.0, "penalty near the length limit (DAPO)")
+    overlong_buffer: int = flag(16, "tokens before the limit in which that penalty grows")
+    repetition_weight: float = flag(0.0, "penalty for repeated n-grams of words")
+    length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
+    reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
+    reward_timeout: float = flag(30.0, "seconds that it may take for the answers to one question")
+    beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "num_generations overlong_buffer")
+        require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
+        weights = "correct confidence format overlong repetition length"
+        for name in (*(f"{part}_weight" for part in weights.split()), "beta"):
+            require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
+        require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
+        require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)
+        if self.reward is not None:
+            require(self.reward != "", "reward", "path/to/file.py:function", self)
+            for name in OF_THE_TASK:
+                is_unset = getattr(self, name) == getattr(RolloutConfig, name)
+                require(is_unset, name, "left out with --reward, which is the whole reward", self)
+        total = self.correct_weight + self.format_weight
+        require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)
