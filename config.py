@@ -93,6 +93,8 @@ class TaskConfig:
 class TrainConfig(TaskConfig):
     """The flags of every training run. The defaults suit the bundled base on a laptop."""
 
+    trained_models: ClassVar[int] = 1  # 2: a critic, too
+
     freeze_vision: bool = flag(True, "keep the vision tower as it is")
     lora_rank: int = flag(0, "train a LoRA adapter of this rank, not the weights; 0: the weights")
     lora_alpha: float | None = flag(

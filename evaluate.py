@@ -6,7 +6,8 @@
 Strict: the answer as a whole is right. Loose: the rule of the field's reference code, printed
 beside the strict one and never instead of it. Each task adds its own (mAP, mean IoU, ...).
 `--pictures swapped` shows what is left of a score without looking. Answers are greedy; `--votes 8
---temperature 1` lets the most frequent of eight count. With `torchrun --nproc_per_node=2
+--temperature 1` lets the most frequent of eight count, `--choose` asks a verifier
+(train_verifier.py). With `torchrun --nproc_per_node=2
 evaluate.py ...` each GPU answers its share of the questions.
 """
 
@@ -20,6 +21,8 @@ import torch
 import config
 from config import BASE_MODEL, TaskConfig, flag, require, require_counts, require_temperature
 from model.load import check_files_fit, load_model, load_processor, local_directory
+from model.scored import ScoredVLM
+from model.vlm import VLM
 from reporting.verdict import doubts
 from runtime import console, distributed
 from runtime.device import pick_device
@@ -31,6 +34,8 @@ from training.blind import Pictures, with_pictures
 from training.checkpoint import why_unusable
 from training.evaluation import evaluate, usable_splits
 from training.resume import check_settings
+from training.search import Method
+from training.verifier import load_verifier
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,26 @@ class EvalConfig(TaskConfig):
     )
     temperature: float = flag(0.0, "0 is greedy")
     votes: int = flag(1, "completions per question; the most frequent answer counts")
+    choose: Method = flag("majority", "which of them counts; the others need a --verifier")
+    verifier: Path | None = flag(None, "directory that train_verifier.py has written")
+    beam_width: int = flag(2, "beginnings that stay, with --choose beam")
     pictures: Pictures = flag("real", "swapped: those of other questions; grey: none")
     batch_size: int = flag(64, "images at a time")
     output: Path | None = flag(None, "write every answer to this jsonl file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(self, "batch_size votes")
+        require_counts(self, "batch_size votes beam_width")
         require_temperature(self)
         same = self.votes > 1 and self.temperature == 0
         require(not same, "votes", "1 where --temperature is 0: all would say the same", self)
+        has_verifier, is_beam = self.verifier is not None, self.choose == "beam"
+        require(has_verifier or self.choose == "majority", "choose", "taken with --verifier", self)
+        why = "left out with --choose majority, which asks nobody"
+        require(not has_verifier or self.choose != "majority", "verifier", why, self)
+        require(is_beam or self.beam_width == 2, "beam_width", "taken with --choose beam", self)
+        is_choice = self.choose == "majority" or self.votes > 1
+        require(is_choice, "votes", f"above 1 with --choose {self.choose}", self)
         if self.run is not None:
             require(self.model == BASE_MODEL, "model", "left out when --run is given", self)
             require(self.adapter is None, "adapter", "left out when --run is given", self)
@@ -89,14 +104,34 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     parts = [f"{name} {metrics[name]:.1%} [{low:.1%}, {high:.1%}]"]
     about = ("no_answer_ratio", "top_answer_share", "top_target_share")
-    apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n", *about}
+    apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n", "tokens_computed", *about}
     parts += [f"{other} {value:.1%}" for other, value in metrics.items() if other not in apart]
     unreadable, top, target = (metrics[name] for name in about)
     parts += [
         f"unreadable {unreadable:.1%}",
         f"most frequent answer {top:.1%} (target {target:.1%})",
     ]
-    return ", ".join([*parts, f"mean length {metrics['mean_length']:.1f} tokens"])
+    parts.append(f"mean length {metrics['mean_length']:.1f} tokens")
+    if "tokens_computed" in metrics:
+        parts.append(f"{metrics['tokens_computed']:.0f} tokens computed per question")
+    return ", ".join(parts)
+
+
+def verifier_for(cfg: EvalConfig, task: Task, model: VLM) -> ScoredVLM:
+    """The verifier of --verifier; raises InputError where it cannot choose as --choose says."""
+    verifier, about = load_verifier(cfg.verifier, getattr(torch, cfg.dtype), model.device)
+    learnt = about.get("labels")
+    if cfg.choose == "weighted" and learnt != "outcome":
+        what = f"adds up probabilities of right answers; this one has learnt {learnt}"
+        raise InputError(f"--verifier {cfg.verifier}: --choose weighted {what}, take best")
+    if cfg.choose == "beam" and learnt != "process":
+        what = f"needs one of statements (--labels process); this one has learnt {learnt}"
+        raise InputError(f"--verifier {cfg.verifier}: --choose beam {what}")
+    if cfg.choose == "beam" and not isinstance(model, VLM):
+        raise InputError("--choose beam: only for the hand-written families")
+    if about.get("task") != task.name:
+        print(f"warning: --verifier {cfg.verifier}: has learnt the task {about.get('task')}")
+    return verifier
 
 
 @distributed.process_group()
@@ -123,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(cfg.model, getattr(torch, cfg.dtype), device, cfg.adapter)
     first = next(iter(usable.values()))[0]
     check_files_fit(model, processor.prompt(first.id, first.images, first.question))
+    verifier = None if cfg.verifier is None else verifier_for(cfg, task, model)
     answers = []
     for name, examples in usable.items():
         start = time.time()
@@ -137,6 +173,9 @@ def main(argv: list[str] | None = None) -> None:
             seed=cfg.seed,
             with_interval=True,
             votes=cfg.votes,
+            method=cfg.choose,
+            verifier=verifier,
+            width=cfg.beam_width,
         )
         answers += [{"split": name} | record for record in records]
         line, seconds = result_line(task, metrics), time.time() - start

@@ -17,7 +17,7 @@ Next: training/batches.py.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -52,7 +52,7 @@ class Rollout:
 
     ids: list[Tensor]  # (C_i,) int64 on the CPU, up to and including the first end token
     logps: list[Tensor]  # (C_i,) fp32 on the CPU, nats, under the distribution that was sampled
-    finish: list[str]  # "stop" if the completion ended itself, "length" if it was cut
+    finish: list[str]  # "stop": it ended itself; "length": it was cut; "pause": see stop_ids
     texts: list[str]
     rewards: Tensor | None = None  # (N, G) fp32
     parts: list[dict[str, float] | None] | None = (
@@ -65,6 +65,18 @@ class Rollout:
         """Which completions of a scored rollout have a reward: (N, G) bool. A lost one has no
         parts, and a stand-in among the rewards."""
         return torch.tensor([parts is not None for parts in self.parts]).view_as(self.rewards)
+
+    def add_part(self, name: str, values: Tensor, weight: float) -> None:
+        """Add `weight` times a value (B,) to every reward, and note it as a part of the reward.
+
+        Where a reward was lost, its stand-in stays the mean of the group.
+        """
+        for parts, value in zip(self.parts, values.tolist(), strict=True):
+            if parts is not None:
+                parts[name] = value
+        values, counted = values.view_as(self.rewards), self.has_reward  # (N, G) each
+        means = (values * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
+        self.rewards = self.rewards + weight * torch.where(counted, values, means)
 
 
 def completion_uniforms(
@@ -192,23 +204,28 @@ def generate_group(
     temperature: float = 1.0,
     seed: int = 0,
     step: int = 0,
+    stop_ids: Sequence[int] = (),
 ) -> Rollout:
     """Draw `num_generations` completions for every prompt.
 
     Args:
         temperature: 0 is greedy (log-probabilities are then those at temperature 1).
         seed, step: with the prompt's id and the sample's index, the key of the random numbers.
+        stop_ids: tokens at which a completion pauses; its finish is then "pause".
     Returns: a Rollout of N * G rows, the G rows of a prompt next to each other.
     Raises: InputError if a log-probability is not finite, before anything can learn from it.
     """
     N, G, device = len(prompts), num_generations, model.device
     B = N * G
-    end_ids = torch.tensor(processor.end_ids).to(device, non_blocking=True)
+    stops = torch.tensor([*processor.end_ids, *stop_ids])
+    stops_on_device = stops.to(device, non_blocking=True)
     uniforms = torch.zeros(B, max_completion_length)  # (B, C_max)
     if temperature > 0:
         for b in range(B):
-            key = (seed, step, prompts[b // G].id, b % G)
-            uniforms[b] = torch.from_numpy(completion_uniforms(*key, max_completion_length))
+            prompt = prompts[b // G]
+            key = (seed, step, prompt.id, prompt.first_sample + b % G)
+            stream = completion_uniforms(*key, prompt.said + max_completion_length)
+            uniforms[b] = torch.from_numpy(stream[prompt.said :])
 
     # Prefill: every prompt once.
     logits, model_rows = model.prefill(prompts, G, max_completion_length)  # (B, V)
@@ -221,7 +238,7 @@ def generate_group(
     for t in range(1, max_completion_length):
         if t % CHECK_END_EVERY == 0:
             distributed.stop_point()
-            groups = decoder.unfinished_groups(end_ids)
+            groups = decoder.unfinished_groups(stops_on_device)
             if len(groups) == 0:
                 break
             if 2 * len(groups) <= len(decoder.rows) // G:
@@ -230,19 +247,21 @@ def generate_group(
         decoder.step()
     tokens[decoder.rows], logps[decoder.rows] = decoder.tokens, decoder.logps
 
-    tokens, logps, end_ids = tokens.cpu(), logps.cpu(), torch.tensor(processor.end_ids)
+    tokens, logps = tokens.cpu(), logps.cpu()
     if not bool(torch.isfinite(logps).all()):
         raise InputError(
             "the model's probabilities are not finite numbers: its weights are damaged, or "
             "--learning_rate was too high"
         )
-    is_end = torch.isin(tokens, end_ids)  # (B, C_max)
+    is_stop = torch.isin(tokens, stops)  # (B, C_max)
     cut = torch.full((B,), max_completion_length)
-    lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, cut).tolist()
+    lengths = torch.where(is_stop.any(1), is_stop.int().argmax(1) + 1, cut).tolist()
+    last = [int(row[n - 1]) for row, n in zip(tokens, lengths, strict=True)]  # (B,)
+    reason = {id: "pause" for id in stop_ids} | {id: "stop" for id in processor.end_ids}
     return Rollout(
         ids=[row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],
         logps=[row[:n].clone() for row, n in zip(logps, lengths, strict=True)],
-        finish=["stop" if ended else "length" for ended in is_end.any(1).tolist()],
+        finish=[reason.get(id, "length") for id in last],
         texts=[
             processor.opening + processor.decode(row[:n])
             for row, n in zip(tokens, lengths, strict=True)

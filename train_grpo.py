@@ -40,12 +40,14 @@ from training.batches import (
 )
 from training.checkpoint import Checkpoint
 from training.fsdp import unsharded
+from training.learned_reward import learned_reward
 from training.micro_batches import MicroBatch, MicroBatches, merge_pass_metrics
 from training.objectives import (
     Estimator,
     Scale,
     check_objective,
     cispo,
+    clip_shares,
     clipped,
     sapo,
     sequence_log_ratio,
@@ -168,10 +170,7 @@ def grpo_loss(
         objective = sapo(ratio, advantages)
     else:
         objective = clipped(ratio, advantages, low, high, cfg.delta)
-    stats = {
-        "clip_ratio/low_mean": ((ratio < low) & (advantages < 0)).sum(),
-        "clip_ratio/high_mean": ((ratio > high) & (advantages > 0)).sum(),
-    }
+    stats = clip_shares(ratio, advantages, low, high)
     if logp_ref is not None:
         kl = kl_k3(logp, logp_ref)  # (C,)
         objective = objective - cfg.beta * kl
@@ -210,7 +209,7 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
     selection, optimizer = Selection(reader, cfg), Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
-    in_objective = None if cfg.kl_in_reward else reference
+    in_objective, learned = None if cfg.kl_in_reward else reference, learned_reward(cfg, model)
     also = {} if selection.is_plain else {"selection": selection}
     with TrainingRun(setup, optimizer, user and user.workers, also) as run:
         for step in run.steps():
@@ -226,6 +225,8 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
                 # 3. Reward: verify every completion.
                 examples = [example for _, example in distributed.local_shard(questions)]
                 rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
+                if learned is not None:
+                    learned.add_to(rollout, prompts)
                 if cfg.kl_in_reward:
                     logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
                     subtract_kl(rollout, logps, cfg.beta)

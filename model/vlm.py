@@ -19,7 +19,7 @@
 Next: model/attention.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +44,28 @@ class Prompt:
     pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
     grids: list[Grid]
     features: Tensor | None = None  # (Q, levels, D): the tower's output, stored while it is frozen
+    first_sample: int = 0  # number of the first completion: the others follow
+    said: int = 0  # how many of its last tokens are the beginning of a completion
 
     @property
     def next_position(self) -> int:
         """Position of the first completion token, the same on all three axes."""
         return int(self.positions.max()) + 1
+
+
+def continued(prompt: Prompt, ids: Tensor, sample: int) -> Prompt:
+    """A prompt with the beginning (C_i,) of its completion number `sample` behind it.
+
+    The random numbers of what follows are those that follow in the whole completion.
+    """
+    after = (torch.arange(len(ids)) + prompt.next_position).expand(3, -1)  # (3, C_i)
+    return replace(
+        prompt,
+        ids=torch.cat((prompt.ids, ids)),
+        positions=torch.cat((prompt.positions, after), dim=1),
+        first_sample=sample,
+        said=prompt.said + len(ids),
+    )
 
 
 def rope_positions(ids: Tensor, grids: list[Grid], cfg: VLMConfig) -> Tensor:

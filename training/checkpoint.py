@@ -90,7 +90,7 @@ def save_checkpoint(
     Args:
         companions: the directory that the model came from: its other files are copied
             (`save_model`), or it is named as the adapter's base.
-        optimizer_tensors: by name, see `Optimizer.tensors`.
+        optimizer_tensors: by name, see `TrainingRun`.
         keep: how many checkpoints may stay; None keeps all.
     Raises: InputError if it cannot be written; older checkpoints are untouched then.
     """
@@ -98,7 +98,9 @@ def save_checkpoint(
     unfinished = run / f".{final.name}.unfinished"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        needed, free = checkpoint_bytes(model, companions), shutil.disk_usage(run).free
+        state_bytes = sum(tensor.nbytes for tensor in optimizer_tensors.values())
+        needed = model_bytes(model, companions) + state_bytes
+        free = shutil.disk_usage(run).free
         if free < 1.05 * needed:
             raise OSError(f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
         (unfinished / "trainer").mkdir(parents=True)
@@ -134,10 +136,20 @@ def save_checkpoint(
     return final
 
 
-def checkpoint_bytes(model: VLM, companions: Path) -> int:
-    """The size of a checkpoint: its model or adapter, and masters and moments in fp32."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return (4 * trained if has_adapter(model) else saved_bytes(companions)) + 12 * trained
+def trained_numbers(model: VLM) -> int:
+    """How many numbers of a model are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def model_bytes(model: VLM, companions: Path) -> int:
+    """The size of the model, or of its adapter, in a checkpoint."""
+    return 4 * trained_numbers(model) if has_adapter(model) else saved_bytes(companions)
+
+
+def checkpoint_bytes(model: VLM, companions: Path, models: int = 1) -> int:
+    """The size of a checkpoint: the model, and masters and moments in fp32 of all `models`, that
+    is one, or also a critic."""
+    return model_bytes(model, companions) + 12 * models * trained_numbers(model)
 
 
 def check_room(cfg: TrainConfig, model: VLM, is_resumed: bool) -> None:
@@ -150,7 +162,7 @@ def check_room(cfg: TrainConfig, model: VLM, is_resumed: bool) -> None:
     if cfg.save_total_limit is not None:
         count = min(count, cfg.save_total_limit + 1)
     there = len(saved_steps(run)) if is_resumed else 0
-    needed = max(1, count - there) * checkpoint_bytes(model, cfg.model)
+    needed = max(1, count - there) * checkpoint_bytes(model, cfg.model, cfg.trained_models)
     free = shutil.disk_usage(next(path for path in (run, *run.parents) if path.exists())).free
     if free < 1.05 * needed:
         raise InputError(

@@ -6,10 +6,10 @@ Next: training/run.py.
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from answers import parse_answer
 from config import TaskConfig, TrainConfig
 from data.examples import Example
 from data.files import SkipLog
@@ -18,8 +18,8 @@ from model.processor import Processor
 from model.vlm import VLM
 from runtime import distributed
 from runtime.errors import InputError
-from sample import generate_group
 from tasks.task import Task
+from training.search import Sampling, choose
 
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
 
@@ -92,16 +92,6 @@ def headline_interval(
     return bootstrap_interval(resampled, n)
 
 
-def majority(texts: list[str]) -> int:
-    """Index of the first completion with the most frequent answer.
-
-    Self-consistency, arXiv:2203.11171. Completions without an answer have no vote.
-    """
-    answers = [parse_answer(text) for text in texts]
-    votes = Counter(answer for answer in answers if answer is not None)
-    return answers.index(votes.most_common(1)[0][0]) if votes else 0
-
-
 def answer_shares(task: Task, examples: list[Example], records: list[dict]) -> dict[str, float]:
     """How varied the answers are, whatever they earn.
 
@@ -131,27 +121,33 @@ def evaluate(
     seed: int = 0,
     with_interval: bool = False,
     votes: int = 1,
+    **search: Any,
 ) -> tuple[dict[str, float], list[dict]]:
-    """Answer every example, once or by a vote of several completions, and score the answers.
+    """Answer every example, once or as the choice among several completions, and score the answers.
 
     A collective: each rank answers its shard of the examples.
 
+    Args:
+        votes: completions per question. search: how one is chosen, see `training.search.choose`.
     Returns: the means of the task's scores, `answer_shares`, its summary, `mean_length` in tokens,
-    `n`, on request the interval of the headline metric (`<headline>_low`, `_high`); and one record
-    per answer.
+    `n`, on request the interval of the headline metric (`<headline>_low`, `_high`), of several
+    completions `pass_at_n` and `tokens_computed`; and one record per answer.
     """
     length = max_completion_length or task.max_completion_length
     distributed.require_same([e.id for e in examples], "questions")
     shard, records = distributed.local_shard(examples), []
+    sampling = Sampling(model, processor, length, temperature, seed)
     for start in range(0, len(shard), batch_size):
         batch = shard[start : start + batch_size]
         prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
-        rollout = generate_group(model, processor, prompts, votes, length, temperature, seed)
-        for n, example in enumerate(batch):
-            elected = n * votes + majority(rollout.texts[n * votes : (n + 1) * votes])
-            text, ids = rollout.texts[elected], rollout.ids[elected]
-            record = {"id": example.id, "target": example.target, "text": text, "length": len(ids)}
-            record["answer"] = task.answer(text, example)
+        chosen = choose(sampling, task, prompts, batch, votes, **search)
+        for example, answer in zip(batch, chosen, strict=True):
+            text = answer.text
+            record = {"id": example.id, "target": example.target, "text": text}
+            record |= {"length": len(answer.ids), "answer": task.answer(text, example)}
+            if votes > 1:
+                scores = [task.scores(text, example)["strict"] for text in answer.texts]
+                record |= {"pass_at_n": max(scores), "tokens_computed": answer.computed}
             records.append(record | task.scores(text, example))
     records = sum(distributed.all_gather(records), [])
     n, about = len(records), ("id", "target", "text", "length", "answer")

@@ -109,11 +109,13 @@ def plan(
     shards = ranks if run.fsdp else 1
     is_fp32 = size == 4 and not run.fsdp
     head_trained = 0 if rank else head
+    kept_of_trained = ((0 if is_fp32 else 4) + 8) * trained / shards  # masters and moments
     feature_count = sizes.prompts * sizes.image * cfg.vision.levels * cfg.text.hidden_size
     parts = {
         "weights": total * size,
         "adapter": adapter * size,
         "reference": total * size if _needs_reference(run) else 0,
+        "critic": (run.trained_models - 1) * (total * size + adapter * size + kept_of_trained),
         "masters": 0 if is_fp32 else 4 * trained / shards,
         "moments": 8 * trained / shards,
         "gradients": 4 * trained / shards,
@@ -125,7 +127,7 @@ def plan(
         "activations": activation_bytes(cfg, run, sizes, size),
         "head": head_bytes(cfg, sizes, size, head_trained, available),
     }
-    kept = ("weights", "adapter", "reference", "masters", "moments", "image features")
+    kept = ("weights", "adapter", "reference", "critic", "masters", "moments", "image features")
     static = sum(parts[name] for name in kept) + CONTEXT
     in_forward = parts["activations"] + parts["head"]
     if sizes.groups < sizes.prompts:  # from the second micro-batch on, beside the gradients

@@ -59,21 +59,14 @@ def step_advantages(
 
 def subtract_kl(rollout: Rollout, logps_ref: list[Tensor], beta: float) -> None:
     """Subtract beta times the log-ratio of each completion to the reference from its reward (RLOO,
-    arXiv:2402.14740), and note it as the part "kl": an unbiased estimate of the KL, in nats.
-
-    Where a reward was lost, its stand-in stays the mean of the group.
+    arXiv:2402.14740): an unbiased estimate of the KL, in nats; noted as the part "kl".
 
     Args:
         logps_ref: (C_i,) each, of the completions of `rollout` under the reference.
     """
     pairs = zip(rollout.logps, logps_ref, strict=True)
     kl = torch.stack([(logp - logp_ref).sum() for logp, logp_ref in pairs])  # (B,)
-    for parts, value in zip(rollout.parts, kl.tolist(), strict=True):
-        if parts is not None:
-            parts["kl"] = value
-    kl, has_reward = kl.view_as(rollout.rewards), rollout.has_reward  # (N, G) each
-    of_group = (kl * has_reward).sum(1, keepdim=True) / has_reward.sum(1, keepdim=True).clamp_min(1)
-    rollout.rewards = rollout.rewards - beta * torch.where(has_reward, kl, of_group)
+    rollout.add_part("kl", kl, -beta)
 
 
 # ---- ratios and objectives -----------------------------------------------------------------------
@@ -104,6 +97,14 @@ def clipped(
     """
     free = ratio if delta is None else ratio.clamp(max=delta)
     return torch.minimum(free * advantages, ratio.clamp(low, high) * advantages)
+
+
+def clip_shares(ratio: Tensor, advantages: Tensor, low: float, high: float) -> dict[str, Tensor]:
+    """How many tokens the clip silences, below and above, by the names of TRL's metrics."""
+    return {
+        "clip_ratio/low_mean": ((ratio < low) & (advantages < 0)).sum(),
+        "clip_ratio/high_mean": ((ratio > high) & (advantages > 0)).sum(),
+    }
 
 
 def cispo(logp: Tensor, ratio: Tensor, advantages: Tensor, cap: float) -> Tensor:

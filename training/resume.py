@@ -37,7 +37,7 @@ C = TypeVar("C", bound=TrainConfig)
 # Flags that may change on resume: what is kept and reported,
 REPORTED = {"save_steps", "save_total_limit", "report_to", "report_prompts", "report_attention"}
 # where things are (their content is compared), and how it is computed, up to rounding.
-PLACES = {"model", "adapter", "data", "data_root", "reward", "device"}
+PLACES = {"model", "adapter", "data", "data_root", "reward", "reward_model", "device"}
 FREE = REPORTED | PLACES | {"groups_per_micro_batch", "gradient_checkpointing", "fsdp"}
 FREE |= {"gpu_memory", "plan"}
 OF_A_RUN = {
@@ -183,18 +183,19 @@ def check_logs(run: Path, checkpoint: Checkpoint) -> None:
 def check_same_model(cfg: TrainConfig, saved: TrainConfig, checkpoint: Checkpoint) -> None:
     """Raise InputError unless --model is the directory from which the run began, perhaps moved.
 
-    A resumed run reads only the other files of that directory, which its checkpoints hold too, and
-    with --beta the weights: those are not compared, so then it has to be where it was.
+    A resumed run reads only the other files of that directory, which its checkpoints hold too; with
+    --beta or a critic also the weights: those are not compared, so then it has to be where it was.
     """
     if not cfg.model.is_dir():
         fix = "if it or the data was moved, give --model or --data anew"
         raise InputError(f"--model {cfg.model}: from there the run began, but it is gone; {fix}")
     if cfg.model.resolve() == saved.model.resolve():
         return
-    if getattr(saved, "beta", 0.0) > 0 and checkpoint.hf:
+    needs_weights = getattr(saved, "beta", 0.0) > 0 or saved.trained_models > 1
+    if needs_weights and checkpoint.hf:
         raise InputError(
-            f"--model {cfg.model}: with --beta the run needs the weights that were in "
-            f"{saved.model}; put them back there, a link will do"
+            f"--model {cfg.model}: for its reference or critic the run needs the weights that were "
+            f"in {saved.model}; put them back there, a link will do"
         )
     if checkpoint.hf is None:
         return  # an adapter knows the weights of its base
@@ -224,7 +225,11 @@ def check_same_data(run: Path, about: dict) -> None:
 
 def check_same_reward(run: Path, about: dict) -> None:
     """Raise InputError if a run would continue with another reward."""
-    before, now = read_run(run).about.get("reward"), about.get("reward")
+    saved = read_run(run).about
+    if saved.get("reward_model") != about.get("reward_model"):
+        fix = "name it as it was with --reward_model, or start a new run"
+        raise InputError(f"--resume_from_checkpoint {run}: the reward model has changed; {fix}")
+    before, now = saved.get("reward"), about.get("reward")
     if before == now:
         return
     if not before:

@@ -4,6 +4,7 @@ train_grpo.py and train_ppo.py add those of their own algorithm. Next: training/
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from config import TrainConfig, flag, require, require_counts
@@ -33,6 +34,8 @@ class RolloutConfig(TrainConfig):
     length_weight: float = flag(0.0, "reward for short right answers (Kimi k1.5)")
     reward: str | None = flag(None, "path/to/file.py:function, instead of the task's own reward")
     reward_timeout: float = flag(30.0, "seconds that it may take for the answers to one question")
+    reward_model: Path | None = flag(None, "directory that train_verifier.py has written")
+    reward_model_weight: float = flag(0.3, "weight of what it says, beside the rule")
     beta: float = flag(0.0, "weight of the KL to the starting model; 0 needs no second model")
 
     def __post_init__(self) -> None:
@@ -49,5 +52,9 @@ class RolloutConfig(TrainConfig):
             for name in OF_THE_TASK:
                 is_unset = getattr(self, name) == getattr(RolloutConfig, name)
                 require(is_unset, name, "left out with --reward, which is the whole reward", self)
+        weight, default = self.reward_model_weight, RolloutConfig.reward_model_weight
+        require(0 < weight <= 1e6, "reward_model_weight", "above 0, at most 1e6", self)
+        is_used = self.reward_model is not None or weight == default
+        require(is_used, "reward_model_weight", "left out without --reward_model", self)
         total = self.correct_weight + self.format_weight
         require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)

@@ -44,6 +44,7 @@ from training.resume import (
 )
 from training.reward_worker import Workers
 from training.setup import Setup
+from training.verifier import fingerprint
 
 NOTHING: Mapping = MappingProxyType({})
 MAX_NOT_FINITE = 5  # steps in a row with an update that was skipped; then the run stops
@@ -84,6 +85,8 @@ class TrainingRun:
         self.not_finite: list[dict] = []  # the steps in a row with an update that was skipped
         about, checkpoint = about_run(self.cfg, self.task, self.model), setup.checkpoint
         distributed.require_same(about["data"], "data")
+        if getattr(self.cfg, "reward_model", None) is not None:
+            about["reward_model"] = fingerprint(self.cfg.reward_model)
         if reward is not None:
             about["reward"] = reward.fingerprint
             distributed.require_same(about["reward"], "--reward")

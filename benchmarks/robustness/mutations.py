@@ -66,7 +66,7 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
         ("CISPO's weight has a gradient", "ratio.detach().clamp(max=cap)", "ratio.clamp(max=cap)"),
         ("CISPO's cap is a distance from 1", "clamp(max=cap) *", "clamp(max=1 + cap) *"),
         ("SAPO's gate falls", "torch.sigmoid(t * (ratio - 1))", "torch.sigmoid(t * (1 - ratio))"),
-        ("the KL is added to the reward", "rollout.rewards - beta", "rollout.rewards + beta"),
+        ("the KL is added to the reward", '"kl", kl, -beta', '"kl", kl, beta'),
     ),
     ("training/batches.py", "tests/test_train_grpo.py"): (
         (

@@ -21,7 +21,7 @@ from rewards import Reward, name_correct
 from runtime.errors import InputError
 from tasks.loose import loose_name_correct
 from tasks.task import Task
-from training import evaluation
+from training import search
 from training.evaluation import (
     answer_shares,
     bootstrap_interval,
@@ -235,16 +235,19 @@ def completion(answer: str) -> str:
     ],
 )
 def test_the_most_frequent_answer_counts(texts, index):
-    assert evaluation.majority(texts) == index
+    assert search.majority(texts) == index
 
 
 def test_a_vote_draws_so_many_completions_and_counts_one_answer_each(
     model, processor, examples, monkeypatch
 ):
-    counts, generate = [], evaluation.generate_group
-    monkeypatch.setattr(
-        evaluation, "generate_group", lambda *args: counts.append(args[3]) or generate(*args)
-    )
+    counts, generate = [], search.generate_group
+
+    def counted(*args, **more):
+        counts.append(args[3])
+        return generate(*args, **more)
+
+    monkeypatch.setattr(search, "generate_group", counted)
     task = fake_task()
     metrics, records = evaluate(model, processor, task, examples, LENGTH, 1.0, votes=5)
     assert counts == [5] and len(records) == metrics["n"] == 10

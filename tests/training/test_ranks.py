@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import evaluate
 import train_grpo
+import train_ppo
 import train_sft
 from model.processor import Processor
 from model.weights import load_model
@@ -59,6 +60,7 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
         " --max_resample_times 1 --train_size 5",
         "",
     ),
+    "ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 1", ""),
     "sft": ("train_sft", SFT, ""),
     "sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
     "lora": ("train_grpo", f"{SHORT} --lora_rank 4 --beta 0.04", ""),
@@ -100,9 +102,10 @@ TASKS["count"].load = count_with_changes(TASKS["count"].load)
 """
 ALL_RUNS = f"""
 import json
-import evaluate, train_grpo, train_sft
+import evaluate, train_grpo, train_ppo, train_sft
 from runtime import distributed
-scripts = {{"train_grpo": train_grpo, "train_sft": train_sft, "evaluate": evaluate}}
+scripts = {{"train_grpo": train_grpo, "train_ppo": train_ppo, "train_sft": train_sft}}
+scripts["evaluate"] = evaluate
 if __name__ == "__main__":  # workers of --reward import this file, too
     {SETUP.strip().replace(chr(10), chr(10) + "    ")}
     with distributed.process_group():
@@ -164,7 +167,7 @@ def runs(tiny_dir, tiny_dirs, tmp_path_factory) -> Path:
         model = str(model_of(name, tiny_dirs))
         flags = [*flags.replace("REWARD", f"{reward}:paid").split(), "--model", model]
         jobs.append((script, [*flags, *more.split(), "--output_dir", str(folder / "two" / name)]))
-        scripts = {"train_grpo": train_grpo, "train_sft": train_sft}
+        scripts = {"train_grpo": train_grpo, "train_ppo": train_ppo, "train_sft": train_sft}
         scripts[script].main([*flags, "--output_dir", str(folder / "one" / name)])
     flags = (
         f"--model {tiny_dir} --task count --held_out_size 7 --device cpu --batch_size 3 --output"

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import config
 import train_grpo
+import train_ppo
 import train_sft
 from benchmarks.robustness.kills import metrics
 from config import BASE_MODEL
@@ -187,6 +188,22 @@ def test_past_groups_and_the_next_question_survive(flags, tmp_path, number):
     rows = step_rows(tmp_path / "a")
     assert any(row["replay/groups"] > 0 for row in rows)
     assert any(row["selection/rounds"] == 2 for row in rows)
+
+
+@pytest.mark.case("O20")
+@pytest.mark.parametrize("more", ["", "--dtype bfloat16 --beta 0.04", "--lora_rank 4"])
+def test_ppo_resumes_exactly_its_critic_included(flags, tmp_path, more):
+    words = [*flags, *more.split(), "--critic_warmup", "1", "--critic_learning_rate", "1e-2"]
+    train_ppo.main([*words, "--output_dir", str(tmp_path / "a")])
+    stopped(train_ppo, [*words, "--output_dir", tmp_path / "b"], train_ppo, "policy_loss", 2)
+    train_ppo.main(["--resume_from_checkpoint", str(tmp_path / "b")])
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert metrics(a) == metrics(b)
+    name = f"step_{STEPS}/trainer/optimizer.safetensors"
+    assert (a / name).read_bytes() == (b / name).read_bytes()
+    tensors = load_file(a / name)
+    assert tensors["critic:master/score.weight"].any()
+    assert any(key.startswith("critic:exp_avg/trunk.") for key in tensors)
 
 
 @pytest.mark.case("O20")
