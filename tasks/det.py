@@ -23,6 +23,7 @@ from data.coco import CocoImage
 from data.examples import Example, shuffle
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
+from data.garden.facts import facts_of
 from data.garden.questions import DET_PROMPT, ask_det
 from data.garden.world import COLOURS, sample_scene
 from data.paths import named
@@ -118,7 +119,8 @@ def draw_colour(
     scene = sample_scene(rng, rng.randint(*ID_OBJECTS))
     if any(placed.colour == colour for placed in scene) != is_present:
         return None
-    return ask_det(rng, scene, categories=(colour,)), (draw_scene(scene, seed),)
+    question = ask_det(rng, scene, categories=(colour,))
+    return question, (draw_scene(scene, seed),), facts_of(question, scene=scene)
 
 
 def colour_questions(
