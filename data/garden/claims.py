@@ -54,7 +54,7 @@ _R = f"({'|'.join(RELATIONS)})"
 _SIZE = f"({'|'.join(world.SIDES)})"
 _STAGE = f"({'|'.join(world.STAGES)})"
 _VERDICT = "(same|size|colour)"
-_BOX = r"\[ ?(\d+) ?, ?(\d+) ?, ?(\d+) ?, ?(\d+) ?\]"
+_BOX = r"\[([\d ,.]*)\]"
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+\d*|\S")
 _FILLERS = frozenset("the a an is are there it has have with cm wide now".split())
 _MINUS = str.maketrans("\u2010\u2011\u2012\u2013\u2212", "-----")
@@ -140,11 +140,11 @@ def _fate(plain: str) -> Claim | None:
     )
     if not found:
         return None
-    flower, *corners, size, colour, verdict, gone = found.groups()
-    box = tuple(float(c) for c in corners) if corners[0] else None
+    flower, corners, size, colour, verdict, gone = found.groups()
+    box = None if corners is None else tuple(map(number, re.findall(r"\d+(?:\.\d+)?", corners)))
     pairs = (("size", size), ("colour", colour), ("verdict", verdict), ("gone", gone and "gone"))
     said = tuple((name, value) for name, value in pairs if value)
-    return Claim("fate", (int(flower), box, said)) if box or said else None
+    return Claim("fate", (int(flower), box, said)) if corners or said else None
 
 
 def _looks(words: list[str], is_about_centres: bool) -> Claim | None:
@@ -171,7 +171,7 @@ def petals_claim(text: str) -> Claim | None:
 def _attributes(words: list[str]) -> tuple[tuple[str, ...], Attributes] | None:
     """(Colours of petals, other attributes); None if a word is not known."""
     colours, said = [], []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         if word in COLOURS:
             if after == "centre":
                 said.append(("centre", word))

@@ -34,7 +34,7 @@ from data.garden.world import STAGES, Placed, box_1000
 
 CAPTION = "caption"  # the kind of a text that says what is seen, whatever is asked
 _SEPARATOR = re.compile(
-    r"(?P<box>\[[\d\s,]{7,60}\])|(?P<part>:|</?\w{1,12}>)"
+    r"(?P<box>\[[\d\s,.]{0,60}\])|(?P<part>:|</?\w{1,12}>)"
     r"|[,;?!\n<>]|(?<!\d)\.|\.(?!\d)|\band\b",
     re.IGNORECASE,
 )
