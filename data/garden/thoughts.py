@@ -218,7 +218,7 @@ def is_related(facts: Facts, words: str, start: str, colour: str) -> bool:
         by_middle(p, other)
         for p in facts.scene
         for other in facts.scene
-        if p is not other and (p.colour, other.colour) == (colour, start)
+        if (p.colour, other.colour) == (colour, start)
     )
 
 

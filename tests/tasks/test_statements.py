@@ -6,6 +6,7 @@ Run: pytest tests/tasks/test_statements.py
 import json
 import pickle
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from tasks.task import Task
 from tests.helpers import folder_of_classes
 
 
+@cache
 def load(name: str, data="garden", **flags) -> Task:
     sizes = dict(train_size=6, held_out_size=6, shots=1, held_out_per_class=1, coords="norm1000")
     return TASKS[name].load(TaskConfig(data=str(data), **sizes | flags), None)

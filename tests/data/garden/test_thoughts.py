@@ -234,6 +234,7 @@ T, F, N = True, False, None
         (LARGEST, "red 6 5, blue 10 9, red 6 5", [F, T, T]),  # true of another flower
         (LARGEST, "blue 10 9, red 6 5, red 5 5", [T, T, T]),  # in another order
         (LARGEST, "red 5 5, red 5 5, red 5 5", [T, F, F]),  # as if there were more of them
+        (LARGEST, "blue 10 9, red 5 5, blue 10 9", [T, T, F]),
         (LARGEST, "blue 6 5, blue 10 9: the red one is largest", [F, T, F]),
         (LARGEST, "blue 9 10, blue ten nine: blue, red", [F, T, F, F]),
         (LARGEST, "red 5 5, blue 10 9, red 6 5: blue", [T, T, T, T]),
