@@ -22,8 +22,6 @@ from data.answer_forms import BOXES
 from data.coco import CocoImage
 from data.examples import Example, shuffle
 from data.files import SkipLog
-from data.garden.drawing import draw_scene
-from data.garden.facts import facts_of
 from data.garden.questions import DET_PROMPT, ask_det
 from data.garden.world import COLOURS, sample_scene
 from data.paths import named
@@ -37,6 +35,7 @@ from tasks.scenes import (
     ID_OBJECTS,
     Drawing,
     Splits,
+    drawing_of,
     garden_examples,
     make_task,
     one_scene,
@@ -120,7 +119,7 @@ def draw_colour(
     if any(placed.colour == colour for placed in scene) != is_present:
         return None
     question = ask_det(rng, scene, categories=(colour,))
-    return question, (draw_scene(scene, seed),), facts_of(question, scene=scene)
+    return drawing_of(question, scene, seed)
 
 
 def colour_questions(

@@ -48,12 +48,15 @@ def one_scene(ask: Callable[[random.Random, Scene], Question | None]) -> Draw:
     def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
         scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
         question = ask(rng, scene)
-        if question is None:
-            return None
-        image = draw_scene(scene, seed, ailing=question.ailing)
-        return question, (image,), facts_of(question, scene=scene)
+        return question and drawing_of(question, scene, seed)
 
     return draw
+
+
+def drawing_of(question: Question, scene: Scene, seed: int) -> Drawing:
+    """A question about a scene, with its picture and its facts."""
+    image = draw_scene(scene, seed, ailing=question.ailing)
+    return question, (image,), facts_of(question, scene=scene)
 
 
 def garden_examples(
