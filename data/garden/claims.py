@@ -149,7 +149,7 @@ def _fate(plain: str) -> Claim | None:
 
 def _looks(words: list[str], is_about_centres: bool) -> Claim | None:
     """Attributes in any order, of the flower of a colour or of the one that is asked about."""
-    if is_about_centres and len(words) == 2 and words[1] in world.CENTRES and words[0] in COLOURS:
+    if is_about_centres and len(words) == 2 and {*words} <= {*COLOURS}:
         words = [*words, "centre"]
     colours, said = _attributes(words) or ((), ())
     if not said and len(colours) == 1:

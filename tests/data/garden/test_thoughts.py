@@ -119,9 +119,10 @@ def may_be_true(text, others, facts):
     """
     scene, start = facts.scene, re.search(r"farthest from the (\w+)", facts.prompt)
     relations = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
-    sentences = [f"{n} {c}" for c, n in Counter(p.colour for p in scene).items()]
-    sentences += [f"0 {c}" for c in COLOURS if c not in {p.colour for p in scene}]
+    counts = Counter(p.colour for p in scene)
+    sentences = [f"{n} {c}" for c in COLOURS for n in (counts[c], WORDS[counts[c]])]
     sentences += [f"the {p.colour} flower is {p.size}" for p in scene]
+    sentences += [f"{p.colour} {look}" for p in scene for look in (p.flower.shape, p.flower.centre)]
     sentences += [f"f{k} gone" for k, new in enumerate(facts.after, 1) if new is None]
     for word, choose in (("largest", max), ("smallest", min)):
         area = choose((p.area for p in scene), default=0)
@@ -133,7 +134,8 @@ def may_be_true(text, others, facts):
     measured = []  # of a list, what other statements say of their own flowers cannot be said again
     for p in scene:
         (x, y), wide, high = centre(p), width(p), (p.y1 - p.y0) / 4
-        values = [f"{wide:g}"] * ("How wide" in facts.prompt or "differ" in facts.prompt)
+        asks_width = re.search("How wide|differ|is (small|large)", facts.prompt)
+        values = [f"{wide:g}"] * bool(asks_width)
         values += [f"at {x:g}"] * ("How far" in facts.prompt)
         values += [f"{wide:g} {high:g}"] * ("est flower" in facts.prompt)
         values += [f"{int(x)} {int(y)}"] * (any(words in facts.prompt for words in relations))
@@ -197,6 +199,9 @@ PORTRAIT = facts(
     "cls", questions.CLS_PROMPT, scene=(), flower=Flower(6, "pointed", "red", "yellow")
 )
 ORDER = facts("order", "Order the pictures A, B by growth.", scene=(), stages=("bloom", "bud"))
+SIZE = facts("entail", "Yes, no or unknown: the blue flower is small.")
+CENTRE = facts("entail", "Yes, no or unknown: the blue flower has a yellow centre.")
+ABSENT = facts("entail", "Yes, no or unknown: the blue flower is above the pink flower.")
 WHY = facts("why", "Why does the blue flower wilt?", causes=("snail", "shade", "healthy"))
 T, F, N = True, False, None
 
@@ -249,6 +254,12 @@ T, F, N = True, False, None
         (BLUE, "red: pointed", [F, F]),  # the question is about another one
         (BLUE, "red, blue, red: heart, blue round, red round", [T, T, T, T, F, T]),
         (BLUE, "brown centre, yellow centre, red yellow centre", [T, F, T]),
+        (SIZE, "blue 10: large", [T, T]),
+        (SIZE, "blue 9: small, red 6: the blue flower is small", [F, F, T, F]),
+        (CENTRE, "blue brown, blue yellow, red yellow, brown", [T, F, T, F]),
+        (CENTRE, "blue heart, blue round, blue blue", [T, F, F]),
+        (ABSENT, "red, blue, red: no pink, no blue", [T, T, T, T, F]),
+        (ABSENT, "blue 15 7, red 5 17, pink 3 2: the blue flower is above the pink", [T, T, F, F]),
         (WHY, "blue shade, red snail, blue snail, red drought: shade", [T, T, F, F, T]),
         (PORTRAIT, "six pointed red petals, yellow centre", [T, T]),
         (PORTRAIT, "6 red pointed petals; 5 petals; seven petals", [T, F, F]),
@@ -305,6 +316,11 @@ def test_first_claims_count_for_what_a_thought_implies():
     assert implied("the blue one is largest", LARGEST) == "blue"
     assert implied("blue shade, blue snail", WHY) == "shade"
     assert implied("six red petals", PORTRAIT) is None
+    assert implied("blue 10: large", SIZE) == "no" and implied("blue small", SIZE) == "yes"
+    assert implied("blue yellow", CENTRE) == "yes" and implied("blue heart", CENTRE) is None
+    assert implied("red, blue, red: no pink", ABSENT) == implied("no pink", ABSENT) == "unknown"
+    assert implied("red, blue, red", SIZE) is None and implied("red, red", SIZE) == "unknown"
+    assert implied("blue 15 7, pink 3 2", ABSENT) == "no", "what is stated counts, true or not"
 
 
 def test_huge_and_odd_texts_take_linear_time_and_never_raise():
