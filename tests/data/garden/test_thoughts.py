@@ -20,7 +20,7 @@ from data.garden.facts import Facts, facts_of
 from data.garden.faithful import IMPLIED, implied_answer, is_faithful, share_true
 from data.garden.thoughts import check_completion, check_thought
 from data.garden.world import COLOURS, SHAPES, STAGES, Flower, Placed
-from tests.data.garden.test_questions import KINDS, WORDS, centre, generator, size_of, width
+from tests.data.garden.test_questions import KINDS, WORDS, centre, generator, width
 
 PORTRAITS, GROWTH = ("cls", "genus", "attribute"), ("order", "next")
 
@@ -135,8 +135,7 @@ def may_be_true(text, others, facts):
     for p in scene:
         (x, y), wide, high = centre(p), width(p), (p.y1 - p.y0) / 4
         asks_width = re.search("How wide|differ|is (small|large)", facts.prompt)
-        values = [f"{wide:g}"] * bool(asks_width)
-        values += [f"at {x:g}"] * ("How far" in facts.prompt)
+        values = [f"{wide:g}"] * bool(asks_width) + [f"at {x:g}"] * ("How far" in facts.prompt)
         values += [f"{wide:g} {high:g}"] * ("est flower" in facts.prompt)
         values += [f"{int(x)} {int(y)}"] * (any(words in facts.prompt for words in relations))
         if start:
@@ -195,9 +194,7 @@ REDS = facts("count", "How many red flowers?")
 LARGEST = facts("vqa", "What colour is the largest flower?")
 BLUE = facts("vqa", "What shape are the petals of the blue flower?")
 RELATED = facts("ground", "Where is the flower above the blue one?")
-PORTRAIT = facts(
-    "cls", questions.CLS_PROMPT, scene=(), flower=Flower(6, "pointed", "red", "yellow")
-)
+PORTRAIT = facts("cls", "Which species?", scene=(), flower=Flower(6, "pointed", "red", "yellow"))
 ORDER = facts("order", "Order the pictures A, B by growth.", scene=(), stages=("bloom", "bud"))
 SIZE = facts("entail", "Yes, no or unknown: the blue flower is small.")
 CENTRE = facts("entail", "Yes, no or unknown: the blue flower has a yellow centre.")
@@ -295,11 +292,7 @@ def test_only_the_thought_can_earn_and_untrue_words_are_found_wherever_they_stan
     steps += "<reasoning>2 red</reasoning>"
     assert spans(steps) == [untrue, ("red", True), untrue, true]
     assert spans("<caption>red, blue<reasoning>3 red</reasoning>")[-1] == untrue, "not closed"
-
-
-def test_a_caption_only_lists_what_is_seen():
-    assert truths("blue: heart", BLUE, "caption") == [F, N]
-    assert truths("red, blue, red", BLUE, "caption") == [T, T, T]
+    assert truths("blue: heart", BLUE, "caption") == [F, N], "a caption only lists what is seen"
 
 
 def test_first_claims_count_for_what_a_thought_implies():
@@ -333,8 +326,7 @@ def test_huge_and_odd_texts_take_linear_time_and_never_raise():
             assert share_true(check_completion(text, about)) in (None, 0.0) or "red" in piece
             assert is_faithful(text, about) is False
     assert time.process_time() - begin < 10  # 1.5 s; quadratic time would take minutes
-    (whole,) = check_completion("2 red " * MAX_COMPLETION_CHARS, LEFT)
-    assert whole.is_true is None
+    assert [s.is_true for s in check_completion("2 red " * MAX_COMPLETION_CHARS, LEFT)] == [None]
 
 
 def test_no_mixture_of_known_words_raises():
@@ -349,11 +341,10 @@ def test_no_mixture_of_known_words_raises():
             is_faithful(f"<think>{thought}</think><answer>{question.answer}</answer>", about)
 
 
-def test_facts_go_to_other_processes_and_sizes_are_those_of_the_boxes():
+def test_facts_go_to_other_processes():
     for kind in KINDS:
         for _, question, about in asked(kind, 5, seed=4):
             check_thought(question.thought, kind, about)
             again = pickle.loads(pickle.dumps(about))
             assert again == about and hash(again) == hash(about)
             assert truths(question.thought, again) == truths(question.thought, about)
-    assert [size_of(p) for p in SCENE] == [p.size for p in SCENE]
