@@ -4,9 +4,9 @@ Next: data/garden/world.py generates examples; data/rows.py and data/grounding.p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,9 @@ class Example:
         canvas: width and height of the plane that these coordinates span.
         reasoning: how a careful answer is reached, where the source knows it.
         split: "train", "val" or "test" where the source says so (data/splits.py), else "".
+        facts: what the source knows of the pictures (`data.garden.facts.Facts`), so that thoughts
+            can be checked; None for data from outside. It is in no fingerprint of the data: the
+            pictures are.
     """
 
     id: str
@@ -49,6 +52,7 @@ class Example:
     canvas: tuple[float, float] = (1000.0, 1000.0)
     reasoning: Reasoning | None = None
     split: str = ""
+    facts: Any = field(default=None, repr=False)
 
 
 # How to answer, in one sentence per mode. "think" asks for the reasoning before the answer; "steps"

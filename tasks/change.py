@@ -20,6 +20,7 @@ from answers import parse_answer, parse_calls
 from config import TaskConfig
 from data.answer_forms import CALLS
 from data.garden.drawing import draw_scene
+from data.garden.facts import facts_of
 from data.garden.puzzles import another_view, ask_change
 from data.garden.world import sample_scene
 from rewards import calls_accuracy, calls_reward
@@ -54,4 +55,5 @@ def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
         if not after:  # nothing is left to be seen, or no step keeps it in the picture
             return None
         question = replace(question, after=after)
-    return question, (draw_scene(scene, seed), draw_scene(question.after, seed))
+    images = (draw_scene(scene, seed), draw_scene(question.after, seed))
+    return question, images, facts_of(question, scene=scene)

@@ -17,6 +17,7 @@ from answers import normalise_name
 from config import TaskConfig
 from data.examples import Example, shuffle
 from data.garden.drawing import draw_flower, outdoors
+from data.garden.facts import facts_of
 from data.garden.questions import CLS_PROMPT, ask_cls
 from data.garden.world import OOD_SPECIES, RL_SPECIES, class_examples
 from data.labelled import few_shot_split, load_labelled, named_splits
@@ -53,8 +54,10 @@ def garden_splits(cfg: TaskConfig) -> Splits:
         examples = []
         for id, seed, species in class_examples(all_species, count, split, cfg.split_seed):
             image = outdoors(draw_flower(species.flower, seed), seed)
-            reasoning = ask_cls(random.Random(0), species.flower).reasoning
-            examples.append(Example(id, (image,), CLS_PROMPT, species.name, reasoning=reasoning))
+            question = ask_cls(random.Random(0), species.flower)
+            facts = facts_of(question, flower=species.flower)
+            known = {"reasoning": question.reasoning, "facts": facts}
+            examples.append(Example(id, (image,), CLS_PROMPT, species.name, **known))
         return examples
 
     return portraits(RL_SPECIES, cfg.shots, "train"), {

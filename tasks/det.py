@@ -22,7 +22,6 @@ from data.answer_forms import BOXES
 from data.coco import CocoImage
 from data.examples import Example, shuffle
 from data.files import SkipLog
-from data.garden.drawing import draw_scene
 from data.garden.questions import DET_PROMPT, ask_det
 from data.garden.world import COLOURS, sample_scene
 from data.paths import named
@@ -36,6 +35,7 @@ from tasks.scenes import (
     ID_OBJECTS,
     Drawing,
     Splits,
+    drawing_of,
     garden_examples,
     make_task,
     one_scene,
@@ -118,7 +118,8 @@ def draw_colour(
     scene = sample_scene(rng, rng.randint(*ID_OBJECTS))
     if any(placed.colour == colour for placed in scene) != is_present:
         return None
-    return ask_det(rng, scene, categories=(colour,)), (draw_scene(scene, seed),)
+    question = ask_det(rng, scene, categories=(colour,))
+    return drawing_of(question, scene, seed)
 
 
 def colour_questions(

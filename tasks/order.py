@@ -15,6 +15,7 @@ from answers import parse_name, parse_sequence
 from config import TaskConfig
 from data.answer_forms import SEQUENCE
 from data.garden.drawing import draw_stage
+from data.garden.facts import facts_of
 from data.garden.puzzles import ask_next, ask_order, sample_stages
 from data.garden.world import random_flower
 from rewards import Reward, classification_reward, sequence_reward
@@ -47,7 +48,8 @@ def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing:
     kind = "order" if is_ood else kind
     stages = sample_stages(rng, kind, 4 if is_ood else 3)
     question = (ask_next if kind == "next" else ask_order)(rng, stages)
-    return question, tuple(draw_stage(flower, stage, seed) for stage in stages)
+    images = tuple(draw_stage(flower, stage, seed) for stage in stages)
+    return question, images, facts_of(question, stages=stages)
 
 
 def is_sequence(text: str) -> bool:

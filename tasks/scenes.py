@@ -1,8 +1,9 @@
 """What the tasks share: splits of the generated garden, splits of rows from disk, wiring.
 
-A task file brings a function `draw(rng, seed, is_ood)` that returns a question and its pictures, or
-None where the drawn scene has nothing to ask; `scene_splits` makes disjoint splits of it: `train`,
-`held_out`, `val` (for choosing settings) and `ood` (larger scenes, another view, ...).
+A task file brings a function `draw(rng, seed, is_ood)` that returns a question, its pictures and
+what they show, or None where the drawn scene has nothing to ask; `scene_splits` makes disjoint
+splits of it: `train`, `held_out`, `val` (for choosing settings) and `ood` (larger scenes, another
+view, ...).
 
 Next: tasks/count.py, the simplest of them.
 """
@@ -20,7 +21,9 @@ from data.answer_forms import Form, check_keys, say_rewritten
 from data.examples import STEPS_TOKENS, Example, full_question
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
+from data.garden.facts import Facts, facts_of
 from data.garden.questions import Question
+from data.garden.thoughts import Statement, check_completion
 from data.garden.world import SCENE_SUBJECT, Scene, render_seed, sample_scene
 from data.paths import named, shown
 from data.pictures import pixel_hash
@@ -35,7 +38,7 @@ REAL_LENGTH = 256  # tokens of a completion for data from outside, as in the fie
 OOD_INDEX = 1 << 23  # the pictures of "ood" have other numbers than those of "held_out"
 
 Splits = tuple[list[Example], dict[str, list[Example]]]  # train; the others by name
-Drawing = tuple[Question, tuple[Image.Image, ...]]
+Drawing = tuple[Question, tuple[Image.Image, ...], Facts]
 Draw = Callable[[random.Random, int, bool], Drawing | None]  # of (rng, rendering seed, is_ood)
 
 
@@ -45,9 +48,15 @@ def one_scene(ask: Callable[[random.Random, Scene], Question | None]) -> Draw:
     def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
         scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
         question = ask(rng, scene)
-        return question and (question, (draw_scene(scene, seed, ailing=question.ailing),))
+        return question and drawing_of(question, scene, seed)
 
     return draw
+
+
+def drawing_of(question: Question, scene: Scene, seed: int) -> Drawing:
+    """A question about a scene, with its picture and its facts."""
+    image = draw_scene(scene, seed, ailing=question.ailing)
+    return question, (image,), facts_of(question, scene=scene)
 
 
 def garden_examples(
@@ -61,10 +70,9 @@ def garden_examples(
         seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
         while (drawing := draw(rng, seed, is_ood)) is None:
             pass
-        question, images = drawing
-        examples.append(
-            Example(id, images, question.prompt, question.answer, reasoning=question.reasoning)
-        )
+        question, images, facts = drawing
+        known = {"reasoning": question.reasoning, "facts": facts}
+        examples.append(Example(id, images, question.prompt, question.answer, **known))
     return examples
 
 
@@ -210,6 +218,8 @@ def make_task(
             for e, text in zip(examples, texts, strict=True)
         ]
 
+    if all(e.facts is not None for examples in (train, *evaluated.values()) for e in examples):
+        more["statements"] = statements
     return Task(
         name=name,
         train=ask(train),
@@ -219,3 +229,8 @@ def make_task(
         max_completion_length=max_completion_length + STEPS_TOKENS * (mode == "steps"),
         **more,
     )
+
+
+def statements(text: str, example: Example) -> list[Statement]:
+    """`Task.statements` of the garden: those of a completion, checked against the facts."""
+    return check_completion(text, example.facts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from answers import parse_answer, parse_name
 from data.examples import Example
+from data.garden.thoughts import Statement
 from rewards import Reward
 from runtime.errors import InputError
 
@@ -27,6 +28,9 @@ class Task:
         read: (answer, example) -> its value in the grammar of the example's target, None for what
             cannot be read: no number, no box, ... By default any name can. Equal answers have
             values that print alike.
+        statements: (completion, example) -> the statements of its thought, each true, untrue or
+            unreadable, with their places in the completion's characters. None: the source of the
+            examples knows no facts, as with all data from outside.
         max_completion_length: tokens that an answer of this task needs in the garden.
     """
 
@@ -39,6 +43,7 @@ class Task:
     headline: str = "strict"
     max_completion_length: int = 40
     read: Callable[[str | None, Example], object | None] = lambda answer, _: parse_name(answer)
+    statements: Callable[[str, Example], list[Statement]] | None = None
 
     def answer(self, text: str, example: Example) -> str | None:
         """What a completion answers, in one spelling for equal answers; None: unreadable."""

@@ -213,9 +213,9 @@ def test_ood_is_harder_in_the_stated_way(garden):
         drawing = change.draw(random.Random(k), k, True)
         if drawing is None:
             continue
-        question, images = drawing
+        question, images, _ = drawing
         assert len(images) == 2 and images[0].size == images[1].size
-        straight, _ = change.draw(random.Random(k), k, False)
+        straight, *_ = change.draw(random.Random(k), k, False)
         pairs = zip(straight.after, question.after, strict=True)
         steps = {(b.x0 - a.x0, b.y0 - a.y0) for a, b in pairs}
         assert len(steps) == 1 and (0, 0) not in steps
