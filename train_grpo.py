@@ -55,6 +55,7 @@ from training.objectives import (
     subtract_kl,
 )
 from training.optimizer import Optimizer
+from training.process import check_process, statement_metrics, token_advantages
 from training.resume import parse_or_resume
 from training.rollout_config import RolloutConfig
 from training.run import TrainingRun
@@ -83,6 +84,7 @@ class GRPOConfig(RolloutConfig):
     epsilon: float = flag(0.2, "clip range of the ratio, below")
     epsilon_high: float | None = flag(None, "clip range above, default: epsilon; cispo: the cap")
     delta: float | None = flag(None, "largest ratio where the advantage is negative")
+    untrue_weight: float = flag(0.0, "what tokens of an untrue statement lose (garden)")
     mask_truncated_completions: bool = flag(False, "cut completions are compared, not trained on")
     num_iterations: int = flag(1, "updates per batch of completions: mu")
     # Which groups to learn from
@@ -96,6 +98,7 @@ class GRPOConfig(RolloutConfig):
         require_counts(self, "num_iterations max_resample_times replay_max_age")
         is_alone = self.num_generations == 1 and self.advantage_estimator != "reinforce"
         require(not is_alone, "num_generations", "at least 2 (a group compares)", self)
+        require(0 <= self.untrue_weight <= 1e6, "untrue_weight", "in 0 .. 1e6", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
@@ -206,6 +209,7 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
     setup = prepare(cfg, checkpoint)
     cfg, task, processor, model = setup.cfg, setup.task, setup.processor, setup.model
     reader, scorer = PromptReader(task.train, processor, cfg), Scorer(task, cfg, user)
+    check_process(cfg, task)
     selection, optimizer = Selection(reader, cfg), Optimizer(model, cfg)
     micro_batches = MicroBatches(model, optimizer, cfg)
     reference, suppressed = load_reference(model, cfg), processor.suppressed_tokens.to(model.device)
@@ -240,11 +244,14 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
             sampled = selection.rollout
             faults = scorer.fault_metrics(len(sampled.texts), run.log, step + 1)
             # 5. Update: num_iterations passes (mu in the paper) over the same completions.
-            prompts, rollout, is_fresh = selection.choose(model)
+            prompts, rollout, per_token = selection.choose(model)
             lengths, is_counted = completion_lengths(rollout, cfg.mask_truncated_completions)
             terms = (cfg.loss_type, cfg.max_completion_length, is_counted)
             weights = token_weights(lengths, *terms)  # (C,)
-            groups, passes = make_groups(prompts, rollout, weights, **is_fresh), []
+            if cfg.untrue_weight:
+                about = (selection.examples, task, processor, cfg.untrue_weight)
+                per_token["advantages"] = token_advantages(rollout, *about)
+            groups, passes = make_groups(prompts, rollout, weights, **per_token), []
             for _ in range(cfg.num_iterations):
                 for batch in micro_batches.split(groups, skip_zero_std=in_objective is None):
                     with micro_batches.retry_on_oom():
@@ -258,6 +265,8 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
             run.log.lap("update")
             # 6. Log, evaluate, save.
             metrics = faults | selection.finish() | merge_pass_metrics(passes)
+            if cfg.untrue_weight:
+                metrics |= statement_metrics(sampled, selection.examples, task)
             run.end_step(metrics, selection.examples, sampled)
     return run.close()
 

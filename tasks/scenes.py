@@ -22,6 +22,7 @@ from data.examples import STEPS_TOKENS, Example, full_question
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
 from data.garden.facts import Facts, facts_of
+from data.garden.faithful import is_faithful
 from data.garden.questions import Question
 from data.garden.thoughts import Statement, check_completion
 from data.garden.world import SCENE_SUBJECT, Scene, render_seed, sample_scene
@@ -219,7 +220,7 @@ def make_task(
         ]
 
     if all(e.facts is not None for examples in (train, *evaluated.values()) for e in examples):
-        more["statements"] = statements
+        more |= {"statements": statements, "is_faithful": follows_from_its_thought}
     return Task(
         name=name,
         train=ask(train),
@@ -234,3 +235,8 @@ def make_task(
 def statements(text: str, example: Example) -> list[Statement]:
     """`Task.statements` of the garden: those of a completion, checked against the facts."""
     return check_completion(text, example.facts)
+
+
+def follows_from_its_thought(text: str, example: Example) -> bool | None:
+    """`Task.is_faithful` of the garden."""
+    return is_faithful(text, example.facts)

@@ -31,6 +31,8 @@ class Task:
         statements: (completion, example) -> the statements of its thought, each true, untrue or
             unreadable, with their places in the completion's characters. None: the source of the
             examples knows no facts, as with all data from outside.
+        is_faithful: (completion, example) -> whether its answer follows from its statements; None
+            where that has no meaning.
         max_completion_length: tokens that an answer of this task needs in the garden.
     """
 
@@ -44,6 +46,7 @@ class Task:
     max_completion_length: int = 40
     read: Callable[[str | None, Example], object | None] = lambda answer, _: parse_name(answer)
     statements: Callable[[str, Example], list[Statement]] | None = None
+    is_faithful: Callable[[str, Example], bool | None] = lambda text, example: None
 
     def answer(self, text: str, example: Example) -> str | None:
         """What a completion answers, in one spelling for equal answers; None: unreadable."""

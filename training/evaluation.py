@@ -19,6 +19,7 @@ from model.vlm import VLM
 from runtime import distributed
 from runtime.errors import InputError
 from tasks.task import Task
+from training.process import thought_shares
 from training.search import Sampling, choose
 
 EVAL_SPLITS = {"held_out": "eval/", "ood": "eval/ood_"}  # split -> prefix of its metrics
@@ -153,7 +154,7 @@ def evaluate(
     n, about = len(records), ("id", "target", "text", "length", "answer")
     names = [name for name in records[0] if name not in about]
     metrics = {name: sum(record[name] for record in records) / n for name in names}
-    metrics |= answer_shares(task, examples, records)
+    metrics |= answer_shares(task, examples, records) | thought_shares(task, examples, records)
     if task.summary is not None:
         metrics |= task.summary(examples, [record["text"] for record in records])
     if with_interval:

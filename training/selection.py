@@ -202,8 +202,8 @@ class Selection:
         return rollouts[0] if len(rollouts) == 1 else concatenate(rollouts)
 
     def choose(self, model: VLM) -> tuple[list[Prompt], Rollout, dict[str, list[Tensor]]]:
-        """This rank's prompts and the rollout (of all ranks) that the step learns from, and which
-        of its tokens are fresh, for `make_groups`. A collective.
+        """This rank's prompts and the rollout (of all ranks) that the step learns from, and what
+        `make_groups` shall know of every token: which are fresh. A collective.
 
         Groups that speak come first, then replayed ones, then silent ones: N in all.
         """
