@@ -4,6 +4,7 @@ config.json, run.json                   settings; versions, command, fingerprint
 metrics.jsonl, completions.jsonl        a row per step and evaluation; every completion
 reward_faults.jsonl                     the first fault of each kind of a --reward
 gallery.jsonl, images/, report.html     what the report shows, and the report
+ratings.jsonl                           what people think of completions (data/ratings.py)
 reward.py                               the source of --reward, as the run began with it
 step_N/                                 checkpoints (training/checkpoint.py)
 """

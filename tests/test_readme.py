@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluate import EvalConfig
+from rate import RateConfig
 from reporting.lights import BOUNDS, RARELY_RIGHT
 from sample import SampleConfig
 from train_grpo import GRPOConfig
@@ -20,7 +21,7 @@ PAGES[ROOT / "README.md"] = README
 ALL = "\n".join(PAGES.values())
 COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", ALL, re.DOTALL)).replace("\\\n", " ")
 SCRIPTS = {"train_grpo.py": GRPOConfig, "train_sft.py": SFTConfig}
-SCRIPTS |= {"sample.py": SampleConfig, "evaluate.py": EvalConfig}
+SCRIPTS |= {"sample.py": SampleConfig, "evaluate.py": EvalConfig, "rate.py": RateConfig}
 
 
 def fields(kind: type) -> set[str]:
