@@ -46,7 +46,7 @@ class EvalConfig(TaskConfig):
     )
     temperature: float = flag(0.0, "0 is greedy")
     votes: int = flag(1, "completions per question; the most frequent answer counts")
-    choose: Method = flag("majority", "which of them counts; the others need a --verifier")
+    choose: Method = flag("majority", "which of them counts; all others ask a verifier")
     verifier: Path | None = flag(None, "directory that train_verifier.py has written")
     beam_width: int = flag(2, "beginnings that stay, with --choose beam")
     pictures: Pictures = flag("real", "swapped: those of other questions; grey: none")

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from data.ratings import Rating, read_ratings
 from tqdm import trange
 
 import config
 from config import TrainConfig, flag, require, require_counts
 from data.examples import Example, shuffle
+from data.ratings import Rating, read_ratings
 from model.load import load_model
 from model.processor import Processor
 from model.scored import ScoredVLM
@@ -209,7 +209,7 @@ def gradient(model: ScoredVLM, groups: list[Labelled], size: int) -> float:
         parts = zip(scores_of(model, chunk), chunk, strict=True)
         loss = sum(group_loss(scores, group) for scores, group in parts) / count
         loss.backward()
-        total += float(loss)
+        total += loss.item()
     return total
 
 

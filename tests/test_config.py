@@ -22,10 +22,12 @@ from runtime import console
 from runtime.errors import InputError
 from sample import SampleConfig
 from train_grpo import GRPOConfig
+from train_ppo import PPOConfig
 from train_sft import SFTConfig
+from train_verifier import VerifierConfig
 
 ROOT = Path(config.__file__).parent
-KINDS = (GRPOConfig, SFTConfig, EvalConfig, SampleConfig)
+KINDS = (GRPOConfig, PPOConfig, SFTConfig, VerifierConfig, EvalConfig, SampleConfig)
 FIELDS = [pytest.param(kind, f, id=f"{kind.__name__}.{f.name}") for kind in KINDS
           for f in dataclasses.fields(kind)]  # fmt: skip
 LITERALS = [p for p in FIELDS if get_origin(p.values[1].type) is Literal]
@@ -81,6 +83,8 @@ COMPANIONS = {  # choice -> flags without which it would change nothing
     "cispo": "--num_iterations 2 --epsilon_high 5",
     "sapo": "--num_iterations 2",
     "sequence": "--num_iterations 2 --epsilon 0.05",
+    **{choice: "--verifier v --votes 2 --temperature 1" for choice in ("best", "weighted", "beam")},
+    "preference": "--ratings r.jsonl",
 }
 
 

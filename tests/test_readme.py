@@ -12,7 +12,9 @@ from rate import RateConfig
 from reporting.lights import BOUNDS, RARELY_RIGHT
 from sample import SampleConfig
 from train_grpo import GRPOConfig
+from train_ppo import PPOConfig
 from train_sft import SFTConfig
+from train_verifier import VerifierConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +22,8 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("do
 PAGES[ROOT / "README.md"] = README
 ALL = "\n".join(PAGES.values())
 COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", ALL, re.DOTALL)).replace("\\\n", " ")
-SCRIPTS = {"train_grpo.py": GRPOConfig, "train_sft.py": SFTConfig}
+SCRIPTS = {"train_grpo.py": GRPOConfig, "train_sft.py": SFTConfig, "train_ppo.py": PPOConfig}
+SCRIPTS["train_verifier.py"] = VerifierConfig
 SCRIPTS |= {"sample.py": SampleConfig, "evaluate.py": EvalConfig, "rate.py": RateConfig}
 
 

@@ -171,7 +171,7 @@ def test_values_in_a_shared_prefix_are_those_of_separate_sequences(tiny):  # noq
         for tokens in group:
             together, alone = next(values), critic(make_pack([prompt], [[tokens]]))
             assert torch.allclose(together, alone, atol=2e-5)
-            first.append(float(together[0]))
+            first.append(together[0].item())
         assert max(first) - min(first) < 1e-5  # the value of the prompt
 
 

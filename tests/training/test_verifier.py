@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,7 +217,8 @@ def test_a_reward_learned_from_ratings_is_paid_beside_the_rule(flags, tmp_path, 
         rule = row["parts"]["correct"] + 0.5 * row["parts"]["format"]
         assert row["reward"] == pytest.approx(rule + 0.5 * row["parts"]["learned"], abs=1e-4)
     capsys.readouterr()
-    save_verifier(ScoredVLM(load_model(flags[3])), tmp_path / "v", tmp_path, about)
+    base = Path(flags[3])
+    save_verifier(ScoredVLM(load_model(base)), tmp_path / "v", base, about)
     resume = ["--resume_from_checkpoint", str(tmp_path / "run"), "--max_steps", "3"]
     with pytest.raises(InputError, match="the reward model has changed"):
         train_grpo_main(resume)
