@@ -7,6 +7,7 @@ What torch's allocator would hold: tensors, in blocks of 512 bytes. Not counted:
 """
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 
@@ -14,7 +15,7 @@ from benchmarks.speed.workload import QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN3_VL_4B
 from model.config import VLMConfig
 from model.lora import DEFAULT_ALPHA, AdapterReference, new_adapter
 from model.vlm import VLM, Prompt, rope_positions
-from sample import generate_group
+from sample import Decoder, generate_group
 from tests.gpu import shadow
 from tests.helpers import make_groups
 from train_grpo import GRPOConfig, policy_loss
@@ -81,7 +82,9 @@ def measure(config: dict, flags: dict, P: int = 1024, side: int = 60) -> dict[st
             if cfg.freeze_vision:
                 with torch.no_grad():
                     model.keep_image_features(prompts)
-            rollout = generate_group(model, SimpleNamespace(**words), prompts, G, C)
+            # Every decoding step holds the same: eight of them will do.
+            with patch.object(Decoder, "unfinished_groups", lambda *_: torch.zeros(0)):
+                rollout = generate_group(model, SimpleNamespace(**words), prompts, G, C)
         with gpu.part("update"):
             groups = make_groups(prompts, rollout, torch.ones(N, G), cfg)
             micro_batches, on_gpu = MicroBatches(model, optimizer, cfg), suppressed.cuda()

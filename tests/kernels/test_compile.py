@@ -82,7 +82,7 @@ def launches() -> dict[str, tuple]:
         # Groups of 8.
         types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{name}")
         types |= {"lengths_ptr": "*i32", "length_ptr": "*i32", "scale": "fp32"}
-        for heads, (K, R) in HEADS.items():
+        for heads, (K, R) in [*HEADS.items()][: None if name == "bf16" else 1]:  # fp32: for tests
             constants = decode.TILES[dtype] | dict(K=K, R=R, E=128, BLOCK_E=128)
             largest = {"BLOCK_Q": constants.pop("MAX_QUERIES")}
             launch = (decode._prefix_kernel, types, constants | largest, [])
@@ -207,7 +207,7 @@ def binaries(tmp_path_factory):
 @needs_triton
 def test_the_kernels_compile_without_spills_and_bf16_uses_tensor_cores(binaries):
     others = len(TENSOR_CORES) - 1  # than sm_90
-    with_product = 8 + others * len(LARGEST) + (4 + 2 * others) * len(HEADS)
+    with_product = 10 + others * len(LARGEST) + 2 * (1 + others) * len(HEADS)
     assert len(binaries) == with_product + 21 * len(TENSOR_CORES)
     for name, binary in binaries.items():
         assert binary["STACK"] == binary["LOCAL"] == 0 < binary["REG"], (name, binary)
