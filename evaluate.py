@@ -119,7 +119,8 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
 
 def verifier_for(cfg: EvalConfig, task: Task, model: VLM) -> ScoredVLM:
     """The verifier of --verifier; raises InputError where it cannot choose as --choose says."""
-    verifier, about = load_verifier(cfg.verifier, getattr(torch, cfg.dtype), model.device)
+    dtype = getattr(torch, cfg.dtype)
+    verifier, about = load_verifier(cfg.verifier, dtype, model.device, policy=cfg.model)
     learnt = about.get("labels")
     if cfg.choose == "weighted" and learnt != "outcome":
         what = f"adds up probabilities of right answers; this one has learnt {learnt}"

@@ -33,6 +33,7 @@ from model.processor import Processor
 from model.scored import ScoredVLM
 from runtime import console
 from runtime.errors import InputError
+from runtime.run_directory import new_run_directory
 from tasks import TASKS
 from tasks.task import Task
 from training.batches import (
@@ -219,10 +220,8 @@ def train(cfg: VerifierConfig) -> dict[str, dict[str, float]]:
     cfg, base = setup.cfg, setup.cfg.model
     source = (Rated if cfg.labels == "preference" else Sampled)(setup)
     model, size = ScoredVLM(setup.model), cfg.groups_per_micro_batch or MOST_GROUPS
-    optimizer, directory = (
-        Optimizer(model, cfg),
-        cfg.output_dir or Path(f"runs/{cfg.task}-verifier"),
-    )
+    optimizer = Optimizer(model, cfg)
+    directory = cfg.output_dir or new_run_directory(f"{cfg.task}-{cfg.labels}")
     bar = trange(cfg.max_steps, unit="step", disable=None)
     for step in bar:
         loss = gradient(model, source.of_step(step), size)

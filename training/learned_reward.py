@@ -7,6 +7,8 @@ get better (arXiv:2210.10760). So it is a part of the reward beside the rule's, 
 name, and a KL to the start (`--beta`) is advised. Next: training/verifier.py.
 """
 
+from dataclasses import replace
+
 import torch
 
 from model.vlm import VLM, Prompt
@@ -23,7 +25,8 @@ class LearnedReward:
 
     def __init__(self, cfg: RolloutConfig, device: torch.device):
         self.weight = cfg.reward_model_weight
-        self.model, about = load_verifier(cfg.reward_model, getattr(torch, cfg.dtype), device)
+        dtype = getattr(torch, cfg.dtype)
+        self.model, about = load_verifier(cfg.reward_model, dtype, device, policy=cfg.model)
         self.labels, self.scale = about.get("labels"), about.get("scale")
         if self.labels not in ("outcome", "preference"):
             what = "a verifier of statements is no reward of answers; take outcome or preference"
@@ -33,6 +36,7 @@ class LearnedReward:
 
     def add_to(self, rollout: Rollout, prompts: list[Prompt]) -> None:
         """Add the part "learned" to the rewards of a scored rollout."""
+        prompts = [replace(prompt, features=None) for prompt in prompts]  # those of its own tower
         scores = completion_scores(self.model, prompts, rollout.ids).flatten()  # (B,)
         if self.labels == "outcome":
             scores = scores.sigmoid()

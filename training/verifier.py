@@ -32,6 +32,7 @@ from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 
 SCORE, ABOUT = "score.safetensors", "verifier.json"
+READ_ALIKE = ("tokenizer.json", "preprocessor_config.json")  # what policy and verifier share
 
 
 @dataclass
@@ -209,11 +210,14 @@ def fingerprint(directory: Path) -> str:
 
 
 def load_verifier(
-    directory: Path, dtype: torch.dtype, device: torch.device | str
+    directory: Path, dtype: torch.dtype, device: torch.device | str, policy: Path | None = None
 ) -> tuple[ScoredVLM, dict]:
     """What `save_verifier` wrote, without gradients, and its verifier.json.
 
-    Raises InputError for a directory that is no verifier, or a damaged one.
+    Args:
+        policy: the checkpoint directory of the model whose completions it is to read.
+    Raises InputError for a directory that is no verifier, a damaged one, and one that reads other
+        tokens or pictures than the policy writes.
     """
     if not (directory / ABOUT).is_file():
         raise InputError(f"{directory}: is no verifier (no {ABOUT}); train_verifier.py makes one")
@@ -224,6 +228,11 @@ def load_verifier(
         if not trunk.is_dir():
             fix = f'correct "base" in {directory / ABOUT}'
             raise InputError(f"{directory}: its adapter belongs to {trunk}, which is gone; {fix}")
+    for name in READ_ALIKE if policy is not None else ():
+        pair = [place / name for place in (trunk, policy)]
+        if all(path.is_file() for path in pair) and len({path.read_bytes() for path in pair}) > 1:
+            what = f"was made for another model than {policy}, {name} differs"
+            raise InputError(f"{directory}: {what}; train one with --model {policy}")
     model = ScoredVLM(load_model(trunk, dtype, device, adapter if adapter.is_dir() else None))
     try:
         model.score.load_state_dict(load_file(directory / SCORE))

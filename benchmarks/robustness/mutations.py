@@ -68,6 +68,27 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
         ("SAPO's gate falls", "torch.sigmoid(t * (ratio - 1))", "torch.sigmoid(t * (1 - ratio))"),
         ("the KL is added to the reward", '"kl", kl, -beta', '"kl", kl, beta'),
     ),
+    ("training/critic.py", "tests/training/test_critic.py"): (
+        ("GAE looks ahead to the present value", "F.pad(v[:, 1:], (0, 1))", "v"),
+        ("lambda is forgotten", "gamma * lam * following", "gamma * following"),
+        ("the KL is a bonus", "of_tokens - beta *", "of_tokens + beta *"),
+    ),
+    ("training/selection.py", "tests/training/test_selection.py"): (
+        ("a past group counts as fresh", "group.step == self.step)", "group.step <= self.step)"),
+        ("silent groups are kept", "for group in groups if group.speaks)", "for group in groups)"),
+        ("past groups never grow old", "<= self.max_age]", "<= 10**9]"),
+    ),
+    ("training/verifier.py", "tests/training/test_verifier.py"): (
+        ("the worse one is preferred", "_loss(first - second", "_loss(second - first"),
+        ("a score is read a token early", ".cumsum(0) - 1", ".cumsum(0) - 2"),
+    ),
+    ("training/process.py", "tests/training/test_process.py"): (
+        ("a true statement costs", "statement.is_true is False", "statement.is_true is True"),
+        ("an untrue statement earns", "- weight * is_untrue", "+ weight * is_untrue"),
+    ),
+    ("training/search.py", "tests/training/test_search.py"): (
+        ("the worst of n is chosen", "scores[n].argmax()", "scores[n].argmin()"),
+    ),
     ("training/batches.py", "tests/test_train_grpo.py"): (
         (
             "advantages repeated in the wrong order",
@@ -118,15 +139,19 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
     ("sample.py", "tests/test_sample.py"): (
         (
             "the end token is not part of the completion",
-            "is_end.int().argmax(1) + 1, cut)",
-            "is_end.int().argmax(1).clamp(min=1), cut)",
+            "is_stop.int().argmax(1) + 1, cut)",
+            "is_stop.int().argmax(1).clamp(min=1), cut)",
         ),
         (
             "a token after the end is part of the completion",
-            "is_end.int().argmax(1) + 1, cut)",
-            "(is_end.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
+            "is_stop.int().argmax(1) + 1, cut)",
+            "(is_stop.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
         ),
-        ("all completions of a prompt draw the same numbers", ".id, b % G)", ".id, 0)"),
+        (
+            "all completions of a prompt draw the same numbers",
+            "first_sample + b % G)",
+            "first_sample)",
+        ),
     ),
     ("training/optimizer.py", "tests/training/test_resume.py"): (
         ("momentum is lost by a resume", "placed_like(value, m", "placed_like(0 * value, m"),

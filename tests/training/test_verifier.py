@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train_verifier
-from config import given_flags
+from config import BASE_MODEL, given_flags
 from model.load import load_model, load_processor
 from model.scored import ScoredVLM
 from model.vlm import make_pack
@@ -155,6 +155,13 @@ def test_what_is_saved_is_what_is_loaded(scored, tiny_dir, tmp_path):
         other.score.bias.add_(1.0)
     save_verifier(other, tmp_path / "v", tiny_dir, {})
     assert fingerprint(tmp_path / "v") != before
+
+
+def test_a_verifier_of_another_model_is_refused(tiny_dir, scored, tmp_path):
+    save_verifier(scored, tmp_path / "v", tiny_dir, {})
+    load_verifier(tmp_path / "v", torch.float32, "cpu", policy=tiny_dir)
+    with pytest.raises(InputError, match=r"another model than .*, tokenizer\.json differs"):
+        load_verifier(tmp_path / "v", torch.float32, "cpu", policy=BASE_MODEL)
 
 
 def test_what_is_no_verifier_is_refused_with_the_fix(tiny_dir, scored, tmp_path):
