@@ -48,7 +48,7 @@ class EvalConfig(TaskConfig):
     votes: int = flag(1, "completions per question; the most frequent answer counts")
     choose: Method = flag("majority", "which of them counts; all others ask a verifier")
     verifier: Path | None = flag(None, "directory that train_verifier.py has written")
-    beam_width: int = flag(2, "beginnings that stay, with --choose beam")
+    beam_width: int = flag(2, "beginnings that stay in a beam")
     pictures: Pictures = flag("real", "swapped: those of other questions; grey: none")
     batch_size: int = flag(64, "images at a time")
     output: Path | None = flag(None, "write every answer to this jsonl file")

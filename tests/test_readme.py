@@ -53,6 +53,7 @@ def test_every_path_named_in_a_page_exists():
         "images/",
         "my_rewards.py",
         "reward.py",
+        "verifier.json",
     }
     of_a_user |= {"abandoned_step_N/"}
     named = {n for n in named - of_a_user if not n.startswith(("runs/", "step_N/"))}

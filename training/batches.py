@@ -110,11 +110,16 @@ class Group:
 def sample_groups(
     model: VLM, processor: Processor, prompts: list[Prompt], cfg: RolloutConfig, step: int
 ) -> Rollout:
-    """`sample.generate_group` as a training step asks for it: G completions of every prompt."""
+    """`sample.generate_group` as a training step asks for it: G completions of every prompt.
+
+    Returns when all ranks have theirs: waiting for the slowest is a part of the rollout.
+    """
     sizes = (cfg.num_generations, cfg.max_completion_length)
-    return generate_group(
+    rollout = generate_group(
         model, processor, prompts, *sizes, cfg.temperature, seed=cfg.seed, step=step
     )
+    distributed.barrier()
+    return rollout
 
 
 def packs_of(

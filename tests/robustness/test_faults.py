@@ -256,7 +256,7 @@ def test_logs_and_pages_are_whole_for_whoever_reads_them_meanwhile(tiny_dir, tmp
 
 
 @pytest.mark.case("F15")
-@pytest.mark.parametrize("name", ["generate_group", "grpo_loss"])
+@pytest.mark.parametrize("name", ["sample_groups", "grpo_loss"])
 def test_out_of_memory_names_the_flags_and_keeps_the_steps_that_were_made(
     flags, tmp_path, monkeypatch, capsys, name
 ):

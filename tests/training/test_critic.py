@@ -198,7 +198,7 @@ def test_a_critic_of_a_model_that_runs_through_transformers(other_dirs):
     values = critic(make_pack([prompt], [completions]))
     alone = critic(make_pack([prompt], [completions[:1]]))
     assert values.shape == (4,) and torch.allclose(values[:3], alone, atol=1e-5)
-    assert float(values[0]) == pytest.approx(float(values[3]), abs=1e-5) != 0.5
+    assert values[0].item() == pytest.approx(values[3].item(), abs=1e-5) != 0.5
 
 
 # ---- a step --------------------------------------------------------------------------------------

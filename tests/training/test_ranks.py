@@ -60,7 +60,7 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
         " --max_resample_times 1 --train_size 5",
         "",
     ),
-    "ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 1", ""),
+    "ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 0", ""),
     "sft": ("train_sft", SFT, ""),
     "sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
     "lora": ("train_grpo", f"{SHORT} --lora_rank 4 --beta 0.04", ""),

@@ -573,7 +573,9 @@ def test_a_reference_that_has_moved_is_asked_back(tiny_dir, tmp_path):
     stopped(train_grpo, line.split(), train_grpo, "step_advantages", 2)
     shutil.copytree(tiny_dir, tmp_path / "copy")
     resume = ["--resume_from_checkpoint", str(tmp_path / "r"), "--model"]
-    with pytest.raises(InputError, match="--beta.*put them back there, a link will do"):
+    with pytest.raises(
+        InputError, match="for its reference or critic.*put them back there, a link will do"
+    ):
         train_grpo.main([*resume, str(tmp_path / "copy")])
     (tmp_path / "link").symlink_to(tiny_dir)
     train_grpo.main([*resume, str(tmp_path / "link")])
