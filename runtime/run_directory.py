@@ -14,6 +14,7 @@ import os
 import re
 import socket
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
@@ -46,13 +47,13 @@ def new_run_directory(task: str) -> Path:
     """
     first = Path("runs") / f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
     first.parent.mkdir(exist_ok=True)
-    for directory in (first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10**6))):
+    directory = first
+    for number in count(2):
         try:
             directory.mkdir()
-            break
+            return directory
         except FileExistsError:
-            continue
-    return directory
+            directory = first.with_name(f"{first.name}-{number}")
 
 
 def lock_directory(directory: Path) -> TextIO:

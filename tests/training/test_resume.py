@@ -688,7 +688,9 @@ def test_runs_that_start_in_the_same_second_get_directories_of_their_own(tmp_pat
     monkeypatch.setattr(run_directory, "datetime", now)
     log = RunLog(GRPOConfig(), {})
     log.close()
+    start = time.perf_counter()
     names = [log.directory.name, *(new_run_directory("cls").name for _ in range(2))]
+    assert time.perf_counter() - start < 0.5
     assert names == ["cls-20260102-030405", "cls-20260102-030405-2", "cls-20260102-030405-3"]
 
 
