@@ -10,7 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from data.examples import Example
+from data.examples import Example, shuffle
 from data.pictures import pixel_hash
 from model.image import load_image
 
@@ -22,19 +22,20 @@ def with_pictures(examples: list[Example], pictures: Pictures) -> list[Example]:
     """The examples with their own pictures ("real"), those of another question ("swapped"), or
     grey ones of the same size.
 
-    Swapped pictures are those of the question half of the list further on, among the questions with
-    as many pictures; a question whose partner has the same ones, or none, gets grey ones.
+    Swapped pictures are those of a question drawn among those with as many pictures: in the order
+    of the list they might be alike, as every thirtieth of `cls` is. A question whose partner has
+    the same ones, or none, gets grey ones.
     """
     if pictures == "real":
         return examples
     alike: dict[int, list[Example]] = defaultdict(list)
     for example in examples:
         alike[len(example.images)].append(example)
-    partners = {
-        example.id: group[(place + len(group) // 2) % len(group)]
-        for group in alike.values()
-        for place, example in enumerate(group)
-    }
+    partners: dict[str, Example] = {}
+    for group in alike.values():
+        drawn = shuffle(group, seed=0)
+        following = [*drawn[1:], drawn[0]]
+        partners |= {e.id: other for e, other in zip(drawn, following, strict=True)}
     changed = []
     for example in examples:
         images = partners[example.id].images

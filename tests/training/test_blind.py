@@ -35,6 +35,17 @@ def test_swapped_pictures_are_those_of_another_question_with_as_many():
     )  # has no partner
 
 
+def test_the_order_of_a_list_does_not_bring_like_pictures_together():
+    """In `cls` every thirtieth question is about the same species."""
+    examples = [
+        Example(f"e{n}", (draw_flower(RL_SPECIES[n % 30].flower, seed=n),), "?", f"{n % 30}")
+        for n in range(120)
+    ]
+    shown = {id(e.images[0]): e.target for e in examples}
+    pairs = zip(with_pictures(examples, "swapped"), examples, strict=True)
+    assert sum(shown[id(other.images[0])] == e.target for other, e in pairs) < 12
+
+
 def test_a_picture_is_not_swapped_for_itself_where_several_questions_are_about_it(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "copy.png", "b.png")]
     for path, colour in zip(paths, ("red", "red", "blue"), strict=True):
