@@ -159,9 +159,10 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
     ("training/resume.py", "tests/training/test_resume.py"): (
         ("logs are not cut back by a resume", "os.truncate(path, wanted)\n", "pass\n"),
     ),
-    ("runtime/distributed.py", "tests/training/test_ranks.py"): (
-        ("each rank keeps its own gradient", "dist.all_reduce(parameter.grad)\n", "pass\n"),
-    ),
+    (
+        "runtime/distributed.py",
+        "tests/training/test_ranks.py::test_two_ranks_make_the_run_of_one[plain]",
+    ): (("each rank keeps its own gradient", "dist.all_reduce(parameter.grad)\n", "pass\n"),),
     ("rewards.py", "tests/test_rewards.py"): (
         (
             "the empty answer is a part of every name",
@@ -199,7 +200,7 @@ def first_red(bug: Bug, copy: Path) -> str | None:
 
 def planted_in_a_copy(bug: Bug) -> str | None:
     """`first_red` in a copy of the project."""
-    ignored = (".git", "runs", ".hypothesis", ".pytest_cache", "__pycache__")
+    ignored = (".git", "runs", ".hypothesis", ".pytest_cache")
     with tempfile.TemporaryDirectory() as work:
         copy = shutil.copytree(ROOT, Path(work) / "copy", ignore=shutil.ignore_patterns(*ignored))
         return first_red(bug, copy)

@@ -150,8 +150,14 @@ def model_of(name: str, tiny_dirs: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_dir, tiny_dirs, tmp_path_factory) -> Path:
-    """one/NAME and two/NAME: every run by one rank and by two, and evaluations."""
+def runs(request, tiny_dir, tiny_dirs, tmp_path_factory) -> Path:
+    """one/NAME and two/NAME: every run by one rank and by two, and evaluations.
+
+    Where a single test is run, only the run that it is about.
+    """
+    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    name = asked[0].params.get("name") if len(asked) == 1 and asked[0] else None
+    wanted = {name: RUNS[name]} if name else RUNS
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "one").mkdir()
     (folder / "two").mkdir()
@@ -163,7 +169,7 @@ def runs(tiny_dir, tiny_dirs, tmp_path_factory) -> Path:
         f"    return [len(c) % 7 * (example.id == {paid!r}) for c in completions]\n"
     )
     jobs = []
-    for name, (script, flags, more) in RUNS.items():
+    for name, (script, flags, more) in wanted.items():
         model = str(model_of(name, tiny_dirs))
         flags = [*flags.replace("REWARD", f"{reward}:paid").split(), "--model", model]
         jobs.append((script, [*flags, *more.split(), "--output_dir", str(folder / "two" / name)]))
