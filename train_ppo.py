@@ -67,7 +67,9 @@ class PPOConfig(RolloutConfig):
     gamma: float = flag(1.0, "discount per token")
     lam: float = flag(1.0, "lambda of GAE: 1 trusts the rewards alone, below 1 the critic, too")
     critic_learning_rate: float = flag(1e-4, "peak, of the critic")
-    critic_warmup: int = flag(5, "steps in which the critic alone is trained")
+    critic_warmup: int | None = flag(
+        None, "steps in which the critic alone is trained; default: a tenth of the run, at most 10"
+    )
     epsilon: float = flag(0.2, "clip range of the ratio, below")
     epsilon_high: float | None = flag(None, "clip range above, default: epsilon")
     num_iterations: int = flag(1, "updates per batch of completions")
@@ -79,11 +81,17 @@ class PPOConfig(RolloutConfig):
             require(0 <= getattr(self, name) <= 1, name, "in 0 .. 1", self)
         rate = self.critic_learning_rate
         require(0 < rate <= 1, "critic_learning_rate", "above 0, at most 1", self)
-        require(0 <= self.critic_warmup < self.max_steps, "critic_warmup", "below max_steps", self)
+        is_short = 0 <= self.warmup_steps < self.max_steps
+        require(is_short, "critic_warmup", "below --max_steps", self)
         require(0 < self.epsilon < 1, "epsilon", "between 0 and 1", self)
         high = self.epsilon_high
         require(high is None or 0 < high <= 1e6, "epsilon_high", "above 0, at most 1e6", self)
         require(not self.fsdp, "fsdp", "left out: the critic would have to be sharded, too", self)
+
+    @property
+    def warmup_steps(self) -> int:
+        """`critic_warmup`, or its default."""
+        return min(10, self.max_steps // 10) if self.critic_warmup is None else self.critic_warmup
 
 
 def policy_loss(
@@ -163,7 +171,7 @@ def train(cfg: PPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             groups = make_groups(prompts, rollout, weights, advantages=advantages, returns=returns)
             # 5. Update the policy, but not while the critic warms up.
             passes = []
-            for _ in range(cfg.num_iterations if step >= cfg.critic_warmup else 0):
+            for _ in range(cfg.num_iterations if step >= cfg.warmup_steps else 0):
                 for batch in policy_batches.split(groups):
                     with policy_batches.retry_on_oom():
                         loss, stats = policy_loss(model, batch, suppressed, cfg)

@@ -17,8 +17,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scipy import stats
-
+from benchmarks.learning.headline import interval
 from benchmarks.learning.runs import train
 from benchmarks.timing import ROOT, Table, machine
 
@@ -44,15 +43,6 @@ def one_run(name: str, task: str, seed: int, flags: list[str], threads: int) -> 
     run = {"algorithm": name, "task": task, "seed": seed, "metric": metric, "tokens": tokens}
     run |= {"base": result.base[metric], "held_out": result.final[metric]}
     return run | {"ood": result.final.get(f"ood_{metric}"), "seconds": result.seconds}
-
-
-def interval(values: list[float]) -> str:
-    """Mean and 95 % interval over seeds, in percent."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{100 * mean:.1f}"
-    reach = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{100 * mean:.1f} ± {100 * reach:.1f}"
 
 
 def table_of(runs: list[dict]) -> Table:

@@ -13,8 +13,17 @@ import torch
 from PIL import Image
 
 import train_grpo
+import train_ppo
 import train_sft
-from benchmarks.learning import headline, learning_curve, loose_rewards, runs, task_table
+from benchmarks.learning import (
+    algorithms,
+    headline,
+    learning_curve,
+    loose_rewards,
+    runs,
+    task_table,
+    variants,
+)
 from benchmarks.robustness import fuzz, mutations, soak
 from benchmarks.speed import real_size
 from benchmarks.timing import Table, interleaved, ratio
@@ -103,13 +112,13 @@ def test_a_training_run_is_a_process_of_its_own(tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs of the learning benchmarks are made here: the same run, without another interpreter."""
-    scripts = {"train_grpo.py": train_grpo, "train_sft.py": train_sft}
+    scripts = {"train_grpo.py": train_grpo, "train_sft.py": train_sft, "train_ppo.py": train_ppo}
 
     def train(out, flags, script=("train_grpo.py",), threads=None):
         scripts[script[0]].main([*script[1:], *flags, "--output_dir", str(out)])
         return runs.outcome(out, 2.0, 1.0)
 
-    for module in (headline, task_table):
+    for module in (algorithms, headline, task_table):
         monkeypatch.setattr(module, "train", train)
 
 
@@ -149,6 +158,58 @@ def test_the_headline_fills_every_cell_once_and_resumes(in_process, tmp_path, ca
     (cell,), _ = cells(capsys, tmp_path, "--tasks count --seeds 0 1", methods[:1], flags)
     assert headline.interval([0.4, 0.5, 0.6]) == "50.0 ± 24.8"  # 4.30 * 0.1 / sqrt(3)
     assert cell["flags"] == flags and round(3 * cell["metrics"]["strict"], 2) in (0, 1, 2, 3)
+
+
+def test_algorithms_stand_side_by_side_and_a_second_start_goes_on(
+    in_process, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "algorithms.jsonl"
+    words = ["--tasks", "count", "--only", "RLOO", "PPO", "--seeds", "0", "--out", str(out)]
+    flags = [*FLAGS[:1], "2", *FLAGS[2:], "--prompts_per_step", "2", "--num_generations", "3"]
+    algorithms.main([*words, "--jobs", "1", "--", *flags])
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [run["algorithm"] for run in found] == ["RLOO", "PPO"]
+    assert all(run["tokens"] > 0 and 0 <= run["held_out"] <= 1 for run in found)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| count")]
+    assert [row.split(" | ")[1] for row in rows] == ["RLOO", "PPO"]
+    monkeypatch.setattr(algorithms, "train", lambda *_: pytest.fail("ran again"))
+    algorithms.main([*words, "--jobs", "1", "--", *flags])
+
+
+def test_half_of_a_group_may_answer_noised_pictures(tmp_path, monkeypatch):
+    """With noise the second half says something else; what it is paid for is the clean picture."""
+    groups = {}
+    for noise in (0.0, 3.0):
+        monkeypatch.setattr(train_grpo, "sample_groups", variants.noisy_groups)
+        monkeypatch.setattr(variants, "NOISE", noise)
+        line = f"--task count --output_dir {tmp_path / str(noise)} --num_generations 4"
+        train_grpo.main([*FLAGS, *line.split(), "--prompts_per_step", "4"])
+        log = (tmp_path / str(noise) / "completions.jsonl").read_text().splitlines()
+        texts = [json.loads(row)["completion"] for row in log]
+        groups[noise] = [texts[n : n + 4] for n in range(0, len(texts), 4)]
+    assert [group[:2] for group in groups[0.0]] == [group[:2] for group in groups[3.0]]
+    assert [group[2:] for group in groups[0.0]] != [group[2:] for group in groups[3.0]]
+    assert variants.noise_left(0.0) > 0.99 and variants.noise_left(1.0) < 0.01
+
+
+def test_without_noise_a_variant_is_the_run_itself(tmp_path, monkeypatch):
+    line = ["--task", "count", *FLAGS, "--num_generations", "4", "--prompts_per_step", "4"]
+    train_grpo.main([*line, "--output_dir", str(tmp_path / "plain")])
+    monkeypatch.setattr(train_grpo, "sample_groups", variants.noisy_groups)
+    monkeypatch.setattr(variants, "NOISE", 0.0)
+    train_grpo.main([*line, "--output_dir", str(tmp_path / "noisy")])
+    logs = [(tmp_path / name / "completions.jsonl").read_bytes() for name in ("plain", "noisy")]
+    assert logs[0] == logs[1]
+
+
+def test_questions_that_are_always_or_never_answered_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_grpo, "prepare", variants.prepare_chosen)
+    shares = torch.tensor([0.0, 0.5, 1.0, 0.25, 0.0, 0.0, 1.0, 0.75])
+    monkeypatch.setattr(variants, "share_right", lambda setup: shares)
+    train_grpo.main([*FLAGS, "--task", "count", "--output_dir", str(tmp_path / "run")])
+    assert "3 kept, 3 never and 2 always right" in capsys.readouterr().out
+    log = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
+    assert len({json.loads(row)["id"] for row in log}) == 3
 
 
 def test_loose_rewards_pay_what_their_sources_pay():
