@@ -243,7 +243,8 @@ def test_the_pictures_of_the_readme_are_those_of_the_garden_and_of_runs(tmp_path
 @pytest.mark.parametrize("bug", mutations.BUGS, ids=lambda bug: bug.name)
 def test_every_bug_of_the_mutation_table_can_still_be_planted(bug):
     assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.right) == 1
-    assert bug.right != bug.wrong and all((ROOT / name).is_file() for name in bug.tests.split())
+    files = [name.split("::")[0] for name in bug.tests.split()]
+    assert bug.right != bug.wrong and all((ROOT / name).is_file() for name in files)
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
