@@ -66,7 +66,7 @@ class PPOConfig(RolloutConfig):
 
     gamma: float = flag(1.0, "discount per token")
     lam: float = flag(1.0, "lambda of GAE: 1 trusts the rewards alone, below 1 the critic, too")
-    critic_learning_rate: float = flag(1e-4, "peak, of the critic")
+    critic_learning_rate: float = flag(5e-4, "peak, of the critic")
     critic_warmup: int | None = flag(
         None, "steps in which the critic alone is trained; default: a tenth of the run, at most 10"
     )

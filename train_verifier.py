@@ -71,6 +71,7 @@ class VerifierConfig(TrainConfig):
     ratings: Path | None = flag(None, "file that rate.py has written: preference")
     num_generations: int = flag(8, "completions per question: outcome, process")
     temperature: float = flag(1.0, "of sampling")
+    learning_rate: float = flag(5e-4, "peak; a real 2B checkpoint wants 1e-5")
 
     def __post_init__(self) -> None:
         super().__post_init__()
