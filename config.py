@@ -153,6 +153,11 @@ class TrainConfig(TaskConfig):
         require(0 <= self.report_prompts <= 100, "report_prompts", "in 0 .. 100", self)
 
     @property
+    def frozen_models(self) -> int:
+        """How many models of the same size are in memory that are not trained."""
+        return 0
+
+    @property
     def trains_adapter(self) -> bool:
         """Whether a LoRA adapter is trained, and the weights are not."""
         return self.lora_rank > 0 or self.adapter is not None

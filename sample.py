@@ -15,7 +15,6 @@ token by inverting the cumulative distribution at one uniform number, from float
 Next: training/batches.py.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from rewards import FORMATS, classification_reward
 from runtime import console, distributed
 from runtime.device import pick_device
 from runtime.errors import InputError, visible
+from runtime.keyed_random import keyed
 
 CHECK_END_EVERY = 8  # decoding steps between two checks of which rows have ended
 STEPS_BEFORE_GRAPH = 3  # decoding steps before one is recorded
@@ -87,9 +87,8 @@ def completion_uniforms(
     The counter-based generator Philox (Salmon et al., SC 2011), keyed with a hash of the four
     arguments.
     """
-    name = f"{seed}|{step}|{sample}|{prompt_id}".encode()
-    key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(length, dtype=np.float32)
+    bits = keyed(f"{seed}|{step}|{sample}|{prompt_id}")
+    return np.random.Generator(bits).random(length, dtype=np.float32)
 
 
 class Recorder:

@@ -35,6 +35,7 @@ from training.batches import (
     make_groups,
     places_of_step,
     sample_groups,
+    scores_of_completions,
 )
 from training.checkpoint import Checkpoint
 from training.critic import (
@@ -44,7 +45,6 @@ from training.critic import (
     returns_to_go,
     token_rewards,
     value_loss,
-    values_of_completions,
 )
 from training.learned_reward import learned_reward
 from training.micro_batches import MicroBatch, MicroBatches, merge_pass_metrics
@@ -159,7 +159,8 @@ def train(cfg: PPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
                 log_ratios = [a - b for a, b in zip(rollout.logps, logps, strict=True)]
             run.log.lap("reward")
             # 4. Advantage: compare with what the critic expected, token by token.
-            values = values_of_completions(critic, prompts, rollout.ids, cfg)  # (C,)
+            size = cfg.groups_per_micro_batch
+            values = scores_of_completions(critic, prompts, rollout.ids, size)  # (C,)
             advantages, returns, counted = with_advantages(rollout, values, log_ratios, cfg)
             of_ranks = distributed.all_gather((values, torch.cat(returns), counted))
             values, all_returns, counted = (

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 from tqdm import trange
 
 import config
@@ -82,35 +83,46 @@ class VerifierConfig(TrainConfig):
         require(
             not is_rated or self.ratings is not None, "ratings", "given: a file of rate.py", self
         )
+        unused = "eval_steps save_steps save_total_limit report_prompts report_attention report_to"
+        for name in unused.split():
+            is_unset = getattr(self, name) == getattr(VerifierConfig, name)
+            require(is_unset, name, "left out: a verifier is evaluated and saved at its end", self)
         alone = "left out: a verifier is trained in one process, in minutes"
         require(not self.fsdp, "fsdp", alone, self)
         resumed = self.resume_from_checkpoint is None
         require(resumed, "resume_from_checkpoint", alone, self)
 
+    @property
+    def frozen_models(self) -> int:
+        """The policy that is sampled."""
+        return int(self.labels != "preference")
+
 
 # ---- labels --------------------------------------------------------------------------------------
 
 
-def label_outcomes(group: Labelled, texts: list[str], example: Example, task: Task) -> Labelled:
+Labels = tuple[Tensor, Tensor]  # places and labels of a `Labelled`
+
+
+def label_outcomes(ids: list[Tensor], texts: list[str], example: Example, task: Task) -> Labels:
     """After each completion: 1 if the whole answer is right."""
     right = [task.scores(text, example)["strict"] for text in texts]
-    return replace(group, places=ends(group.ids), labels=torch.tensor(right))
+    return ends(ids), torch.tensor(right)
 
 
 def label_statements(
-    group: Labelled, texts: list[str], example: Example, task: Task, processor: Processor
-) -> Labelled:
+    ids: list[Tensor], texts: list[str], example: Example, task: Task, processor: Processor
+) -> Labels:
     """After each statement that can be read: 1 if it is true."""
     places, labels, start = [], [], 0
-    for ids, text in zip(group.ids, texts, strict=True):
+    for tokens, text in zip(ids, texts, strict=True):
         for statement in task.statements(text, example):
-            after = token_after(ids, statement.end, processor)
-            if statement.is_true is not None and after < len(ids):
+            after = token_after(tokens, statement.end, processor)
+            if statement.is_true is not None and after < len(tokens):
                 places.append(start + after)
                 labels.append(float(statement.is_true))
-        start += len(ids)
-    places, labels = torch.tensor(places, dtype=torch.int64), torch.tensor(labels)
-    return replace(group, places=places, labels=labels)
+        start += len(tokens)
+    return torch.tensor(places, dtype=torch.int64), torch.tensor(labels)
 
 
 class Sampled:
@@ -149,13 +161,12 @@ class Sampled:
         G, groups = self.cfg.num_generations, []
         for n, (prompt, example) in enumerate(zip(prompts, examples, strict=True)):
             rows = slice(n * G, (n + 1) * G)
-            nothing = torch.zeros(0)
-            group = Labelled(prompt, rollout.ids[rows], nothing.long(), nothing)
-            about = (group, rollout.texts[rows], example, self.task)
+            said = (rollout.ids[rows], rollout.texts[rows], example, self.task)
             if self.cfg.labels == "outcome":
-                groups.append(label_outcomes(*about))
+                labels = label_outcomes(*said)
             else:
-                groups.append(label_statements(*about, self.processor))
+                labels = label_statements(*said, self.processor)
+            groups.append(Labelled(prompt, rollout.ids[rows], *labels))
         return groups
 
 

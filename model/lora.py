@@ -18,7 +18,6 @@ The files are PEFT's (https://huggingface.co/docs/peft), read and written: adapt
 adapter_model.safetensors. Next: model/weights.py.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -37,6 +36,7 @@ from model.adapter import Adapter, Change
 from model.vlm import VLM
 from model.weights import is_finite, published_name, published_tensors
 from runtime.errors import InputError
+from runtime.keyed_random import keyed
 from runtime.run_directory import is_lfs_pointer, read_json_object
 
 DEFAULT_ALPHA = 32.0
@@ -145,8 +145,7 @@ def new_adapter(model: VLM, rank: int, alpha: float, seed: int) -> None:
     pairs = {}
     for parent, module, rows in linears(model):
         for name, count in rows.items():
-            key = hashlib.blake2b(f"{seed}|{parent}{name}".encode(), digest_size=16).digest()
-            bits = np.random.Philox(key=np.frombuffer(key, dtype=np.uint64))
+            bits = keyed(f"{seed}|{parent}{name}")
             uniform = np.random.Generator(bits).random((rank, module.in_features), np.float32)
             A = (2 * torch.from_numpy(uniform) - 1) * module.in_features**-0.5
             pairs[parent + name] = A, torch.zeros(count, rank)

@@ -10,7 +10,6 @@ earlier one with its sides swapped: how often a rater agrees with himself bounds
 can learn from him (data/ratings.py:agreement). Next: rating/session.py.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ import numpy as np
 
 from reporting.page.saved_run import json_lines
 from runtime.errors import InputError
+from runtime.keyed_random import keyed
 
 T = TypeVar("T")
 REPEAT_EVERY = 10
@@ -151,9 +151,8 @@ def _with_repeats(originals: Iterator[Item], seed: int, count: int) -> list[Item
 
 
 def _numbers(name: str, count: int) -> np.ndarray:
-    """(count,) uint64 of Philox, keyed with a hash of the name: raw ones never change in numpy."""
-    digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=16).digest()
-    return np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)).random_raw(count)
+    """(count,) uint64, a function of the name."""
+    return keyed(name).random_raw(count)
 
 
 def _shuffled(items: Sequence[T], name: str) -> list[T]:

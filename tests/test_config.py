@@ -30,7 +30,9 @@ ROOT = Path(config.__file__).parent
 KINDS = (GRPOConfig, PPOConfig, SFTConfig, VerifierConfig, EvalConfig, SampleConfig)
 FIELDS = [pytest.param(kind, f, id=f"{kind.__name__}.{f.name}") for kind in KINDS
           for f in dataclasses.fields(kind)]  # fmt: skip
-LITERALS = [p for p in FIELDS if get_origin(p.values[1].type) is Literal]
+UNUSED = {(VerifierConfig, "report_to")}  # refused by the script, with the reason
+LITERALS = [p for p in FIELDS if get_origin(p.values[1].type) is Literal
+            and (p.values[0], p.values[1].name) not in UNUSED]  # fmt: skip
 
 
 def parse(*argv: str, kind=GRPOConfig):

@@ -14,6 +14,7 @@ from torch import Tensor
 from config import TrainConfig
 from data.examples import Example, shuffle
 from model.processor import Processor
+from model.scored import ScoredVLM
 from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
 from runtime import distributed
 from sample import Rollout, generate_group
@@ -123,10 +124,10 @@ def sample_groups(
 
 
 def packs_of(
-    prompts: list[Prompt], ids: list[Tensor], cfg: TrainConfig, device: torch.device
+    prompts: list[Prompt], ids: list[Tensor], device: torch.device, size: int | None = None
 ) -> Iterator[Pack]:
-    """The completions (N * G of them) of prompts, as many groups at a time as in an update."""
-    G, size = len(ids) // len(prompts), cfg.groups_per_micro_batch or MOST_GROUPS
+    """The completions (N * G of them) of prompts, `size` groups at a time (None: MOST_GROUPS)."""
+    G, size = len(ids) // len(prompts), size or MOST_GROUPS
     for start in range(0, len(prompts), size):
         chunk = range(start, min(start + size, len(prompts)))
         groups = [ids[n * G : (n + 1) * G] for n in chunk]
@@ -140,9 +141,18 @@ def logps_of_completions(
     """Log-probabilities of completions under a model: (C_i,) fp32 each, on the CPU."""
     logps = [
         completion_logps(model, pack, cfg.temperature, suppressed)[0].cpu()  # (C,)
-        for pack in packs_of(prompts, ids, cfg, suppressed.device)
+        for pack in packs_of(prompts, ids, suppressed.device, cfg.groups_per_micro_batch)
     ]
     return list(torch.cat(logps).split([len(tokens) for tokens in ids]))
+
+
+@torch.no_grad()
+def scores_of_completions(
+    model: ScoredVLM, prompts: list[Prompt], ids: list[Tensor], size: int | None = None
+) -> Tensor:
+    """The scores of the states before every token of completions: (C,) fp32, on the CPU."""
+    packs = packs_of(prompts, ids, model.device, size)
+    return torch.cat([model(pack).cpu() for pack in packs])
 
 
 def gather_rollout(rollout: Rollout) -> Rollout:

@@ -3,7 +3,7 @@
 The state before a token is the prompt and what was said so far; its value V is what the critic
 expects the rewards from there on to add up to. Where GRPO asks G times and takes the mean, a critic
 learns that mean from all questions together, for every place in a completion. Pure functions, but
-for `load_critic` and `values_of_completions`.
+for `load_critic`.
 
 Letters: B completions, C_i tokens of one, C tokens of all. Read first: train_ppo.py.
 """
@@ -15,8 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from config import TrainConfig
 from model.scored import ScoredVLM
-from model.vlm import Prompt
-from training.batches import packs_of
 from training.setup import trainable_model
 
 
@@ -77,12 +75,3 @@ def load_critic(cfg: TrainConfig) -> ScoredVLM:
     Its tower, where that is frozen, is the policy's: it sees the features that the prompts hold.
     """
     return ScoredVLM(trainable_model(cfg, checkpoint=None))
-
-
-@torch.no_grad()
-def values_of_completions(
-    critic: ScoredVLM, prompts: list[Prompt], ids: list[Tensor], cfg: TrainConfig
-) -> Tensor:
-    """The value of the state before every token of completions: (C,) fp32, on the CPU."""
-    packs = packs_of(prompts, ids, cfg, critic.device)
-    return torch.cat([critic(pack).cpu() for pack in packs])

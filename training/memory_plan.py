@@ -114,7 +114,7 @@ def plan(
     parts = {
         "weights": total * size,
         "adapter": adapter * size,
-        "reference": total * size if _needs_reference(run) else 0,
+        "reference": total * size * run.frozen_models,
         "critic": (run.trained_models - 1) * (total * size + adapter * size + kept_of_trained),
         "masters": 0 if is_fp32 else 4 * trained / shards,
         "moments": 8 * trained / shards,
@@ -140,10 +140,6 @@ def plan(
         "update": update + (0 if run.freeze_vision else parts["tower"]),
     }
     return Plan(parts, phases)
-
-
-def _needs_reference(run: TrainConfig) -> bool:
-    return getattr(run, "beta", 0.0) > 0 and not run.trains_adapter
 
 
 def cache_bytes(cfg: VLMConfig, sizes: Sizes, size: int) -> int:

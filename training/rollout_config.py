@@ -58,3 +58,9 @@ class RolloutConfig(TrainConfig):
         require(is_used, "reward_model_weight", "left out without --reward_model", self)
         total = self.correct_weight + self.format_weight
         require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)
+
+    @property
+    def frozen_models(self) -> int:
+        """The reference (of an adapter: the base itself), and the model of a learned reward."""
+        has_reference = self.beta > 0 and not self.trains_adapter
+        return has_reference + (self.reward_model is not None)

@@ -26,8 +26,8 @@ from model.scored import ScoredVLM
 from model.vlm import VLM, Prompt, continued
 from sample import Rollout, generate_group
 from tasks.task import Task
-from training.batches import MOST_GROUPS
-from training.verifier import Labelled, ends, in_chunks, scores_of
+from training.batches import MOST_GROUPS, scores_of_completions
+from training.verifier import ends, in_chunks
 
 Method = Literal["majority", "best", "weighted", "beam"]
 SEPARATORS = ",;:\n"  # end a statement of a thought
@@ -94,18 +94,10 @@ def majority(texts: list[str]) -> int:
     return heaviest([parse_answer(text) for text in texts], [1.0] * len(texts))
 
 
-@torch.no_grad()
 def completion_scores(verifier: ScoredVLM, prompts: list[Prompt], ids: list[Tensor]) -> Tensor:
     """What a verifier says after each completion (N * G of them): (N, G) fp32 on the CPU."""
-    G, scores = len(ids) // len(prompts), []
-    groups = [
-        Labelled(prompt, rows, ends(rows), torch.zeros(0))
-        for n, prompt in enumerate(prompts)
-        for rows in [ids[n * G : (n + 1) * G]]
-    ]
-    for chunk in in_chunks(groups, MOST_GROUPS):
-        scores += [of_group.cpu() for of_group in scores_of(verifier, chunk)]
-    return torch.stack(scores)
+    scores = scores_of_completions(verifier, prompts, ids)  # (C,)
+    return scores[ends(ids)].view(len(prompts), -1)
 
 
 def among_samples(
@@ -184,7 +176,7 @@ class Beam:
                 [b for b in beam if b.finish != "pause"] for beam in beams
             ]
             for chunk in in_chunks(live, 8 * MOST_GROUPS):
-                for (n, _), children, tokens in self._grow(prompts, chunk):
+                for n, children, tokens in self._grow(prompts, chunk):
                     grown[n] += children
                     computed[n] += tokens
             beams = [sorted(beam, key=lambda b: -b.value)[: self.width] for beam in grown]
@@ -201,18 +193,19 @@ class Beam:
         ]
 
     def _live(self, beams: list[list[Beginning]]) -> list[tuple[int, Beginning]]:
-        """(question, beginning) of all that go on, those of one length next to each other."""
+        """(question, beginning) of all that go on."""
         return [(n, b) for n, beam in enumerate(beams) for b in beam if b.finish == "pause"]
 
     def _grow(self, prompts: list[Prompt], live: list[tuple[int, Beginning]]):
-        """For every beginning: it, its continuations by one statement, and the tokens computed."""
+        """Yield for every beginning: its question, its continuations by one statement, and the
+        tokens computed, by the policy and by the verifier."""
         starts = [continued(prompts[n], b.ids, b.sample * self.count) for n, b in live]
         room = self.sampling.length - min(len(b.ids) for _, b in live)
         rollout = self.sampling(starts, self.count, room, self.stop_ids)
         scores = self._scores(starts, rollout)
         for k, (n, b) in enumerate(live):
             rows = range(k * self.count, (k + 1) * self.count)
-            children, tokens = [], len(starts[k].ids)
+            children, tokens = [], 2 * len(starts[k].ids)
             for m, row in enumerate(rows):
                 ids = torch.cat((b.ids, rollout.ids[row]))[: self.sampling.length]
                 finish = rollout.finish[row] if len(ids) < self.sampling.length else "length"
@@ -221,9 +214,8 @@ class Beam:
                     child.scores = [*b.scores, scores[row]]
                 children.append(child)
                 tokens += 2 * len(rollout.ids[row])
-            yield (n, b), children, tokens + len(starts[k].ids)
+            yield n, children, tokens
 
-    @torch.no_grad()
     def _scores(self, starts: list[Prompt], rollout: Rollout) -> list[float]:
         """What the verifier says after each continuation."""
         # A state is read before a token: any will do.
@@ -246,15 +238,3 @@ def choose(
     if method == "beam":
         return Beam(sampling, verifier, width, count)(prompts)
     return among_samples(sampling, task, prompts, examples, count, method, verifier)
-
-
-# ---- the ceiling ---------------------------------------------------------------------------------
-
-
-def pass_at(k: int, n: int, right: int) -> float:
-    """The probability that one of k completions is right, from n of which `right` are: an unbiased
-    estimate (arXiv:2107.03374), the ceiling of every choice among k."""
-    wrong_only = 1.0
-    for i in range(k):
-        wrong_only *= max(0, n - right - i) / (n - i)
-    return 1 - wrong_only

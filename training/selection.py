@@ -17,7 +17,6 @@ what they were. No picture is kept: the question is read again, and the tower ru
 Next: training/batches.py.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ from config import require
 from data.examples import Example
 from model.vlm import VLM, Prompt
 from runtime import distributed
+from runtime.keyed_random import keyed
 from sample import Rollout
 from training.batches import PromptReader, concatenate, keep_features, places_of_step
 from training.fsdp import unsharded
@@ -93,11 +93,11 @@ class Replay:
         count = min(count, int((spread > 0).sum()))
         if count == 0:
             return []
-        name = f"{self.seed}|{step}|replay".encode()
-        key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype=np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key))
-        chosen = rng.choice(len(spread), count, replace=False, p=spread / spread.sum())
-        return [young[index] for index in sorted(chosen)]
+        # The shortest of exponential waiting times at these rates: a weighted draw without
+        # replacement.
+        uniform = np.random.Generator(keyed(f"{self.seed}|{step}|replay")).random(len(spread))
+        waits = -np.log1p(-uniform) / np.maximum(spread, 1e-30)
+        return [young[index] for index in sorted(np.argsort(waits)[:count])]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is kept, by name: n groups, their n G completions, all their tokens."""

@@ -10,6 +10,8 @@ from tasks.loose import RULES
 # Pattern (ignoring case) -> word, meaning.
 WORDS = {
     "grpo": ("GRPO", "the completions of a question are compared, the better ones made likelier"),
+    r"\bppo\b": ("PPO", "a completion is compared with what a second model, the critic, expected; "
+                "A is the mean of that over its tokens"),
     "held.out": ("held-out", "questions that are evaluated, never trained on"),
     "out of distribution": ("out of distribution", "harder or new questions, never trained on"),
     "greedy": ("greedy", "the likeliest token is taken each time, as in every evaluation"),

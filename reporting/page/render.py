@@ -68,6 +68,7 @@ def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
         splits=SPLITS,
         settings=_settings(runs),
         when=_when,
+        algorithm=_algorithm,
         loose_rules=RULES,
         fault_names=FAULTS,
         words_of_page=glossary(_words_of(runs, panels), runs[0].settings["task"]),
@@ -81,8 +82,14 @@ def _words_of(runs: list[Run], panels: list[list[dict]]) -> str:
     texts = [run.verdict + run.beside + run.formula + str(run.lights) for run in runs]
     texts += ["held-out strict greedy sparse"]  # of the captions
     texts += ["coords" for run in runs if run.settings.get("coords") == "norm1000"]
-    texts += ["GRPO" for run in runs if run.settings.get("script") != "train_sft.py"]
+    texts += [_algorithm(run) for run in runs]
     return f"{titles} {texts}"
+
+
+def _algorithm(run: Run) -> str:
+    """What the script of a run is called; runs of before scripts were noted are GRPO's."""
+    names = {"train_sft.py": "supervised fine-tuning", "train_ppo.py": "PPO"}
+    return names.get(run.settings.get("script"), "GRPO")
 
 
 def _when(time: object) -> str:

@@ -68,6 +68,7 @@ class Run:
         terms = []
         for part in parts:
             flag = "correct_weight" if part in RIGHT else f"{part}_weight"
+            flag = "reward_model_weight" if part == "learned" else flag
             weight = self.settings.get(flag, 1)
             name = of_file(self.reward) if part == "user" else part
             if part == "kl":  # --kl_in_reward

@@ -26,13 +26,13 @@ from tests.training.test_objectives import (
     token_logps,
 )
 from train_ppo import PPOConfig, ppo_metrics, with_advantages
+from training.batches import scores_of_completions
 from training.critic import (
     explained_variance,
     gae,
     returns_to_go,
     token_rewards,
     value_loss,
-    values_of_completions,
 )
 
 LENGTHS = [3, 1, 5, 2]
@@ -179,9 +179,7 @@ def test_a_new_critic_says_0_and_does_not_train_what_it_does_not_use(tiny):  # n
     model, processor = tiny
     model.prepare_training(freeze_vision=True, gradient_checkpointing=False)
     critic, (prompts, completions) = ScoredVLM(model), some_groups(processor)
-    values = values_of_completions(
-        critic, prompts, [c for g in completions for c in g], PPOConfig()
-    )
+    values = scores_of_completions(critic, prompts, [c for g in completions for c in g])
     assert not values.any() and len(values) == sum(len(c) for g in completions for c in g)
     is_tied = model.cfg.tie_word_embeddings
     assert model.head_weight.requires_grad == is_tied
@@ -267,6 +265,8 @@ def test_one_completion_a_question_is_enough(flags, tmp_path):
     train_ppo.main([*words, "--output_dir", str(tmp_path / "run")])
     assert model_bytes(tmp_path / "run", 2) != model_bytes(tmp_path / "run", 4)
     assert len(step_rows(tmp_path / "run")) == 3
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "PPO · run run" in page and "GRPO" not in page
 
 
 @pytest.mark.parametrize(

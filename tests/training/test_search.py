@@ -1,7 +1,5 @@
 """Search at test time: what is chosen, what it costs, and that nothing is drawn anew."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ from sample import generate_group
 from tests.training.test_evaluation import fake_task
 from training import search
 from training.evaluation import evaluate
-from training.search import Beam, Sampling, choose, completion_scores, heaviest, pass_at
+from training.search import Beam, Sampling, choose, completion_scores, heaviest
 
 LENGTH = 12
 
@@ -123,14 +121,6 @@ def test_one_completion_is_the_plain_answer_and_a_vote_tells_the_ceiling(
     assert [record["text"] for record in records] == texts
     voted, _ = evaluate(model, processor, task, examples, LENGTH, 1.0, votes=4)
     assert voted["pass_at_n"] >= voted["strict"] and voted["tokens_computed"] > 0
-
-
-@pytest.mark.parametrize("n, right", [(5, 0), (5, 2), (5, 5), (8, 1)])
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_pass_at_k_is_the_share_of_draws_without_replacement_that_hit(n, right, k):
-    draws = list(itertools.combinations(range(n), k))
-    hits = sum(any(i < right for i in draw) for draw in draws)
-    assert pass_at(k, n, right) == pytest.approx(hits / len(draws))
 
 
 # ---- continuing a completion ---------------------------------------------------------------------

@@ -220,6 +220,7 @@ def test_a_reward_learned_from_ratings_is_paid_beside_the_rule(flags, tmp_path, 
     more = ["--reward_model", str(tmp_path / "v"), "--reward_model_weight", "0.5"]
     line = [*flags, "--max_steps", "2", "--report_prompts", "1", *more]
     train_grpo_main([*line, "--output_dir", str(tmp_path / "run")])
+    assert "0.5 x learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for row in rows(tmp_path / "run" / "completions.jsonl"):
         rule = row["parts"]["correct"] + 0.5 * row["parts"]["format"]
         assert row["reward"] == pytest.approx(rule + 0.5 * row["parts"]["learned"], abs=1e-4)
@@ -244,6 +245,7 @@ def train_verifier_task(flags):
         ("--fsdp", "--fsdp"),
         ("--resume_from_checkpoint latest", "--resume_from_checkpoint"),
         ("--temperature 0", "--temperature"),
+        ("--save_steps 5", "--save_steps 5: must be left out"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(flags, more, said):
