@@ -13,7 +13,6 @@ After the TRANCE questions of Reason-RFT (arXiv:2503.20752).
 """
 
 import random
-from dataclasses import replace
 from functools import partial
 
 from answers import parse_answer, parse_calls
@@ -21,7 +20,7 @@ from config import TaskConfig
 from data.answer_forms import CALLS
 from data.garden.drawing import draw_scene
 from data.garden.facts import facts_of
-from data.garden.puzzles import another_view, ask_change
+from data.garden.puzzles import ask_change
 from data.garden.world import sample_scene
 from rewards import calls_accuracy, calls_reward
 from tasks.scenes import Drawing, answer_task, scene_splits
@@ -47,13 +46,10 @@ def read(answer: str | None, target: str) -> list | None:
 
 
 def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
-    """A question with its two pictures; None if nothing is left to be seen."""
+    """A question with its two pictures; None if there is no other view of the second."""
     scene = sample_scene(rng, rng.choice((2, 2, 3, 3, 4)))
-    question = ask_change(rng, scene)
-    if is_ood:
-        after = another_view(rng, question.after)
-        if not after:  # nothing is left to be seen, or no step keeps it in the picture
-            return None
-        question = replace(question, after=after)
+    question = ask_change(rng, scene, p_shifted=float(is_ood))
+    if question is None:
+        return None
     images = (draw_scene(scene, seed), draw_scene(question.after, seed))
     return question, images, facts_of(question, scene=scene)

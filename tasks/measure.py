@@ -11,23 +11,29 @@ of Reason-RFT (arXiv:2503.20752).
     ood      larger scenes: 5 to 7 flowers instead of 1 to 4
 """
 
+import random
 from functools import partial
 
 from answers import parse_choice, parse_number
 from config import TaskConfig
 from data.answer_forms import NUMBER_OR_CHOICE
-from data.garden.puzzles import ask_measure
+from data.garden.puzzles import MEASURES, WIDTHS, ask_measure
 from rewards import measure_reward
 from tasks.loose import loose_number_correct
-from tasks.scenes import answer_task, one_scene, scene_splits
+from tasks.scenes import Drawing, answer_task, fitting_scene, scene_splits
 from tasks.task import Task
 
 FLAGS = ("train_size", "held_out_size", "dense", "tolerance")  # what this task reads
 
+# What is measured -> the values, equally frequent; distances as they come.
+VALUES = dict.fromkeys(MEASURES, (None,)) | {
+    "width": WIDTHS, "choice": WIDTHS, "difference": range(7), "farthest": "ABC"
+}  # fmt: skip
+
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
     """Read or generate the measuring task. Raises InputError for data that cannot be used."""
-    splits = scene_splits("measure", cfg, one_scene(ask_measure), NUMBER_OR_CHOICE)
+    splits = scene_splits("measure", cfg, draw, NUMBER_OR_CHOICE)
     reward = partial(measure_reward, tolerance=cfg.tolerance)
 
     def loose(text: str, target: str) -> float:
@@ -41,3 +47,10 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
 def read(answer: str | None, target: str) -> float | str | None:
     """An answer is a number where the target is one, else a letter."""
     return parse_choice(answer) if parse_number(target) is None else parse_number(answer)
+
+
+def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing:
+    """First what is measured and what comes out, then a scene in which it does."""
+    kind, values = rng.choice(list(VALUES.items()))
+    value = rng.choice(values)
+    return fitting_scene(rng, seed, is_ood, lambda scene: ask_measure(rng, scene, kind, value))

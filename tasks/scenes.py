@@ -44,14 +44,32 @@ Draw = Callable[[random.Random, int, bool], Drawing | None]  # of (rng, renderin
 
 
 def one_scene(ask: Callable[[random.Random, Scene], Question | None]) -> Draw:
-    """Draw a scene and ask about it; out of distribution there are more flowers in it."""
+    """Draw a scene and ask about it; None where it has nothing to ask."""
 
     def draw(rng: random.Random, seed: int, is_ood: bool) -> Drawing | None:
-        scene = sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
+        scene = some_scene(rng, is_ood)
         question = ask(rng, scene)
         return question and drawing_of(question, scene, seed)
 
     return draw
+
+
+def fitting_scene(
+    rng: random.Random, seed: int, is_ood: bool, ask: Callable[[Scene], Question | None]
+) -> Drawing:
+    """Draw scenes until one has the question: what is asked, and its answer, were chosen before.
+
+    So the scene follows from the answer, and the words of the question do not tell which it is.
+    """
+    while True:
+        scene = some_scene(rng, is_ood)
+        if question := ask(scene):
+            return drawing_of(question, scene, seed)
+
+
+def some_scene(rng: random.Random, is_ood: bool) -> Scene:
+    """A scene; out of distribution there are more flowers in it."""
+    return sample_scene(rng, rng.randint(*(OOD_OBJECTS if is_ood else ID_OBJECTS)))
 
 
 def drawing_of(question: Question, scene: Scene, seed: int) -> Drawing:

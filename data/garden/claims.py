@@ -33,7 +33,7 @@ class Claim(NamedTuple):
     fate                    flower (from 1), box, words         f2 [..] small red same; f1 gone
     petals                  attributes of a portrait            six pointed red petals
     stage, lettered, then   stage; picture (from 0), stage      bud; B bud; then bloom
-    nothing, always         (none)                              nothing; a picture has no smell
+    nothing                 (none)                              nothing
 
     `thoughts.check_thought` turns a colour or a stage by itself into one of these:
     listed (place in its list from 0, value) or asked (value).
@@ -58,11 +58,6 @@ _BOX = r"\[([\d ,.]*)\]"
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+\d*|\S")
 _FILLERS = frozenset("the a an is are there it has have with cm wide now".split())
 _MINUS = str.maketrans("\u2010\u2011\u2012\u2013\u2212", "-----")
-# What no picture shows: the reasons why some questions cannot be answered. True of every picture.
-_ALWAYS = re.compile(
-    "(?:a|the) picture (?:has no smell|does not show (?:yesterday|tomorrow)|shows no giver"
-    "|cannot be touched)"
-)
 _ATTRIBUTES = {word: "size" for word in world.SIDES} | {word: "shape" for word in world.SHAPES}
 _ATTRIBUTES |= {word: "cause" for word in (*world.CAUSES, HEALTHY)}
 
@@ -85,8 +80,6 @@ def scene_claim(text: str, is_about_centres: bool = False) -> Claim | None:
     `is_about_centres`: the question is about the colour of a centre, so "red yellow" says it.
     """
     words = words_of(text)
-    if _ALWAYS.fullmatch(" ".join(words)):
-        return Claim("always")
     plain = " ".join(word for word in words if word not in _FILLERS)
     plain = re.sub(rf"\b{_C} (?:flowers?|ones?)\b", r"\1", plain)
     for pattern, build in _SCENE_FORMS:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from data.examples import completion_text, full_question
-from data.garden import puzzles, questions, world
+from data.garden import puzzles, questions, statements, world
 from data.garden.drawing import draw_flower, draw_scene, draw_stage
 from data.garden.questions import CM, Question
 from data.garden.world import GRID, NO_CAUSES, PORTRAIT_SIZE, SCENE_SIZE, Flower, Scene
@@ -123,7 +123,7 @@ def portrait_talk(flower: Flower, rng: random.Random) -> list[Turn]:
 # What a scene is asked besides boxes and looks, and how often.
 SCENE_QUESTIONS = {
     questions.ask_count: 6,
-    questions.ask_entail: 5,
+    statements.ask_entail: 8,
     questions.ask_vqa: 6,
     puzzles.ask_measure: 6,
     questions.ask_caption: 1,
@@ -216,8 +216,10 @@ def _scene_picture(rng: random.Random, seed: int, cell: int) -> Picture:
 
 
 def _change_picture(rng: random.Random, seed: int, cell: int) -> Picture:
-    scene = world.sample_scene(rng, rng.choice((1, 2, 2, 3, 3, 4)))
-    question = puzzles.ask_change(rng, scene, p_shifted=P_SHIFTED_VIEW)
+    question = None
+    while question is None:
+        scene = world.sample_scene(rng, rng.choice((1, 2, 2, 3, 3, 4)))
+        question = puzzles.ask_change(rng, scene, p_shifted=P_SHIFTED_VIEW)
     scenes = (scene, question.after)
     images = tuple(draw_scene(s, seed) for s in scenes)
     places = np.concatenate([scene_places(s, cell) for s in scenes])

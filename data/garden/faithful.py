@@ -216,28 +216,14 @@ def _order(claims: Sequence[Claim], prompt: str) -> str | None:
 def _verdict(claims: Sequence[Claim], prompt: str) -> str | None:
     """Yes or no, as the statement of the prompt is what the thought says; or unknown."""
     text = prompt.partition(": ")[2].removesuffix(".")
-    if any(claim.kind == "always" for claim in claims):
-        return "unknown"
-    truth = _counted(claims, text)
     asked = scene_claim(text, is_about_centres=True)
-    if truth is None and asked is not None and asked.kind in ("looks", "relation"):
-        colours = asked.values[1:] if asked.kind == "relation" else asked.values[0]
-        if any(_count(claims, colour) == 0 for colour in colours):
-            return "unknown"
-        truth = _agrees(claims, asked)
-    return None if truth is None else "yes" if truth else "no"
-
-
-def _counted(claims: Sequence[Claim], text: str) -> bool | None:
-    """The truth of "there is a ...", "there are more ..." or "the number of flowers is ..."."""
-    counts = [_count(claims, colour) for colour in re.findall(rf"\b{COLOUR}\b", text)]
-    if text.startswith("the number of flowers is "):
-        total = next((c.values[0] for c in claims if c.kind == "number"), None)
-        total = _count(claims, None) or total
-        return None if total is None else text.endswith(f" {total:g}")
-    if None in counts or not text.startswith("there "):
+    if asked is None or asked.kind not in ("looks", "relation"):
         return None
-    return counts[0] > counts[1] if "more" in text else counts[0] > 0
+    colours = asked.values[1:] if asked.kind == "relation" else asked.values[0]
+    if any(_count(claims, colour) == 0 for colour in colours):
+        return "unknown"
+    truth = _agrees(claims, asked)
+    return None if truth is None else "yes" if truth else "no"
 
 
 def _agrees(claims: Sequence[Claim], asked: Claim) -> bool | None:

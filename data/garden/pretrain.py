@@ -36,7 +36,7 @@ from model.image import patchify
 from model.new_checkpoint import init_model, write_new_checkpoint
 from model.processor import Processor
 from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
-from model.weights import save_model, single_file
+from model.weights import load_model, save_model, single_file
 from runtime import console
 from runtime.errors import InputError
 from runtime.run_directory import check_output_dir
@@ -68,6 +68,7 @@ Batch = dict[str, list[PromptedPicture]]  # by kind of picture
 @dataclass(frozen=True)
 class PretrainConfig:
     output_dir: Path = flag(Path("runs/garden-vlm"), "checkpoint directory to write")
+    start: Path | None = flag(None, "bundled base to go on from; default: from scratch")
     vision_steps: int = flag(1500, "steps of the vision stage")
     joint_steps: int = flag(5000, "steps of the joint stage")
     learning_rate: float = flag(1e-3, "peak of both stages")
@@ -236,11 +237,14 @@ def pretrain(cfg: PretrainConfig) -> None:
         with log_file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
-    skeleton = output_dir.with_name(output_dir.name + ".skeleton")
-    texts = sample_texts(pools, count=2000, seed=cfg.seed)
-    write_new_checkpoint(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
-    processor = Processor(skeleton)
-    model = init_model(processor.cfg, cfg.seed)
+    if cfg.start:
+        skeleton, processor, model = cfg.start, Processor(cfg.start), load_model(cfg.start)
+    else:
+        skeleton = output_dir.with_name(output_dir.name + ".skeleton")
+        texts = sample_texts(pools, count=2000, seed=cfg.seed)
+        write_new_checkpoint(skeleton, texts, VOCAB_SIZE, max_side=128, **SIZES)
+        processor = Processor(skeleton)
+        model = init_model(processor.cfg, cfg.seed)
     heads = PerceptionHeads(processor.cfg.text.hidden_size)
     row = {"stage": "start", "seconds": round(time.time() - start, 1), "torch": torch.__version__}
     row |= {"parameters": sum(p.numel() for p in model.parameters())}

@@ -15,6 +15,7 @@ Next: data/garden/corpus.py, what the bundled base was pretrained on.
 import math
 import random
 from collections.abc import Sequence
+from itertools import permutations
 
 from data.garden import world
 from data.garden.questions import CM, Question, listing, unique_flowers
@@ -27,73 +28,98 @@ CLEAR_DISTANCE_RATIO = 1.2  # the farthest flower is asked for only with this le
 VIEW_SHIFTS = [(dx, dy) for dx in (-8, -4, 0, 4, 8) for dy in (-8, -4, 0, 4, 8) if dx or dy]
 
 
-def ask_measure(rng: random.Random, scene: Scene) -> Question | None:
+# What can be measured -> how many flowers that takes.
+MEASURES = {"width": 1, "choice": 1, "difference": 2, "distance": 2, "farthest": 4}
+
+
+def ask_measure(
+    rng: random.Random, scene: Scene, kind: str | None = None, wanted: int | str | None = None
+) -> Question | None:
     """A width, open or multiple choice, a difference of widths, a distance, or what is farthest.
 
-    Only flowers whose colour occurs once are asked about. None if the scene has too few of them.
+    Only flowers whose colour occurs once are asked about. `wanted` is a width or a difference in
+    cm, or the letter of the farthest. None where no question of the kind comes out like that.
     """
     unique = unique_flowers(scene)
     rng.shuffle(unique)
-    kinds = ["width", "choice"] * (len(unique) >= 1)
-    kinds += ["difference", "distance"] * (len(unique) >= 2)
-    kinds += ["farthest"] * (len(unique) >= 3)
+    kinds = [kind] if kind else [k for k, count in MEASURES.items() if count <= len(unique)]
     if not kinds:
         return None
     kind = rng.choice(kinds)
-    if kind == "farthest":
-        return _ask_farthest(unique[0], sorted(unique[1:4], key=scene.index), scene)
-    first, hasty = unique[0], GUESS
-    width = (first.x1 - first.x0) // CM
+    for flowers in permutations(unique, MEASURES[kind]):
+        found = _ask_farthest(flowers, scene) if kind == "farthest" else _ask_length(kind, flowers)
+        if found and wanted in (None, found[0]):
+            value, prompt, answer, thought = found
+            if kind == "choice":
+                options, answer = _width_options(rng, value)
+                prompt += f" {options}"
+            hasty = "A" if kind in ("choice", "farthest") else GUESS
+            return Question("measure", prompt, answer, thought, hasty, listing(scene))
+    return None
+
+
+Measured = tuple[float | str, str, str, str]  # value, prompt, answer, thought
+
+
+def _ask_length(kind: str, flowers: Sequence[Placed]) -> Measured:
+    """The width of one flower (kinds width and choice), or two widths or places compared."""
+    one, other = flowers[0], flowers[-1]
+    width, second = ((p.x1 - p.x0) // CM for p in (one, other))
     if kind in ("width", "choice"):
-        prompt = f"{SCALE} How wide is the {first.colour} flower?"
-        answer, thought = f"{width}", f"{first.colour} {width}"
-        if kind == "choice":  # the wrong options are widths of other flowers: they reveal little
-            widths = sorted([width, *rng.sample([w for w in WIDTHS if w != width], 3)])
-            prompt += " " + _options("ABCD", widths)
-            answer, hasty = "ABCD"[widths.index(width)], "A"
+        prompt = f"{SCALE} How wide is the {one.colour} flower?"
+        return width, prompt, f"{width}", f"{one.colour} {width}"
+    if kind == "difference":
+        subject = f"the widths of the {one.colour} and {other.colour} flower"
+        prompt, a, b, verb = f"{SCALE} By how much do {subject} differ?", width, second, ""
     else:
-        second = unique[1]
-        one, other = first.colour, second.colour
-        if kind == "difference":
-            prompt = f"{SCALE} By how much do the widths of the {one} and {other} flower differ?"
-            a, b, verb = width, (second.x1 - second.x0) // CM, ""
-        else:
-            prompt = f"{SCALE} How far is the {one} flower from the {other} one, left to right?"
-            a, b, verb = first.middle[0] / CM, second.middle[0] / CM, "at "
-        answer = f"{abs(a - b):g}"  # "7" or "3.5": middles lie on half steps of the grid
-        work = f"{max(a, b):g} - {min(a, b):g} = {answer}"
-        thought = f"{one} {verb}{a:g}, {other} {verb}{b:g}: {work}"
-    return Question("measure", prompt, answer, thought, hasty, listing(scene))
+        subject = f"the {one.colour} flower from the {other.colour} one"
+        prompt = f"{SCALE} How far is {subject}, left to right?"
+        a, b, verb = one.middle[0] / CM, other.middle[0] / CM, "at "
+    answer = f"{abs(a - b):g}"  # "7" or "3.5": middles lie on half steps of the grid
+    work = f"{max(a, b):g} - {min(a, b):g} = {answer}"
+    thought = f"{one.colour} {verb}{a:g}, {other.colour} {verb}{b:g}: {work}"
+    return abs(a - b), prompt, answer, thought
+
+
+def _width_options(rng: random.Random, width: int) -> tuple[str, str]:
+    """Four widths that flowers have, "A 5, B 7, C 9, D 10", and the letter of the right one."""
+    widths = sorted([width, *rng.sample([w for w in WIDTHS if w != width], 3)])
+    return _options("ABCD", widths), "ABCD"[widths.index(width)]
 
 
 def _options(letters: str, values: Sequence) -> str:
     return ", ".join(f"{letter} {value}" for letter, value in zip(letters, values, strict=True))
 
 
-def _ask_farthest(start: Placed, others: Sequence[Placed], scene: Scene) -> Question | None:
+def _ask_farthest(flowers: Sequence[Placed], scene: Scene) -> Measured | None:
+    """Which of the others is farthest from the first? None without a clear lead."""
+    start, *rest = flowers
+    others = sorted(rest, key=scene.index)
     distances = [math.dist(p.middle, start.middle) / CM for p in others]  # cm
     farthest, second = sorted(distances, reverse=True)[:2]
     if farthest < CLEAR_DISTANCE_RATIO * second:
         return None
-    letters, best = "ABC"[: len(others)], distances.index(farthest)
-    options = _options(letters, [p.colour for p in others])
-    prompt = f"Which is farthest from the {start.colour} flower? {options}"
+    best = distances.index(farthest)
+    prompt = f"Which is farthest from the {start.colour} flower? "
+    prompt += _options("ABC", [p.colour for p in others])
     thought = ", ".join(f"{p.colour} {d:.0f}" for p, d in zip(others, distances, strict=True))
     thought += f": {others[best].colour}"
-    return Question("measure", prompt, letters[best], thought, "A", listing(scene))
+    return "ABC"[best], prompt, "ABC"[best], thought
 
 
-def ask_change(rng: random.Random, scene: Scene, p_shifted: float = 0.0) -> Question:
+def ask_change(rng: random.Random, scene: Scene, p_shifted: float = 0.0) -> Question | None:
     """What happened between two pictures? The second scene is in `Question.after`.
 
     The prompt lists the flowers of the first picture, "f1 small red [250, 42, 500, 292], f2 ...";
     the thought says where they are in the second, how they look, and what is new about each (same,
     size, colour, or gone). There are one to three changes. With probability `p_shifted` the second
-    picture has another viewpoint.
+    picture has another viewpoint; None where nothing is left to be seen, or no step keeps it there.
     """
     n_changes = min(rng.choice((1, 1, 2, 2, 3)), len(scene))
     after, calls = world.change_scene(scene, rng, n_changes)
-    view = (another_view(rng, after) if rng.random() < p_shifted else None) or after
+    view = another_view(rng, after) if rng.random() < p_shifted else after
+    if view is None:
+        return None
     new_of = {unshifted.middle: new for unshifted, new in zip(after, view, strict=True)}
     objects, states = [], []
     for number, old in enumerate(scene, start=1):
@@ -110,7 +136,7 @@ def ask_change(rng: random.Random, scene: Scene, p_shifted: float = 0.0) -> Ques
 
 
 def another_view(rng: random.Random, scene: Scene) -> Scene | None:
-    """The scene from a shifted viewpoint; None if no shift keeps all flowers in the picture."""
+    """The scene from a shifted viewpoint; None if it is empty or no shift keeps all flowers."""
     views = [view for view in (world.shifted(scene, *step) for step in VIEW_SHIFTS) if view]
     return rng.choice(views) if views else None
 

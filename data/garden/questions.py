@@ -8,7 +8,7 @@ also for a reader with a slightly different notion of "left of" or "largest" (se
 A question also has a *hasty* answer: what somebody says who does not look closely. Pretraining
 makes it the base's habit (`data/garden/corpus.py`), rewards never use it.
 
-Next: data/garden/puzzles.py, the questions that need more than one look.
+Next: data/garden/statements.py, the questions of yes, no or unknown.
 """
 
 import json
@@ -35,14 +35,6 @@ ATTRIBUTE_PROMPTS = {
 }
 
 NO_OBJECTS = "No Objects"  # Visual-RFT's words for an absent category
-YES, NO, UNKNOWN = "yes", "no", "unknown"
-UNDECIDABLE = {  # statement -> why no picture can decide it
-    "the flowers smell sweet": "a picture has no smell",
-    "it rained yesterday": "the picture does not show yesterday",
-    "a bee will come tomorrow": "the picture does not show tomorrow",
-    "the flowers were a gift": "the picture shows no giver",
-    "the flowers feel soft": "a picture cannot be touched",
-}
 P_PRESENT = 0.85  # questions about a colour are about one that the scene shows
 CLEAR_AREA_RATIO = 1.25  # "largest" and "smallest" are asked only with this lead in area
 CM = GRID  # pixels: a scene is 24 cm wide
@@ -299,60 +291,46 @@ def ask_vqa(rng: random.Random, scene: Scene) -> Question | None:
     return Question("vqa", prompt, answer, reference.thought, hasty, listing(scene))
 
 
-def ask_count(rng: random.Random, scene: Scene) -> Question:
+COUNTS = ("all", "colour", "sum", "left")  # what can be counted
+
+
+def count_questions(scene: Scene, kind: str) -> Iterator[tuple[int, str, str]]:
+    """All questions of a kind about the numbers of a scene: (answer, prompt, thought)."""
+    counts, total = colour_counts(scene), len(scene)
+    if kind == "all":
+        yield total, "How many flowers?", f"{total}"
+    elif kind == "sum":
+        for first, second in permutations(COLOURS, 2):
+            n, m = counts[first], counts[second]
+            work = f"{n} {first}, {m} {second}, {n} + {m} = {n + m}"
+            yield n + m, f"How many {first} and {second} flowers?", work
+    else:
+        for colour in COLOURS:
+            n, left = counts[colour], total - counts[colour]
+            if kind == "colour":
+                yield n, f"How many {colour} flowers?", f"{n} {colour}"
+            else:
+                prompt = f"If all {colour} flowers were picked, how many are left?"
+                yield left, prompt, f"{total} flowers, {n} {colour}, {total} - {n} = {left}"
+
+
+def ask_count(
+    rng: random.Random, scene: Scene, kind: str | None = None, answer: int | None = None
+) -> Question | None:
     """A number in digits: of all, of one colour, of two colours, or left after picking a colour.
 
-    A hasty observer of all flowers counts the colours; of some of them, all flowers.
+    None where no question of the wanted kind has the wanted answer. Without a wish, answers that
+    the scene seldom gives are asked for as often as the others. A hasty observer of all flowers
+    counts the colours; of some of them, all flowers.
     """
-    kind = rng.choice(("all", "colour", "sum", "left"))
-    counts, total, seen = colour_counts(scene), len(scene), listing(scene)
-    if kind == "all":
-        thought = f"{seen}: {total}"
-        return Question("count", "How many flowers?", f"{total}", thought, f"{len(counts)}", seen)
-    first = _pick_colour(rng, scene)
-    n = counts[first]
-    if kind == "colour":
-        prompt, answer, work = f"How many {first} flowers?", n, f"{n} {first}"
-    elif kind == "left":
-        prompt = f"If all {first} flowers were picked, how many are left?"
-        answer = total - n
-        work = f"{total} flowers, {n} {first}, {total} - {n} = {answer}"
-    else:
-        others = [placed for placed in scene if placed.colour != first]
-        second = _pick_colour(rng, others) if others else first
-        while second == first:  # the scene shows one colour only, or the absent draw met `first`
-            second = rng.choice(COLOURS)
-        m = counts[second]
-        prompt, answer = f"How many {first} and {second} flowers?", n + m
-        work = f"{n} {first}, {m} {second}, {n} + {m} = {answer}"
-    return Question("count", prompt, f"{answer}", f"{seen}: {work}", f"{total}", seen)
-
-
-def statements(scene: Scene) -> Iterator[tuple[str, str, bool, str]]:
-    """Decidable statements about a scene: (kind, statement, is it true, thought)."""
-    counts, everything, total = colour_counts(scene), listing(scene), len(scene)
-    for colour in COLOURS:
-        n = counts[colour]
-        yield "exists", f"there is a {colour} flower", n > 0, f"{everything}: {n} {colour}"
-    for number in range(max(1, total - 1), total + 2):
-        text = f"the number of flowers is {number}"
-        yield "number", text, number == total, f"{everything}: {total}"
-    for (first, n), (second, m) in permutations(counts.items(), 2):
-        text = f"there are more {first} than {second} flowers"
-        yield "more", text, n > m, f"{everything}: {n} {first}, {m} {second}"
-    for p in unique_flowers(scene):
-        for size in world.SIDES:
-            subject = f"the {p.colour} flower is"
-            yield "size", f"{subject} {size}", size == p.size, f"{subject} {p.size}"
-
-
-def ask_entail(rng: random.Random, scene: Scene) -> Question:
-    """Does the picture make a statement true? The three answers are equally frequent."""
-    answer = rng.choice((YES, NO, UNKNOWN))
-    if answer == UNKNOWN:
-        text, thought = rng.choice(tuple(UNDECIDABLE.items()))
-    else:
-        fitting = [item for item in statements(scene) if item[2] == (answer == YES)]
-        _, text, _, thought = _choose_by_kind(rng, fitting)
-    prompt = f"Yes, no or unknown: {text}."
-    return Question("entail", prompt, answer, thought, hasty=YES, seen=listing(scene))
+    kind = kind or rng.choice(COUNTS)
+    items = list(count_questions(scene, kind))
+    if answer is not None:
+        items = [item for item in items if item[0] == answer]
+    item = _choose_by_kind(rng, items)
+    if item is None:
+        return None
+    number, prompt, work = item
+    hasty = len(colour_counts(scene)) if kind == "all" else len(scene)
+    seen = listing(scene)
+    return Question("count", prompt, f"{number}", f"{seen}: {work}", f"{hasty}", seen)

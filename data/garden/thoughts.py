@@ -297,7 +297,7 @@ CHECKS = {
     "listed": is_listed, "asked": is_asked, "count": is_count, "total": is_total,
     "number": is_number, "sum": is_sum, "extreme": is_extreme, "relation": is_related,
     "looks": is_looking, "fate": is_fate, "petals": is_of_petals, "lettered": is_lettered,
-    "then": is_next, "nothing": is_nothing, "always": lambda facts: True,
+    "then": is_next, "nothing": is_nothing,
 }  # fmt: skip
 
 

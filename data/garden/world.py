@@ -129,6 +129,11 @@ def render_seed(split: str, seed: int, subject: int, index: int) -> int:
     return SPLITS.index(split) << 60 | seed << 36 | subject << 24 | index
 
 
+def index_of(render_seed: int) -> int:
+    """The index of a picture, of its rendering seed."""
+    return render_seed % (1 << 24)
+
+
 def class_examples(
     species_list: Sequence[Species], images_per_species: int, split: str, seed: int = SPLIT_SEED
 ) -> Iterator[tuple[str, int, Species]]:
@@ -147,6 +152,7 @@ def class_examples(
 
 SIDES = {"small": (20, 24, 28), "large": (36, 40, 44)}  # of boxes, in pixels
 SIZE_STEP = 16  # pixels that a change of size adds or takes
+P_SMALL, P_SMALL_IN_CROWD = 0.5, 0.7  # many large flowers find no room in a crowded scene
 MAX_ID_OBJECTS, MAX_OBJECTS = 4, 7  # scenes of 5 to 7 flowers are out of distribution
 P_REPEAT = 0.3  # a flower takes the colour of an earlier one: there must be something to count
 
@@ -219,16 +225,17 @@ def _fits(corners: Corners, others: Sequence[Placed], gap: int) -> bool:
 def sample_scene(rng: random.Random, n_objects: int) -> Scene:
     """A scene of `n_objects` flowers without overlap, in reading order.
 
-    Up to four flowers are small or large and 4 pixels apart; five to seven are small and may touch.
+    Up to four flowers are 4 pixels apart; five to seven may touch, and few of them are large.
     Raises InputError unless 1 <= n_objects <= 7.
     """
     if not 1 <= n_objects <= MAX_OBJECTS:
         raise InputError(f"n_objects={n_objects} is out of range; use 1 to {MAX_OBJECTS}")
     crowded = n_objects > MAX_ID_OBJECTS
+    p_small = P_SMALL_IN_CROWD if crowded else P_SMALL
     while True:  # a full scene can leave no room for the next flower: then begin again
         scene: list[Placed] = []
         for _ in range(60):
-            size = "small" if crowded or rng.random() < 0.5 else "large"
+            size = "small" if rng.random() < p_small else "large"
             width = rng.choice(SIDES[size])
             height = rng.choice([side for side in SIDES[size] if abs(side - width) <= GRID])
             x0 = GRID * rng.randint(0, (SCENE_SIZE - width) // GRID)

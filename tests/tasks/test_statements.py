@@ -33,8 +33,6 @@ def exact(example: Example, mode: str) -> str:
 def test_the_exact_thoughts_of_every_task_are_true_where_they_stand(name):
     task = load(name)
     splits = {"train": task.train} | task.splits
-    if name == "change":  # the reasoning of `ood` has the boxes of a view that is not shown
-        del splits["ood"]
     count = 0
     for example in (e for split in splits.values() for e in split):
         for mode in ("think", "steps"):
@@ -50,11 +48,12 @@ def test_the_exact_thoughts_of_every_task_are_true_where_they_stand(name):
 
 def test_what_is_true_of_one_picture_is_not_true_of_the_others():
     for name in ("count", "cls", "measure", "change", "order"):
-        task = load(name)
+        task, true = load(name, train_size=20), []
         for shown, other in zip(task.train, task.train[1:], strict=False):
             found = task.statements(exact(other, "think"), shown)
             if other.reasoning.thought != shown.reasoning.thought:
-                assert not all(s.is_true for s in found), (shown.facts, other.reasoning)
+                true.append(all(s.is_true for s in found))
+        assert sum(true) <= 0.1 * len(true), "another flower may be as wide by chance"
 
 
 def test_boxes_in_the_format_of_a_model_and_wrong_labels_change_no_fact():
@@ -84,7 +83,7 @@ def test_data_from_outside_have_no_facts(tmp_path):
         {"image": f"{k}.png", "problem": "How many flowers?", "solution": "3"} for k in range(4)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tasks = [load("count", tmp_path / "rows.jsonl", train_size=2), load("cls", "digits")]
+    tasks = [load("count", tmp_path / "rows.jsonl", train_size=2)]
     tasks.append(load("cls", folder_of_classes(tmp_path / "classes")))
     for task in tasks:
         assert task.statements is None and {e.facts for e in task.train} == {None}
