@@ -17,6 +17,8 @@ from data.ratings import LABELS, Act, act_of, agreement, ratings_of
 from model.image import load_image
 from rating.pairs import Item
 from rating.ratings_file import RatingsFile
+from reporting.gallery import answered_boxes
+from reporting.page.rollouts import MAX_BOXES
 from runtime.errors import InputError, visible
 from training.evaluation import wilson_interval
 
@@ -104,6 +106,7 @@ class Session:
             "question": visible(example.question),
             "pictures": [_data_uri(picture) for picture in example.images],
             "texts": [visible(text) for text in item.texts],
+            "boxes": [(answered_boxes(t, example) or [])[:MAX_BOXES] for t in item.texts],
         }
 
     def summary(self) -> list[str]:

@@ -71,6 +71,14 @@ def relative_boxes(answer: str | None, canvas: tuple[float, float]) -> list[list
     return [[round(value, 4) for value in box] for box in corners]
 
 
+def answered_boxes(text: str, example: Example) -> list[list[float]] | None:
+    """`relative_boxes` of a completion's answer; None if it has none, or none were asked for."""
+    target = parse_boxes(example.target, example.canvas)
+    if target is None or target[1]:  # no list of boxes, or one with something else in it
+        return None
+    return relative_boxes(parse_answer(text), example.canvas)
+
+
 def groups_to_show(rollout: Rollout, is_readable: Tensor) -> dict[str, int]:
     """Which groups of a step to show: view -> index. is_readable: (N, G) bool, of the answers."""
     means, counted = rollout.rewards.mean(1), rollout.has_reward  # (N,), (N, G)
@@ -150,9 +158,7 @@ class Gallery:
 
     def _row(self, step: int, view: str, example: Example, rollout: Rollout, n: int) -> dict:
         """Group n of a scored rollout, for gallery.jsonl."""
-        G, canvas = rollout.rewards.shape[1], example.canvas
-        target = parse_boxes(example.target, canvas)
-        has_boxes = target is not None and target[1] == 0
+        G = rollout.rewards.shape[1]
         completions, counted = [], rollout.has_reward.flatten().tolist()
         for b in range(n * G, (n + 1) * G):
             text, parts = rollout.texts[b], rollout.parts[b] or {}
@@ -167,7 +173,7 @@ class Gallery:
                     "has_answer": parse_answer(text) is not None,
                     "is_readable": self.task.answer(text, example) is not None,
                     "is_right": self.task.scores(text, example)["strict"] == 1.0,
-                    "boxes": relative_boxes(parse_answer(text), canvas) if has_boxes else None,
+                    "boxes": answered_boxes(text, example),
                 }
             )
         return {
@@ -176,7 +182,7 @@ class Gallery:
             "id": example.id,
             "question": example.question,
             "target": example.target,
-            "boxes": relative_boxes(example.target, canvas) if has_boxes else None,
+            "boxes": answered_boxes(f"<answer>{example.target}</answer>", example),
             "images": [self._thumbnail(image) for image in example.images],
             "completions": completions,
         }

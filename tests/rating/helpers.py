@@ -26,9 +26,11 @@ def completions(questions: int = 12, steps: int = 2, texts: int = 4) -> list[Com
     ]
 
 
-def examples(ids, question: str = "Which flower?", pictures: int = 1) -> dict[str, Example]:
+def examples(
+    ids, question: str = "Which flower?", pictures: int = 1, target: str = "secret target"
+) -> dict[str, Example]:
     images = tuple(Image.new("RGB", (64, 48), (40 * n, 90, 200)) for n in range(pictures))
-    return {id: Example(id, images, question, "secret target") for id in ids}
+    return {id: Example(id, images, question, target) for id in ids}
 
 
 @contextmanager

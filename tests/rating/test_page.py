@@ -69,6 +69,27 @@ def test_keys_and_buttons_make_the_lines(browser, path):
     assert rows(path)[-1]["texts"] == list(ITEMS[7].texts)
 
 
+def test_the_boxes_of_both_answers_are_drawn_where_they_say(browser, path):
+    texts = ("<answer>[0, 500, 250, 1000]</answer>", "<answer>[500, 0, 1000, 1000]</answer>")
+    places = """(() => {
+        const image = document.images[0].getBoundingClientRect();
+        return [...document.querySelectorAll("rect")].map(rect => {
+            const r = rect.getBoundingClientRect();
+            return [rect.getAttribute("class"), (r.x - image.x) / image.width,
+                    (r.y - image.y) / image.height, r.width / image.width, r.height / image.height];
+        });
+    })()"""
+    with serving(path, [Item("q", 1, texts)], target="[1, 2, 3, 4]", pictures=2) as server:
+        browser.open(server.url)
+        (one, *first), (two, *second) = browser.value(places)
+        assert (one, two) == ("first", "second") and browser.console == []
+        assert first == pytest.approx([0, 0.5, 0.25, 0.5], abs=0.03)
+        assert second == pytest.approx([0.5, 0, 0.5, 1], abs=0.03)
+        colours = "[...document.querySelectorAll('rect, h2')].map(e => getComputedStyle(e)"
+        strokes = browser.value(f"{colours}.stroke)")[:2]
+        assert strokes == browser.value(f"{colours}.color)")[2:] and len({*strokes}) == 2
+
+
 def test_a_second_start_goes_on_and_the_last_page_has_the_summary(browser, path):
     for first, keys in ((1, "1212"), (5, "=12s1")):
         with serving(path, ITEMS) as server:
@@ -141,7 +162,7 @@ def test_hostile_text_is_shown_and_does_nothing_and_no_window_is_too_narrow(brow
         assert browser.value("document.title") == "Rate completions"
         question = browser.value("document.getElementById('question').textContent")
         assert question == HOSTILE[1] + "w" * 900
-        inside = "#work script, #work img:not(figure > img), #work a, #work b, #work [onclick]"
+        inside = "#work script, #work img:not(.frame > img), #work a, #work b, #work [onclick]"
         assert browser.value(f"document.querySelectorAll('{inside}').length") == 0
         assert browser.console == []
         # The policy is in force: even if the page had a fault, markup and scripts would be refused.

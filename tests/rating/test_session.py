@@ -15,10 +15,11 @@ import rate as script
 from config import BASE_MODEL
 from data.examples import Example
 from data.ratings import agreement, read_ratings
-from rating.pairs import pairs, read_completions, singles
+from rating.pairs import Item, pairs, read_completions, singles
 from rating.ratings_file import RatingsFile
 from rating.server import Server
 from rating.session import Session
+from reporting.page.rollouts import MAX_BOXES
 from runtime.errors import InputError
 from tests.helpers import rows
 from tests.rating.helpers import ask, completions, examples, rate, serving, simulated_choice
@@ -73,7 +74,19 @@ def test_the_rater_is_told_nothing_of_rewards_steps_and_targets(path):
     with serving(path, ITEMS) as server:
         _, state, _ = ask(server, "GET", "/state")
     known = {"turn", "scale", "total", "done", "can_undo", "question", "pictures", "texts"}
-    assert state.keys() == known and "secret" not in json.dumps(state)
+    assert state.keys() == known | {"boxes"} and "secret" not in json.dumps(state)
+
+
+def test_boxes_are_told_where_the_question_asks_for_boxes_and_the_target_is_not(path):
+    boxed, other = "<answer>[0, 500, 250, 1000]</answer>", "<answer>[1, 2]</answer> [3, 4, 5, 6]"
+    item = Item("q", 1, (boxed, other))
+    for target, expected in (("[7, 7, 99, 99]", [[[0.0, 0.5, 0.25, 1.0]], []]), ("3", [[], []])):
+        with serving(path, [item], target=target) as server:
+            _, state, _ = ask(server, "GET", "/state")
+        assert state["boxes"] == expected and "0.099" not in json.dumps(state)
+    many = json.dumps([[0, 0, 9, 9]] * 200)
+    with serving(path, [Item("q", 1, (f"<answer>{many}</answer>", ""))], target=many) as server:
+        assert len(ask(server, "GET", "/state")[1]["boxes"][0]) == MAX_BOXES
 
 
 def test_a_simulated_rater_agrees_with_itself_and_the_last_page_says_so(path):
