@@ -229,7 +229,7 @@ def _zero_std(rows: list[Row], reward: str | None) -> Rule:
     names = ("frac_reward_zero_std", "frac_groups_all_right", "frac_groups_all_wrong")
     share, right, wrong = (tail_mean(rows, name) for name in names)
     level, value, _ = _bounded(rows, names[0], "")
-    if level is None:
+    if level is None or column(rows, "critic/loss"):  # equal rewards teach where a critic is wrong
         return NO_LIGHT
     if right is None or wrong is None:  # a --reward does not say what is right
         value += " (every completion of these got the same reward)"

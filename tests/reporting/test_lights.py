@@ -171,6 +171,8 @@ def test_with_a_reward_of_the_user_the_tasks_right_answers_are_compared_with_the
 def test_zero_std_groups_say_what_they_hide():
     """A --reward does not say what is right; groups that are never right are no good."""
     paid = steps(20, reward=1.3, frac_reward_zero_std=0.9)
+    with_critic = [row | {"critic/loss": 0.1} for row in paid]
+    assert ZERO not in [light.name for light in lights(with_critic, "strict", [])]
     (light,) = (x for x in lights(paid, "strict", None, "one.py:pay") if x.name == ZERO)
     assert "every completion of these got the same reward" in light.value
     assert "All right" not in light.advice and "let one.py:pay tell" in light.advice
