@@ -16,6 +16,7 @@ Next: training/batches.py.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -52,7 +53,7 @@ class Rollout:
 
     ids: list[Tensor]  # (C_i,) int64 on the CPU, up to and including the first end token
     logps: list[Tensor]  # (C_i,) fp32 on the CPU, nats, under the distribution that was sampled
-    finish: list[str]  # "stop": it ended itself; "length": it was cut; "pause": see stop_ids
+    finish: list[str]  # "stop": it ended itself; "length": it was cut; "pause": see pause_at
     texts: list[str]
     rewards: Tensor | None = None  # (N, G) fp32
     parts: list[dict[str, float] | None] | None = (
@@ -180,9 +181,11 @@ class Decoder:
         self.newest.advance()
         self.choose(logits)
 
-    def unfinished_groups(self, end_ids: Tensor) -> Tensor:
-        """Groups with a row that has not ended: (N',) int64. Asks the host."""
+    def unfinished_groups(self, end_ids: Tensor, has_paused: Tensor | None = None) -> Tensor:
+        """Groups with a row that has neither ended nor paused (B,): (N',) int64. Asks the host."""
         has_ended = torch.isin(self.tokens, end_ids).any(1)  # (B,)
+        if has_paused is not None:
+            has_ended = has_ended | has_paused.to(has_ended.device)
         return (~has_ended).view(-1, self.model_rows.group_size).any(1).nonzero().squeeze(1)
 
     def keep(self, groups: Tensor) -> None:
@@ -191,6 +194,21 @@ class Decoder:
         for name in ("rows", "uniforms", "tokens", "logps"):
             setattr(self, name, getattr(self, name)[rows])
         self.graph, self.steps = None, 0
+
+
+def pause_length(processor: Processor, ids: Tensor, pause_at: Sequence[str]) -> int | None:
+    """How many tokens of a completion say one of some texts, the last one whole; None: all do not.
+
+    A tag may be several tokens, and a token more than the rest of a tag.
+    """
+
+    def is_said(count: int) -> bool:
+        said = processor.decode(ids[:count])
+        return any(text in said for text in pause_at)
+
+    if not is_said(len(ids)):
+        return None
+    return 1 + bisect_left(range(1, len(ids)), True, key=is_said)
 
 
 @torch.inference_mode()
@@ -203,21 +221,21 @@ def generate_group(
     temperature: float = 1.0,
     seed: int = 0,
     step: int = 0,
-    stop_ids: Sequence[int] = (),
+    pause_at: Sequence[str] = (),
 ) -> Rollout:
     """Draw `num_generations` completions for every prompt.
 
     Args:
         temperature: 0 is greedy (log-probabilities are then those at temperature 1).
         seed, step: with the prompt's id and the sample's index, the key of the random numbers.
-        stop_ids: tokens at which a completion pauses; its finish is then "pause".
+        pause_at: texts behind which a completion pauses; its finish is then "pause".
     Returns: a Rollout of N * G rows, the G rows of a prompt next to each other.
     Raises: InputError if a log-probability is not finite, before anything can learn from it.
     """
     N, G, device = len(prompts), num_generations, model.device
     B = N * G
-    stops = torch.tensor([*processor.end_ids, *stop_ids])
-    stops_on_device = stops.to(device, non_blocking=True)
+    ends = torch.tensor(processor.end_ids)
+    ends_on_device = ends.to(device, non_blocking=True)
     uniforms = torch.zeros(B, max_completion_length)  # (B, C_max)
     if temperature > 0:
         for b in range(B):
@@ -237,7 +255,12 @@ def generate_group(
     for t in range(1, max_completion_length):
         if t % CHECK_END_EVERY == 0:
             distributed.stop_point()
-            groups = decoder.unfinished_groups(stops_on_device)
+            has_paused = None
+            if pause_at:
+                so_far = decoder.tokens[:, :t].cpu()  # (B', t)
+                paused = [pause_length(processor, row, pause_at) is not None for row in so_far]
+                has_paused = torch.tensor(paused)
+            groups = decoder.unfinished_groups(ends_on_device, has_paused)
             if len(groups) == 0:
                 break
             if 2 * len(groups) <= len(decoder.rows) // G:
@@ -252,15 +275,17 @@ def generate_group(
             "the model's probabilities are not finite numbers: its weights are damaged, or "
             "--learning_rate was too high"
         )
-    is_stop = torch.isin(tokens, stops)  # (B, C_max)
-    cut = torch.full((B,), max_completion_length)
-    lengths = torch.where(is_stop.any(1), is_stop.int().argmax(1) + 1, cut).tolist()
-    last = [int(row[n - 1]) for row, n in zip(tokens, lengths, strict=True)]  # (B,)
-    reason = {id: "pause" for id in stop_ids} | {id: "stop" for id in processor.end_ids}
+    is_end = torch.isin(tokens, ends)  # (B, C_max)
+    cut = (tokens >= 0).sum(1)  # (B,) all that was chosen
+    lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, cut).tolist()
+    finish = ["stop" if ended else "length" for ended in is_end.any(1).tolist()]
+    for b in range(B if pause_at else 0):
+        if (pause := pause_length(processor, tokens[b, : lengths[b]], pause_at)) is not None:
+            lengths[b], finish[b] = pause, "pause"
     return Rollout(
         ids=[row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],
         logps=[row[:n].clone() for row, n in zip(logps, lengths, strict=True)],
-        finish=[reason.get(id, "length") for id in last],
+        finish=finish,
         texts=[
             processor.opening + processor.decode(row[:n])
             for row, n in zip(tokens, lengths, strict=True)

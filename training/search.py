@@ -30,7 +30,7 @@ from training.batches import MOST_GROUPS, scores_of_completions
 from training.verifier import ends, in_chunks
 
 Method = Literal["majority", "best", "weighted", "beam"]
-SEPARATORS = ",;:\n"  # end a statement of a thought
+SEPARATORS = ",;:\n>"  # end a statement of a thought
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Sampling:
     seed: int
 
     def __call__(
-        self, prompts: list[Prompt], count: int, length: int = 0, stop_ids: Sequence[int] = ()
+        self, prompts: list[Prompt], count: int, length: int = 0, pause_at: Sequence[str] = ()
     ) -> Rollout:
         """`count` completions of each prompt, of at most `length` tokens (0: as configured)."""
         return generate_group(
@@ -70,7 +70,7 @@ class Sampling:
             length or self.length,
             self.temperature,
             self.seed,
-            stop_ids=stop_ids,
+            pause_at=pause_at,
         )
 
 
@@ -152,19 +152,12 @@ class Beginning:
         return float(said.mean()) if len(said) else 0.5
 
 
-def separator_ids(processor: Processor) -> list[int]:
-    """Tokens whose text ends a statement."""
-    ids = [id for id in range(len(processor.tokenizer)) if id not in processor.control_ids]
-    return [id for id in ids if processor.decode([id]).rstrip(" ")[-1:] in (*SEPARATORS, ">")]
-
-
 class Beam:
     """Step beam search. `width`: beginnings that stay, W; `count`: continuations of each, M."""
 
     def __init__(self, sampling: Sampling, verifier: ScoredVLM, width: int, count: int):
         self.sampling, self.verifier = sampling, verifier
         self.width, self.count = width, count
-        self.stop_ids = separator_ids(sampling.processor)
 
     def __call__(self, prompts: list[Prompt]) -> list[Chosen]:
         """The completion of every question that is left in the end."""
@@ -201,7 +194,7 @@ class Beam:
         tokens computed, by the policy and by the verifier."""
         starts = [continued(prompts[n], b.ids, b.sample * self.count) for n, b in live]
         room = self.sampling.length - min(len(b.ids) for _, b in live)
-        rollout = self.sampling(starts, self.count, room, self.stop_ids)
+        rollout = self.sampling(starts, self.count, room, SEPARATORS)
         scores = self._scores(starts, rollout)
         for k, (n, b) in enumerate(live):
             rows = range(k * self.count, (k + 1) * self.count)

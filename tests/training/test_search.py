@@ -137,15 +137,21 @@ def test_a_completion_that_pauses_goes_on_as_if_it_had_not(model, processor, pro
             assert torch.allclose(rest.logps[0], whole.logps[b][at:], atol=1e-5)
 
 
-def test_a_completion_stops_after_the_first_token_that_it_shall_stop_at(model, processor, prompts):
+def test_a_completion_pauses_behind_a_text_however_it_is_cut_into_tokens(model, processor, prompts):
+    """A text may be the end of a token, several tokens, or begin within one."""
     whole = generate_group(model, processor, prompts, 4, LENGTH, 1.0, seed=1)
-    stop = int(whole.ids[0][3])
-    paused = generate_group(model, processor, prompts, 4, LENGTH, 1.0, seed=1, stop_ids=[stop])
-    assert "pause" in paused.finish
-    for ids, part, finish in zip(whole.ids, paused.ids, paused.finish, strict=True):
-        places = (ids == stop).nonzero().flatten().tolist()
-        expected = ids[: places[0] + 1] if places else ids
-        assert torch.equal(part, expected) and (finish == "pause") == bool(places)
+    said = processor.decode(whole.ids[0])
+    for pause_at in ([said[5:9]], [said[3]], [said[7:12], said[4:6]], ["never said"]):
+        paused = generate_group(
+            model, processor, prompts, 4, LENGTH, 1.0, seed=1, pause_at=pause_at
+        )
+        assert ("pause" in paused.finish) == (pause_at != ["never said"])
+        rows = zip(whole.ids, paused.ids, paused.finish, whole.finish, strict=True)
+        for ids, part, finish, plain in rows:
+            texts = [processor.decode(ids[:n]) for n in range(1, len(ids) + 1)]
+            places = [n for n, t in enumerate(texts, 1) if any(text in t for text in pause_at)]
+            assert torch.equal(part, ids[: places[0]] if places else ids)
+            assert finish == ("pause" if places else plain)
 
 
 # ---- step beam -----------------------------------------------------------------------------------
@@ -164,8 +170,7 @@ def test_a_beam_keeps_what_its_verifier_likes_and_counts_its_tokens(
         c for c in "eatonsir" if any(c in text for text in sampling(prompts, 16).texts)
     )
     # Every token ends a statement here, so that a random model makes some.
-    everything = [i for i in range(len(processor.tokenizer)) if i not in processor.control_ids]
-    monkeypatch.setattr(search, "separator_ids", lambda _: everything)
+    monkeypatch.setattr(search, "SEPARATORS", [""])
     likes = Oracle(processor, lambda text: 10.0 * (favourite in text) - 5.0)
     calls = []
     original = Sampling.__call__
