@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from config import flag, require, require_counts
-from model.vlm import VLM, completion_logps
+from model.pack import completion_logps
+from model.vlm import VLM
 from runtime import console, distributed
 from sample import Rollout
 from training.batches import (

@@ -22,8 +22,9 @@ from answers import has_tag
 from config import TrainConfig, flag, require
 from data.examples import Example, Reasoning, completion_text
 from data.files import read_jsonl
+from model.pack import completion_logps
 from model.processor import Processor
-from model.vlm import VLM, completion_logps
+from model.vlm import VLM
 from runtime import console, distributed
 from runtime.errors import InputError
 from tasks.task import Task

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.vlm import VLM, Pack
+from model.pack import Pack
+from model.vlm import VLM
 
 
 class ScoredVLM(nn.Module):

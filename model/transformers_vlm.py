@@ -28,8 +28,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+from model.pack import Pack
 from model.transformers_processor import TransformersPrompt
-from model.vlm import Pack, head_logits, rows_of_groups
+from model.vlm import head_logits, rows_of_groups
 from model.weights import Slots, is_finite, read_slots
 from runtime.errors import InputError, one_line
 

@@ -4,9 +4,6 @@
                         `<|image_pad|>` tokens
     Prompt              one question with its images, ready for the model
     DecodingRows        N * G rows after the prefill, one token more at each call
-    Pack                whole groups [prefix | c_1 | .. | c_G] end to end, every prefix once
-    completion_logps    one log-probability per completion token: the only place of the next-token
-                        shift
 
 | letter | meaning                                | letter | meaning                             |
 |--------|----------------------------------------|--------|-------------------------------------|
@@ -16,16 +13,17 @@
 | P      | prompt tokens, image tokens included   | M, Q   | patches; image tokens after merging |
 | C_i, C | tokens of completion i; C = sum C_i    | T      | tokens of a packed sequence         |
 
-Next: model/attention.py.
+Next: model/pack.py.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import linear_logprob, triton
+from kernels import triton
 from model.attention import KVCache, PackLayout
 from model.config import VLMConfig
 from model.language import DecodingStep, LanguageModel, mrope
@@ -51,21 +49,6 @@ class Prompt:
     def next_position(self) -> int:
         """Position of the first completion token, the same on all three axes."""
         return int(self.positions.max()) + 1
-
-
-def continued(prompt: Prompt, ids: Tensor, sample: int) -> Prompt:
-    """A prompt with the beginning (C_i,) of its completion number `sample` behind it.
-
-    The random numbers of what follows are those that follow in the whole completion.
-    """
-    after = (torch.arange(len(ids)) + prompt.next_position).expand(3, -1)  # (3, C_i)
-    return replace(
-        prompt,
-        ids=torch.cat((prompt.ids, ids)),
-        positions=torch.cat((prompt.positions, after), dim=1),
-        first_sample=sample,
-        said=prompt.said + len(ids),
-    )
 
 
 def rope_positions(ids: Tensor, grids: list[Grid], cfg: VLMConfig) -> Tensor:
@@ -142,11 +125,11 @@ class VLM(nn.Module):
                 prompt.features = part if prompt.grids else None
         return features
 
-    def image_slots(self, prompts: list[Prompt], layout: PackLayout) -> Tensor:
+    def image_slots(self, pieces: list[Prompt], starts: Sequence[int]) -> Tensor:
         """The packed tokens that stand for image tokens: (Q,) int64, found on the host."""
         slots = [
-            (prompt.ids == self.cfg.image_token_id).nonzero().squeeze(1) + prefix.start
-            for prompt, (prefix, _) in zip(prompts, layout.spans(), strict=True)
+            (piece.ids == self.cfg.image_token_id).nonzero().squeeze(1) + start
+            for piece, start in zip(pieces, starts, strict=True)
         ]
         return torch.cat(slots).to(self.device, non_blocking=True)
 
@@ -166,16 +149,20 @@ class VLM(nn.Module):
         ids: Tensor,
         positions: Tensor,
         layout: PackLayout,
-        prompts: list[Prompt],
+        pieces: list[Prompt],
         cache: KVCache | None = None,
+        starts: Sequence[int] | None = None,
     ) -> Tensor:
         """A pack -> hidden states (T, D); fills `cache` with keys and values of the prefixes.
 
         Args:
-            ids: (T,) int64. positions: (3, T). prompts: whose images fill the slots among `ids`.
+            ids: (T,) int64. positions: (3, T). pieces: whose images fill the slots among `ids`.
+            starts: where each piece begins; None: they are the prefixes.
         """
-        features = self.image_features(prompts)  # (Q, levels, D)
-        slots = None if features is None else self.image_slots(prompts, layout)  # (Q,)
+        features, slots = self.image_features(pieces), None  # (Q, levels, D)
+        if features is not None:
+            starts = starts or [prefix.start for prefix, _ in layout.spans()]
+            slots = self.image_slots(pieces, starts)  # (Q,)
         x, rotary = self.embed(ids, features, slots), mrope(positions, self.cfg.text)  # (T, D)
         if features is None or features.shape[1] == 1:
             return self.model(x, rotary, layout, cache)
@@ -204,9 +191,10 @@ class VLM(nn.Module):
         logits = self.logits(hidden[ends].repeat_interleave(group_size, 0))  # (B, V)
         return logits, DecodingRows(self, cache, [p.next_position for p in prompts])
 
-    def completion_hidden(self, pack: "Pack") -> Tensor:
-        """The hidden states (C, D) that predict the completion tokens of a pack."""
-        hidden = self(pack.ids, pack.positions, pack.layout, pack.prompts)  # (T, D)
+    def completion_hidden(self, pack) -> Tensor:
+        """The hidden states (C, D) that predict the completion tokens of a `model.pack.Pack`."""
+        terms = (pack.ids, pack.positions, pack.layout, pack.pieces)
+        hidden = self(*terms, starts=pack.starts)  # (T, D)
         # Not hidden[..]: a group shares its first predictor, and on a CPU the gradients of an index
         # that repeats are then added up in whatever order the threads come. (On a GPU such sums
         # have no fixed order, here and in attention.)
@@ -277,60 +265,3 @@ def rows_of_groups(groups: Tensor, group_size: int) -> Tensor:
     """Numbers of groups (N,) -> those of their rows (N * G,)."""
     places = torch.arange(group_size, device=groups.device)  # (G,)
     return (groups[:, None] * group_size + places).flatten()
-
-
-@dataclass
-class Pack:
-    """Whole groups end to end, with everything one training forward needs."""
-
-    prompts: list[Prompt]
-    layout: PackLayout
-    ids: Tensor  # (T,) int64
-    positions: Tensor  # (3, T) int64
-    predictors: Tensor  # (C,) int64: packed token whose hidden state predicts completion token c
-    targets: Tensor  # (C,) int64
-
-
-def make_pack(
-    prompts: list[Prompt], completions: list[list[Tensor]], device: torch.device | str = "cpu"
-) -> Pack:
-    """Lay out groups end to end: prefix once, then its completions.
-
-    Args:
-        prompts: N prompts. completions: per prompt its completions, (C_i,) int64 each, C_i >= 1.
-    Notes: The completion tokens of the pack are ordered prompt by prompt, completion by completion.
-    """
-    lengths = [[len(tokens) for tokens in group] for group in completions]
-    layout = PackLayout([len(prompt.ids) for prompt in prompts], lengths, device)
-    ids, positions, predictors, targets = [], [], [], []
-    for prompt, group, (prefix, spans) in zip(prompts, completions, layout.spans(), strict=True):
-        ids.append(prompt.ids)
-        positions.append(prompt.positions)
-        first = prompt.next_position
-        for tokens, span in zip(group, spans, strict=True):
-            if len(tokens) == 0:
-                raise ValueError(f"prompt {prompt.id}: a completion has no token")
-            ids.append(tokens)
-            positions.append((torch.arange(len(tokens)) + first).expand(3, -1))
-            # The next-token shift. The last token of the prefix predicts the first of every
-            # completion; after that each token predicts its follower.
-            predictor = torch.arange(span.start - 1, span.stop - 1)  # (C_i,)
-            predictor[0] = prefix.stop - 1
-            predictors.append(predictor)
-            targets.append(tokens)
-    parts = (ids, positions, predictors, targets)
-    tensors = (torch.hstack(part).to(device, non_blocking=True) for part in parts)
-    return Pack(prompts, layout, *tensors)
-
-
-def completion_logps(
-    model: VLM, pack: Pack, temperature: float = 1.0, suppressed: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of every completion token of a pack, under the sampler's own distribution.
-
-    Args:
-        temperature: the sampler's. suppressed: (V,) bool, tokens the sampler never draws.
-    Returns: logp (C,) fp32 with gradient, entropy (C,) fp32 without, both in nats.
-    """
-    hidden = model.completion_hidden(pack)  # (C, D)
-    return linear_logprob(hidden, model.head_weight, pack.targets, temperature, suppressed)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from model.language import add_deep, mrope
-from model.vlm import VLM, Prompt, make_pack
+from model.pack import make_pack
+from model.vlm import VLM, Prompt
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def attention_to_prompt(model: VLM, prompt: Prompt, completion: Tensor) -> Tenso
     pack = make_pack([prompt], [[completion]], model.device)
     P, T = len(prompt.ids), len(pack.ids)
     features = model.image_features([prompt])  # (Q, levels, D)
-    slots = model.image_slots(pack.prompts, pack.layout)  # (Q,)
+    slots = model.image_slots(pack.pieces, pack.starts)  # (Q,)
     x = model.embed(pack.ids, features, slots)  # (T, D)
     deep = None if features is None else features[:, 1:]  # (Q, levels - 1, D)
     rotary = tuple(table.to(x.dtype) for table in mrope(pack.positions, model.cfg.text))

@@ -11,8 +11,8 @@ from benchmarks.speed.workload import garden_prompts
 from config import BASE_MODEL
 from kernels import group_advantages
 from model import attention, language
+from model.pack import completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from sample import generate_group
 from tests.helpers import backward, make_groups

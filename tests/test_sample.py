@@ -18,8 +18,8 @@ from model import attention
 from model.attention import Span
 from model.config import FAMILIES
 from model.language import DecodingStep
+from model.pack import completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from runtime import console
 from runtime.errors import InputError

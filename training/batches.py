@@ -13,9 +13,10 @@ from torch import Tensor
 
 from config import TrainConfig
 from data.examples import Example, shuffle
+from model.pack import Pack, completion_logps, make_pack
 from model.processor import Processor
 from model.scored import ScoredVLM
-from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
+from model.vlm import VLM, Prompt
 from runtime import distributed
 from sample import Rollout, generate_group
 from training.rollout_config import RolloutConfig

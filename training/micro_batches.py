@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import TrainConfig
-from model.vlm import Pack, make_pack
+from model.pack import Pack, make_pack
 from runtime import distributed
 from runtime.console import is_out_of_memory
 from training.batches import MOST_GROUPS, Group

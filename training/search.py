@@ -21,9 +21,10 @@ from torch import Tensor
 
 from answers import parse_answer
 from data.examples import Example
+from model.pack import continued
 from model.processor import Processor
 from model.scored import ScoredVLM
-from model.vlm import VLM, Prompt, continued
+from model.vlm import VLM, Prompt
 from sample import Rollout, generate_group
 from tasks.task import Task
 from training.batches import MOST_GROUPS, scores_of_completions

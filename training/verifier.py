@@ -26,8 +26,9 @@ from torch import Tensor
 
 from model.load import load_model, save_model
 from model.lora import has_adapter, save_adapter
+from model.pack import make_pack
 from model.scored import ScoredVLM
-from model.vlm import Prompt, make_pack
+from model.vlm import Prompt
 from runtime.errors import InputError
 from runtime.run_directory import read_json_object
 

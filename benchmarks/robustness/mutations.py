@@ -116,19 +116,19 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
     ("model/attention.py", "tests/model/test_parity.py"): (
         ("a token sees the one after it", ".tril()[None, None]", ".tril(1)[None, None]"),
     ),
-    ("model/vlm.py", "tests/model/test_shared_prefix.py"): (
+    ("model/pack.py", "tests/model/test_shared_prefix.py tests/test_sample.py"): (
         (
             "next-token shift off by one",
             "arange(span.start - 1, span.stop - 1)",
             "arange(span.start, span.stop)",
         ),
-    ),
-    ("model/vlm.py", "tests/model/test_shared_prefix.py tests/test_sample.py"): (
         (
             "positions of a completion begin at the prompt's length",
-            "first = prompt.next_position",
-            "first = len(prompt.ids)",
+            "seen, prompt.next_position)",
+            "seen, len(prompt.ids))",
         ),
+    ),
+    ("model/vlm.py", "tests/model/test_shared_prefix.py tests/test_sample.py"): (
         (
             "prompts repeated in the wrong order",
             "hidden[ends].repeat_interleave(group_size, 0)",
@@ -139,13 +139,13 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
     ("sample.py", "tests/test_sample.py"): (
         (
             "the end token is not part of the completion",
-            "is_stop.int().argmax(1) + 1, cut)",
-            "is_stop.int().argmax(1).clamp(min=1), cut)",
+            "is_end.int().argmax(1) + 1, cut)",
+            "is_end.int().argmax(1).clamp(min=1), cut)",
         ),
         (
             "a token after the end is part of the completion",
-            "is_stop.int().argmax(1) + 1, cut)",
-            "(is_stop.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
+            "is_end.int().argmax(1) + 1, cut)",
+            "(is_end.int().argmax(1) + 2).clamp(max=max_completion_length), cut)",
         ),
         (
             "all completions of a prompt draw the same numbers",

@@ -39,7 +39,8 @@ from benchmarks.speed.workload import (
 )
 from benchmarks.timing import Table, report
 from model.config import VLMConfig
-from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack, rope_positions
+from model.pack import Pack, completion_logps, make_pack
+from model.vlm import VLM, Prompt, rope_positions
 from model.weights import (
     Slots,
     load_model,

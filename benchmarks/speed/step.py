@@ -40,7 +40,7 @@ from benchmarks.timing import (
 )
 from config import BASE_MODEL
 from kernels import group_advantages
-from model.vlm import completion_logps, make_pack
+from model.pack import completion_logps, make_pack
 from rewards import classification_reward
 
 LENGTHS = {  # of prompts; None: as they are

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from benchmarks.speed.workload import MATMUL_TFLOPS, Update, Workload, arguments
 from benchmarks.timing import Table, interleaved, milliseconds, peak_bytes, ratio, report
-from model.vlm import Prompt, completion_logps, make_pack
+from model.pack import completion_logps, make_pack
+from model.vlm import Prompt
 from sample import Rollout
 
 SHAPES = {  # G, prompt tokens (None: as many as the question has), ragged completions

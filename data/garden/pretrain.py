@@ -34,8 +34,9 @@ from config import flag, require, require_counts
 from data.garden.corpus import IGNORED, TARGETS, Picture, digit_pictures, draw_picture, sample_texts
 from model.image import patchify
 from model.new_checkpoint import init_model, write_new_checkpoint
+from model.pack import Pack, completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import VLM, Pack, Prompt, completion_logps, make_pack
+from model.vlm import VLM, Prompt
 from model.weights import load_model, save_model, single_file
 from runtime import console
 from runtime.errors import InputError

@@ -34,8 +34,8 @@ from config import BASE_MODEL
 from kernels import group_advantages, linear_logprob
 from model.attention import PackLayout
 from model.config import VLMConfig
+from model.pack import completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack
 from model.weights import load_model
 from sample import generate_group
 from tasks import cls

@@ -23,8 +23,8 @@ from model.lora import (
     reference_in_use,
     save_adapter,
 )
+from model.pack import completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack
 from model.weights import published_tensors
 from runtime.errors import InputError
 from sample import generate_group

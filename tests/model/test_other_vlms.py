@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from model import transformers_vlm
 from model.config import FAMILIES, OTHER_FAMILIES
 from model.load import check_files_fit, load_model, load_processor, save_model
+from model.pack import completion_logps, make_pack
 from model.transformers_vlm import TransformersVLM
-from model.vlm import completion_logps, make_pack
 from runtime.errors import InputError
 from sample import generate_group
 from tests.model import other_families

@@ -16,8 +16,9 @@ from config import BASE_MODEL
 from model import attention, language, vlm
 from model.attention import PackLayout
 from model.config import FAMILIES
+from model.pack import completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack, rope_positions
+from model.vlm import rope_positions
 from model.weights import load_model
 
 

@@ -16,8 +16,8 @@ import train_grpo
 from data.examples import Example
 from kernels import group_advantages
 from model.config import FAMILIES
+from model.pack import make_pack
 from model.processor import Processor
-from model.vlm import make_pack
 from model.weights import load_model
 from reporting import gallery
 from reporting.attention_map import answer_heat, attention_to_prompt

@@ -22,8 +22,8 @@ from benchmarks.robustness import mutations
 from kernels import group_advantages, linear_logprob, linear_logprob_ref, triton
 from model import attention, language
 from model.image import ImageConfig, load_image, patchify, smart_resize
+from model.pack import make_pack
 from model.processor import Processor
-from model.vlm import make_pack
 from model.weights import load_model
 from sample import generate_group
 from tests.helpers import backward, eval_rows, step_rows

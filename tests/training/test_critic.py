@@ -10,8 +10,8 @@ from PIL import Image
 
 import train_ppo
 from model.load import load_model, load_processor
+from model.pack import make_pack
 from model.scored import ScoredVLM
-from model.vlm import make_pack
 from runtime.errors import InputError
 from sample import Rollout
 from tasks import TASKS

@@ -7,8 +7,8 @@ from data.examples import Example
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
 from model.load import load_model, load_processor
+from model.pack import continued, make_pack
 from model.scored import ScoredVLM
-from model.vlm import continued, make_pack
 from sample import generate_group
 from tests.training.test_evaluation import fake_task
 from training import search

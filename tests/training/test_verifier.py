@@ -10,8 +10,8 @@ import torch
 import train_verifier
 from config import BASE_MODEL, given_flags
 from model.load import load_model, load_processor
+from model.pack import make_pack
 from model.scored import ScoredVLM
-from model.vlm import make_pack
 from runtime.errors import InputError
 from tasks import TASKS, load_task
 from tests.helpers import pay_odd_lengths, rows

@@ -28,8 +28,8 @@ from data.garden.world import CAUSES, SCENE_SIZE, SPECIES, WELL_KNOWN, sample_sc
 from data.labelled import DIGIT_NAMES, read_digits
 from model.config import FAMILIES
 from model.new_checkpoint import CONTROL_TOKENS, init_model
+from model.pack import completion_logps, make_pack
 from model.processor import Processor
-from model.vlm import completion_logps, make_pack
 from model.weights import load_model, published_tensors
 from rewards import format_reward
 from tasks import TASKS, change, cls, order, scenes
