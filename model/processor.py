@@ -237,6 +237,28 @@ class Processor:
             grids=grids,
         )
 
+    @cached_property
+    def image_slot(self) -> list[int]:
+        """The tokens of one image inside a text: its slot, and what the template puts around it."""
+        before, _ = self.template(1)
+        at = before.index(self.image_pad)
+        around = [id for id in before[at - 1 : at + 2] if id in (*self.control_ids, self.image_pad)]
+        return around
+
+    def piece(self, id: str, parts: Sequence[str | Path | Image.Image]) -> Prompt:
+        """Texts and pictures that are put into a completion; positions count from 0.
+
+        Raises InputError as `prompt`.
+        """
+        ids, patches = [], []
+        for part in parts:
+            if isinstance(part, str):
+                ids += self.encode(part)
+            else:
+                ids += self.image_slot
+                patches.append(patchify(load_image(part), self.image_cfg))
+        return self.assemble(id, ids, patches)
+
     def prompt(
         self,
         id: str,

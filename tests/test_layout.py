@@ -9,6 +9,7 @@ LAYERS = (  # a file imports from layers above its own in this list, and from it
     ("runtime", "kernels", "answers"),
     ("model", "rewards", "config"),
     ("data",),
+    ("acting",),
     ("tasks", "sample"),
     ("reporting",),
     ("training",),

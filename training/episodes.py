@@ -1,0 +1,129 @@
+"""Episodes: completions in which an environment takes turns with the model.
+
+A turn is a call of `sample.generate_group`. In the first, the G completions of a prompt share its
+prefill; after that, every episode that goes on is a prompt of its own, with what was said and shown
+behind it. Sampled tokens are never encoded a second time, and what is shown is never sampled: it is
+neither predictor nor target in training (model/pack.py).
+
+Randomness: an episode has one stream of numbers for its sampled tokens, so that its n-th token is
+drawn with the same number however many observations came before.
+
+Read first: acting/environment.py, sample.py.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from acting.environment import Environment, Observation
+from data.examples import Example
+from model.pack import Shown, continued
+from model.processor import Processor
+from model.vlm import VLM, Prompt
+from sample import Rollout, generate_group
+
+
+@dataclass
+class Episode:
+    """What happened in one completion besides its own tokens.
+
+    Attributes:
+        state: the environment's, now.
+        shown: what was put between the sampled tokens.
+        turns: (what was said, what was shown), turn after turn.
+    """
+
+    state: Any
+    shown: list[Shown] = field(default_factory=list)
+    turns: list[tuple[str, Observation]] = field(default_factory=list)
+
+    @property
+    def said(self) -> int:
+        """How many sampled tokens stand before the newest observation."""
+        return self.shown[-1].at if self.shown else 0
+
+
+def sample_episodes(
+    model: VLM,
+    processor: Processor,
+    prompts: list[Prompt],
+    examples: Sequence[Example],
+    environment: Environment,
+    num_generations: int,
+    max_completion_length: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    step: int = 0,
+    freeze_vision: bool = False,
+) -> tuple[Rollout, list[Episode]]:
+    """`sample.generate_group`, where completions may pause and be shown something.
+
+    Args:
+        examples: of the prompts. max_completion_length: of the sampled tokens of all turns.
+        freeze_vision: run the tower over what is shown once, for sampling and training.
+    Returns: a Rollout of the sampled tokens, and the episode of each of its N * G rows. Where an
+        observation was the last, `finish` is "over".
+    """
+    G, limit = num_generations, max_completion_length
+    more = dict(temperature=temperature, seed=seed, step=step, pause_at=environment.closings)
+    rollout = generate_group(model, processor, prompts, G, limit, **more)
+    episodes = [Episode(environment.start(examples[b // G])) for b in range(len(rollout.ids))]
+    while live := _act(rollout, episodes, environment, processor, limit):
+        if freeze_vision:
+            with torch.no_grad():
+                model.keep_image_features([episodes[b].shown[-1].piece for b in live])
+        starts = [
+            continued(prompts[b // G], rollout.ids[b], b % G, episodes[b].shown) for b in live
+        ]
+        room = limit - min(len(rollout.ids[b]) for b in live)
+        turn = generate_group(model, processor, starts, 1, room, **more)
+        for k, b in enumerate(live):
+            _append(rollout, b, turn, k, limit)
+    decode = processor.decode
+    rollout.texts = [processor.opening + decode(ids) for ids in rollout.ids]
+    return rollout, episodes
+
+
+def _act(
+    rollout: Rollout,
+    episodes: list[Episode],
+    environment: Environment,
+    processor: Processor,
+    limit: int,
+) -> list[int]:
+    """The environment's turn in every episode that has paused. Returns the rows that go on."""
+    live = []
+    for b, episode in enumerate(episodes):
+        if rollout.finish[b] != "pause":
+            continue
+        count = len(rollout.ids[b])
+        said = processor.decode(rollout.ids[b][episode.said :])
+        episode.state, observation = environment.act(episode.state, said)
+        episode.turns.append((said, observation))
+        if observation.is_last:
+            rollout.finish[b] = "over"
+            continue
+        piece = processor.piece(f"turn {len(episode.turns)}", observation.parts)
+        episode.shown.append(Shown(count, piece))
+        if count >= limit:
+            rollout.finish[b] = "length"
+        else:
+            live.append(b)
+    return live
+
+
+def _append(rollout: Rollout, b: int, turn: Rollout, k: int, limit: int) -> None:
+    """Put row k of a turn behind row b, as far as there is room."""
+    room = limit - len(rollout.ids[b])
+    is_cut = len(turn.ids[k]) > room
+    rollout.ids[b] = torch.cat((rollout.ids[b], turn.ids[k][:room]))
+    rollout.logps[b] = torch.cat((rollout.logps[b], turn.logps[k][:room]))
+    rollout.finish[b] = "length" if is_cut else turn.finish[k]
+
+
+def outcome_counts(episodes: Sequence[Episode]) -> Counter[str]:
+    """How many calls had which outcome."""
+    return Counter(observation.outcome for e in episodes for _, observation in e.turns)
