@@ -128,6 +128,8 @@ def verifier_for(cfg: EvalConfig, task: Task, model: VLM) -> ScoredVLM:
     if cfg.choose == "beam" and learnt != "process":
         what = f"needs one of statements (--labels process); this one has learnt {learnt}"
         raise InputError(f"--verifier {cfg.verifier}: --choose beam {what}")
+    if cfg.choose == "beam" and task.environment is not None:
+        raise InputError(f"--choose beam: not for {task.name}, whose completions act")
     if cfg.choose == "beam" and not isinstance(model, VLM):
         raise InputError("--choose beam: only for the hand-written families")
     if about.get("task") != task.name:

@@ -34,6 +34,7 @@ from data.examples import full_question
 from kernels import sample_tokens
 from model.attention import Span
 from model.load import check_files_fit, load_model, load_processor, local_directory
+from model.pack import Shown
 from model.processor import Processor
 from model.vlm import VLM, DecodingRows, Prompt
 from rewards import FORMATS, classification_reward
@@ -60,6 +61,12 @@ class Rollout:
         None  # of each reward, unweighted; None: it has none
     )
     advantages: Tensor | None = None  # (N, G) fp32
+    episodes: list | None = None  # where completions were shown something (training/episodes.py)
+
+    @property
+    def shown(self) -> list[list[Shown]] | None:
+        """What each completion was shown; None: nothing."""
+        return None if self.episodes is None else [episode.shown for episode in self.episodes]
 
     @property
     def has_reward(self) -> Tensor:

@@ -225,15 +225,16 @@ def train(cfg: GRPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, fl
                     keep_features(model, prompts, cfg)
                     run.log.lap("prompts")
                     # 2. Rollout: G completions each; every prompt is computed once.
-                    rollout = sample_groups(model, processor, prompts, cfg, step)
+                    examples = [example for _, example in distributed.local_shard(questions)]
+                    acting = (task.environment, examples)
+                    rollout = sample_groups(model, processor, prompts, cfg, step, *acting)
                 run.log.lap("rollout")
                 # 3. Reward: verify every completion.
-                examples = [example for _, example in distributed.local_shard(questions)]
                 rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
                 if learned is not None:
                     learned.add_to(rollout, prompts)
                 if cfg.kl_in_reward:
-                    logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
+                    logps = logps_of_completions(reference, prompts, rollout, cfg, suppressed)
                     subtract_kl(rollout, logps, cfg.beta)
                 rollout = gather_rollout(rollout)  # of all ranks
                 run.log.lap("reward")

@@ -148,20 +148,21 @@ def train(cfg: PPOConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             questions, prompts = reader.read(places_of_step(step, cfg))
             keep_features(model, prompts, cfg)
             run.log.lap("prompts")
-            rollout = sample_groups(model, processor, prompts, cfg, step)
-            run.log.lap("rollout")
             examples = [example for _, example in distributed.local_shard(questions)]
+            acting = (task.environment, examples)
+            rollout = sample_groups(model, processor, prompts, cfg, step, *acting)
+            run.log.lap("rollout")
             rollout.rewards, rollout.parts = scorer.score(examples, rollout, step)  # (N, G)
             if learned is not None:
                 learned.add_to(rollout, prompts)
             log_ratios = None
             if reference is not None:
-                logps = logps_of_completions(reference, prompts, rollout.ids, cfg, suppressed)
+                logps = logps_of_completions(reference, prompts, rollout, cfg, suppressed)
                 log_ratios = [a - b for a, b in zip(rollout.logps, logps, strict=True)]
             run.log.lap("reward")
             # 4. Advantage: compare with what the critic expected, token by token.
             size = cfg.groups_per_micro_batch
-            values = scores_of_completions(critic, prompts, rollout.ids, size)  # (C,)
+            values = scores_of_completions(critic, prompts, rollout.ids, size, rollout.shown)
             advantages, returns, counted = with_advantages(rollout, values, log_ratios, cfg)
             of_ranks = distributed.all_gather((values, torch.cat(returns), counted))
             values, all_returns, counted = (

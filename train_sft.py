@@ -11,6 +11,7 @@ The result is a checkpoint like any other. Reason-RFT's two stages (arXiv:2503.2
 script with `--cot`, then `train_grpo.py --model runs/NAME/step_N/hf`. Read first: train_grpo.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -30,6 +31,7 @@ from runtime.errors import InputError
 from tasks.task import Task
 from training.batches import Group, PromptReader, keep_features, places_of_step
 from training.checkpoint import Checkpoint
+from training.episodes import demonstrated_calls
 from training.fsdp import unsharded
 from training.micro_batches import MicroBatch, MicroBatches
 from training.optimizer import Optimizer
@@ -73,6 +75,8 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
         if not is_new:
             raise InputError(f"{path}:{number}: the second row of id {id!r:.80}; keep one")
         values = texts.thought, texts.caption, texts.summary
+        if texts.calls:
+            raise InputError(f"{path}:{number}: calls cannot be given; leave them out")
         if not all(isinstance(value, str) for value in values) or not texts.thought.strip():
             what = "the thought has to be text and not empty, caption and summary text"
             raise InputError(f"{path}:{number}: {what}; repair the row")
@@ -105,11 +109,13 @@ def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
     return task
 
 
-def response_ids(example: Example, mode: str, processor: Processor) -> Tensor:
-    """What the model should answer, end token included: (C_i,) int64."""
+def response_ids(
+    example: Example, mode: str, processor: Processor, calls: Sequence[int] = ()
+) -> Tensor:
+    """What the model should answer, behind its calls, end token included: (C_i,) int64."""
     text = completion_text(example.target, mode, example.reasoning)
-    text = text.removeprefix(processor.opening)  # which the prompt holds already
-    return torch.tensor([*processor.encode(text), processor.end_ids[0]])
+    text = text if calls else text.removeprefix(processor.opening)  # which the prompt holds already
+    return torch.tensor([*calls, *processor.encode(text), processor.end_ids[0]])
 
 
 def imitation_loss(model: VLM, batch: MicroBatch) -> Tensor:
@@ -135,11 +141,16 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             with unsharded(model):
                 keep_features(model, prompts, cfg)
             examples = [example for _, example in distributed.local_shard(questions)]
-            responses = [response_ids(example, cfg.prompt_mode, processor) for example in examples]
+            acting = (cfg.prompt_mode, processor, setup.task.environment)
+            calls, shown = zip(*(demonstrated_calls(e, *acting) for e in examples), strict=True)
+            responses = [
+                response_ids(example, cfg.prompt_mode, processor, ids)
+                for example, ids in zip(examples, calls, strict=True)
+            ]
             C = sum(distributed.all_gather(sum(map(len, responses))))  # tokens of the step
             groups = [
-                Group(prompt, [ids], weights=torch.full((len(ids),), 1.0 / C))
-                for prompt, ids in zip(prompts, responses, strict=True)
+                Group(prompt, [ids], torch.full((len(ids),), 1.0 / C), shown=[seen])
+                for prompt, ids, seen in zip(prompts, responses, shown, strict=True)
             ]
             run.log.lap("prompts")
             # 2. Update.

@@ -15,6 +15,7 @@ Next: training/episodes.py.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -54,9 +55,15 @@ class Observation:
 
 
 class Environment(Protocol[State]):
-    """What a model acts in. `closings`: texts behind which it is the environment's turn."""
+    """What a model acts in.
+
+    Attributes:
+        closings: texts behind which it is the environment's turn.
+        weights: of the parts of its reward; those that weigh nothing are only logged.
+    """
 
     closings: tuple[str, ...]
+    weights: Mapping[str, float]
 
     def start(self, example: Example) -> State:
         """The state before the first token."""

@@ -22,6 +22,7 @@ class Reasoning:
     thought: str  # from what is seen to the answer
     caption: str = ""  # of the four steps: what the picture shows
     summary: str = ""  # of the four steps: what the question wants
+    calls: tuple[tuple[str, str], ...] = ()  # what is done before it: (thought, call), each
 
 
 @dataclass(frozen=True)

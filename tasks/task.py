@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from acting.environment import Environment
 from answers import parse_answer, parse_name
 from data.examples import Example
 from data.garden.thoughts import Statement
@@ -33,6 +34,7 @@ class Task:
             examples knows no facts, as with all data from outside.
         is_faithful: (completion, example) -> whether its answer follows from its statements; None
             where that has no meaning.
+        environment: what completions act in (acting/environment.py); None: they only answer.
         max_completion_length: tokens that an answer of this task needs in the garden.
     """
 
@@ -47,6 +49,7 @@ class Task:
     read: Callable[[str | None, Example], object | None] = lambda answer, _: parse_name(answer)
     statements: Callable[[str, Example], list[Statement]] | None = None
     is_faithful: Callable[[str, Example], bool | None] = lambda text, example: None
+    environment: Environment | None = None
 
     def answer(self, text: str, example: Example) -> str | None:
         """What a completion answers, in one spelling for equal answers; None: unreadable."""

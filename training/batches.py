@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from acting.environment import Environment
 from config import TrainConfig
 from data.examples import Example, shuffle
-from model.pack import Pack, completion_logps, make_pack
+from model.pack import Pack, Shown, completion_logps, make_pack
 from model.processor import Processor
 from model.scored import ScoredVLM
 from model.vlm import VLM, Prompt
 from runtime import distributed
 from sample import Rollout, generate_group
+from training.episodes import sample_episodes
 from training.rollout_config import RolloutConfig
 
 MOST_GROUPS = 8  # of a micro-batch, where nobody says how many
@@ -103,6 +105,7 @@ class Group:
     prompt: Prompt
     ids: list[Tensor]  # G x (C_i,) int64
     weights: Tensor  # (C of the group,) fp32, as the following
+    shown: list[list[Shown]] | None = None  # to each completion; None: nothing
     logp_old: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None  # what a critic should have said
@@ -110,49 +113,70 @@ class Group:
 
 
 def sample_groups(
-    model: VLM, processor: Processor, prompts: list[Prompt], cfg: RolloutConfig, step: int
+    model: VLM,
+    processor: Processor,
+    prompts: list[Prompt],
+    cfg: RolloutConfig,
+    step: int,
+    environment: Environment | None = None,
+    examples: Sequence[Example] = (),
 ) -> Rollout:
     """`sample.generate_group` as a training step asks for it: G completions of every prompt.
 
-    Returns when all ranks have theirs: waiting for the slowest is a part of the rollout.
+    In an environment they are episodes about the prompts' `examples`. Returns when all ranks have
+    theirs: waiting for the slowest is a part of the rollout.
     """
     sizes = (cfg.num_generations, cfg.max_completion_length)
-    rollout = generate_group(
-        model, processor, prompts, *sizes, cfg.temperature, seed=cfg.seed, step=step
-    )
+    more = dict(temperature=cfg.temperature, seed=cfg.seed, step=step)
+    if environment is None:
+        rollout = generate_group(model, processor, prompts, *sizes, **more)
+    else:
+        acting = (examples, environment)
+        more["freeze_vision"] = cfg.freeze_vision
+        rollout = sample_episodes(model, processor, prompts, *acting, *sizes, **more)
     distributed.barrier()
     return rollout
 
 
 def packs_of(
-    prompts: list[Prompt], ids: list[Tensor], device: torch.device, size: int | None = None
+    prompts: list[Prompt],
+    ids: list[Tensor],
+    device: torch.device,
+    size: int | None = None,
+    shown: list[list[Shown]] | None = None,
 ) -> Iterator[Pack]:
     """The completions (N * G of them) of prompts, `size` groups at a time (None: MOST_GROUPS)."""
     G, size = len(ids) // len(prompts), size or MOST_GROUPS
     for start in range(0, len(prompts), size):
         chunk = range(start, min(start + size, len(prompts)))
-        groups = [ids[n * G : (n + 1) * G] for n in chunk]
-        yield make_pack([prompts[n] for n in chunk], groups, device)
+        rows = [slice(n * G, (n + 1) * G) for n in chunk]
+        seen = shown and [shown[row] for row in rows]
+        yield make_pack([prompts[n] for n in chunk], [ids[row] for row in rows], device, seen)
 
 
 @torch.no_grad()
 def logps_of_completions(
-    model: VLM, prompts: list[Prompt], ids: list[Tensor], cfg: RolloutConfig, suppressed: Tensor
+    model: VLM, prompts: list[Prompt], rollout: Rollout, cfg: RolloutConfig, suppressed: Tensor
 ) -> list[Tensor]:
     """Log-probabilities of completions under a model: (C_i,) fp32 each, on the CPU."""
+    terms = (suppressed.device, cfg.groups_per_micro_batch, rollout.shown)
     logps = [
         completion_logps(model, pack, cfg.temperature, suppressed)[0].cpu()  # (C,)
-        for pack in packs_of(prompts, ids, suppressed.device, cfg.groups_per_micro_batch)
+        for pack in packs_of(prompts, rollout.ids, *terms)
     ]
-    return list(torch.cat(logps).split([len(tokens) for tokens in ids]))
+    return list(torch.cat(logps).split([len(tokens) for tokens in rollout.ids]))
 
 
 @torch.no_grad()
 def scores_of_completions(
-    model: ScoredVLM, prompts: list[Prompt], ids: list[Tensor], size: int | None = None
+    model: ScoredVLM,
+    prompts: list[Prompt],
+    ids: list[Tensor],
+    size: int | None = None,
+    shown: list[list[Shown]] | None = None,
 ) -> Tensor:
     """The scores of the states before every token of completions: (C,) fp32, on the CPU."""
-    packs = packs_of(prompts, ids, model.device, size)
+    packs = packs_of(prompts, ids, model.device, size, shown)
     return torch.cat([model(pack).cpu() for pack in packs])
 
 
@@ -173,7 +197,8 @@ def concatenate(rollouts: list[Rollout]) -> Rollout:
     """Several scored rollouts as one."""
     lists = {
         name: sum((getattr(r, name) for r in rollouts), [])
-        for name in ("ids", "logps", "finish", "texts", "parts")
+        for name in ("ids", "logps", "finish", "texts", "parts", "episodes")
+        if getattr(rollouts[0], name) is not None
     }
     tensors = {
         name: torch.cat([getattr(r, name) for r in rollouts])
@@ -208,5 +233,6 @@ def make_groups(
         }
         for name, values in per_token.items():
             tensors[name] = torch.cat(values[local * G : (local + 1) * G])
-        groups.append(Group(prompt, rollout.ids[rows], **tensors))
+        shown = rollout.shown and rollout.shown[rows]
+        groups.append(Group(prompt, rollout.ids[rows], shown=shown, **tensors))
     return groups

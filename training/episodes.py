@@ -58,13 +58,13 @@ def sample_episodes(
     seed: int = 0,
     step: int = 0,
     freeze_vision: bool = False,
-) -> tuple[Rollout, list[Episode]]:
+) -> Rollout:
     """`sample.generate_group`, where completions may pause and be shown something.
 
     Args:
         examples: of the prompts. max_completion_length: of the sampled tokens of all turns.
         freeze_vision: run the tower over what is shown once, for sampling and training.
-    Returns: a Rollout of the sampled tokens, and the episode of each of its N * G rows. Where an
+    Returns: a Rollout of the sampled tokens, with the episode of each of its N * G rows. Where an
         observation was the last, `finish` is "over".
     """
     G, limit = num_generations, max_completion_length
@@ -84,7 +84,8 @@ def sample_episodes(
             _append(rollout, b, turn, k, limit)
     decode = processor.decode
     rollout.texts = [processor.opening + decode(ids) for ids in rollout.ids]
-    return rollout, episodes
+    rollout.episodes = episodes
+    return rollout
 
 
 def _act(
@@ -122,6 +123,31 @@ def _append(rollout: Rollout, b: int, turn: Rollout, k: int, limit: int) -> None
     rollout.ids[b] = torch.cat((rollout.ids[b], turn.ids[k][:room]))
     rollout.logps[b] = torch.cat((rollout.logps[b], turn.logps[k][:room]))
     rollout.finish[b] = "length" if is_cut else turn.finish[k]
+
+
+def demonstrated_calls(
+    example: Example, mode: str, processor: Processor, environment: Environment | None
+) -> tuple[list[int], list[Shown]]:
+    """The calls that an example's reasoning makes, as tokens, and what they are shown."""
+    ids, shown = [], []
+    if environment is None or example.reasoning is None:
+        return ids, shown
+    state = environment.start(example)
+    for thought, call in example.reasoning.calls:
+        said = call if mode == "direct" else f"<think>{thought}</think>{call}"
+        state, observation = environment.act(state, said)
+        ids += processor.encode(said if ids else said.removeprefix(processor.opening))
+        shown.append(Shown(len(ids), processor.piece(example.id, observation.parts)))
+    return ids, shown
+
+
+def tokens_computed_again(prompt: Prompt, episode: Episode) -> int:
+    """Tokens of the prefills after the first: everything before, once for every turn."""
+    total, seen = 0, 0
+    for shown in episode.shown:
+        seen += len(shown.piece.ids)
+        total += len(prompt.ids) + shown.at + seen
+    return total
 
 
 def outcome_counts(episodes: Sequence[Episode]) -> Counter[str]:

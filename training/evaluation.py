@@ -137,7 +137,7 @@ def evaluate(
     length = max_completion_length or task.max_completion_length
     distributed.require_same([e.id for e in examples], "questions")
     shard, records = distributed.local_shard(examples), []
-    sampling = Sampling(model, processor, length, temperature, seed)
+    sampling = Sampling(model, processor, length, temperature, seed, task.environment)
     for start in range(0, len(shard), batch_size):
         batch = shard[start : start + batch_size]
         prompts = [processor.prompt(e.id, e.images, e.question) for e in batch]
@@ -149,6 +149,8 @@ def evaluate(
             if votes > 1:
                 scores = [task.scores(text, example)["strict"] for text in answer.texts]
                 record |= {"pass_at_n": max(scores), "tokens_computed": answer.computed}
+            if answer.episode is not None:
+                record |= task.environment.reward(example, answer.episode.state, text)
             records.append(record | task.scores(text, example))
     records = sum(distributed.all_gather(records), [])
     n, about = len(records), ("id", "target", "text", "length", "answer")

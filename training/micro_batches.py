@@ -103,7 +103,8 @@ class MicroBatches:
                 return None
             return torch.cat(tensors).to(device, non_blocking=True)  # (C,)
 
-        pack = make_pack([g.prompt for g in groups], [g.ids for g in groups], device)
+        shown = [g.shown for g in groups] if groups[0].shown is not None else None
+        pack = make_pack([g.prompt for g in groups], [g.ids for g in groups], device, shown)
         counts = torch.tensor([len(tokens) for group in groups for tokens in group.ids])
         completion_of = torch.arange(len(counts)).repeat_interleave(counts)  # (C,)
         names = ("weights", "logp_old", "advantages", "returns", "is_fresh")

@@ -36,6 +36,7 @@ from runtime.errors import InputError, visible
 from runtime.run_directory import FAULT_LOG, REWARD_FILE
 from sample import Rollout
 from tasks.task import Task, finite_reward
+from training.episodes import Episode
 from training.reward_worker import MAX_SHOWN, Workers
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
@@ -140,6 +141,8 @@ class Scorer:
         self.weights |= {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
         self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.shaping |= {"length": cfg.length_weight}
+        if task.environment is not None:
+            self.shaping |= task.environment.weights
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
             raise InputError(
                 f"--overlong_buffer {cfg.overlong_buffer}: must be at most "
@@ -158,9 +161,12 @@ class Scorer:
         G, totals, parts = len(rollout.texts) // len(examples), [], []
         groups = [(rollout.texts[n * G : (n + 1) * G], e) for n, e in enumerate(examples)]
         for n, rewards in enumerate(self._unshaped(groups, step)):
-            texts, example = groups[n]
-            lengths = [len(ids) for ids in rollout.ids[n * G : (n + 1) * G]]
-            shaped = self._shaped(rewards, texts, example, lengths)
+            (texts, example), rows = groups[n], slice(n * G, (n + 1) * G)
+            lengths = [len(ids) for ids in rollout.ids[rows]]
+            optional = self._optional_parts(example, texts, lengths)
+            if rollout.episodes is not None:
+                optional |= self._parts_of_acting(example, texts, rollout.episodes[rows])
+            shaped = self._shaped(rewards, optional)
             counted = [reward.total for reward in shaped if reward is not None]
             stand_in = sum(counted) / len(counted) if counted else 0.0
             totals += [stand_in if reward is None else reward.total for reward in shaped]
@@ -181,10 +187,9 @@ class Scorer:
         ]
 
     def _shaped(
-        self, rewards: list[Reward | None], texts: list[str], example: Example, lengths: list[int]
+        self, rewards: list[Reward | None], optional: dict[str, list[float]]
     ) -> list[Reward | None]:
         """Add the optional parts of a group to the rewards that there are."""
-        optional = self._optional_parts(example, texts, lengths)
         counted = []
         for i, reward in enumerate(rewards):
             parts = {name: values[i] for name, values in optional.items()}
@@ -206,6 +211,16 @@ class Scorer:
             is_right = [self.task.scores(text, example)["strict"] == 1.0 for text in texts]
             parts["length"] = length_rewards(lengths, is_right)
         return parts
+
+    def _parts_of_acting(
+        self, example: Example, texts: list[str], episodes: list[Episode]
+    ) -> dict[str, list[float]]:
+        """What the environment says of each episode: name -> one number per completion."""
+        parts = [
+            self.task.environment.reward(example, episode.state, text)
+            for text, episode in zip(texts, episodes, strict=True)
+        ]
+        return {name: [part[name] for part in parts] for name in parts[0]}
 
     def fault_metrics(self, n_completions: int, log: RunLog, step: int) -> dict[str, float]:
         """Faults of this step over all ranks, {} without --reward. A collective.

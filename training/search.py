@@ -19,15 +19,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from acting.environment import Environment
 from answers import parse_answer
 from data.examples import Example
-from model.pack import continued
+from model.pack import Shown, continued
 from model.processor import Processor
 from model.scored import ScoredVLM
 from model.vlm import VLM, Prompt
 from sample import Rollout, generate_group
 from tasks.task import Task
 from training.batches import MOST_GROUPS, scores_of_completions
+from training.episodes import Episode, sample_episodes, tokens_computed_again
 from training.verifier import ends, in_chunks
 
 Method = Literal["majority", "best", "weighted", "beam"]
@@ -41,12 +43,14 @@ class Chosen:
     Attributes:
         texts: every completion that was finished, the chosen one included.
         computed: tokens, see above.
+        episode: what else happened, where there is something to act in.
     """
 
     text: str
     ids: Tensor
     texts: list[str]
     computed: int
+    episode: Episode | None = None
 
 
 @dataclass
@@ -58,21 +62,22 @@ class Sampling:
     length: int
     temperature: float
     seed: int
+    environment: Environment | None = None
 
     def __call__(
         self, prompts: list[Prompt], count: int, length: int = 0, pause_at: Sequence[str] = ()
     ) -> Rollout:
         """`count` completions of each prompt, of at most `length` tokens (0: as configured)."""
-        return generate_group(
-            self.model,
-            self.processor,
-            prompts,
-            count,
-            length or self.length,
-            self.temperature,
-            self.seed,
-            pause_at=pause_at,
-        )
+        sizes = (count, length or self.length, self.temperature, self.seed)
+        return generate_group(self.model, self.processor, prompts, *sizes, pause_at=pause_at)
+
+    def about(self, prompts: list[Prompt], examples: list[Example], count: int) -> Rollout:
+        """`count` completions of each prompt: episodes, where there is something to act in."""
+        if self.environment is None:
+            return self(prompts, count)
+        acting = (examples, self.environment)
+        sizes = (count, self.length, self.temperature, self.seed)
+        return sample_episodes(self.model, self.processor, prompts, *acting, *sizes)
 
 
 # ---- choosing among whole completions ------------------------------------------------------------
@@ -95,9 +100,14 @@ def majority(texts: list[str]) -> int:
     return heaviest([parse_answer(text) for text in texts], [1.0] * len(texts))
 
 
-def completion_scores(verifier: ScoredVLM, prompts: list[Prompt], ids: list[Tensor]) -> Tensor:
+def completion_scores(
+    verifier: ScoredVLM,
+    prompts: list[Prompt],
+    ids: list[Tensor],
+    shown: list[list[Shown]] | None = None,
+) -> Tensor:
     """What a verifier says after each completion (N * G of them): (N, G) fp32 on the CPU."""
-    scores = scores_of_completions(verifier, prompts, ids)  # (C,)
+    scores = scores_of_completions(verifier, prompts, ids, shown=shown)  # (C,)
     return scores[ends(ids)].view(len(prompts), -1)
 
 
@@ -111,8 +121,9 @@ def among_samples(
     verifier: ScoredVLM | None,
 ) -> list[Chosen]:
     """One of `count` completions of every question: majority, best or weighted."""
-    rollout = sampling(prompts, count)
-    scores = None if verifier is None else completion_scores(verifier, prompts, rollout.ids)
+    rollout, scores = sampling.about(prompts, examples, count), None
+    if verifier is not None:
+        scores = completion_scores(verifier, prompts, rollout.ids, rollout.shown)
     chosen = []
     for n, (prompt, example) in enumerate(zip(prompts, examples, strict=True)):
         rows = slice(n * count, (n + 1) * count)
@@ -124,9 +135,11 @@ def among_samples(
         else:
             answers = [task.answer(text, example) for text in texts]
             index = heaviest(answers, scores[n].sigmoid().tolist())
+        episodes = rollout.episodes[rows] if rollout.episodes else [None] * count
         tokens = len(prompt.ids) + sum(map(len, ids))
+        tokens += sum(tokens_computed_again(prompt, e) for e in episodes if e is not None)
         computed = tokens * (1 if verifier is None else 2)
-        chosen.append(Chosen(texts[index], ids[index], texts, computed))
+        chosen.append(Chosen(texts[index], ids[index], texts, computed, episodes[index]))
     return chosen
 
 

@@ -62,6 +62,7 @@ def prepare(cfg: TrainConfig, checkpoint: Checkpoint | None = None) -> Setup:
     task = load_task(cfg, processor)
     if cfg.max_completion_length is None:
         cfg = replace(cfg, max_completion_length=task.max_completion_length)
+    check_acting(cfg, task, processor)
     processor.check_lengths(cfg.max_prompt_length, cfg.max_completion_length)
     evaluated = {name: task.splits[name] for name in EVAL_SPLITS if name in task.splits}
     usable = usable_splits({"train": task.train} | evaluated, processor, cfg)
@@ -103,6 +104,20 @@ def warn_of_long_targets(task: Task, processor: Processor, limit: int) -> None:
             f"--max_completion_length {limit} and can never be earned: {worst[:60]!r} has "
             f"{lengths[worst]} tokens, without a thought; raise it"
         )
+
+
+def check_acting(cfg: TrainConfig, task: Task, processor: Processor) -> None:
+    """Raise InputError for what cannot follow completions that act."""
+    if task.environment is None:
+        return
+    if isinstance(processor, TransformersProcessor):
+        name = processor.family.name
+        raise InputError(f"--task {task.name}: not for {name}, which runs through transformers")
+    for flag in ("replay_buffer_size", "dynamic_sample", "reward_model"):
+        if getattr(cfg, flag, None):
+            raise InputError(f"--{flag}: not for --task {task.name}, whose completions act")
+    if cfg.script == "train_verifier.py":
+        raise InputError(f"--task {task.name}: its completions act, which no verifier reads yet")
 
 
 def check_model_flags(cfg: TrainConfig, processor: Processor) -> None:

@@ -59,7 +59,7 @@ def interleaved(clean: list, noisy: list, N: int) -> list:
     return [x for n in range(N) for x in (*clean[n * a : (n + 1) * a], *noisy[n * b : (n + 1) * b])]
 
 
-def noisy_groups(model, processor, prompts: list[Prompt], cfg, step: int) -> Rollout:
+def noisy_groups(model, processor, prompts: list[Prompt], cfg, step: int, *acting) -> Rollout:
     """`sample_groups`, where the second half of every group has seen a noised picture."""
     N, half = len(prompts), cfg.num_generations // 2
     strength = NOISE * noise_left(step / cfg.max_steps)
@@ -71,7 +71,7 @@ def noisy_groups(model, processor, prompts: list[Prompt], cfg, step: int) -> Rol
         for which, size in zip((prompts, others), sizes, strict=True)
     )
     suppressed = processor.suppressed_tokens.to(model.device)
-    noisy.logps = logps_of_completions(model, prompts, noisy.ids, cfg, suppressed)
+    noisy.logps = logps_of_completions(model, prompts, noisy, cfg, suppressed)
     lists = {
         name: interleaved(getattr(clean, name), getattr(noisy, name), N)
         for name in ("ids", "logps", "finish", "texts")

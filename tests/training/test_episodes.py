@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from PIL import Image
-from training.episodes import outcome_counts, sample_episodes
 
 from acting.environment import Observation, last_call
 from data.examples import Example
@@ -25,6 +24,7 @@ from model.vlm import rope_positions
 from model.weights import load_model
 from sample import generate_group
 from tests.model.test_shared_prefix import assert_close, gradients
+from training.episodes import outcome_counts, sample_episodes
 
 LENGTH, G = 40, 4
 VOWELS = tuple("aeiou")
@@ -73,7 +73,8 @@ def prompts(tiny, examples):
 
 def play(tiny, prompts, examples, environment=None, **more):
     more = dict(num_generations=G, max_completion_length=LENGTH, seed=2) | more
-    return sample_episodes(*tiny, prompts, examples, environment or Album(), **more)
+    rollout = sample_episodes(*tiny, prompts, examples, environment or Album(), **more)
+    return rollout, rollout.episodes
 
 
 def pack_of(prompts, rollout, episodes):
