@@ -5,6 +5,7 @@
     ovd      the same, evaluated on other categories change   calls that turn picture 1 into 2
     ground   the one box that a phrase means         vqa      a word
     order    what comes first, what comes next       entail   yes, no or unknown
+    zoom     a word, after looking closer
 
 A new task is one file here and its name in `NAMES`, which every script and every test that is about
 all tasks reads. The file has `load(cfg, image_cfg) -> Task` and
@@ -22,7 +23,7 @@ from runtime.errors import InputError
 from tasks.boxes import model_box_format
 from tasks.task import Task
 
-NAMES = "cls det ovd ground count measure change vqa entail order".split()
+NAMES = "cls det ovd ground count measure change vqa entail order zoom".split()
 TASKS = {name: import_module(f"tasks.{name}") for name in NAMES}  # --task -> its file
 
 

@@ -216,11 +216,13 @@ def make_task(
     reward: Callable[[str, Example, Weights, float], Reward],
     scores: Callable[[str, Example], dict[str, float]],
     max_completion_length: int,
+    last_turn: Callable[[str], str] = lambda text: text,
     **more,
 ) -> Task:
     """A Task whose questions say how to answer, and whose scores include the format.
 
-    `scores` gives the metrics of one answer without the format. `more` are fields of Task.
+    `scores` gives the metrics of one answer without the format. `last_turn` of a completion is what
+    has to keep it. `more` are fields of Task.
     Raises InputError for --question where the data asks different ones (cls aside).
     """
     mode, (train, evaluated) = cfg.prompt_mode, splits
@@ -244,7 +246,8 @@ def make_task(
         train=ask(train),
         splits={split: ask(examples) for split, examples in evaluated.items()},
         reward=reward,
-        scores=lambda text, e: scores(text, e) | {"format": format_reward(text, mode)},
+        scores=lambda text, e: scores(text, e) | {"format": format_reward(last_turn(text), mode)},
+        last_turn=last_turn,
         max_completion_length=max_completion_length + STEPS_TOKENS * (mode == "steps"),
         **more,
     )

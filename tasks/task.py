@@ -35,6 +35,7 @@ class Task:
         is_faithful: (completion, example) -> whether its answer follows from its statements; None
             where that has no meaning.
         environment: what completions act in (acting/environment.py); None: they only answer.
+        last_turn: the part of a completion that answers, behind all that it asked for.
         max_completion_length: tokens that an answer of this task needs in the garden.
     """
 
@@ -50,10 +51,11 @@ class Task:
     statements: Callable[[str, Example], list[Statement]] | None = None
     is_faithful: Callable[[str, Example], bool | None] = lambda text, example: None
     environment: Environment | None = None
+    last_turn: Callable[[str], str] = lambda text: text
 
     def answer(self, text: str, example: Example) -> str | None:
         """What a completion answers, in one spelling for equal answers; None: unreadable."""
-        value = self.read(parse_answer(text), example)
+        value = self.read(parse_answer(self.last_turn(text)), example)
         return None if value is None else str(value)
 
 

@@ -26,6 +26,7 @@ class RolloutConfig(TrainConfig):
     correct_weight: float = flag(1.0, "weight of the right answer, or of the boxes' overlap")
     confidence_weight: float = flag(1.0, "det, ovd: weight of well-placed confidence")
     format_weight: float = flag(0.5, "weight of the asked-for format")
+    look_bonus: float = flag(0.3, "zoom: for a look that was needed, well aimed, and helped")
     dense: float = flag(0.0, "credit for being nearly right, 0 (sparse) .. 1")
     dense_schedule: Literal["constant", "linear"] = flag("constant", "or: decay dense to 0")
     overlong_weight: float = flag(0.0, "penalty near the length limit (DAPO)")
@@ -43,7 +44,7 @@ class RolloutConfig(TrainConfig):
         require_counts(self, "num_generations overlong_buffer")
         require(1e-3 <= self.temperature <= 1e3, "temperature", "in 0.001 .. 1000", self)
         weights = "correct confidence format overlong repetition length"
-        for name in (*(f"{part}_weight" for part in weights.split()), "beta"):
+        for name in (*(f"{part}_weight" for part in weights.split()), "beta", "look_bonus"):
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
         require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
         require(0 < self.reward_timeout <= 1e6, "reward_timeout", "above 0 seconds", self)

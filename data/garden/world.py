@@ -211,10 +211,10 @@ def random_flower(rng: random.Random, colours: Sequence[str] = COLOURS) -> Flowe
     return Flower(rng.choice(PETAL_COUNTS), rng.choice(SHAPES), colour, centre)
 
 
-def _fits(corners: Corners, others: Sequence[Placed], gap: int) -> bool:
+def fits(corners: Corners, others: Sequence[Placed], gap: int, size: int = SCENE_SIZE) -> bool:
     """Whether a box is inside the picture and at least `gap` pixels away from every other box."""
     x0, y0, x1, y1 = corners
-    if min(corners) < 0 or max(corners) > SCENE_SIZE:
+    if min(corners) < 0 or max(corners) > size:
         return False
     return all(
         x1 + gap <= other.x0 or other.x1 + gap <= x0 or y1 + gap <= other.y0 or other.y1 + gap <= y0
@@ -241,7 +241,7 @@ def sample_scene(rng: random.Random, n_objects: int) -> Scene:
             x0 = GRID * rng.randint(0, (SCENE_SIZE - width) // GRID)
             y0 = GRID * rng.randint(0, (SCENE_SIZE - height) // GRID)
             corners = (x0, y0, x0 + width, y0 + height)
-            if not _fits(corners, scene, 0 if crowded else GRID):
+            if not fits(corners, scene, 0 if crowded else GRID):
                 continue
             repeats = scene and rng.random() < P_REPEAT
             flower = random_flower(rng, [rng.choice(scene).colour] if repeats else COLOURS)
@@ -269,7 +269,7 @@ def change_scene(scene: Scene, rng: random.Random, n_changes: int) -> tuple[Scen
         resized = _resized(old)
         # There must be room in both pictures, so the calls hold in whatever order they are applied.
         others = [p for p in scene if p != old] + list(after.values())
-        can_resize = _fits(resized.corners, others, gap=0)
+        can_resize = fits(resized.corners, others, gap=0)
         action = rng.choice(["change_colour", "remove"] + ["change_size"] * can_resize)
         if action == "remove":
             calls.append(f"remove(f{number})")
@@ -286,4 +286,4 @@ def change_scene(scene: Scene, rng: random.Random, n_changes: int) -> tuple[Scen
 def shifted(scene: Scene, dx: int, dy: int) -> Scene | None:
     """The same flowers from a shifted viewpoint (pixels); None if one would leave the picture."""
     moved = tuple(replace(p, x0=p.x0 + dx, y0=p.y0 + dy, x1=p.x1 + dx, y1=p.y1 + dy) for p in scene)
-    return moved if all(_fits(p.corners, (), gap=0) for p in moved) else None
+    return moved if all(fits(p.corners, (), gap=0) for p in moved) else None

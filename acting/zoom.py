@@ -1,0 +1,164 @@
+"""Looking closer: the model asks for a region of the picture and is shown it, in full detail.
+
+    call          <zoom>[x1, y1, x2, y2]</zoom>, in the box format of the example
+    observation   <look>, the region of the *original* picture, </look>; or <look>, a few words,
+                  </look> where there is no such region
+    budget        `BUDGET` calls; a further one is told so, and the next ends the episode
+
+What is paid beside the task's own reward is a bonus for a look that was needed, hit the region that
+matters, and was followed by the right answer: a bonus for every look teaches to look always, and
+none at all to look never (DeepEyes, arXiv:2505.14362; Pixel Reasoner, arXiv:2505.15966).
+
+Next: tasks/zoom.py.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from PIL import Image
+
+from acting.environment import Observation, Outcome, last_call
+from answers import Box, box_items, parse_boxes
+from data.examples import Example, Picture
+from model.image import load_image
+
+OPEN, CLOSE = "<look>", "</look>"
+BUDGET = 3  # looks
+MIN_SIDE = 16  # pixels of the original: smaller regions are widened
+MAX_ASPECT = 100.0  # of a region
+LARGE = 0.5  # share of the picture above which a region is no look
+COVERED = 0.5  # share of the region that matters, for a look to hit it
+
+Region = tuple[float, float, float, float]  # x1, y1, x2, y2 in shares of width and height
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The state: what was asked so far.
+
+    Attributes:
+        regions: that were shown. outcomes: of all calls.
+        forged: how often the model wrote an observation of its own.
+    """
+
+    example: Example
+    regions: tuple[Region, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    forged: int = 0
+
+
+class Zoom:
+    """The environment.
+
+    Args:
+        is_right: (completion, example) -> whether it answers rightly.
+        bonus: for a needed look that helped.
+    """
+
+    closings = ("</zoom>",)
+
+    def __init__(self, is_right: Callable[[str, Example], bool], bonus: float):
+        self.is_right = is_right
+        logged = ("looked", "looks", "looks_invalid", "looks_forged")
+        self.weights = MappingProxyType({"look_bonus": bonus} | dict.fromkeys(logged, 0.0))
+
+    def start(self, example: Example) -> Looked:
+        """Nothing was asked yet."""
+        return Looked(example)
+
+    def act(self, state: Looked, said: str) -> tuple[Looked, Observation]:
+        """Show a region, or say why not."""
+        state = replace(state, forged=state.forged + said.count(OPEN))
+        outcome, region = self._outcome(state, said)
+        state = replace(state, outcomes=(*state.outcomes, outcome))
+        if outcome == "over":
+            return state, Observation((), outcome, is_last=True)
+        if outcome == "done":
+            state = replace(state, regions=(*state.regions, region))
+            return state, Observation((OPEN, cut(state.example.original, region), CLOSE), outcome)
+        words = {
+            "malformed": "no such box",
+            "outside": "nothing there",
+            "repeated": "seen already",
+            "late": "no more looks",
+        }[outcome]
+        return state, Observation((f"{OPEN}{words}{CLOSE}",), outcome)
+
+    def _outcome(self, state: Looked, said: str) -> tuple[Outcome, Region | None]:
+        if len(state.outcomes) >= BUDGET:
+            return ("over" if "late" in state.outcomes else "late"), None
+        call = last_call(said, ("zoom",))
+        if call is None or (box := read_box(call.argument, state.example.canvas)) is None:
+            return "malformed", None
+        if isinstance(box, str):
+            return box, None
+        width, height = state.example.canvas
+        region = (box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height)
+        return ("repeated" if region in state.regions else "done"), region
+
+    def reward(self, example: Example, state: Looked, text: str) -> dict[str, float]:
+        """`look_bonus` is 1 or 0, as described above; the others are counts."""
+        hit = any(hits(region, example.region) for region in state.regions)
+        return {
+            "look_bonus": float(hit and self.is_right(text, example)),
+            "looked": float(bool(state.regions)),
+            "looks": float(len(state.outcomes)),
+            "looks_invalid": float(len(state.outcomes) - len(state.regions)),
+            "looks_forged": float(state.forged + behind_calls(text).count(OPEN)),
+        }
+
+
+def read_box(argument: str, canvas: tuple[float, float]) -> Box | Outcome | None:
+    """The one box of a call, clipped to the canvas; "outside" where nothing is left of it; None
+    for anything else."""
+    boxes, malformed = parse_boxes(argument, canvas) or ([], 0)
+    if len(boxes) == 1 and not malformed:
+        box = boxes[0]
+        sides = sorted((box.x2 - box.x1, box.y2 - box.y1))
+        return box if sides[1] <= MAX_ASPECT * sides[0] else None
+    if boxes or malformed != 1:
+        return None
+    try:
+        (corners,) = box_items(argument)
+        x1, y1, x2, y2 = corners
+        is_box = x1 < x2 and y1 < y2 and all(map(math.isfinite, corners))
+        return "outside" if is_box else None
+    except (TypeError, ValueError):  # no list of four numbers
+        return None
+
+
+def cut(original: Picture, region: Region) -> Image.Image:
+    """The region of a picture, at least MIN_SIDE pixels wide and high where the picture is."""
+    image = load_image(original)
+    (x1, x2), (y1, y2) = (
+        _widened(region[k], region[k + 2], size) for k, size in enumerate(image.size)
+    )
+    return image.crop((x1, y1, x2, y2))
+
+
+def _widened(low: float, high: float, size: int) -> tuple[int, int]:
+    """The side of a region in whole pixels: at least MIN_SIDE of them, inside the picture."""
+    first, last = round(low * size), round(high * size)
+    length = min(max(last - first, MIN_SIDE), size)
+    first = min(max((first + last - length) // 2, 0), size - length)
+    return first, first + length
+
+
+def hits(region: Region, target: Region | None) -> bool:
+    """Whether a look at a region was needed, shows half of what matters, and is a look."""
+    if target is None or area(region) > LARGE:
+        return False
+    sides = [min(region[k + 2], target[k + 2]) - max(region[k], target[k]) for k in (0, 1)]
+    return min(sides) > 0 and sides[0] * sides[1] >= COVERED * area(target)
+
+
+def area(region: Region) -> float:
+    """As a share of the picture."""
+    return (region[2] - region[0]) * (region[3] - region[1])
+
+
+def behind_calls(text: str) -> str:
+    """The last turn: what a completion says behind its last call."""
+    return text.rpartition("</zoom>")[2]

@@ -1,0 +1,86 @@
+"""Meadows: large pictures whose details are lost at first sight, and questions about them.
+
+A meadow is drawn at 384 pixels and first shown at 96: a flower is then five to seven pixels wide,
+so that its colour and place remain, and its petals and centre do not. A crop of 96 x 96 pixels
+shows it as the scenes of data/garden/world.py do. Half of the questions need such a look, the other
+half can be answered at first sight: to look always, or never, is not the best that can be done.
+
+Next: tasks/zoom.py.
+"""
+
+import random
+
+from PIL import Image
+
+from data.garden.drawing import draw_scene
+from data.garden.questions import Question, listing, unique_flowers
+from data.garden.world import COLOURS, GRID, Placed, Scene, fits, random_flower, reading_order
+
+MEADOW_SIZE, VIEW_SIZE, CROP_SIZE = 384, 96, 96  # pixels
+SIDES = (20, 24, 28)  # of the flowers' boxes
+GAP = 16  # pixels between flowers
+STEP = 16  # pixels between the corners of crops: 25 different coordinates
+DETAILS = {  # what a look is for -> the question
+    "petals": "How many petals has the {colour} flower?",
+    "shape": "What shape are the petals of the {colour} flower?",
+    "centre": "What colour is the centre of the {colour} flower?",
+}
+ORDERS = {"left": (0, min), "right": (0, max), "top": (1, min), "bottom": (1, max)}
+CLEAR = 48  # pixels that the outermost flower is ahead of the others
+
+
+def sample_meadow(rng: random.Random, n_objects: int) -> Scene:
+    """`n_objects` small flowers of different colours, far apart, in reading order."""
+    colours, scene = rng.sample(COLOURS, n_objects), []
+    while len(scene) < n_objects:
+        width = rng.choice(SIDES)
+        height = rng.choice([side for side in SIDES if abs(side - width) <= GRID])
+        x0 = GRID * rng.randint(0, (MEADOW_SIZE - width) // GRID)
+        y0 = GRID * rng.randint(0, (MEADOW_SIZE - height) // GRID)
+        corners = (x0, y0, x0 + width, y0 + height)
+        if fits(corners, scene, GAP, MEADOW_SIZE):
+            flower = random_flower(rng, [colours[len(scene)]])
+            scene.append(Placed(flower, "small", *corners))
+    return reading_order(scene)
+
+
+def draw_meadow(scene: Scene, seed: int) -> tuple[Image.Image, Image.Image]:
+    """(The meadow, 384 x 384; what is seen of it at first, 96 x 96)."""
+    meadow = draw_scene(scene, seed, size=MEADOW_SIZE)
+    return meadow, meadow.resize((VIEW_SIZE, VIEW_SIZE), Image.Resampling.BOX)
+
+
+def crop_around(p: Placed) -> tuple[int, int, int, int]:
+    """The crop that shows a flower best: as near to its middle as corners on the net allow."""
+    corners = []
+    for middle in p.middle:
+        low = STEP * round((middle - CROP_SIZE / 2) / STEP)
+        corners.append(min(max(low, 0), MEADOW_SIZE - CROP_SIZE))
+    return (*corners, *(low + CROP_SIZE for low in corners))
+
+
+def in_thousandths(box: tuple[int, int, int, int]) -> list[int]:
+    """A box in pixels of the meadow as integers 0-1000."""
+    return [round(pixel * 1000 / MEADOW_SIZE) for pixel in box]
+
+
+def ask_detail(rng: random.Random, scene: Scene) -> tuple[Question, Placed]:
+    """A question that needs a look, and the flower to look at."""
+    p, name = rng.choice(unique_flowers(scene)), rng.choice(list(DETAILS))
+    answer = str(getattr(p.flower, name))
+    words = {"petals": f"{answer} petals", "shape": answer, "centre": f"{answer} centre"}[name]
+    prompt = DETAILS[name].format(colour=p.colour)
+    return Question("vqa", prompt, answer, thought=f"{p.colour}: {words}", seen=listing(scene)), p
+
+
+def ask_at_sight(rng: random.Random, scene: Scene) -> Question | None:
+    """A question that needs no look: which flower is outermost; None without a clear lead."""
+    side = rng.choice(list(ORDERS))
+    axis, best = ORDERS[side]
+    outermost = best(scene, key=lambda p: p.middle[axis])
+    lead = min(abs(p.middle[axis] - outermost.middle[axis]) for p in scene if p != outermost)
+    if lead < CLEAR:
+        return None
+    seen, answer = listing(scene), outermost.colour
+    prompt = f"What colour is the flower nearest to the {side}?"
+    return Question("vqa", prompt, answer, thought=f"{seen}: {answer}", seen=seen)

@@ -1,0 +1,154 @@
+"""Looking closer: details are lost at first sight, and the model may ask for a part of the picture.
+
+prompt   "How many petals has the red flower? To look closer: <zoom>[x1, y1, x2, y2]</zoom>."
+data     meadows of the garden, half of the questions answerable at first sight; or rows with a
+         short text as solution and pictures larger than --max_pixels (data/rows.py)
+acting   acting/zoom.py: the region is shown, cut from the original; then the model goes on
+reward   the right word as the whole answer of the last turn + format, and a bonus for a look that
+         was needed and helped (--look_bonus)
+metric   strict accuracy; "needs_look" and "at_sight": of either half of the questions
+ood      larger meadows: 5 to 7 flowers instead of 2 to 4
+"""
+
+import random
+from dataclasses import replace
+from statistics import mean
+
+from acting.environment import last_call
+from acting.zoom import Zoom, behind_calls, read_box
+from answers import Box
+from config import TaskConfig
+from data.answer_forms import WORD
+from data.box_formats import canvas_size, convert_box, round_box
+from data.examples import Example
+from data.garden import meadow
+from data.garden.facts import facts_of
+from data.garden.world import SCENE_SUBJECT, render_seed
+from data.pictures import size_of
+from model.image import ImageConfig
+from rewards import Reward, classification_reward
+from tasks.boxes import resizer
+from tasks.scenes import OOD_INDEX, Splits, make_task, record_splits
+from tasks.task import Task, Weights
+
+FLAGS = ("train_size", "held_out_size", "coords", "look_bonus")  # what this task reads
+INVITATION = "To look closer: <zoom>[x1, y1, x2, y2]</zoom>."
+ID_FLOWERS, OOD_FLOWERS = (2, 4), (5, 7)
+
+
+def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
+    """Read or generate the questions. Raises InputError for data that cannot be used."""
+
+    def reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
+        last = behind_calls(text)
+        return classification_reward(last, example.target, cfg.prompt_mode, weights)
+
+    def is_right(text: str, example: Example) -> bool:
+        return classification_reward(behind_calls(text), example.target).parts["correct"] == 1.0
+
+    def scores(text: str, example: Example) -> dict[str, float]:
+        return {"strict": float(is_right(text, example))}
+
+    train, evaluated = source_splits(cfg)
+    splits = (
+        [invited(e, cfg, image_cfg) for e in train],
+        {
+            name: [invited(e, cfg, image_cfg) for e in examples]
+            for name, examples in evaluated.items()
+        },
+    )
+    environment = Zoom(is_right, getattr(cfg, "look_bonus", 0.0))  # only GRPO and PPO pay
+    more = dict(max_completion_length=96, summary=by_need, environment=environment)
+    return make_task("zoom", cfg, splits, reward, scores, last_turn=behind_calls, **more)
+
+
+def invited(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None) -> Example:
+    """The question with how to look closer, in the box format of the model; its demonstration, too.
+
+    Crops of demonstrations come in pixels of the original.
+    """
+    size, resized = size_of(example.original), resizer(image_cfg)(size_of(example.images[0]))
+    canvas = canvas_size(cfg.coords, size, resized)
+    reasoning = example.reasoning
+    if reasoning is not None:
+        calls = []
+        for thought, crop in reasoning.calls:
+            box = convert_box(crop, "abs", cfg.coords, size, resized)
+            calls.append((thought, f"<zoom>{list(round_box(box, canvas))}</zoom>"))
+        reasoning = replace(reasoning, calls=tuple(calls))
+    question = f"{example.question} {INVITATION}"
+    if cfg.data != "garden":
+        unit = "{:g} x {:g} for the whole picture".format(*canvas)
+        question = f"{question[:-1]}, in {unit}."
+    known = dict(reasoning=reasoning, canvas=canvas, box_format=cfg.coords)
+    return replace(example, question=question, **known)
+
+
+def by_need(examples: list[Example], texts: list[str]) -> dict[str, float]:
+    """Accuracy and share of looks, apart for questions that need a look and those that do not."""
+    found = {"needs_look": [], "at_sight": []}
+    for example, text in zip(examples, texts, strict=True):
+        if example.facts is None:  # from outside: nobody knows
+            continue
+        *calls, last = text.split("</zoom>")
+        looks = [last_call(f"{said}</zoom>", ("zoom",)) for said in calls]
+        boxes = [read_box(call.argument, example.canvas) for call in looks if call]
+        is_right = classification_reward(last, example.target).parts["correct"]
+        has_looked = any(isinstance(box, Box) for box in boxes)
+        found["at_sight" if example.region is None else "needs_look"].append((is_right, has_looked))
+    metrics = {}
+    for name, pairs in found.items():
+        if pairs:
+            right, looked = zip(*pairs, strict=True)
+            metrics |= {f"{name}/strict": mean(right), f"{name}/looked": mean(looked)}
+    return metrics
+
+
+def source_splits(cfg: TaskConfig) -> Splits:
+    """The garden's meadows, or rows whose first picture is seen reduced."""
+    if cfg.data != "garden":
+        train, evaluated = record_splits(cfg, WORD)
+        return [whole(e) for e in train], {
+            name: [whole(e) for e in examples] for name, examples in evaluated.items()
+        }
+    return meadows(range(cfg.train_size), "train", cfg.split_seed), {
+        "held_out": meadows(range(cfg.held_out_size), "test", cfg.split_seed),
+        "ood": meadows(range(cfg.held_out_size), "test", cfg.split_seed, is_ood=True),
+        "val": meadows(range(cfg.held_out_size), "val", cfg.split_seed),
+    }
+
+
+def whole(example: Example) -> Example:
+    """A question about a picture from outside: crops are cut from its file, whatever it needs."""
+    return replace(example, original=example.images[0])
+
+
+def meadows(indices: range, split: str, split_seed: int, is_ood: bool = False) -> list[Example]:
+    """Generated examples, each a function of (split, split_seed, is_ood, index): every second one
+    needs a look."""
+    examples = []
+    for index in indices:
+        id = f"zoom-{'ood' if is_ood else split}-{split_seed}-{index}"
+        rng = random.Random(id)
+        seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
+        examples.append(draw(rng, seed, id, needs_look=index % 2 == 0, is_ood=is_ood))
+    return examples
+
+
+def draw(rng: random.Random, seed: int, id: str, needs_look: bool, is_ood: bool) -> Example:
+    """A question about a meadow, with the demonstration of a careful answer."""
+    question, crop = None, None
+    while question is None:
+        scene = meadow.sample_meadow(rng, rng.randint(*(OOD_FLOWERS if is_ood else ID_FLOWERS)))
+        if needs_look:
+            question, flower = meadow.ask_detail(rng, scene)
+            crop = meadow.crop_around(flower)
+        else:
+            question = meadow.ask_at_sight(rng, scene)
+    original, view = meadow.draw_meadow(scene, seed)
+    region = crop and tuple(pixel / meadow.MEADOW_SIZE for pixel in flower.corners)
+    calls = ((f"look at the {flower.colour} one", crop),) if crop else ()
+    reasoning = replace(question.reasoning, calls=calls)
+    facts = facts_of(question, scene=scene)
+    known = dict(original=original, region=region, reasoning=reasoning, facts=facts)
+    return Example(id, (view,), question.prompt, question.answer, **known)
