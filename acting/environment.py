@@ -11,13 +11,13 @@ nothing between episodes, so that an episode is a function of (seed, step, quest
 Nothing that a model writes is run, opened or looked up by name: a call is a tag with numbers or a
 word of a short list inside, and everything else has an outcome with a name and a count.
 
-Next: training/episodes.py.
+Next: acting/zoom.py; training/episodes.py.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeVar
 
 from data.examples import Example, Picture
 
@@ -32,13 +32,6 @@ Outcome = Literal[
     "late",  # the budget of calls was used up; the next one ends the episode
     "over",  # it ended the episode
 ]
-
-
-class Call(NamedTuple):
-    """A call as it was written: the name of its tags, and what stands between them."""
-
-    name: str
-    argument: str
 
 
 @dataclass(frozen=True)
@@ -75,12 +68,101 @@ class Environment(Protocol[State]):
         """Further parts of the reward. `text`: all that was sampled, without observations."""
 
 
-def last_call(said: str, names: tuple[str, ...]) -> Call | None:
-    """The call that a text ends with; None where its opening tag is missing.
+def last_call(said: str, name: str) -> str | None:
+    """What stands between the tags that a text ends with; None where the opening tag is missing.
 
-    The argument begins behind the last opening tag, so it contains none. What a token brought
-    beyond the closing tag does not count.
+    It begins behind the last opening tag. What a token brought beyond the closing tag does not
+    count.
     """
-    calls = "|".join(re.escape(name) for name in names)
-    found = [*re.finditer(rf"<({calls})>((?:(?!<(?:{calls})>).)*?)</\1>", said, re.DOTALL)]
-    return Call(found[-1][1], found[-1][2].strip()) if found else None
+    before, closing, _ = said.rpartition(f"</{name}>")
+    _, opening, argument = before.rpartition(f"<{name}>")
+    return argument.strip() if closing and opening else None
+
+
+# ---- environments that answer calls of one kind --------------------------------------------------
+
+OPEN, CLOSE = "<look>", "</look>"  # around all that is shown
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The state of a `Tool`: what was asked of it so far.
+
+    Attributes:
+        done: the calls that had a result, as `Tool.read` reads them. outcomes: of all calls.
+        forged: how often the model wrote an observation of its own behind a call.
+    """
+
+    example: Example
+    done: tuple[Any, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    forged: int = 0
+
+
+class Tool:
+    """An environment with one kind of call, `<name>argument</name>`, and a budget of them.
+
+    A call beyond the budget is told so; the next one ends the episode. Subclasses say how an
+    argument is read and what it shows.
+
+    Attributes:
+        told: outcome -> what is shown instead of a result.
+    """
+
+    name: str
+    budget: int
+    told: Mapping[Outcome, str] = MappingProxyType({})
+    weights: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def closings(self) -> tuple[str, ...]:
+        """The closing tag."""
+        return (f"</{self.name}>",)
+
+    def start(self, example: Example) -> Asked:
+        """Nothing was asked yet."""
+        return Asked(example)
+
+    def act(self, state: Asked, said: str) -> tuple[Asked, Observation]:
+        """Show the result of a call, or say why there is none."""
+        outcome, thing = self._outcome(state, said)
+        forged, outcomes = state.forged + said.count(OPEN), (*state.outcomes, outcome)
+        state = replace(state, outcomes=outcomes, forged=forged)
+        if outcome == "over":
+            return state, Observation((), outcome, is_last=True)
+        if outcome != "done":
+            return state, Observation((f"{OPEN}{self.told[outcome]}{CLOSE}",), outcome)
+        state = replace(state, done=(*state.done, thing))
+        return state, Observation((OPEN, *self.show(state), CLOSE), outcome)
+
+    def _outcome(self, state: Asked, said: str) -> tuple[Outcome, Any]:
+        if len(state.outcomes) >= self.budget:
+            return ("over" if "late" in state.outcomes else "late"), None
+        argument = last_call(said, self.name)
+        return ("malformed", None) if argument is None else self.read(argument, state)
+
+    def last_turn(self, text: str) -> str:
+        """What a completion says behind its last call."""
+        return text.rpartition(f"</{self.name}>")[2]
+
+    def counts(self, state: Asked, text: str) -> dict[str, float]:
+        """Parts of the reward that weigh nothing: how often it called, and how."""
+        return {
+            "called": float(bool(state.done)),
+            "calls": float(len(state.outcomes)),
+            "calls_invalid": float(len(state.outcomes) - len(state.done)),
+            "calls_forged": float(state.forged + self.last_turn(text).count(OPEN)),
+        }
+
+    def read(self, argument: str, state: Asked) -> tuple[Outcome, Any]:
+        """("done", what is asked for), or another outcome. Never raises."""
+        raise NotImplementedError
+
+    def show(self, state: Asked) -> Sequence[str | Picture]:
+        """What the newest call shows."""
+        raise NotImplementedError
+
+
+COUNTED = MappingProxyType(
+    dict.fromkeys(("called", "calls", "calls_invalid", "calls_forged"), 0.0)
+)  # weights of `Tool.counts`

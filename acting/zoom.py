@@ -3,7 +3,6 @@
     call          <zoom>[x1, y1, x2, y2]</zoom>, in the box format of the example
     observation   <look>, the region of the *original* picture, </look>; or <look>, a few words,
                   </look> where there is no such region
-    budget        `BUDGET` calls; a further one is told so, and the next ends the episode
 
 What is paid beside the task's own reward is a bonus for a look that was needed, hit the region that
 matters, and was followed by the right answer: a bonus for every look teaches to look always, and
@@ -14,18 +13,16 @@ Next: tasks/zoom.py.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from PIL import Image
 
-from acting.environment import Observation, Outcome, last_call
+from acting.environment import COUNTED, Asked, Outcome, Tool
 from answers import Box, box_items, parse_boxes
 from data.examples import Example, Picture
 from model.image import load_image
 
-OPEN, CLOSE = "<look>", "</look>"
-BUDGET = 3  # looks
 MIN_SIDE = 16  # pixels of the original: smaller regions are widened
 MAX_ASPECT = 100.0  # of a region
 LARGE = 0.5  # share of the picture above which a region is no look
@@ -35,21 +32,18 @@ Region = tuple[float, float, float, float]  # x1, y1, x2, y2 in shares of width 
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The state: what was asked so far.
+class Sight:
+    """What `Example.world` holds: the picture in full, which is seen reduced at first.
 
     Attributes:
-        regions: that were shown. outcomes: of all calls.
-        forged: how often the model wrote an observation of its own.
+        region: what has to be looked at for the answer; None: nothing, or nobody knows.
     """
 
-    example: Example
-    regions: tuple[Region, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
-    forged: int = 0
+    original: Picture
+    region: Region | None = None
 
 
-class Zoom:
+class Zoom(Tool):
     """The environment.
 
     Args:
@@ -57,57 +51,38 @@ class Zoom:
         bonus: for a needed look that helped.
     """
 
-    closings = ("</zoom>",)
-
-    def __init__(self, is_right: Callable[[str, Example], bool], bonus: float):
-        self.is_right = is_right
-        logged = ("looked", "looks", "looks_invalid", "looks_forged")
-        self.weights = MappingProxyType({"look_bonus": bonus} | dict.fromkeys(logged, 0.0))
-
-    def start(self, example: Example) -> Looked:
-        """Nothing was asked yet."""
-        return Looked(example)
-
-    def act(self, state: Looked, said: str) -> tuple[Looked, Observation]:
-        """Show a region, or say why not."""
-        state = replace(state, forged=state.forged + said.count(OPEN))
-        outcome, region = self._outcome(state, said)
-        state = replace(state, outcomes=(*state.outcomes, outcome))
-        if outcome == "over":
-            return state, Observation((), outcome, is_last=True)
-        if outcome == "done":
-            state = replace(state, regions=(*state.regions, region))
-            return state, Observation((OPEN, cut(state.example.original, region), CLOSE), outcome)
-        words = {
+    name, budget = "zoom", 3
+    told = MappingProxyType(
+        {
             "malformed": "no such box",
             "outside": "nothing there",
             "repeated": "seen already",
             "late": "no more looks",
-        }[outcome]
-        return state, Observation((f"{OPEN}{words}{CLOSE}",), outcome)
+        }
+    )
 
-    def _outcome(self, state: Looked, said: str) -> tuple[Outcome, Region | None]:
-        if len(state.outcomes) >= BUDGET:
-            return ("over" if "late" in state.outcomes else "late"), None
-        call = last_call(said, ("zoom",))
-        if call is None or (box := read_box(call.argument, state.example.canvas)) is None:
-            return "malformed", None
-        if isinstance(box, str):
-            return box, None
+    def __init__(self, is_right: Callable[[str, Example], bool], bonus: float):
+        self.is_right = is_right
+        self.weights = MappingProxyType({"look_bonus": bonus} | COUNTED)
+
+    def read(self, argument: str, state: Asked) -> tuple[Outcome, Region | None]:
+        """The region of a box."""
+        box = read_box(argument, state.example.canvas)
+        if not isinstance(box, Box):
+            return box or "malformed", None
         width, height = state.example.canvas
         region = (box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height)
-        return ("repeated" if region in state.regions else "done"), region
+        return ("repeated" if region in state.done else "done"), region
 
-    def reward(self, example: Example, state: Looked, text: str) -> dict[str, float]:
+    def show(self, state: Asked) -> tuple[Image.Image]:
+        """The region, cut out."""
+        return (cut(state.example.world.original, state.done[-1]),)
+
+    def reward(self, example: Example, state: Asked, text: str) -> dict[str, float]:
         """`look_bonus` is 1 or 0, as described above; the others are counts."""
-        hit = any(hits(region, example.region) for region in state.regions)
-        return {
-            "look_bonus": float(hit and self.is_right(text, example)),
-            "looked": float(bool(state.regions)),
-            "looks": float(len(state.outcomes)),
-            "looks_invalid": float(len(state.outcomes) - len(state.regions)),
-            "looks_forged": float(state.forged + behind_calls(text).count(OPEN)),
-        }
+        hit = any(hits(region, example.world.region) for region in state.done)
+        bonus = float(hit and self.is_right(text, example))
+        return {"look_bonus": bonus} | self.counts(state, text)
 
 
 def read_box(argument: str, canvas: tuple[float, float]) -> Box | Outcome | None:
@@ -157,8 +132,3 @@ def hits(region: Region, target: Region | None) -> bool:
 def area(region: Region) -> float:
     """As a share of the picture."""
     return (region[2] - region[0]) * (region[3] - region[1])
-
-
-def behind_calls(text: str) -> str:
-    """The last turn: what a completion says behind its last call."""
-    return text.rpartition("</zoom>")[2]

@@ -40,12 +40,10 @@ class Example:
         canvas: width and height of the plane that these coordinates span.
         reasoning: how a careful answer is reached, where the source knows it.
         split: "train", "val" or "test" where the source says so (data/splits.py), else "".
-        original: the first picture in full, which is seen reduced at first (acting/zoom.py).
-        region: of the original, what has to be looked at for the answer: x1, y1, x2, y2 in shares
-            of width and height; None: nothing.
         facts: what the source knows of the pictures (`data.garden.facts.Facts`), so that thoughts
             can be checked; None for data from outside. It is in no fingerprint of the data: the
             pictures are.
+        world: what the environment of the task knows that is not shown at first (acting/).
     """
 
     id: str
@@ -56,9 +54,8 @@ class Example:
     canvas: tuple[float, float] = (1000.0, 1000.0)
     reasoning: Reasoning | None = None
     split: str = ""
-    original: Picture | None = field(default=None, repr=False)
-    region: tuple[float, float, float, float] | None = None
     facts: Any = field(default=None, repr=False)
+    world: Any = field(default=None, repr=False)
 
 
 # How to answer, in one sentence per mode. "think" asks for the reasoning before the answer; "steps"

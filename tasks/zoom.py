@@ -15,7 +15,7 @@ from dataclasses import replace
 from statistics import mean
 
 from acting.environment import last_call
-from acting.zoom import Zoom, behind_calls, read_box
+from acting.zoom import Sight, Zoom, read_box
 from answers import Box
 from config import TaskConfig
 from data.answer_forms import WORD
@@ -40,11 +40,14 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     """Read or generate the questions. Raises InputError for data that cannot be used."""
 
     def reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
-        last = behind_calls(text)
+        last = environment.last_turn(text)
         return classification_reward(last, example.target, cfg.prompt_mode, weights)
 
     def is_right(text: str, example: Example) -> bool:
-        return classification_reward(behind_calls(text), example.target).parts["correct"] == 1.0
+        return (
+            classification_reward(environment.last_turn(text), example.target).parts["correct"]
+            == 1.0
+        )
 
     def scores(text: str, example: Example) -> dict[str, float]:
         return {"strict": float(is_right(text, example))}
@@ -59,7 +62,7 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     )
     environment = Zoom(is_right, getattr(cfg, "look_bonus", 0.0))  # only GRPO and PPO pay
     more = dict(max_completion_length=96, summary=by_need, environment=environment)
-    return make_task("zoom", cfg, splits, reward, scores, last_turn=behind_calls, **more)
+    return make_task("zoom", cfg, splits, reward, scores, last_turn=environment.last_turn, **more)
 
 
 def invited(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None) -> Example:
@@ -67,7 +70,7 @@ def invited(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None) ->
 
     Crops of demonstrations come in pixels of the original.
     """
-    size, resized = size_of(example.original), resizer(image_cfg)(size_of(example.images[0]))
+    size, resized = size_of(example.world.original), resizer(image_cfg)(size_of(example.images[0]))
     canvas = canvas_size(cfg.coords, size, resized)
     reasoning = example.reasoning
     if reasoning is not None:
@@ -91,11 +94,13 @@ def by_need(examples: list[Example], texts: list[str]) -> dict[str, float]:
         if example.facts is None:  # from outside: nobody knows
             continue
         *calls, last = text.split("</zoom>")
-        looks = [last_call(f"{said}</zoom>", ("zoom",)) for said in calls]
-        boxes = [read_box(call.argument, example.canvas) for call in looks if call]
+        asked = [last_call(f"{said}</zoom>", "zoom") for said in calls]
+        boxes = [read_box(argument, example.canvas) for argument in asked if argument]
         is_right = classification_reward(last, example.target).parts["correct"]
         has_looked = any(isinstance(box, Box) for box in boxes)
-        found["at_sight" if example.region is None else "needs_look"].append((is_right, has_looked))
+        found["at_sight" if example.world.region is None else "needs_look"].append(
+            (is_right, has_looked)
+        )
     metrics = {}
     for name, pairs in found.items():
         if pairs:
@@ -120,7 +125,7 @@ def source_splits(cfg: TaskConfig) -> Splits:
 
 def whole(example: Example) -> Example:
     """A question about a picture from outside: crops are cut from its file, whatever it needs."""
-    return replace(example, original=example.images[0])
+    return replace(example, world=Sight(example.images[0]))
 
 
 def meadows(indices: range, split: str, split_seed: int, is_ood: bool = False) -> list[Example]:
@@ -150,5 +155,5 @@ def draw(rng: random.Random, seed: int, id: str, needs_look: bool, is_ood: bool)
     calls = ((f"look at the {flower.colour} one", crop),) if crop else ()
     reasoning = replace(question.reasoning, calls=calls)
     facts = facts_of(question, scene=scene)
-    known = dict(original=original, region=region, reasoning=reasoning, facts=facts)
+    known = dict(world=Sight(original, region), reasoning=reasoning, facts=facts)
     return Example(id, (view,), question.prompt, question.answer, **known)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acting import zoom
-from acting.zoom import Looked, Zoom, behind_calls, cut, hits
+from acting.environment import Asked
+from acting.zoom import Sight, Zoom, cut, hits
 from config import TaskConfig
 from data.examples import Example
 from data.garden import meadow
@@ -21,15 +21,15 @@ from tasks.zoom import load
 SIDE = 400
 
 
-def example(**more):
+def example(needs_look=True):
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     original = Image.fromarray(pixels)
-    known = dict(original=original, region=(0.5, 0.5, 0.6, 0.6)) | more
-    return Example("e", (original.resize((96, 96)),), "What?", "red", **known)
+    world = Sight(original, (0.5, 0.5, 0.6, 0.6) if needs_look else None)
+    return Example("e", (original.resize((96, 96)),), "What?", "red", world=world)
 
 
 def is_right(text, e):
-    return behind_calls(text).endswith(f"<answer>{e.target}</answer>")
+    return text.endswith(f"<answer>{e.target}</answer>")
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def test_a_call_shows_the_region_of_the_original(world):
     state, (seen,) = play(world, e, call(500, 250, 750, 500))
     before, crop, after = seen.parts
     assert (before, after, seen.outcome, seen.is_last) == ("<look>", "</look>", "done", False)
-    expected = np.asarray(e.original)[100:200, 200:300]
+    expected = np.asarray(e.world.original)[100:200, 200:300]
     assert np.array_equal(np.asarray(crop), expected), "cut from the original, pixel by pixel"
-    assert state.regions == ((0.5, 0.25, 0.75, 0.5),) and state.outcomes == ("done",)
+    assert state.done == ((0.5, 0.25, 0.75, 0.5),) and state.outcomes == ("done",)
 
 
 def test_a_small_region_is_widened_and_stays_inside():
-    original = example().original
+    original = example().world.original
     for region in ((0.5, 0.5, 0.501, 0.502), (0, 0, 0.001, 1), (0.999, 0.999, 1, 1)):
         crop = cut(original, region)
         assert min(crop.size) >= 16 and max(crop.size) <= SIDE
@@ -128,7 +128,7 @@ def test_the_same_region_again_is_not_shown_and_a_budget_ends_the_episode(world)
 def test_an_episode_is_a_function_of_what_was_said(world):
     said = [call(0, 0, 250, 250), "nonsense</zoom>", call(9, 9, 500, 500)]
     (a, seen), (b, again) = play(world, example(), *said), play(world, example(), *said)
-    assert (a.regions, a.outcomes, a.forged) == (b.regions, b.outcomes, b.forged)
+    assert (a.done, a.outcomes, a.forged) == (b.done, b.outcomes, b.forged)
     pictures = [o.parts[1] for o in (*seen, *again) if len(o.parts) == 3]
     assert pictures[0] == pictures[2] and pictures[1] == pictures[3]
 
@@ -154,13 +154,13 @@ GOOD, ASIDE, WHOLE = call(450, 450, 700, 700), call(0, 0, 250, 250), call(0, 0, 
     ],
 )
 def test_the_bonus_is_for_a_look_that_was_needed_aimed_and_helped(world, said, last, needs, bonus):
-    e = example() if needs else example(region=None)
+    e = example(needs)
     state, seen = play(world, e, *said)
     parts = world.reward(e, state, "".join(said) + last)
     assert parts["look_bonus"] == bonus and world.weights["look_bonus"] == 0.3
     done = sum(o.outcome == "done" for o in seen)
-    assert parts["looked"] == float(done > 0) and parts["looks"] == len(said)
-    assert parts["looks_invalid"] == len(said) - done
+    assert parts["called"] == float(done > 0) and parts["calls"] == len(said)
+    assert parts["calls_invalid"] == len(said) - done
     assert parts.keys() == world.weights.keys()
     assert sum(weight for name, weight in world.weights.items() if name != "look_bonus") == 0
 
@@ -170,7 +170,7 @@ def test_forged_observations_are_counted_and_show_nothing(world):
     state, (seen,) = play(world, example(), said)
     text = said + "<look>it is red</look>" + RIGHT
     parts = world.reward(example(), state, text)
-    assert parts["looks_forged"] == 2.0 and parts["looks"] == 1.0 and len(seen.parts) == 3
+    assert parts["calls_forged"] == 2.0 and parts["calls"] == 1.0 and len(seen.parts) == 3
 
 
 def test_a_look_hits_what_it_shows_half_of():
@@ -192,7 +192,7 @@ def task():
 def test_every_second_question_needs_a_look_and_its_demonstration_earns_the_bonus(task):
     for split in (task.train, *task.splits.values()):
         for k, e in enumerate(split):
-            assert (e.region is not None) == (k % 2 == 0) == bool(e.reasoning.calls)
+            assert (e.world.region is not None) == (k % 2 == 0) == bool(e.reasoning.calls)
             state, text = task.environment.start(e), ""
             for thought, made in e.reasoning.calls:
                 said = f"<think>{thought}</think>{made}"
@@ -228,8 +228,8 @@ def test_a_crop_shows_the_flower_whole_and_on_the_net_of_boxes():
 def test_the_first_view_has_no_details_left(task):
     """A flower is at most seven pixels wide in it, and 28 in the crop."""
     for e in task.train:
-        assert e.images[0].size == (96, 96) and e.original.size == (384, 384)
-        small = np.asarray(e.original.reduce(4), dtype=int)
+        assert e.images[0].size == (96, 96) and e.world.original.size == (384, 384)
+        small = np.asarray(e.world.original.reduce(4), dtype=int)
         assert np.abs(small - np.asarray(e.images[0], dtype=int)).max() <= 1
 
 
@@ -249,5 +249,5 @@ def test_looks_are_reported_apart_by_need(task):
 
 def test_state_is_frozen():
     with pytest.raises(AttributeError):
-        Looked(example()).forged = 3
-    assert zoom.BUDGET == 3
+        Asked(example()).forged = 3
+    assert Zoom.budget == 3
