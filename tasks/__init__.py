@@ -5,7 +5,8 @@
     ovd      the same, evaluated on other categories change   calls that turn picture 1 into 2
     ground   the one box that a phrase means         vqa      a word
     order    what comes first, what comes next       entail   yes, no or unknown
-    zoom     a word, after looking closer
+    zoom     a word, after looking closer            lookup   a number, after reading a fact
+    walk     moves through a flower bed
 
 A new task is one file here and its name in `NAMES`, which every script and every test that is about
 all tasks reads. The file has `load(cfg, image_cfg) -> Task` and
@@ -23,7 +24,7 @@ from runtime.errors import InputError
 from tasks.boxes import model_box_format
 from tasks.task import Task
 
-NAMES = "cls det ovd ground count measure change vqa entail order zoom".split()
+NAMES = "cls det ovd ground count measure change vqa entail order zoom lookup walk".split()
 TASKS = {name: import_module(f"tasks.{name}") for name in NAMES}  # --task -> its file
 
 

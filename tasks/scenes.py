@@ -112,6 +112,19 @@ def scene_splits(name: str, cfg: TaskConfig, draw: Draw, form: Form) -> Splits:
     }
 
 
+def generated_splits(name: str, cfg: TaskConfig, draw: Callable[..., Example]) -> Splits:
+    """train, held_out, ood and val of `draw(id, split, split_seed, index, is_ood)`."""
+
+    def examples(split: str, size: int, is_ood: bool = False) -> list[Example]:
+        seed, part = cfg.split_seed, "ood" if is_ood else split
+        return [draw(f"{name}-{part}-{seed}-{k}", split, seed, k, is_ood) for k in range(size)]
+
+    size = cfg.held_out_size
+    held_out, ood = examples("test", size), examples("test", size, is_ood=True)
+    evaluated = {"held_out": held_out, "ood": ood, "val": examples("val", size)}
+    return examples("train", cfg.train_size), evaluated
+
+
 def record_splits(cfg: TaskConfig, form: Form) -> Splits:
     """Rows of a file (data/rows.py): `--train_size` of them to train on, the others held out."""
     return split_examples(read_targets(cfg, form)[1], cfg)

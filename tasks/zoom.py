@@ -28,7 +28,7 @@ from data.pictures import size_of
 from model.image import ImageConfig
 from rewards import Reward, classification_reward
 from tasks.boxes import resizer
-from tasks.scenes import OOD_INDEX, Splits, make_task, record_splits
+from tasks.scenes import OOD_INDEX, Splits, generated_splits, make_task, record_splits
 from tasks.task import Task, Weights
 
 FLAGS = ("train_size", "held_out_size", "coords", "look_bonus")  # what this task reads
@@ -116,11 +116,7 @@ def source_splits(cfg: TaskConfig) -> Splits:
         return [whole(e) for e in train], {
             name: [whole(e) for e in examples] for name, examples in evaluated.items()
         }
-    return meadows(range(cfg.train_size), "train", cfg.split_seed), {
-        "held_out": meadows(range(cfg.held_out_size), "test", cfg.split_seed),
-        "ood": meadows(range(cfg.held_out_size), "test", cfg.split_seed, is_ood=True),
-        "val": meadows(range(cfg.held_out_size), "val", cfg.split_seed),
-    }
+    return generated_splits("zoom", cfg, draw)
 
 
 def whole(example: Example) -> Example:
@@ -128,20 +124,13 @@ def whole(example: Example) -> Example:
     return replace(example, world=Sight(example.images[0]))
 
 
-def meadows(indices: range, split: str, split_seed: int, is_ood: bool = False) -> list[Example]:
-    """Generated examples, each a function of (split, split_seed, is_ood, index): every second one
-    needs a look."""
-    examples = []
-    for index in indices:
-        id = f"zoom-{'ood' if is_ood else split}-{split_seed}-{index}"
-        rng = random.Random(id)
-        seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
-        examples.append(draw(rng, seed, id, needs_look=index % 2 == 0, is_ood=is_ood))
-    return examples
+def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Example:
+    """A question about a meadow, with the demonstration of a careful answer.
 
-
-def draw(rng: random.Random, seed: int, id: str, needs_look: bool, is_ood: bool) -> Example:
-    """A question about a meadow, with the demonstration of a careful answer."""
+    Every second one needs a look.
+    """
+    rng, needs_look = random.Random(id), index % 2 == 0
+    seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
     question, crop = None, None
     while question is None:
         scene = meadow.sample_meadow(rng, rng.randint(*(OOD_FLOWERS if is_ood else ID_FLOWERS)))

@@ -157,7 +157,7 @@ def background(kind: str, seed: int, size: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _on_background(layer: Image.Image, kind: str, seed: int, size: int) -> Image.Image:
+def on_background(layer: Image.Image, kind: str, seed: int, size: int) -> Image.Image:
     """The painted layer, reduced to `size` x `size`, on a background."""
     layer = layer.resize((size, size), Image.Resampling.LANCZOS)
     picture = background(kind, seed, size)
@@ -174,7 +174,7 @@ def draw_flower(flower: Flower, seed: int, size: int = PORTRAIT_SIZE) -> Image.I
     x0, y0 = rng.uniform(0, big - width), rng.uniform(0, big - height)
     layer = Image.new("RGBA", (big, big))
     paint_flower(layer, flower, (x0, y0, x0 + width, y0 + height), rng, stem=True)
-    return _on_background(layer, rng.choice(tuple(BACKGROUND_RGB)), seed, size)
+    return on_background(layer, rng.choice(tuple(BACKGROUND_RGB)), seed, size)
 
 
 def outdoors(picture: Image.Image, seed: int) -> Image.Image:
@@ -218,7 +218,7 @@ def draw_scene(
             shadow = Image.new("RGBA", layer.size)
             ImageDraw.Draw(shadow).ellipse(_grown(boxes[place], 4), fill=(8, 10, 30, 100))
             layer.alpha_composite(shadow)
-    return _on_background(layer, random.Random(seed).choice(("grass", "soil")), seed, size)
+    return on_background(layer, random.Random(seed).choice(("grass", "soil")), seed, size)
 
 
 def _grown(box, pixels):
@@ -289,4 +289,4 @@ def draw_stage(flower: Flower, stage: str, seed: int) -> Image.Image:
             tip = (x + 1.7 * r * math.cos(angle), top + 1.7 * r * math.sin(angle))
             draw.line((x, top, *tip), fill=(226, 216, 190), width=4)
         draw.ellipse((x - r, top - r, x + r, top + r), fill=brown, outline=_shade(brown, 0.6))
-    return _on_background(layer, rng.choice(tuple(BACKGROUND_RGB)), seed, PORTRAIT_SIZE)
+    return on_background(layer, rng.choice(tuple(BACKGROUND_RGB)), seed, PORTRAIT_SIZE)

@@ -1,0 +1,73 @@
+"""Looking up: a picture, a list of titled facts, and a question that one of the facts answers.
+
+prompt   "In which week does this flower bloom? Facts: 1 round red, 2 thin blue, ... To read one:
+         <fact>3</fact>."
+data     portraits of the garden; titles are looks of flowers, one of them that of the picture, and
+         the facts are made anew for every question
+acting   acting/lookup.py: two of the six may be read
+reward   the right number as the whole answer of the last turn + format
+metric   strict accuracy; "read_needed": the right fact was read
+ood      ten titles, all of the right shape or of the right colour
+"""
+
+import random
+
+from acting.lookup import Lookup, Shelf
+from answers import parse_number
+from config import TaskConfig
+from data.examples import Example, Reasoning
+from data.garden.drawing import draw_flower
+from data.garden.world import COLOURS, SCENE_SUBJECT, SHAPES, random_flower, render_seed
+from rewards import Reward, number_reward
+from runtime.errors import InputError
+from tasks.scenes import OOD_INDEX, generated_splits, make_task
+from tasks.task import Task, Weights
+
+FLAGS = ("train_size", "held_out_size")  # what this task reads
+INVITATION = "To read one: <fact>1</fact>."
+TITLES, OOD_TITLES = 6, 10
+WEEKS = range(10, 50)
+
+
+def load(cfg: TaskConfig, image_cfg=None) -> Task:
+    """Generate the questions. Raises InputError for data from outside: they have no facts."""
+    if cfg.data != "garden":
+        raise InputError("--data: --task lookup has the garden's facts alone; leave it out")
+    environment = Lookup()
+
+    def reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
+        last = environment.last_turn(text)
+        return number_reward(last, example.target, cfg.prompt_mode, weights, dense)
+
+    def scores(text: str, example: Example) -> dict[str, float]:
+        last = environment.last_turn(text)
+        return {"strict": number_reward(last, example.target).parts["correct"]}
+
+    more = dict(max_completion_length=64, environment=environment)
+    more["read"] = lambda answer, _: parse_number(answer)
+    splits = generated_splits("lookup", cfg, draw)
+    return make_task("lookup", cfg, splits, reward, scores, last_turn=environment.last_turn, **more)
+
+
+def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Example:
+    """A portrait with a shelf of facts, and the demonstration of reading the right one."""
+    rng = random.Random(id)
+    seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
+    flower = random_flower(rng)
+    looks = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    own = (flower.shape, flower.colour)
+    others = [look for look in looks if look != own]
+    if is_ood:  # 3 of its colour and 6 of its shape: all but itself
+        others = [look for look in others if flower.shape in look or flower.colour in look]
+    titles = [own, *rng.sample(others, (OOD_TITLES if is_ood else TITLES) - 1)]
+    rng.shuffle(titles)
+    weeks = rng.sample(WEEKS, len(titles))
+    facts = tuple(f"blooms in week {week}" for week in weeks)
+    needed = 1 + titles.index(own)
+    listed = ", ".join(f"{n} {' '.join(look)}" for n, look in enumerate(titles, start=1))
+    prompt = f"In which week does this flower bloom? Facts: {listed}. {INVITATION}"
+    calls = ((f"{' '.join(own)}", f"<fact>{needed}</fact>"),)
+    week = weeks[needed - 1]
+    reasoning = Reasoning(f"week {week}", " ".join(own), "look it up", calls=calls)
+    known = dict(reasoning=reasoning, world=Shelf(facts, needed))
+    return Example(id, (draw_flower(flower, seed),), prompt, f"{week}", **known)
