@@ -61,7 +61,7 @@ class Rollout:
         None  # of each reward, unweighted; None: it has none
     )
     advantages: Tensor | None = None  # (N, G) fp32
-    episodes: list | None = None  # where completions were shown something (training/episodes.py)
+    episodes: list | None = None  # where completions were shown something (acting/episodes.py)
 
     @property
     def shown(self) -> list[list[Shown]] | None:

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from acting.episodes import demonstrated_calls
 from answers import has_tag
 from config import TrainConfig, flag, require
 from data.examples import Example, Reasoning, completion_text
@@ -31,7 +32,6 @@ from runtime.errors import InputError
 from tasks.task import Task
 from training.batches import Group, PromptReader, keep_features, places_of_step
 from training.checkpoint import Checkpoint
-from training.episodes import demonstrated_calls
 from training.fsdp import unsharded
 from training.micro_batches import MicroBatch, MicroBatches
 from training.optimizer import Optimizer

@@ -11,7 +11,7 @@ nothing between episodes, so that an episode is a function of (seed, step, quest
 Nothing that a model writes is run, opened or looked up by name: a call is a tag with numbers or a
 word of a short list inside, and everything else has an outcome with a name and a count.
 
-Next: acting/zoom.py; training/episodes.py.
+Next: acting/zoom.py; acting/episodes.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from data.examples import Example, Picture
 
 State = TypeVar("State")
+Region = tuple[float, float, float, float]  # x1, y1, x2, y2 in shares of width and height
 
 # What became of a call:
 Outcome = Literal[
@@ -40,11 +41,13 @@ class Observation:
 
     Attributes:
         is_last: the episode is over, and nothing is put there.
+        region: where on the first picture it belongs, for the report alone.
     """
 
     parts: tuple[str | Picture, ...]
     outcome: Outcome
     is_last: bool = False
+    region: Region | None = None
 
 
 class Environment(Protocol[State]):
@@ -133,7 +136,8 @@ class Tool:
         if outcome != "done":
             return state, Observation((f"{OPEN}{self.told[outcome]}{CLOSE}",), outcome)
         state = replace(state, done=(*state.done, thing))
-        return state, Observation((OPEN, *self.show(state), CLOSE), outcome)
+        parts = (OPEN, *self.show(state), CLOSE)
+        return state, Observation(parts, outcome, region=self.region(state))
 
     def _outcome(self, state: Asked, said: str) -> tuple[Outcome, Any]:
         if len(state.outcomes) >= self.budget:
@@ -161,6 +165,10 @@ class Tool:
     def show(self, state: Asked) -> Sequence[str | Picture]:
         """What the newest call shows."""
         raise NotImplementedError
+
+    def region(self, state: Asked) -> Region | None:
+        """Where on the first picture that belongs."""
+        return None
 
 
 COUNTED = MappingProxyType(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from acting.environment import COUNTED, Asked, Outcome, Tool
+from acting.environment import COUNTED, Asked, Outcome, Region, Tool
 from data.examples import Example
 
 Cell = tuple[int, int]  # column and row, from the upper left
@@ -60,6 +60,11 @@ class Walk(Tool):
     def show(self, state: Asked) -> tuple[Image.Image]:
         """The bed with the gardener where the newest move has brought him."""
         return (state.example.world.draw(state.done[-1]),)
+
+    def region(self, state: Asked) -> Region:
+        """The cell that the gardener has come to."""
+        (column, row), side = state.done[-1], state.example.world.side
+        return column / side, row / side, (column + 1) / side, (row + 1) / side
 
     def place(self, state: Asked) -> Cell:
         """Where the gardener is."""

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from acting.environment import COUNTED, Asked, Outcome, Tool
+from acting.environment import COUNTED, Asked, Outcome, Region, Tool
 from answers import Box, box_items, parse_boxes
 from data.examples import Example, Picture
 from model.image import load_image
@@ -27,8 +27,6 @@ MIN_SIDE = 16  # pixels of the original: smaller regions are widened
 MAX_ASPECT = 100.0  # of a region
 LARGE = 0.5  # share of the picture above which a region is no look
 COVERED = 0.5  # share of the region that matters, for a look to hit it
-
-Region = tuple[float, float, float, float]  # x1, y1, x2, y2 in shares of width and height
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,10 @@ class Zoom(Tool):
     def show(self, state: Asked) -> tuple[Image.Image]:
         """The region, cut out."""
         return (cut(state.example.world.original, state.done[-1]),)
+
+    def region(self, state: Asked) -> Region:
+        """The region itself."""
+        return state.done[-1]
 
     def reward(self, example: Example, state: Asked, text: str) -> dict[str, float]:
         """`look_bonus` is 1 or 0, as described above; the others are counts."""

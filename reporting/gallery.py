@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from acting.episodes import Episode, sample_episodes
 from answers import parse_answer, parse_boxes
 from config import TrainConfig
 from data.examples import Example
@@ -32,7 +33,7 @@ from reporting.lights import LEAST_ADVANTAGE
 from reporting.run_log import RunLog
 from rewards import WEIGHTS
 from runtime import distributed
-from sample import Rollout, generate_group
+from sample import Rollout
 from tasks.task import Task, finite_reward
 
 THUMBNAIL = 256  # pixels of the longer side
@@ -125,7 +126,8 @@ class Gallery:
             examples = self.fixed[start : start + batch_size]
             prompts = [self.processor.prompt(e.id, e.images, e.question) for e in examples]
             sampling = (G, cfg.max_completion_length, self.temperature, cfg.seed)
-            rollout = generate_group(model, self.processor, prompts, *sampling)
+            acting = (examples, self.task.environment)
+            rollout = sample_episodes(model, self.processor, prompts, *acting, *sampling)
             self._score(examples, rollout)
             for n, example in enumerate(examples):
                 row = self._row(step, "held_out", example, rollout, n)
@@ -174,6 +176,7 @@ class Gallery:
                     "is_readable": self.task.answer(text, example) is not None,
                     "is_right": self.task.scores(text, example)["strict"] == 1.0,
                     "boxes": answered_boxes(text, example),
+                    "turns": self._turns(rollout.episodes and rollout.episodes[b]),
                 }
             )
         return {
@@ -186,6 +189,21 @@ class Gallery:
             "images": [self._thumbnail(image) for image in example.images],
             "completions": completions,
         }
+
+    def _turns(self, episode: Episode | None) -> list[dict]:
+        """What a completion was shown, and behind how many of its tokens."""
+        turns = []
+        for shown, (_, observation) in zip(
+            episode.shown if episode else (), episode.turns if episode else (), strict=False
+        ):
+            parts = [
+                part if isinstance(part, str) else {"image": self._thumbnail(part)}
+                for part in observation.parts
+            ]
+            region = observation.region and [round(value, 4) for value in observation.region]
+            row = {"at": shown.at, "outcome": observation.outcome, "region": region, "parts": parts}
+            turns.append(row)
+        return turns
 
     def _thumbnail(self, image: Image.Image | Path) -> str:
         """Store a small copy once; returns its path below the run's directory."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from acting.environment import Environment
+from acting.episodes import sample_episodes
 from config import TrainConfig
 from data.examples import Example, shuffle
 from model.pack import Pack, Shown, completion_logps, make_pack
@@ -19,8 +20,7 @@ from model.processor import Processor
 from model.scored import ScoredVLM
 from model.vlm import VLM, Prompt
 from runtime import distributed
-from sample import Rollout, generate_group
-from training.episodes import sample_episodes
+from sample import Rollout
 from training.rollout_config import RolloutConfig
 
 MOST_GROUPS = 8  # of a micro-batch, where nobody says how many
@@ -121,19 +121,15 @@ def sample_groups(
     environment: Environment | None = None,
     examples: Sequence[Example] = (),
 ) -> Rollout:
-    """`sample.generate_group` as a training step asks for it: G completions of every prompt.
+    """`sample_episodes` as a training step asks for it: G completions of every prompt.
 
-    In an environment they are episodes about the prompts' `examples`. Returns when all ranks have
+    Returns when all ranks have
     theirs: waiting for the slowest is a part of the rollout.
     """
-    sizes = (cfg.num_generations, cfg.max_completion_length)
-    more = dict(temperature=cfg.temperature, seed=cfg.seed, step=step)
-    if environment is None:
-        rollout = generate_group(model, processor, prompts, *sizes, **more)
-    else:
-        acting = (examples, environment)
-        more["freeze_vision"] = cfg.freeze_vision
-        rollout = sample_episodes(model, processor, prompts, *acting, *sizes, **more)
+    sizes = (cfg.num_generations, cfg.max_completion_length, cfg.temperature)
+    more = dict(seed=cfg.seed, step=step, freeze_vision=cfg.freeze_vision)
+    acting = (examples, environment)
+    rollout = sample_episodes(model, processor, prompts, *acting, *sizes, **more)
     distributed.barrier()
     return rollout
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from acting.episodes import Episode
 from config import TrainConfig
 from data.examples import Example
 from reporting.lights import FAULTS
@@ -36,7 +37,6 @@ from runtime.errors import InputError, visible
 from runtime.run_directory import FAULT_LOG, REWARD_FILE
 from sample import Rollout
 from tasks.task import Task, finite_reward
-from training.episodes import Episode
 from training.reward_worker import MAX_SHOWN, Workers
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from acting.environment import Environment
+from acting.episodes import Episode, sample_episodes, tokens_computed_again
 from answers import parse_answer
 from data.examples import Example
 from model.pack import Shown, continued
@@ -29,7 +30,6 @@ from model.vlm import VLM, Prompt
 from sample import Rollout, generate_group
 from tasks.task import Task
 from training.batches import MOST_GROUPS, scores_of_completions
-from training.episodes import Episode, sample_episodes, tokens_computed_again
 from training.verifier import ends, in_chunks
 
 Method = Literal["majority", "best", "weighted", "beam"]
@@ -73,8 +73,6 @@ class Sampling:
 
     def about(self, prompts: list[Prompt], examples: list[Example], count: int) -> Rollout:
         """`count` completions of each prompt: episodes, where there is something to act in."""
-        if self.environment is None:
-            return self(prompts, count)
         acting = (examples, self.environment)
         sizes = (count, self.length, self.temperature, self.seed)
         return sample_episodes(self.model, self.processor, prompts, *acting, *sizes)

@@ -53,7 +53,11 @@ def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
     )
     questions, views = held_out_groups(runs, limits), training_groups(runs[0], limits)
     groups = questions + [group for *_, view_groups in views for group in view_groups]
-    pictures = {picture.key: picture for group in groups for picture in group["pictures"]}
+    pictures = {
+        picture.key: picture
+        for group in groups
+        for picture in (*group["pictures"], *group["shown"])
+    }
     return environment.get_template("page.html").render(
         runs=runs,
         panels=panels[0],

@@ -117,10 +117,32 @@ def distinct(completions: list[dict]) -> list[tuple[dict, list[tuple]]]:
     return [(first[text], [(n, *score) for score, n in scores[text].items()]) for text in ordered]
 
 
-def _completion(completion: dict, scores: list[tuple], max_tokens: int) -> dict:
+def with_turns(
+    tokens: list[str], probabilities: list[float], turns: list[dict], directory: Path
+) -> list[tuple[str, list]]:
+    """`pieces` of the tokens between the turns, each followed by what was shown there: ("shown",
+    texts and pictures)."""
+    found, start = [], 0
+    for turn in [*turns, None]:
+        stop = len(tokens) if turn is None else min(turn["at"], len(tokens))
+        found += pieces(tokens[start:stop], probabilities[start:stop])
+        start = stop
+        if turn is not None and turn["at"] <= len(tokens):
+            parts = [
+                part if isinstance(part, str) else read_picture(directory, part["image"])
+                for part in turn["parts"]
+            ]
+            found.append(("shown", parts))
+    return found
+
+
+def _completion(completion: dict, scores: list[tuple], max_tokens: int, directory: Path) -> dict:
     """A completion as the page shows it."""
     tokens, heat = completion["tokens"], completion.get("heat") or []
-    parts = pieces(tokens[:max_tokens], completion["probabilities"][:max_tokens])
+    turns = completion.get("turns") or []
+    shortened = (tokens[:max_tokens], completion["probabilities"][:max_tokens])
+    parts = with_turns(*shortened, turns, directory)
+    regions = [turn["region"] for turn in turns if turn["region"]]
     if not completion["has_answer"]:  # an answer that cannot be parsed gets no border
         parts = [("plain" if kind == "answer" else kind, tinted) for kind, tinted in parts]
     return completion | {
@@ -129,7 +151,7 @@ def _completion(completion: dict, scores: list[tuple], max_tokens: int) -> dict:
         "pieces": parts,
         "fault": why_no_answer("".join(tokens)) or "no answer block",
         "hidden_tokens": max(0, len(tokens) - max_tokens),
-        "boxes": (completion.get("boxes") or [])[:MAX_BOXES],
+        "boxes": (regions or completion.get("boxes") or [])[:MAX_BOXES],
         "heat": heat if sum(map(len, heat)) <= MAX_HEAT else [],
     }
 
@@ -137,13 +159,20 @@ def _completion(completion: dict, scores: list[tuple], max_tokens: int) -> dict:
 def _group(columns: list[tuple[str, dict, Path]], limits: Limits) -> dict:
     """A question as the page shows it. columns: (heading, row, directory of the run) of each."""
     (_, first, directory), contents = columns[0], []
-    for heading, row, _ in columns:
+    for heading, row, place in columns:
         pairs = distinct(row["completions"])
-        completions = [_completion(*pair, limits.tokens) for pair in pairs[: limits.completions]]
+        completions = [
+            _completion(*pair, limits.tokens, place) for pair in pairs[: limits.completions]
+        ]
         contents.append((heading, completions, len(pairs) - len(completions)))
     pictures = [read_picture(directory, name) for name in first["images"]]
     boxes = (first["boxes"] or [])[:MAX_BOXES]
-    return first | {"columns": contents, "pictures": pictures, "boxes": boxes}
+    pieces_of_all = [c["pieces"] for _, completions, _ in contents for c in completions]
+    shown = [
+        part for parts in pieces_of_all for kind, seen in parts if kind == "shown" for part in seen
+    ]
+    shown = [part for part in shown if isinstance(part, Picture)]
+    return first | {"columns": contents, "pictures": pictures, "boxes": boxes, "shown": shown}
 
 
 def teaches(row: dict) -> bool:

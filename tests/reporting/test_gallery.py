@@ -71,7 +71,7 @@ def test_a_full_disk_costs_the_logs_and_the_page_but_not_the_run(
     tiny_dir, tmp_path, monkeypatch, capsys
 ):
     """completions.jsonl, gallery.jsonl, pictures and the report; the warning of logs comes once."""
-    batches, original, generate = [], Path.open, gallery.generate_group
+    batches, original, generate = [], Path.open, gallery.sample_episodes
 
     def full(path, mode="r", *rest, **more):
         if mode in ("a", "wb") and path.suffix in (".jsonl", ".jpg"):
@@ -84,7 +84,7 @@ def test_a_full_disk_costs_the_logs_and_the_page_but_not_the_run(
 
     monkeypatch.setattr(Path, "open", full)
     monkeypatch.setattr(render, "write_atomically", Mock(side_effect=OSError("disk full")))
-    monkeypatch.setattr(gallery, "generate_group", watched)
+    monkeypatch.setattr(gallery, "sample_episodes", watched)
     words = f"--model {tiny_dir} --output_dir {tmp_path / 'run'} --max_steps 2 --eval_steps 1"
     words += " --prompts_per_step 2 --report_prompts 5 --held_out_per_class 1"
     train_grpo.main([*words.split(), "--max_completion_length", "6"])

@@ -241,13 +241,13 @@ def test_the_most_frequent_answer_counts(texts, index):
 def test_a_vote_draws_so_many_completions_and_counts_one_answer_each(
     model, processor, examples, monkeypatch
 ):
-    counts, generate = [], search.generate_group
+    counts, generate = [], search.sample_episodes
 
     def counted(*args, **more):
-        counts.append(args[3])
+        counts.append(args[5])
         return generate(*args, **more)
 
-    monkeypatch.setattr(search, "generate_group", counted)
+    monkeypatch.setattr(search, "sample_episodes", counted)
     task = fake_task()
     metrics, records = evaluate(model, processor, task, examples, LENGTH, 1.0, votes=5)
     assert counts == [5] and len(records) == metrics["n"] == 10

@@ -3,7 +3,7 @@
 The log-probabilities that sampling keeps equal those of a packed forward. Its gradients are those
 of the plain next-token loss over the whole sequence, with everything shown left out by hand. An
 episode depends on nothing but its own seed, step, question and sample; without a call nothing
-changes. Run: pytest tests/training/test_episodes.py
+changes. Run: pytest tests/acting/test_episodes.py
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from acting.environment import Observation, last_call
+from acting.episodes import outcome_counts, sample_episodes
 from data.examples import Example
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
@@ -24,7 +25,6 @@ from model.vlm import rope_positions
 from model.weights import load_model
 from sample import generate_group
 from tests.model.test_shared_prefix import assert_close, gradients
-from training.episodes import outcome_counts, sample_episodes
 
 LENGTH, G = 40, 4
 VOWELS = tuple("aeiou")

@@ -51,7 +51,7 @@ def sample_episodes(
     processor: Processor,
     prompts: list[Prompt],
     examples: Sequence[Example],
-    environment: Environment,
+    environment: Environment | None,
     num_generations: int,
     max_completion_length: int,
     temperature: float = 1.0,
@@ -62,13 +62,17 @@ def sample_episodes(
     """`sample.generate_group`, where completions may pause and be shown something.
 
     Args:
-        examples: of the prompts. max_completion_length: of the sampled tokens of all turns.
+        examples: of the prompts. environment: None: completions only answer.
+        max_completion_length: of the sampled tokens of all turns.
         freeze_vision: run the tower over what is shown once, for sampling and training.
     Returns: a Rollout of the sampled tokens, with the episode of each of its N * G rows. Where an
         observation was the last, `finish` is "over".
     """
     G, limit = num_generations, max_completion_length
-    more = dict(temperature=temperature, seed=seed, step=step, pause_at=environment.closings)
+    more = dict(temperature=temperature, seed=seed, step=step)
+    if environment is None:
+        return generate_group(model, processor, prompts, G, limit, **more)
+    more["pause_at"] = environment.closings
     rollout = generate_group(model, processor, prompts, G, limit, **more)
     episodes = [Episode(environment.start(examples[b // G])) for b in range(len(rollout.ids))]
     while live := _act(rollout, episodes, environment, processor, limit):
