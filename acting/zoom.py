@@ -34,11 +34,13 @@ class Sight:
     """What `Example.world` holds: the picture in full, which is seen reduced at first.
 
     Attributes:
-        region: what has to be looked at for the answer; None: nothing, or nobody knows.
+        region: what has to be looked at for the answer; None: nothing.
+        is_known: whether anybody knows that.
     """
 
     original: Picture
     region: Region | None = None
+    is_known: bool = True
 
 
 class Zoom(Tool):

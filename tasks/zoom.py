@@ -22,7 +22,6 @@ from data.answer_forms import WORD
 from data.box_formats import canvas_size, convert_box, round_box
 from data.examples import Example
 from data.garden import meadow
-from data.garden.facts import facts_of
 from data.garden.world import SCENE_SUBJECT, render_seed
 from data.pictures import size_of
 from model.image import ImageConfig
@@ -91,7 +90,7 @@ def by_need(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """Accuracy and share of looks, apart for questions that need a look and those that do not."""
     found = {"needs_look": [], "at_sight": []}
     for example, text in zip(examples, texts, strict=True):
-        if example.facts is None:  # from outside: nobody knows
+        if not example.world.is_known:
             continue
         *calls, last = text.split("</zoom>")
         asked = [last_call(f"{said}</zoom>", "zoom") for said in calls]
@@ -121,7 +120,7 @@ def source_splits(cfg: TaskConfig) -> Splits:
 
 def whole(example: Example) -> Example:
     """A question about a picture from outside: crops are cut from its file, whatever it needs."""
-    return replace(example, world=Sight(example.images[0]))
+    return replace(example, world=Sight(example.images[0], is_known=False))
 
 
 def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Example:
@@ -143,6 +142,5 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     region = crop and tuple(pixel / meadow.MEADOW_SIZE for pixel in flower.corners)
     calls = ((f"look at the {flower.colour} one", crop),) if crop else ()
     reasoning = replace(question.reasoning, calls=calls)
-    facts = facts_of(question, scene=scene)
-    known = dict(world=Sight(original, region), reasoning=reasoning, facts=facts)
+    known = dict(world=Sight(original, region), reasoning=reasoning)
     return Example(id, (view,), question.prompt, question.answer, **known)
