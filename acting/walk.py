@@ -4,7 +4,7 @@
     observation   <look>, the bed after the move, </look>; or a few words where the way ends
 
 The walk ends when the model answers "pick", by its own decision. It is right where the gardener
-then stands at the flower. Next: tasks/walk.py.
+then stands at the flower. Next: acting/episodes.py.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ What is paid beside the task's own reward is a bonus for a look that was needed,
 matters, and was followed by the right answer: a bonus for every look teaches to look always, and
 none at all to look never (DeepEyes, arXiv:2505.14362; Pixel Reasoner, arXiv:2505.15966).
 
-Next: tasks/zoom.py.
+Next: acting/lookup.py.
 """
 
 import math

@@ -1,13 +1,13 @@
 """Looking up: a picture, a list of titled facts, and a question that one of the facts answers.
 
-prompt   "In which week does this flower bloom? Facts: 1 round red, 2 thin blue, ... To read one:
-         <fact>3</fact>."
+prompt   "In which week does this flower bloom? Facts: round red, thin blue, ... To read one:
+         <fact>title</fact>."
 data     portraits of the garden; titles are looks of flowers, one of them that of the picture, and
          the facts are made anew for every question
 acting   acting/lookup.py: two of the six may be read
 reward   the right number as the whole answer of the last turn + format
 metric   strict accuracy; "read_needed": the right fact was read
-ood      ten titles, all of the right shape or of the right colour
+ood      titles that are hard to tell apart: all have the shape or the colour of the right one
 """
 
 import random
@@ -24,8 +24,8 @@ from tasks.scenes import OOD_INDEX, generated_splits, make_task
 from tasks.task import Task, Weights
 
 FLAGS = ("train_size", "held_out_size")  # what this task reads
-INVITATION = "To read one: <fact>1</fact>."
-TITLES, OOD_TITLES = 6, 10
+INVITATION = "To read one: <fact>title</fact>."
+TITLES = 6
 WEEKS = range(10, 50)
 
 
@@ -57,17 +57,18 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     looks = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     own = (flower.shape, flower.colour)
     others = [look for look in looks if look != own]
-    if is_ood:  # 3 of its colour and 6 of its shape: all but itself
+    if is_ood:
         others = [look for look in others if flower.shape in look or flower.colour in look]
-    titles = [own, *rng.sample(others, (OOD_TITLES if is_ood else TITLES) - 1)]
+    titles = [own, *rng.sample(others, TITLES - 1)]
     rng.shuffle(titles)
     weeks = rng.sample(WEEKS, len(titles))
     facts = tuple(f"blooms in week {week}" for week in weeks)
     needed = 1 + titles.index(own)
-    listed = ", ".join(f"{n} {' '.join(look)}" for n, look in enumerate(titles, start=1))
+    titles = tuple(" ".join(look) for look in titles)
+    listed = ", ".join(titles)
     prompt = f"In which week does this flower bloom? Facts: {listed}. {INVITATION}"
-    calls = ((f"{' '.join(own)}", f"<fact>{needed}</fact>"),)
+    calls = (("look it up", f"<fact>{titles[needed - 1]}</fact>"),)
     week = weeks[needed - 1]
-    reasoning = Reasoning(f"week {week}", " ".join(own), "look it up", calls=calls)
-    known = dict(reasoning=reasoning, world=Shelf(facts, needed))
+    reasoning = Reasoning(f"week {week}", titles[needed - 1], "look it up", calls=calls)
+    known = dict(reasoning=reasoning, world=Shelf(titles, facts, needed))
     return Example(id, (draw_flower(flower, seed),), prompt, f"{week}", **known)
