@@ -7,6 +7,7 @@ changes. Run: pytest tests/acting/test_episodes.py
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ class Album:
 
     closings: tuple[str, ...] = VOWELS
     budget: int = 3
+    weights = MappingProxyType({"asked": 0.1})
 
     def start(self, example):
         return 0

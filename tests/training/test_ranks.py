@@ -28,6 +28,7 @@ from runtime import distributed
 from runtime.errors import InputError
 from runtime.signals import signals
 from tasks import TASKS, load_task
+from tests.acting.test_episodes import Album
 from tests.helpers import eval_rows, pay_odd_lengths, rows, step_rows
 from train_grpo import GRPOConfig
 from training import fsdp
@@ -60,6 +61,8 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
         " --max_resample_times 1 --train_size 5",
         "",
     ),
+    "acts": ("train_grpo", f"{SHORT} --beta 0.04 --num_iterations 2", ""),
+    "acts, ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 0", ""),
     "ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 0", ""),
     "sft": ("train_sft", SFT, ""),
     "sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
@@ -82,12 +85,16 @@ def count_with_changes(load):
     """A task's `load` for these runs: a random model earns something, so that its weights move.
 
     In runs with "no image" in their name one question of a step has none. Each rank has one
-    question at least, so while one computes it, the other computes one with an image.
+    question at least, so while one computes it, the other computes one with an image. In those with
+    "acts" completions are shown something after every vowel.
     """
 
     def changed(cfg, image_cfg=None):
         task = pay_odd_lengths(load)(cfg, image_cfg)
-        if "no image" not in str(getattr(cfg, "output_dir", "")):
+        name = Path(getattr(cfg, "output_dir", None) or "").name
+        if "acts" in name:
+            return replace(task, environment=Album())
+        if "no image" not in name:
             return task
         first, *others = task.train
         return replace(task, train=[replace(first, images=()), *others])

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from runtime.errors import InputError
 from runtime.run_directory import lock_directory, new_run_directory
 from runtime.signals import Stopped, StopSignals
 from tasks import TASKS
+from tests.acting.test_episodes import Album
 from tests.helpers import eval_rows, folder_of_classes, pay_odd_lengths, step_rows
 from train_grpo import GRPOConfig
 from train_sft import SFTConfig
@@ -188,6 +190,20 @@ def test_past_groups_and_the_next_question_survive(flags, tmp_path, number):
     rows = step_rows(tmp_path / "a")
     assert any(row["replay/groups"] > 0 for row in rows)
     assert any(row["selection/rounds"] == 2 for row in rows)
+
+
+@pytest.mark.case("O20")
+@pytest.mark.parametrize("more", ["--beta 0.04 --num_iterations 2", "--no-freeze_vision"])
+def test_completions_that_act_survive(flags, tmp_path, monkeypatch, more):
+    load = TASKS["count"].load
+    acting = lambda *args: replace(load(*args), environment=Album())  # noqa: E731
+    monkeypatch.setattr(TASKS["count"], "load", acting)
+    words = [*flags, *more.split()]
+    assert_resumes_alike(train_grpo, words, tmp_path, train_grpo, "sample_groups", 3)
+    rows = step_rows(tmp_path / "a")
+    assert all(row["rewards/asked/mean"] > 0 for row in rows)
+    kept = [json.loads(line) for line in (tmp_path / "a" / "gallery.jsonl").open()]
+    assert any(c["turns"] for row in kept for c in row["completions"])
 
 
 @pytest.mark.case("O20")
