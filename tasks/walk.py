@@ -46,7 +46,7 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
     def scores(text: str, example: Example) -> dict[str, float]:
         return {"strict": is_right(text, example)}
 
-    more = dict(max_completion_length=160, environment=environment)
+    more = dict(max_completion_length=200, environment=environment)
     splits = generated_splits("walk", cfg, draw)
     return make_task("walk", cfg, splits, reward, scores, last_turn=environment.last_turn, **more)
 
@@ -59,8 +59,9 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     flowers, start = sample_bed(rng, side, OOD_FLOWERS if is_ood else FLOWERS)
     goal = rng.choice(list(flowers))
     bed = Bed(side, start, goal, partial(draw_bed, flowers, side, seed))
-    question = ask_way(flowers[goal].colour)
-    moves = tuple((left, f"<go>{move}</go>") for left, move in way(start, goal))
+    colour = flowers[goal].colour
+    question = ask_way(colour, goal, side)
+    moves = tuple((t, f"<go>{move}</go>") for t, move in way(start, goal, colour, side))
     reasoning = Reasoning(question.thought, question.seen, "walk", calls=moves)
     prompt = f"{question.prompt} {INVITATION}"
     known = dict(reasoning=reasoning, world=bed)

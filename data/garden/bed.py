@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from PIL import Image, ImageDraw
 
 from data.garden.drawing import SUPERSAMPLE, on_background, paint_flower
-from data.garden.questions import Question
+from data.garden.questions import CM, Question
 from data.garden.world import COLOURS, Flower, random_flower
 
 CELL = 24  # pixels
@@ -31,10 +31,15 @@ def sample_bed(rng: random.Random, side: int, n_flowers: int) -> tuple[dict[Cell
     return flowers, start
 
 
+def margin_of(side: int) -> int:
+    """Pixels around a bed, so that its picture is a square of whole image tokens (16 pixels)."""
+    return (-side * CELL % 16) // 2
+
+
 def draw_bed(flowers: Mapping[Cell, Flower], side: int, seed: int, gardener: Cell) -> Image.Image:
-    """The bed from above, RGB, a square of whole image tokens (16 pixels)."""
-    size = -(-side * CELL // 16) * 16
-    margin = (size - side * CELL) // 2
+    """The bed from above, RGB."""
+    margin = margin_of(side)
+    size = side * CELL + 2 * margin
     layer = Image.new("RGBA", (size * SUPERSAMPLE, size * SUPERSAMPLE))
     for (column, row), flower in flowers.items():
         x, y = margin + column * CELL, margin + row * CELL
@@ -51,28 +56,26 @@ def draw_bed(flowers: Mapping[Cell, Flower], side: int, seed: int, gardener: Cel
     return on_background(layer, "grass", seed, size)
 
 
-def ask_way(colour: str) -> Question:
+def place(cell: Cell, side: int) -> str:
+    """The middle of a cell in cm from the upper left, as thoughts give places: "9 15"."""
+    middles = ((margin_of(side) + part * CELL + CELL // 2) // CM for part in cell)
+    return " ".join(map(str, middles))
+
+
+def ask_way(colour: str, goal: Cell, side: int) -> Question:
     """The question of a walk; what ends it is always the same word."""
-    prompt = f"Walk to the {colour} flower and pick it."
-    return Question("walk", prompt, "pick", thought="here", seen=colour)
+    prompt, there = f"Walk to the {colour} flower and pick it.", place(goal, side)
+    return Question("walk", prompt, "pick", f"at {there}, {colour} {there}", seen=colour)
 
 
-def way(start: Cell, goal: Cell) -> list[tuple[str, str]]:
-    """A shortest way, column first: (what is left of it, the move), each."""
-    (x, y), moves = start, []
+def way(start: Cell, goal: Cell, colour: str, side: int) -> list[tuple[str, str]]:
+    """A shortest way, column first: (where he and the flower are, the move), each."""
+    (x, y), moves, there = start, [], place(goal, side)
     while (x, y) != goal:
-        dx, dy = goal[0] - x, goal[1] - y
-        left = [
-            f"{abs(distance)} {word}"
-            for distance, word in (
-                (dx, "east" if dx > 0 else "west"),
-                (dy, "south" if dy > 0 else "north"),
-            )
-            if distance
-        ]
-        moves.append((", ".join(left), left[0].split()[1]))
-        if dx:
-            x += 1 if dx > 0 else -1
+        thought = f"at {place((x, y), side)}, {colour} {there}"
+        if x != goal[0]:
+            move, x = ("east", x + 1) if x < goal[0] else ("west", x - 1)
         else:
-            y += 1 if dy > 0 else -1
+            move, y = ("south", y + 1) if y < goal[1] else ("north", y - 1)
+        moves.append((thought, move))
     return moves

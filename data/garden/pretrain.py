@@ -9,8 +9,8 @@ after 1000 joint steps.) Then tower and language model learn the dialogues of
 `data/garden/corpus.py`, with the heads as an auxiliary loss; the dialogues about one picture are
 packed behind it. The result is a complete checkpoint directory.
 
-The committed base was made in three such runs, by an earlier version that could continue from a
-checkpoint (benchmarks/RESULTS.md). One run of 5000 joint steps, the default, has not been tried.
+The committed base was made in four runs, each but the first with `--start` from the last one
+(benchmarks/RESULTS.md). One run of 5000 joint steps, the default, has not been tried.
 """
 
 import json

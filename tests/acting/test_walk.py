@@ -123,9 +123,10 @@ def test_only_picking_at_the_flower_is_right(task):
 def test_ways_are_shortest_and_every_move_is_needed(task):
     moves = Counter(move for e in task.train for _, move in e.reasoning.calls)
     assert len(moves) == 4 and min(moves.values()) > 10
-    steps = way((0, 3), (2, 1))
-    assert steps[0] == ("2 east, 2 north", "east") and [m for _, m in steps[2:]] == ["north"] * 2
-    assert way((1, 1), (1, 1)) == []
+    steps = way((0, 3), (2, 1), "red", 4)
+    assert steps[0] == ("at 3 21, red 15 9", "east"), "cm from the upper left"
+    assert [move for _, move in steps] == ["east", "east", "north", "north"]
+    assert way((1, 1), (1, 1), "red", 4) == []
 
 
 def test_examples_go_to_other_processes_and_data_from_outside_are_refused(task):
