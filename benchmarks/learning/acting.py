@@ -47,6 +47,7 @@ class Blank(Zoom):
     """Shows grey in the place of what is asked for."""
 
     def show(self, state):
+        """A grey picture of the same size."""
         (crop,) = super().show(state)
         return (Image.new("RGB", crop.size, (128, 128, 128)),)
 
@@ -55,6 +56,7 @@ class ForAll(Zoom):
     """Pays for every look, needed or not, whatever comes of it."""
 
     def reward(self, example, state, text):
+        """1 for any look."""
         parts = super().reward(example, state, text)
         return parts | {"look_bonus": parts["called"]}
 

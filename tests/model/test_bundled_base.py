@@ -38,7 +38,7 @@ def test_the_directory_is_a_complete_checkpoint_of_at_most_16_megabytes():
 def test_its_vocabulary_covers_the_questions_and_every_coordinate(base):
     encode = base[1].encode
     assert all(len(encode(f" {round(pixel * 1000 / 96)}")) == 1 for pixel in range(0, 97, 4))
-    for name in TASKS.keys() - {"cls", "ovd", "zoom"}:  # which it has not met
+    for name in TASKS.keys() - {"cls", "ovd"} - {"zoom", "lookup", "walk"}:  # not met
         cfg = TaskConfig(task=name, train_size=1, held_out_size=20)
         questions = [e.question for e in load_task(cfg, base[1]).splits["held_out"]]
         words = sum(len(re.findall(r"\w+|[^\w\s]", question)) for question in questions)

@@ -18,6 +18,8 @@ from tasks import TASKS
 from tasks.task import Task
 from tests.helpers import folder_of_classes
 
+CHECKED = [name for name in TASKS if name not in ("zoom", "lookup", "walk")]
+
 
 @cache
 def load(name: str, data="garden", **flags) -> Task:
@@ -29,7 +31,7 @@ def exact(example: Example, mode: str) -> str:
     return completion_text(example.target, mode, example.reasoning)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", CHECKED)
 def test_the_exact_thoughts_of_every_task_are_true_where_they_stand(name):
     task = load(name)
     splits = {"train": task.train} | task.splits
@@ -64,7 +66,7 @@ def test_boxes_in_the_format_of_a_model_and_wrong_labels_change_no_fact():
 
 
 def test_facts_are_in_no_fingerprint_and_go_to_other_processes():
-    for name in TASKS:
+    for name in CHECKED:
         task = load(name)
         bare = [replace(example, facts=None) for example in task.train]
         assert data_hash(task.train) == data_hash(bare)

@@ -329,4 +329,4 @@ def test_a_run_writes_a_complete_checkpoint_and_a_log_and_repeats_bit_for_bit(ru
         expected = theirs(**inputs).logits[0, -1].log_softmax(-1)
         ours = load_model(first, torch.float32, torch.device("cpu"))
         logp, _ = completion_logps(ours, make_pack([prompt], [[torch.tensor([7])]]))
-    assert float(logp[0]) == pytest.approx(float(expected[7]), abs=2e-4)
+    assert float(logp[0]) == pytest.approx(float(expected[7]), abs=1e-3)

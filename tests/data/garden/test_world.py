@@ -89,12 +89,13 @@ def assert_well_formed(scene):
 
 
 def test_scenes_are_well_formed_and_name_25_coordinates():
-    coordinates = set()
+    coordinates, large = set(), []
     for index, (_, scene) in enumerate(scenes(350)):
         assert len(scene) == 1 + index % 7
         assert_well_formed(scene)
-        assert len(scene) <= 4 or {p.size for p in scene} == {"small"}
+        large.append(sum(p.size == "large" for p in scene) if len(scene) > 4 else 0)
         coordinates.update(value for p in scene for value in world.box_1000(p))
+    assert set(large) == {0, 1, 2}, "few flowers of a crowded scene are large"
     assert coordinates <= {round(4 * k / 96 * 1000) for k in range(25)}
     placed = world.Placed(SPECIES[0].flower, "small", 4, 0, 28, 96)
     assert world.box_1000(placed) == [42, 0, 292, 1000]
