@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw
 
 from data.garden.drawing import SUPERSAMPLE, on_background, paint_flower
 from data.garden.questions import CM, Question
-from data.garden.world import COLOURS, Flower, random_flower
+from data.garden.world import COLOURS, SCENE_SIZE, Flower, random_flower
 
-CELL = 24  # pixels
+BED_SIZE = SCENE_SIZE  # pixels, of beds with few and with many cells
 INSET = 2  # pixels between a cell and its flower
-FIGURE = (13, 9, 23, 23)  # of the gardener in his cell, pixels
+FIGURE = (0.55, 0.38, 0.95, 0.95)  # of the gardener in his cell: x0, y0, x1, y1 in shares of it
 HAT, COAT = (238, 206, 120), (24, 32, 60)
 
 Cell = tuple[int, int]  # column and row
@@ -31,34 +31,32 @@ def sample_bed(rng: random.Random, side: int, n_flowers: int) -> tuple[dict[Cell
     return flowers, start
 
 
-def margin_of(side: int) -> int:
-    """Pixels around a bed, so that its picture is a square of whole image tokens (16 pixels)."""
-    return (-side * CELL % 16) // 2
+def cell_of(side: int) -> int:
+    """Pixels of a cell in a bed of side x side."""
+    return BED_SIZE // side
 
 
 def draw_bed(flowers: Mapping[Cell, Flower], side: int, seed: int, gardener: Cell) -> Image.Image:
     """The bed from above, RGB."""
-    margin = margin_of(side)
-    size = side * CELL + 2 * margin
-    layer = Image.new("RGBA", (size * SUPERSAMPLE, size * SUPERSAMPLE))
+    cell, layer = cell_of(side), Image.new("RGBA", (BED_SIZE * SUPERSAMPLE,) * 2)
     for (column, row), flower in flowers.items():
-        x, y = margin + column * CELL, margin + row * CELL
-        box = (x + INSET, y + INSET, x + CELL - INSET, y + CELL - INSET)
+        x, y = column * cell, row * cell
+        box = (x + INSET, y + INSET, x + cell - INSET, y + cell - INSET)
         big = tuple(SUPERSAMPLE * pixel for pixel in box)
         paint_flower(layer, flower, big, random.Random(seed << 16 | column << 8 | row))
-    x, y = margin + gardener[0] * CELL, margin + gardener[1] * CELL
+    corner = [part * cell for part in (*gardener, *gardener)]
     x0, y0, x1, y1 = (
-        SUPERSAMPLE * (at + pixel) for at, pixel in zip((x, y, x, y), FIGURE, strict=True)
+        SUPERSAMPLE * (at + share * cell) for at, share in zip(corner, FIGURE, strict=True)
     )
     draw, middle = ImageDraw.Draw(layer), (y0 + y1) / 2
     draw.rounded_rectangle((x0 + 4, middle - 4, x1 - 4, y1), 8, fill=COAT)
     draw.ellipse((x0, y0, x1, middle + 8), fill=HAT, outline=COAT, width=3)
-    return on_background(layer, "grass", seed, size)
+    return on_background(layer, "grass", seed, BED_SIZE)
 
 
 def place(cell: Cell, side: int) -> str:
     """The middle of a cell in cm from the upper left, as thoughts give places: "9 15"."""
-    middles = ((margin_of(side) + part * CELL + CELL // 2) // CM for part in cell)
+    middles = ((part * cell_of(side) + cell_of(side) // 2) // CM for part in cell)
     return " ".join(map(str, middles))
 
 

@@ -84,7 +84,8 @@ def task():
 def test_a_demonstration_takes_the_shortest_way_and_is_right(task):
     for name, split in {"train": task.train, **task.splits}.items():
         for e in split:
-            assert e.images[0].size == ((128, 128) if name == "ood" else (96, 96))
+            assert e.images[0].size == (96, 96)
+            assert e.world.side == (5 if name == "ood" else 4)
             state, text = task.environment.start(e), ""
             for thought, call in e.reasoning.calls:
                 said = f"<think>{thought}</think>{call}"
