@@ -3,6 +3,7 @@
 Run: pytest tests/acting/test_zoom.py
 """
 
+import json
 import random
 from collections import Counter
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 from acting.environment import Asked
 from acting.zoom import Sight, Zoom, cut, hits
-from config import TaskConfig
+from config import BASE_MODEL, TaskConfig
 from data.examples import Example
 from data.garden import meadow
+from model.processor import Processor
 from rewards import WEIGHTS
 from tasks.zoom import load
 
@@ -245,6 +247,31 @@ def test_looks_are_reported_apart_by_need(task):
         "at_sight/strict": 1.0,
         "at_sight/looked": 0.0,
     }
+
+
+@pytest.mark.parametrize("coords, canvas", [("norm1000", (1000, 1000)), ("abs", (800, 600))])
+def test_questions_about_pictures_from_outside_get_looks_cut_from_the_file(
+    tmp_path, capsys, coords, canvas
+):
+    pixels = np.random.default_rng(1).integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    rows = []
+    for k in range(4):
+        Image.fromarray(np.roll(pixels, k, 0)).save(tmp_path / f"{k}.png")
+        rows.append({"image": f"{k}.png", "problem": "Which colour?", "solution": "red"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cfg = TaskConfig(task="zoom", data=str(tmp_path / "rows.jsonl"), train_size=2, coords=coords)
+    processor = Processor(BASE_MODEL, max_pixels=16384)
+    task = load(cfg, processor.image_cfg)
+    e = task.train[0]
+    assert e.canvas == canvas and f"{canvas[0]} x {canvas[1]} for the whole picture" in e.question
+    assert np.prod(processor.prompt("p", e.images, e.question).grids[0]) * 64 <= 16384
+    quarter = [canvas[0] // 2, canvas[1] // 2, *canvas]
+    state, (seen,) = play(task.environment, e, f"<zoom>{quarter}</zoom>")
+    expected = np.asarray(Image.open(e.images[0]))[300:, 400:]
+    assert np.array_equal(np.asarray(seen.parts[1]), expected), "pixel by pixel, not reduced"
+    parts = task.environment.reward(e, state, "<answer>red</answer>")
+    assert parts["look_bonus"] == 0.0 and parts["called"] == 1.0, "nobody knows what was needed"
+    assert task.summary([e], ["<answer>red</answer>"]) == {}
 
 
 def test_state_is_frozen():
