@@ -76,8 +76,27 @@ def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
         loose_rules=RULES,
         fault_names=FAULTS,
         words_of_page=glossary(_words_of(runs, panels), runs[0].settings["task"]),
+        looks=_looks(runs[0]) if len(runs) == 1 else [],
         pictures=[picture for picture in pictures.values() if picture.uri],
     )
+
+
+def _looks(run: Run) -> list[tuple[str, str, str]]:
+    """Of zoom: (kind of question, how many looked, how many are right), first and last evaluation.
+
+    [] for other tasks.
+    """
+    rows = [row for row in run.rows if "eval/needs_look/strict" in row]
+    names = {"needs_look": "needs a look", "at_sight": "can be told at first sight"}
+
+    def change(key: str) -> str:
+        return " -> ".join(f"{row[key]:.1%}" for row in (rows[0], rows[-1]))
+
+    return [
+        (words, change(f"eval/{name}/looked"), change(f"eval/{name}/strict"))
+        for name, words in names.items()
+        if rows
+    ]
 
 
 def _words_of(runs: list[Run], panels: list[list[dict]]) -> str:

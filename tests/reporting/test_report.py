@@ -20,7 +20,7 @@ from PIL import Image
 import report
 import train_sft
 from reporting.page import render
-from reporting.page.rollouts import distinct, pieces, snapshots
+from reporting.page.rollouts import distinct, pieces, snapshots, with_turns
 from reporting.page.saved_run import Run, read_run
 from runtime.errors import InputError, visible
 from runtime.run_directory import lock_directory
@@ -239,6 +239,31 @@ def test_a_completion_without_a_reward_says_so_and_the_first_faults_are_shown(co
     )
     assert "exception, step 7" in page.text and "OSError: judge is away" in page.text
     assert "script" not in page.elements
+
+
+def test_what_a_completion_was_shown_stands_where_it_was_shown(copied):
+    """With the region that it asked for on the picture; of zoom, who looked, in a table."""
+    path = copied / "gallery.jsonl"
+    gallery = [json.loads(line) for line in path.read_text().splitlines()]
+    (image,) = gallery[0]["images"]
+    turn = {"at": 2, "outcome": "done", "region": [0.1, 0.2, 0.5, 0.6]}
+    for row in gallery:
+        for c in row["completions"]:
+            c["turns"] = [turn | {"parts": ["<look>", {"image": image}, "<b>words</b>"]}]
+    path.write_text("\n".join(map(json.dumps, gallery)))
+    first = gallery[0]["completions"][0]
+    shown = with_turns(first["tokens"], first["probabilities"], first["turns"], copied)
+    kinds = [kind for kind, _ in shown]
+    before = "".join(t for _, parts in shown[: kinds.index("shown")] for t, _ in parts)
+    assert before == "".join(first["tokens"][:2]) and kinds.count("shown") == 1
+    rows_of = {"eval/needs_look/strict": 0.25, "eval/needs_look/looked": 0.125}
+    rows_of |= {"eval/at_sight/strict": 0.5, "eval/at_sight/looked": 0.0625}
+    with (copied / "metrics.jsonl").open("a") as out:
+        out.write(json.dumps({"step": 99} | rows_of) + "\n")
+    text = render.page([read_run(copied)])
+    assert "&lt;b&gt;words&lt;/b&gt;" in text and "<b>words</b>" not in text
+    assert text.count('class="look"') == text.count('class="shown"') > 3
+    assert '<rect class="box"' in text and "needs a look</td><td>12.5% -&gt; 12.5%" in text
 
 
 def test_rollouts_come_before_the_curves_and_speed_is_folded_away(run_dir):
