@@ -35,6 +35,7 @@ from training.checkpoint import why_unusable
 from training.evaluation import evaluate, usable_splits
 from training.resume import check_settings
 from training.search import Method
+from training.setup import check_acting
 from training.verifier import load_verifier
 
 
@@ -105,7 +106,12 @@ def result_line(task: Task, metrics: dict[str, float]) -> str:
     parts = [f"{name} {metrics[name]:.1%} [{low:.1%}, {high:.1%}]"]
     about = ("no_answer_ratio", "top_answer_share", "top_target_share")
     apart = {name, f"{name}_low", f"{name}_high", "mean_length", "n", "tokens_computed", *about}
-    parts += [f"{other} {value:.1%}" for other, value in metrics.items() if other not in apart]
+    counts = ("calls", "calls_invalid", "calls_forged", "detour")  # of completions that act
+    parts += [
+        f"{other} {value:.2f}" if other in counts else f"{other} {value:.1%}"
+        for other, value in metrics.items()
+        if other not in apart
+    ]
     unreadable, top, target = (metrics[name] for name in about)
     parts += [
         f"unreadable {unreadable:.1%}",
@@ -148,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = replace(cfg, model=local_directory(cfg.model))
     processor = load_processor(cfg.model, cfg.max_pixels)
     task = load_task(cfg, processor)
+    check_acting(cfg, task, processor)
     length = cfg.max_completion_length or task.max_completion_length
     processor.check_lengths(cfg.max_prompt_length, length)
     splits = task.splits | {"train": task.train}

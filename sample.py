@@ -203,19 +203,21 @@ class Decoder:
         self.graph, self.steps = None, 0
 
 
+def is_said(processor: Processor, ids: Tensor, texts: Sequence[str]) -> bool:
+    """Whether tokens say one of some texts."""
+    said = processor.decode(ids)
+    return any(text in said for text in texts)
+
+
 def pause_length(processor: Processor, ids: Tensor, pause_at: Sequence[str]) -> int | None:
     """How many tokens of a completion say one of some texts, the last one whole; None: all do not.
 
     A tag may be several tokens, and a token more than the rest of a tag.
     """
-
-    def is_said(count: int) -> bool:
-        said = processor.decode(ids[:count])
-        return any(text in said for text in pause_at)
-
-    if not is_said(len(ids)):
+    if not is_said(processor, ids, pause_at):
         return None
-    return 1 + bisect_left(range(1, len(ids)), True, key=is_said)
+    counts = range(1, len(ids))
+    return 1 + bisect_left(counts, True, key=lambda n: is_said(processor, ids[:n], pause_at))
 
 
 @torch.inference_mode()
@@ -259,14 +261,21 @@ def generate_group(
     decoder = Decoder(model_rows, uniforms, suppressed, temperature)
     decoder.choose(logits)
     tokens, logps = decoder.tokens.clone(), decoder.logps.clone()  # (B, C_max)
+    paused: set[int] = set()  # rows
+    longest = max(map(len, pause_at), default=0)  # a text has no more tokens than characters
     for t in range(1, max_completion_length):
         if t % CHECK_END_EVERY == 0:
             distributed.stop_point()
             has_paused = None
             if pause_at:
-                so_far = decoder.tokens[:, :t].cpu()  # (B', t)
-                paused = [pause_length(processor, row, pause_at) is not None for row in so_far]
-                has_paused = torch.tensor(paused)
+                start = max(0, t - CHECK_END_EVERY - longest)
+                newest, rows = decoder.tokens[:, start:t].cpu(), decoder.rows.tolist()  # (B', n)
+                paused |= {
+                    b
+                    for b, ids in zip(rows, newest, strict=True)
+                    if b not in paused and is_said(processor, ids, pause_at)
+                }
+                has_paused = torch.tensor([b in paused for b in rows])
             groups = decoder.unfinished_groups(ends_on_device, has_paused)
             if len(groups) == 0:
                 break

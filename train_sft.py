@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from acting.episodes import demonstrated_calls
+from acting.episodes import demonstrated_calls, keep_features_of
 from answers import has_tag
 from config import TrainConfig, flag, require
 from data.examples import Example, Reasoning, completion_text
@@ -86,6 +86,14 @@ def read_thoughts(path: Path) -> dict[str, Reasoning]:
     return thoughts
 
 
+def with_thought(example: Example, reasoning: Reasoning | None) -> Example:
+    """The example with other texts, and the calls that it knows."""
+    if reasoning is None:
+        return example
+    calls = example.reasoning.calls if example.reasoning else ()
+    return replace(example, reasoning=replace(reasoning, calls=calls))
+
+
 def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
     """The task with a reasoning text for every training example; raises InputError without one."""
     if cfg.cot_texts is not None:
@@ -98,9 +106,7 @@ def with_reasoning(task: Task, cfg: SFTConfig) -> Task:
             print(
                 f"data: {len(unknown)} rows of --cot_texts are not trained on: {unknown[0]!r}, .."
             )
-        task = replace(
-            task, train=[replace(e, reasoning=thoughts.get(e.id, e.reasoning)) for e in task.train]
-        )
+        task = replace(task, train=[with_thought(e, thoughts.get(e.id)) for e in task.train])
     if missing := [e.id for e in task.train if e.reasoning is None]:
         raise InputError(
             f"--cot: {len(missing)} training examples have no reasoning text, first "
@@ -143,6 +149,8 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             examples = [example for _, example in distributed.local_shard(questions)]
             acting = (cfg.prompt_mode, processor, setup.task.environment)
             calls, shown = zip(*(demonstrated_calls(e, *acting) for e in examples), strict=True)
+            if cfg.freeze_vision:
+                keep_features_of(model, shown)
             responses = [
                 response_ids(example, cfg.prompt_mode, processor, ids)
                 for example, ids in zip(examples, calls, strict=True)

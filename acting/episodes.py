@@ -11,19 +11,20 @@ drawn with the same number however many observations came before.
 Read first: acting/environment.py, sample.py.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from acting.environment import Environment, Observation
-from data.examples import Example
+from data.examples import Example, Picture
 from model.pack import Shown, continued
 from model.processor import Processor
 from model.vlm import VLM, Prompt
 from sample import Rollout, generate_group
+
+MOST_TOKENS = 2**14  # prefilled at once in a later turn
 
 
 @dataclass
@@ -39,11 +40,28 @@ class Episode:
     state: Any
     shown: list[Shown] = field(default_factory=list)
     turns: list[tuple[str, Observation]] = field(default_factory=list)
+    heard: int = 0  # characters up to the end of the last call: a token may bring more than that
 
-    @property
-    def said(self) -> int:
-        """How many sampled tokens stand before the newest observation."""
-        return self.shown[-1].at if self.shown else 0
+    def hear(self, text: str, closings: Sequence[str]) -> str:
+        """What was said since the last call, up to the end of the next one.
+
+        `text`: all that was sampled. So the turns are the pieces of the text between closing tags.
+        """
+        said = text[self.heard :]
+        stop = min(said.index(c) + len(c) for c in closings if c in said)
+        self.heard += stop
+        return said[:stop]
+
+    def without_pictures(self) -> "Episode":
+        """What other processes are told of it."""
+        shown = [Shown(s.at, None) for s in self.shown]
+        turns = [(said, replace(o, parts=tuple(map(text_of, o.parts)))) for said, o in self.turns]
+        return Episode(None, shown, turns)
+
+
+def text_of(part: str | Picture) -> str:
+    """A part of an observation in words."""
+    return part if isinstance(part, str) else "[picture]"
 
 
 def sample_episodes(
@@ -77,15 +95,17 @@ def sample_episodes(
     episodes = [Episode(environment.start(examples[b // G])) for b in range(len(rollout.ids))]
     while live := _act(rollout, episodes, environment, processor, limit):
         if freeze_vision:
-            with torch.no_grad():
-                model.keep_image_features([episodes[b].shown[-1].piece for b in live])
-        starts = [
-            continued(prompts[b // G], rollout.ids[b], b % G, episodes[b].shown) for b in live
-        ]
-        room = limit - min(len(rollout.ids[b]) for b in live)
-        turn = generate_group(model, processor, starts, 1, room, **more)
-        for k, b in enumerate(live):
-            _append(rollout, b, turn, k, limit)
+            keep_features_of(model, [episode.shown for episode in episodes])
+        starts = {
+            b: continued(prompts[b // G], rollout.ids[b], b % G, episodes[b].shown) for b in live
+        }
+        for rows in chunks_of_rows(starts):
+            room = limit - min(len(rollout.ids[b]) for b in rows)
+            turn = generate_group(model, processor, [starts[b] for b in rows], 1, room, **more)
+            for k, b in enumerate(rows):
+                _append(rollout, b, turn, k, limit)
+    if freeze_vision:
+        keep_features_of(model, [episode.shown for episode in episodes])
     decode = processor.decode
     rollout.texts = [processor.opening + decode(ids) for ids in rollout.ids]
     rollout.episodes = episodes
@@ -105,7 +125,7 @@ def _act(
         if rollout.finish[b] != "pause":
             continue
         count = len(rollout.ids[b])
-        said = processor.decode(rollout.ids[b][episode.said :])
+        said = episode.hear(processor.decode(rollout.ids[b]), environment.closings)
         episode.state, observation = environment.act(episode.state, said)
         episode.turns.append((said, observation))
         if observation.is_last:
@@ -129,6 +149,27 @@ def _append(rollout: Rollout, b: int, turn: Rollout, k: int, limit: int) -> None
     rollout.finish[b] = "length" if is_cut else turn.finish[k]
 
 
+def chunks_of_rows(starts: dict[int, Prompt]) -> list[list[int]]:
+    """Rows in parts of MOST_TOKENS prefilled tokens at most, one row at least: each is computed
+    with its whole history."""
+    chunks, room = [], 0
+    for b, start in starts.items():
+        count = len(start.ids)
+        if not chunks or count > room:
+            chunks, room = [*chunks, []], MOST_TOKENS
+        chunks[-1].append(b)
+        room -= count
+    return chunks
+
+
+@torch.no_grad()
+def keep_features_of(model: VLM, shown: Sequence[Sequence[Shown]]) -> None:
+    """Run the tower over the pictures that were shown, once, for sampling and training."""
+    pieces = [s.piece for seen in shown for s in seen]
+    if new := [p for p in pieces if p.pixels is not None and p.features is None]:
+        model.keep_image_features(new)
+
+
 def demonstrated_calls(
     example: Example, mode: str, processor: Processor, environment: Environment | None
 ) -> tuple[list[int], list[Shown]]:
@@ -138,22 +179,22 @@ def demonstrated_calls(
         return ids, shown
     state = environment.start(example)
     for thought, call in example.reasoning.calls:
-        said = call if mode == "direct" else f"<think>{thought}</think>{call}"
+        tag = {"think": "think", "steps": "reasoning"}.get(mode)
+        said = f"<{tag}>{thought}</{tag}>{call}" if tag else call
         state, observation = environment.act(state, said)
         ids += processor.encode(said if ids else said.removeprefix(processor.opening))
         shown.append(Shown(len(ids), processor.piece(example.id, observation.parts)))
     return ids, shown
 
 
-def tokens_computed_again(prompt: Prompt, episode: Episode) -> int:
-    """Tokens of the prefills after the first: everything before, once for every turn."""
+def tokens_computed_again(prompt: Prompt, episode: Episode, length: int) -> int:
+    """Tokens of the prefills after the first: everything before, once for every turn.
+
+    `length`: of the completion; behind what was shown at its end nothing was computed.
+    """
     total, seen = 0, 0
     for shown in episode.shown:
         seen += len(shown.piece.ids)
-        total += len(prompt.ids) + shown.at + seen
+        if shown.at < length:
+            total += len(prompt.ids) + shown.at + seen
     return total
-
-
-def outcome_counts(episodes: Sequence[Episode]) -> Counter[str]:
-    """How many calls had which outcome."""
-    return Counter(observation.outcome for e in episodes for _, observation in e.turns)

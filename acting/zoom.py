@@ -21,11 +21,12 @@ from PIL import Image
 from acting.environment import COUNTED, Asked, Outcome, Region, Tool
 from answers import Box, box_items, parse_boxes
 from data.examples import Example, Picture
+from data.pictures import size_of
 from model.image import load_image
 
 MIN_SIDE = 16  # pixels of the original: smaller regions are widened
-MAX_ASPECT = 100.0  # of a region
-LARGE = 0.5  # share of the picture above which a region is no look
+MAX_ASPECT = 100.0  # of a region in pixels; a processor refuses 200
+LARGE = 0.5  # share of the picture from which on a region is no look
 COVERED = 0.5  # share of the region that matters, for a look to hit it
 
 
@@ -72,6 +73,9 @@ class Zoom(Tool):
             return box or "malformed", None
         width, height = state.example.canvas
         region = (box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height)
+        (x1, x2), (y1, y2) = in_pixels(region, size_of(state.example.world.original))
+        if max(x2 - x1, y2 - y1) > MAX_ASPECT * min(x2 - x1, y2 - y1):
+            return "malformed", None
         return ("repeated" if region in state.done else "done"), region
 
     def show(self, state: Asked) -> tuple[Image.Image]:
@@ -94,15 +98,14 @@ def read_box(argument: str, canvas: tuple[float, float]) -> Box | Outcome | None
     for anything else."""
     boxes, malformed = parse_boxes(argument, canvas) or ([], 0)
     if len(boxes) == 1 and not malformed:
-        box = boxes[0]
-        sides = sorted((box.x2 - box.x1, box.y2 - box.y1))
-        return box if sides[1] <= MAX_ASPECT * sides[0] else None
+        return boxes[0]
     if boxes or malformed != 1:
         return None
     try:
         (corners,) = box_items(argument)
         x1, y1, x2, y2 = corners
-        is_box = x1 < x2 and y1 < y2 and all(map(math.isfinite, corners))
+        is_box = all(type(x) is float and math.isfinite(x) for x in corners)
+        is_box = is_box and x1 < x2 and y1 < y2
         return "outside" if is_box else None
     except (TypeError, ValueError):  # no list of four numbers
         return None
@@ -111,10 +114,14 @@ def read_box(argument: str, canvas: tuple[float, float]) -> Box | Outcome | None
 def cut(original: Picture, region: Region) -> Image.Image:
     """The region of a picture, at least MIN_SIDE pixels wide and high where the picture is."""
     image = load_image(original)
-    (x1, x2), (y1, y2) = (
-        _widened(region[k], region[k + 2], size) for k, size in enumerate(image.size)
-    )
+    (x1, x2), (y1, y2) = in_pixels(region, image.size)
     return image.crop((x1, y1, x2, y2))
+
+
+def in_pixels(region: Region, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The region of a picture of this (width, height): first and last column, first and last row,
+    widened to MIN_SIDE."""
+    return [_widened(region[k], region[k + 2], side) for k, side in enumerate(size)]
 
 
 def _widened(low: float, high: float, size: int) -> tuple[int, int]:
@@ -127,7 +134,7 @@ def _widened(low: float, high: float, size: int) -> tuple[int, int]:
 
 def hits(region: Region, target: Region | None) -> bool:
     """Whether a look at a region was needed, shows half of what matters, and is a look."""
-    if target is None or area(region) > LARGE:
+    if target is None or area(region) >= LARGE:
         return False
     sides = [min(region[k + 2], target[k + 2]) - max(region[k], target[k]) for k in (0, 1)]
     return min(sides) > 0 and sides[0] * sides[1] >= COVERED * area(target)

@@ -43,7 +43,8 @@ class Example:
         facts: what the source knows of the pictures (`data.garden.facts.Facts`), so that thoughts
             can be checked; None for data from outside. It is in no fingerprint of the data: the
             pictures are.
-        world: what the environment of the task knows that is not shown at first (acting/).
+        world: what the environment of the task knows that is not shown at first (acting/); in no
+            fingerprint either: pictures, question and target follow from it.
     """
 
     id: str

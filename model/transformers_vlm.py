@@ -145,6 +145,10 @@ class TransformersVLM(nn.Module):
 
     def completion_hidden(self, pack: Pack) -> Tensor:
         """The hidden states (C, D) that predict the completion tokens of a pack."""
+        if len(pack.pieces) > len(pack.prompts):
+            raise ValueError(
+                "completions that were shown something: only the hand-written families"
+            )
         states, completions = [], iter(pack.targets.split(sum(pack.layout.completion_lengths, [])))
         for prompt, lengths in zip(pack.prompts, pack.layout.completion_lengths, strict=True):
             hidden, cache, position = self.prefill_one(prompt)

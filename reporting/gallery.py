@@ -172,7 +172,7 @@ class Gallery:
                     "parts": {name: round(value, 4) for name, value in parts.items()},
                     "advantage": round(rollout.advantages[n, b % G].item(), 3),
                     "finish": rollout.finish[b],
-                    "has_answer": parse_answer(text) is not None,
+                    "has_answer": parse_answer(self.task.last_turn(text)) is not None,
                     "is_readable": self.task.answer(text, example) is not None,
                     "is_right": self.task.scores(text, example)["strict"] == 1.0,
                     "boxes": answered_boxes(text, example),

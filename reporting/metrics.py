@@ -7,6 +7,7 @@ advantage at 0. Next: reporting/run_log.py, which writes it down.
 
 import torch
 
+from acting.episodes import Episode, text_of
 from data.examples import Example
 from reporting.verdict import RIGHT
 from rewards import WEIGHTS
@@ -97,6 +98,14 @@ def unpaid_parts(rollout: Rollout, examples: list[Example], task: Task) -> list[
     return parts
 
 
+def turns_of(episode: Episode) -> list[dict]:
+    """What was said in each turn and what came of it, in words."""
+    return [
+        {"said": said, "outcome": o.outcome, "shown": "".join(map(text_of, o.parts))}
+        for said, o in episode.turns
+    ]
+
+
 def completion_records(
     step: int, examples: list[Example], rollout: Rollout, unpaid: list[dict] | None = None
 ) -> list[dict]:
@@ -115,5 +124,6 @@ def completion_records(
             "finish": rollout.finish[b],
         }
         | ({} if unpaid is None else {"task": unpaid[b]})
+        | ({} if rollout.episodes is None else {"turns": turns_of(rollout.episodes[b])})
         for b, text in enumerate(rollout.texts)
     ]

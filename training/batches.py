@@ -6,7 +6,7 @@ Nothing here carries an equation. Read first: train_grpo.py. Next: training/micr
 import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -180,7 +180,13 @@ def gather_rollout(rollout: Rollout) -> Rollout:
     """The scored rollouts of all ranks as one, in the order of the questions. A collective."""
     if distributed.world_size() == 1:
         return rollout
-    return concatenate(distributed.all_gather(rollout))
+    own, episodes = rollout.episodes, rollout.episodes
+    if episodes is not None:  # pictures stay where they are
+        episodes = [episode.without_pictures() for episode in episodes]
+    parts = distributed.all_gather(replace(rollout, episodes=episodes))
+    if own is not None:
+        parts[distributed.rank()].episodes = own
+    return concatenate(parts)
 
 
 def completion_lengths(rollout: Rollout, mask_truncated: bool) -> tuple[list[int], list[bool]]:

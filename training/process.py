@@ -104,7 +104,8 @@ def check_process(cfg, task: Task) -> None:
         return
     about = f"--untrue_weight {cfg.untrue_weight}"
     if task.statements is None:
-        raise InputError(f"{about}: nobody knows the facts of --data {cfg.data}; leave it out")
+        of_what = f"--data {cfg.data}" if task.environment is None else f"--task {task.name}"
+        raise InputError(f"{about}: nobody knows the facts of {of_what}; leave it out")
     if cfg.importance_sampling_level == "sequence":
         raise InputError(f"{about}: a ratio of whole completions spreads it over all tokens")
     if cfg.dynamic_sample or cfg.replay_buffer_size:

@@ -10,7 +10,7 @@ from typing import Literal
 from config import TrainConfig, flag, require, require_counts
 
 OF_THE_TASK = (  # flags of the task's own reward, which --reward replaces
-    *("correct_weight", "confidence_weight", "format_weight", "length_weight"),
+    *("correct_weight", "confidence_weight", "format_weight", "length_weight", "look_bonus"),
     *("dense", "dense_schedule"),
 )
 

@@ -142,7 +142,8 @@ class Scorer:
         self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.shaping |= {"length": cfg.length_weight}
         if task.environment is not None:
-            self.shaping |= task.environment.weights
+            weights = task.environment.weights
+            self.shaping |= dict.fromkeys(weights, 0.0) if user is not None else weights
         if cfg.overlong_weight and cfg.overlong_buffer > cfg.max_completion_length:
             raise InputError(
                 f"--overlong_buffer {cfg.overlong_buffer}: must be at most "

@@ -127,7 +127,7 @@ def among_samples(
         rows = slice(n * count, (n + 1) * count)
         texts, ids = rollout.texts[rows], rollout.ids[rows]
         if method == "majority":
-            index = majority(texts)
+            index = majority([task.last_turn(text) for text in texts])
         elif method == "best":
             index = int(scores[n].argmax())
         else:
@@ -135,8 +135,13 @@ def among_samples(
             index = heaviest(answers, scores[n].sigmoid().tolist())
         episodes = rollout.episodes[rows] if rollout.episodes else [None] * count
         tokens = len(prompt.ids) + sum(map(len, ids))
-        tokens += sum(tokens_computed_again(prompt, e) for e in episodes if e is not None)
-        computed = tokens * (1 if verifier is None else 2)
+        shown = [len(s.piece.ids) for e in episodes if e is not None for s in e.shown]
+        computed = tokens if verifier is None else 2 * tokens + sum(shown)
+        computed += sum(
+            tokens_computed_again(prompt, e, len(i))
+            for e, i in zip(episodes, ids, strict=True)
+            if e is not None
+        )
         chosen.append(Chosen(texts[index], ids[index], texts, computed, episodes[index]))
     return chosen
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from config import TrainConfig
+from config import TaskConfig, TrainConfig
 from data.files import SkipLog
 from model.load import check_files_fit, load_model, load_processor, local_directory
 from model.lora import DEFAULT_ALPHA, AdapterReference, load_adapter, new_adapter
@@ -106,14 +106,19 @@ def warn_of_long_targets(task: Task, processor: Processor, limit: int) -> None:
         )
 
 
-def check_acting(cfg: TrainConfig, task: Task, processor: Processor) -> None:
+def check_acting(cfg: TaskConfig, task: Task, processor: Processor) -> None:
     """Raise InputError for what cannot follow completions that act."""
     if task.environment is None:
         return
     if isinstance(processor, TransformersProcessor):
         name = processor.family.name
         raise InputError(f"--task {task.name}: not for {name}, which runs through transformers")
-    for flag in ("replay_buffer_size", "dynamic_sample", "reward_model"):
+    if cfg.question is not None:
+        raise InputError(f"--question: the question of --task {task.name} says how to act")
+    if getattr(cfg, "pictures", "real") != "real":
+        what = "what it is shown later would be real"
+        raise InputError(f"--pictures {cfg.pictures}: not for --task {task.name}, {what}")
+    for flag in ("replay_buffer_size", "dynamic_sample", "reward_model", "report_attention"):
         if getattr(cfg, flag, None):
             raise InputError(f"--{flag}: not for --task {task.name}, whose completions act")
     if cfg.script == "train_verifier.py":

@@ -192,16 +192,14 @@ def outdoors(picture: Image.Image, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def draw_scene(
-    scene: Scene, seed: int, ailing: Mapping[int, str] = NO_CAUSES, size: int = SCENE_SIZE
-) -> Image.Image:
-    """Flowers seen from above, RGB, `size` x `size` (96x96).
+def draw_scene(scene: Scene, seed: int, ailing: Mapping[int, str] = NO_CAUSES) -> Image.Image:
+    """Flowers seen from above, RGB, 96x96.
 
     A flower's rotation and tint depend on (seed, its centre) alone, so a changed scene drawn with
     the same seed differs only in the changed flowers. `ailing` maps places in the scene (0, 1, ...)
     to what makes the flower there wilt, one of `world.CAUSES`.
     """
-    layer = Image.new("RGBA", (size * SUPERSAMPLE, size * SUPERSAMPLE))
+    layer = Image.new("RGBA", (SCENE_SIZE * SUPERSAMPLE, SCENE_SIZE * SUPERSAMPLE))
     draw = ImageDraw.Draw(layer)
     boxes = [tuple(SUPERSAMPLE * pixel for pixel in placed.corners) for placed in scene]
     for place, cause in ailing.items():
@@ -218,7 +216,7 @@ def draw_scene(
             shadow = Image.new("RGBA", layer.size)
             ImageDraw.Draw(shadow).ellipse(_grown(boxes[place], 4), fill=(8, 10, 30, 100))
             layer.alpha_composite(shadow)
-    return on_background(layer, random.Random(seed).choice(("grass", "soil")), seed, size)
+    return on_background(layer, random.Random(seed).choice(("grass", "soil")), seed, SCENE_SIZE)
 
 
 def _grown(box, pixels):

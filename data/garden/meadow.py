@@ -8,11 +8,12 @@ half can be answered at first sight: to look always, or never, is not the best t
 Next: tasks/zoom.py.
 """
 
+import io
 import random
 
 from PIL import Image
 
-from data.garden.drawing import draw_scene
+from data.garden.drawing import SUPERSAMPLE, background, paint_flower
 from data.garden.questions import Question, listing, unique_flowers
 from data.garden.world import COLOURS, GRID, Placed, Scene, fits, random_flower, reading_order
 
@@ -44,10 +45,19 @@ def sample_meadow(rng: random.Random, n_objects: int) -> Scene:
     return reading_order(scene)
 
 
-def draw_meadow(scene: Scene, seed: int) -> tuple[Image.Image, Image.Image]:
-    """(The meadow, 384 x 384; what is seen of it at first, 96 x 96)."""
-    meadow = draw_scene(scene, seed, size=MEADOW_SIZE)
-    return meadow, meadow.resize((VIEW_SIZE, VIEW_SIZE), Image.Resampling.BOX)
+def draw_meadow(scene: Scene, seed: int) -> tuple[bytes, Image.Image]:
+    """(The meadow, 384 x 384, as PNG; what is seen of it at first, 96 x 96)."""
+    meadow = background(random.Random(seed).choice(("grass", "soil")), seed, MEADOW_SIZE)
+    for p in scene:  # each on a layer of its own: one for all takes ten times as long
+        width, height = p.x1 - p.x0, p.y1 - p.y0
+        layer = Image.new("RGBA", (width * SUPERSAMPLE, height * SUPERSAMPLE))
+        rng = random.Random(seed << 20 | p.middle[0] << 10 | p.middle[1])
+        paint_flower(layer, p.flower, (0, 0, *layer.size), rng)
+        small = layer.resize((width, height), Image.Resampling.LANCZOS)
+        meadow.paste(small, (p.x0, p.y0), small)
+    encoded = io.BytesIO()
+    meadow.save(encoded, "PNG")
+    return encoded.getvalue(), meadow.resize((VIEW_SIZE, VIEW_SIZE), Image.Resampling.BOX)
 
 
 def crop_around(p: Placed) -> tuple[int, int, int, int]:
@@ -57,11 +67,6 @@ def crop_around(p: Placed) -> tuple[int, int, int, int]:
         low = STEP * round((middle - CROP_SIZE / 2) / STEP)
         corners.append(min(max(low, 0), MEADOW_SIZE - CROP_SIZE))
     return (*corners, *(low + CROP_SIZE for low in corners))
-
-
-def in_thousandths(box: tuple[int, int, int, int]) -> list[int]:
-    """A box in pixels of the meadow as integers 0-1000."""
-    return [round(pixel * 1000 / MEADOW_SIZE) for pixel in box]
 
 
 def ask_detail(rng: random.Random, scene: Scene) -> tuple[Question, Placed]:

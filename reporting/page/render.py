@@ -19,6 +19,7 @@ from reporting.page import curves
 from reporting.page.glossary import glossary
 from reporting.page.rollouts import LIMITS, Limits, held_out_groups, snapshots, training_groups
 from reporting.page.saved_run import Run, read_run
+from reporting.verdict import column
 from runtime.errors import one_line, visible
 from runtime.run_directory import write_atomically
 from tasks import TASKS, reads
@@ -86,16 +87,16 @@ def _looks(run: Run) -> list[tuple[str, str, str]]:
 
     [] for other tasks.
     """
-    rows = [row for row in run.rows if "eval/needs_look/strict" in row]
     names = {"needs_look": "needs a look", "at_sight": "can be told at first sight"}
 
     def change(key: str) -> str:
-        return " -> ".join(f"{row[key]:.1%}" for row in (rows[0], rows[-1]))
+        values = column(run.rows, key)
+        return f"{values[0]:.1%} -> {values[-1]:.1%}"
 
     return [
         (words, change(f"eval/{name}/looked"), change(f"eval/{name}/strict"))
         for name, words in names.items()
-        if rows
+        if column(run.rows, f"eval/{name}/strict") and column(run.rows, f"eval/{name}/looked")
     ]
 
 

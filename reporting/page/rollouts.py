@@ -16,7 +16,7 @@ from PIL import Image
 
 from answers import TAGS, why_no_answer
 from reporting.lights import LEAST_ADVANTAGE
-from reporting.page.saved_run import Run
+from reporting.page.saved_run import Run, last_turn
 
 MAX_BOXES = 50  # drawn of a target or a completion
 MAX_HEAT = 2500  # cells of a heat map
@@ -149,7 +149,7 @@ def _completion(completion: dict, scores: list[tuple], max_tokens: int, director
         "scores": scores,
         "advantage": sum(count * advantage for count, _, advantage, _ in scores),
         "pieces": parts,
-        "fault": why_no_answer("".join(tokens)) or "no answer block",
+        "fault": why_no_answer(last_turn(completion)) or "no answer block",
         "hidden_tokens": max(0, len(tokens) - max_tokens),
         "boxes": (regions or completion.get("boxes") or [])[:MAX_BOXES],
         "heat": heat if sum(map(len, heat)) <= MAX_HEAT else [],

@@ -12,12 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import config
+from acting.environment import COUNTED
+from acting.lookup import Lookup
+from acting.walk import Walk
 from answers import parse_answer
 from config import TrainConfig
 from reporting.lights import Light, lights
 from reporting.verdict import RIGHT, beside, column, of_file, tail_length, verdict
 from runtime.errors import InputError
 from runtime.run_directory import FAULT_LOG, is_running, last_model
+
+# Parts of the reward of completions that act: logged, not paid.
+UNPAID = {*COUNTED, *Lookup.weights, *Walk.weights}
+
+
+def last_turn(completion: dict) -> str:
+    """The text of a completion of the gallery, behind what it was shown last."""
+    turns = completion.get("turns") or [{"at": 0}]
+    return "".join(completion["tokens"][turns[-1]["at"] :])
 
 
 @dataclass
@@ -67,8 +79,10 @@ class Run:
         ]
         terms = []
         for part in parts:
+            if part in UNPAID or (part == "look_bonus" and self.reward):
+                continue
             flag = "correct_weight" if part in RIGHT else f"{part}_weight"
-            flag = "reward_model_weight" if part == "learned" else flag
+            flag = {"learned": "reward_model_weight", "look_bonus": "look_bonus"}.get(part, flag)
             weight = self.settings.get(flag, 1)
             name = of_file(self.reward) if part == "user" else part
             if part == "kl":  # --kl_in_reward
@@ -92,7 +106,7 @@ class Run:
         """What most completions of the last held-out gallery answer; None if they differ."""
         rows = [row for row in self.gallery if row["view"] == "held_out"]
         texts = [
-            "".join(completion["tokens"])
+            last_turn(completion)
             for row in rows
             if row["step"] == rows[-1]["step"]
             for completion in row["completions"]

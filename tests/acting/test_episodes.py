@@ -6,16 +6,18 @@ episode depends on nothing but its own seed, step, question and sample; without 
 changes. Run: pytest tests/acting/test_episodes.py
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import pytest
 import torch
 from PIL import Image
 
+from acting import episodes as module
 from acting.environment import Observation, last_call
-from acting.episodes import outcome_counts, sample_episodes
-from data.examples import Example
+from acting.episodes import Episode, demonstrated_calls, sample_episodes
+from data.examples import Example, Reasoning
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
 from model.attention import PackLayout
@@ -157,6 +159,66 @@ def test_an_episode_depends_on_nothing_beside_it(tiny, prompts, examples):
     assert frozen.texts == rollout.texts
 
 
+def test_turns_are_computed_in_parts_with_the_same_result(tiny, prompts, examples, monkeypatch):
+    whole, episodes = play(tiny, prompts, examples)
+    calls, generate = [], module.generate_group
+
+    def counted(model, processor, starts, *rest, **more):
+        calls.append(len(starts))
+        return generate(model, processor, starts, *rest, **more)
+
+    monkeypatch.setattr(module, "MOST_TOKENS", 1)
+    monkeypatch.setattr(module, "generate_group", counted)
+    parts, _ = play(tiny, prompts, examples)
+    assert parts.texts == whole.texts and parts.finish == whole.finish
+    assert calls[0] == 2 and set(calls[1:]) == {1}
+
+
+def test_every_picture_that_was_shown_is_seen_by_the_tower_once(tiny, prompts, examples):
+    """Also one behind the last token: else an update would compute all of its pack again."""
+    for length in (3, 7, LENGTH):
+        _, episodes = play(
+            tiny, prompts, examples, max_completion_length=length, freeze_vision=True
+        )
+        pieces = [s.piece for e in episodes for s in e.shown]
+        assert pieces and all(p.features is not None or p.pixels is None for p in pieces)
+
+
+def test_turns_are_the_pieces_of_the_text_between_closing_tags():
+    """A token may bring more than the tag: "><"."""
+    episode, text = Episode(None), ""
+    for said, heard in (
+        ("<go>up</go><", "<go>up</go>"),
+        ("go>east</go> so ", "<go>east</go>"),
+        ("<go>north</go>", " so <go>north</go>"),
+    ):
+        text += said
+        assert episode.hear(text, ("</go>",)) == heard
+
+
+def test_other_processes_are_told_in_words(tiny, prompts, examples):
+    _, episodes = play(tiny, prompts, examples)
+    for episode in episodes:
+        light = episode.without_pictures()
+        assert light.state is None and all(s.piece is None for s in light.shown)
+        assert [s.at for s in light.shown] == [s.at for s in episode.shown]
+        parts = [part for _, o in light.turns for part in o.parts]
+        assert all(isinstance(part, str) for part in parts)
+
+
+def test_demonstrations_think_in_the_blocks_of_their_mode(tiny, examples):
+    reasoning = Reasoning("x", calls=(("why", "<zoom>a</zoom>"),))
+    e = replace(examples[0], reasoning=reasoning)
+    for mode, begin in (
+        ("think", "<think>why</think>"),
+        ("direct", ""),
+        ("steps", "<reasoning>why"),
+    ):
+        ids, (shown,) = demonstrated_calls(e, mode, tiny[1], Album())
+        said = tiny[1].decode(ids)
+        assert said.startswith(begin) and said.endswith("<zoom>a</zoom>") and shown.at == len(ids)
+
+
 @pytest.mark.parametrize("length", [1, 3, 7])
 def test_the_limit_counts_sampled_tokens_of_all_turns(tiny, prompts, examples, length):
     rollout, episodes = play(tiny, prompts, examples, max_completion_length=length)
@@ -187,7 +249,7 @@ def test_the_budget_ends_an_episode_and_outcomes_are_counted(tiny, prompts, exam
     assert "over" in rollout.finish and "pause" not in rollout.finish
     for finish, episode in zip(rollout.finish, episodes, strict=True):
         assert len(episode.shown) <= 1 and (finish == "over") == (len(episode.turns) == 2)
-    counts = outcome_counts(episodes)
+    counts = Counter(o.outcome for e in episodes for _, o in e.turns)
     assert counts["over"] == rollout.finish.count("over") and counts["done"] > 0
 
 

@@ -6,6 +6,7 @@ Run: pytest tests/acting/test_zoom.py
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from acting.zoom import Sight, Zoom, cut, hits
 from config import BASE_MODEL, TaskConfig
 from data.examples import Example
 from data.garden import meadow
+from model.image import load_image
 from model.processor import Processor
 from rewards import WEIGHTS
 from tasks.zoom import load
@@ -88,7 +90,8 @@ def test_a_small_region_is_widened_and_stays_inside():
         ("[-9, -9, -1, -1]", "outside"),
         ("[750, 250, 500, 500]", "malformed"),
         ("[500, 250, 500, 500]", "malformed"),
-        ("[0, 0, 1000, 1]", "malformed"),  # a line
+        ("[0, 0, 1000, 1]", "done"),  # a line is widened
+        ("[true, true, 5000, 5000]", "malformed"),
         ("[1, 2, 3]", "malformed"),
         ("[1, 2, 3, 4, 5]", "malformed"),
         ("[1, 2, 300, NaN]", "malformed"),
@@ -112,6 +115,18 @@ def test_every_call_has_its_outcome_and_none_raises(world, argument, outcome):
     assert (len(seen.parts) == 3) == (outcome == "done")
     if outcome != "done":
         assert seen.parts[0].startswith("<look>") and seen.parts[0].endswith("</look>")
+
+
+def test_no_region_is_too_long_for_a_processor(world):
+    """What counts are the pixels of the region once it is widened."""
+    processor = Processor(BASE_MODEL)
+    wide = Sight(Image.new("RGB", (4200, 1000)))
+    e = replace(example(), world=wide)
+    for box, outcome in (((0, 0, 1000, 10), "malformed"), ((0, 0, 300, 16), "done")):
+        _, (seen,) = play(world, e, call(*box))
+        assert seen.outcome == outcome
+        processor.piece("p", seen.parts)
+    processor.piece("p", play(world, e, call(0, 0, 1, 1000))[1][0].parts)
 
 
 def test_a_closing_tag_without_an_opening_one_is_malformed(world):
@@ -149,6 +164,7 @@ GOOD, ASIDE, WHOLE = call(450, 450, 700, 700), call(0, 0, 250, 250), call(0, 0, 
         ([GOOD], WRONG, True, 0.0),  # it did not help
         ([GOOD], RIGHT, False, 0.0),  # it was not needed
         ([ASIDE], RIGHT, True, 0.0),  # guessed
+        ([call(0, 0, 500, 1000), call(500, 0, 1000, 1000)], RIGHT, True, 0.0),  # both halves
         ([WHOLE], RIGHT, True, 0.0),  # the whole picture is no look
         ([], RIGHT, True, 0.0),
         (["<zoom>[9]</zoom>"], RIGHT, True, 0.0),  # failed calls collect nothing
@@ -230,8 +246,9 @@ def test_a_crop_shows_the_flower_whole_and_on_the_net_of_boxes():
 def test_the_first_view_has_no_details_left(task):
     """A flower is at most seven pixels wide in it, and 28 in the crop."""
     for e in task.train:
-        assert e.images[0].size == (96, 96) and e.world.original.size == (384, 384)
-        small = np.asarray(e.world.original.reduce(4), dtype=int)
+        original = load_image(e.world.original)
+        assert e.images[0].size == (96, 96) and original.size == (384, 384)
+        small = np.asarray(original.reduce(4), dtype=int)
         assert np.abs(small - np.asarray(e.images[0], dtype=int)).max() <= 1
 
 
