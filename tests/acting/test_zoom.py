@@ -249,7 +249,7 @@ def test_the_first_view_has_no_details_left(task):
         original = load_image(e.world.original)
         assert e.images[0].size == (96, 96) and original.size == (384, 384)
         small = np.asarray(original.reduce(4), dtype=int)
-        assert np.abs(small - np.asarray(e.images[0], dtype=int)).max() <= 1
+        assert np.abs(small - np.asarray(e.images[0], dtype=int)).max() <= 16  # JPEG
 
 
 def test_looks_are_reported_apart_by_need(task):
