@@ -116,6 +116,13 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
     ("model/attention.py", "tests/model/test_parity.py"): (
         ("a token sees the one after it", ".tril()[None, None]", ".tril(1)[None, None]"),
     ),
+    ("model/pack.py", "tests/acting/test_episodes.py"): (
+        ("what is shown begins at position 0", "piece.positions + first", "piece.positions"),
+        ("a picture is looked for too early", "begin + s.at", "begin"),
+    ),
+    ("acting/zoom.py", "tests/acting/test_zoom.py"): (
+        ("a look earns whatever came of it", "hit and self.is_right(text, example)", "hit"),
+    ),
     ("model/pack.py", "tests/model/test_shared_prefix.py tests/test_sample.py"): (
         (
             "next-token shift off by one",
