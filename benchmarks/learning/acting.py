@@ -40,7 +40,7 @@ from training.evaluation import evaluate, wilson_interval
 
 COLD = "--cot --train_size 4000 --learning_rate 1e-3 --prompts_per_step 16"
 STEPS = {"zoom": 300, "lookup": 100, "walk": 150}  # of the cold start
-GRPO = "--train_size 1000 --max_steps 150 --learning_rate 2e-4"
+GRPO = "--train_size 1000 --max_steps 150"
 
 
 class Blank(Zoom):
