@@ -16,7 +16,6 @@ Next: training/batches.py.
 """
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -203,23 +202,6 @@ class Decoder:
         self.graph, self.steps = None, 0
 
 
-def is_said(processor: Processor, ids: Tensor, texts: Sequence[str]) -> bool:
-    """Whether tokens say one of some texts."""
-    said = processor.decode(ids)
-    return any(text in said for text in texts)
-
-
-def pause_length(processor: Processor, ids: Tensor, pause_at: Sequence[str]) -> int | None:
-    """How many tokens of a completion say one of some texts, the last one whole; None: all do not.
-
-    A tag may be several tokens, and a token more than the rest of a tag.
-    """
-    if not is_said(processor, ids, pause_at):
-        return None
-    counts = range(1, len(ids))
-    return 1 + bisect_left(counts, True, key=lambda n: is_said(processor, ids[:n], pause_at))
-
-
 @torch.inference_mode()
 def generate_group(
     model: VLM,
@@ -273,7 +255,7 @@ def generate_group(
                 paused |= {
                     b
                     for b, ids in zip(rows, newest, strict=True)
-                    if b not in paused and is_said(processor, ids, pause_at)
+                    if b not in paused and processor.says(ids, pause_at)
                 }
                 has_paused = torch.tensor([b in paused for b in rows])
             groups = decoder.unfinished_groups(ends_on_device, has_paused)
@@ -296,7 +278,7 @@ def generate_group(
     lengths = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, cut).tolist()
     finish = ["stop" if ended else "length" for ended in is_end.any(1).tolist()]
     for b in range(B if pause_at else 0):
-        if (pause := pause_length(processor, tokens[b, : lengths[b]], pause_at)) is not None:
+        if (pause := processor.length_until(tokens[b, : lengths[b]], pause_at)) is not None:
             lengths[b], finish[b] = pause, "pause"
     return Rollout(
         ids=[row[:n].clone() for row, n in zip(tokens, lengths, strict=True)],

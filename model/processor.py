@@ -8,6 +8,7 @@ The sampler and the trainer share `suppressed_tokens`: vision tokens, chat contr
 untrained padding rows of the embedding have probability zero in both. Next: model/weights.py.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -166,6 +167,20 @@ class Processor:
         """
         ids = [id for id in map(int, ids) if id not in self.control_ids]
         return self.tokenizer.decode(ids)
+
+    def says(self, ids: Tensor, texts: Sequence[str]) -> bool:
+        """Whether tokens say one of some texts."""
+        said = self.decode(ids)
+        return any(text in said for text in texts)
+
+    def length_until(self, ids: Tensor, texts: Sequence[str]) -> int | None:
+        """How many of some tokens say one of the texts, the last one whole; None: all do not.
+
+        A tag may be several tokens, and a token more than the rest of a tag.
+        """
+        if not self.says(ids, texts):
+            return None
+        return 1 + bisect_left(range(1, len(ids)), True, key=lambda n: self.says(ids[:n], texts))
 
     def turn(self, num_images: int) -> tuple[str, str]:
         """The text of one user turn before and after the question, one slot per image."""
