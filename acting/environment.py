@@ -128,16 +128,31 @@ class Tool:
 
     def act(self, state: Asked, said: str) -> tuple[Asked, Observation]:
         """Show the result of a call, or say why there is none."""
-        outcome, thing = self._outcome(state, said)
-        forged, outcomes = state.forged + said.count(OPEN), (*state.outcomes, outcome)
-        state = replace(state, outcomes=outcomes, forged=forged)
+        state = self._after(state, said)
+        outcome = state.outcomes[-1]
         if outcome == "over":
             return state, Observation((), outcome, is_last=True)
         if outcome != "done":
             return state, Observation((f"{OPEN}{self.told[outcome]}{CLOSE}",), outcome)
-        state = replace(state, done=(*state.done, thing))
         parts = (OPEN, *self.show(state), CLOSE)
         return state, Observation(parts, outcome, region=self.region(state))
+
+    def replay(self, example: Example, text: str) -> Asked:
+        """The state after all calls of a completion; nothing is shown."""
+        state = self.start(example)
+        (closing,) = self.closings
+        for said in text.split(closing)[:-1]:
+            state = self._after(state, said + closing)
+        return state
+
+    def _after(self, state: Asked, said: str) -> Asked:
+        outcome, thing = self._outcome(state, said)
+        return replace(
+            state,
+            done=(*state.done, thing) if outcome == "done" else state.done,
+            outcomes=(*state.outcomes, outcome),
+            forged=state.forged + said.count(OPEN),
+        )
 
     def _outcome(self, state: Asked, said: str) -> tuple[Outcome, Any]:
         if len(state.outcomes) >= self.budget:

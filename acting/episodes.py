@@ -21,7 +21,7 @@ from acting.environment import Environment, Observation
 from data.examples import Example, Picture
 from model.pack import Shown, continued
 from model.processor import Processor
-from model.vlm import VLM, Prompt
+from model.vlm import VLM, Prompt, in_parts
 from sample import Rollout, generate_group
 
 MOST_TOKENS = 2**14  # prefilled at once in a later turn
@@ -99,7 +99,8 @@ def sample_episodes(
         starts = {
             b: continued(prompts[b // G], rollout.ids[b], b % G, episodes[b].shown) for b in live
         }
-        for rows in chunks_of_rows(starts):
+        lengths = [len(starts[b].ids) for b in live]  # each is computed with its whole history
+        for rows in in_parts(live, lengths, MOST_TOKENS):
             room = limit - min(len(rollout.ids[b]) for b in rows)
             turn = generate_group(model, processor, [starts[b] for b in rows], 1, room, **more)
             for k, b in enumerate(rows):
@@ -147,19 +148,6 @@ def _append(rollout: Rollout, b: int, turn: Rollout, k: int, limit: int) -> None
     rollout.ids[b] = torch.cat((rollout.ids[b], turn.ids[k][:room]))
     rollout.logps[b] = torch.cat((rollout.logps[b], turn.logps[k][:room]))
     rollout.finish[b] = "length" if is_cut else turn.finish[k]
-
-
-def chunks_of_rows(starts: dict[int, Prompt]) -> list[list[int]]:
-    """Rows in parts of MOST_TOKENS prefilled tokens at most, one row at least: each is computed
-    with its whole history."""
-    chunks, room = [], 0
-    for b, start in starts.items():
-        count = len(start.ids)
-        if not chunks or count > room:
-            chunks, room = [*chunks, []], MOST_TOKENS
-        chunks[-1].append(b)
-        room -= count
-    return chunks
 
 
 @torch.no_grad()

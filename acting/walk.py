@@ -70,15 +70,6 @@ class Walk(Tool):
         """Where the gardener is."""
         return state.done[-1] if state.done else state.example.world.start
 
-    def replay(self, example: Example, text: str) -> Asked:
-        """The state after all calls of a completion."""
-        state = self.start(example)
-        for said in text.split(f"</{self.name}>")[:-1]:
-            outcome, cell = self._outcome(state, f"{said}</{self.name}>")
-            done = (*state.done, cell) if outcome == "done" else state.done
-            state = Asked(example, done, (*state.outcomes, outcome))
-        return state
-
     def reward(self, example: Example, state: Asked, text: str) -> dict[str, float]:
         """Counts only: whether he has arrived, and the moves beyond the shortest way."""
         bed = example.world

@@ -18,6 +18,7 @@ Next: model/pack.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from model.config import VLMConfig
 from model.language import DecodingStep, LanguageModel, mrope
 from model.vision import Grid, VisionTower
 
+T = TypeVar("T")
 TOWER_PATCHES = 2**15  # that a tower without gradients sees at once: eight large pictures
 
 
@@ -251,14 +253,18 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 def chunks_of_images(prompts: list[Prompt]) -> list[list[Prompt]]:
     """Prompts with images in parts of `TOWER_PATCHES` patches at most, one prompt at least."""
-    chunks, room = [], 0
-    for prompt in prompts:
-        count = len(prompt.pixels)
-        if not chunks or count > room:
-            chunks, room = [*chunks, []], TOWER_PATCHES
-        chunks[-1].append(prompt)
-        room -= count
-    return chunks
+    return in_parts(prompts, [len(prompt.pixels) for prompt in prompts], TOWER_PATCHES)
+
+
+def in_parts(items: Sequence[T], sizes: Sequence[int], most: int) -> list[list[T]]:
+    """Items in their order, in parts whose sizes add up to `most`, one item at least."""
+    parts, room = [], 0
+    for item, size in zip(items, sizes, strict=True):
+        if not parts or size > room:
+            parts, room = [*parts, []], most
+        parts[-1].append(item)
+        room -= size
+    return parts
 
 
 def rows_of_groups(groups: Tensor, group_size: int) -> Tensor:

@@ -3,7 +3,8 @@
 A task file brings a function `draw(rng, seed, is_ood)` that returns a question, its pictures and
 what they show, or None where the drawn scene has nothing to ask; `scene_splits` makes disjoint
 splits of it: `train`, `held_out`, `val` (for choosing settings) and `ood` (larger scenes, another
-view, ...).
+view, ...). Tasks that act bring whole examples, `draw(id, split, split_seed, index, is_ood)`, for
+`generated_splits`.
 
 Next: tasks/count.py, the simplest of them.
 """

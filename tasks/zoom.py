@@ -12,11 +12,10 @@ ood      larger meadows: 5 to 7 flowers instead of 2 to 4
 
 import random
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 
-from acting.environment import last_call
-from acting.zoom import Sight, Zoom, read_box
-from answers import Box
+from acting.zoom import Sight, Zoom
 from config import TaskConfig
 from data.answer_forms import WORD
 from data.box_formats import canvas_size, convert_box, round_box
@@ -60,7 +59,9 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
         },
     )
     environment = Zoom(is_right, getattr(cfg, "look_bonus", 0.0))  # only GRPO and PPO pay
-    more = dict(max_completion_length=96, summary=by_need, environment=environment)
+    more = dict(
+        max_completion_length=96, summary=partial(by_need, environment), environment=environment
+    )
     return make_task("zoom", cfg, splits, reward, scores, last_turn=environment.last_turn, **more)
 
 
@@ -86,17 +87,14 @@ def invited(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None) ->
     return replace(example, question=question, **known)
 
 
-def by_need(examples: list[Example], texts: list[str]) -> dict[str, float]:
+def by_need(environment: Zoom, examples: list[Example], texts: list[str]) -> dict[str, float]:
     """Accuracy and share of looks, apart for questions that need a look and those that do not."""
     found = {"needs_look": [], "at_sight": []}
     for example, text in zip(examples, texts, strict=True):
         if not example.world.is_known:
             continue
-        *calls, last = text.split("</zoom>")
-        asked = [last_call(f"{said}</zoom>", "zoom") for said in calls]
-        boxes = [read_box(argument, example.canvas) for argument in asked if argument]
-        is_right = classification_reward(last, example.target).parts["correct"]
-        has_looked = any(isinstance(box, Box) for box in boxes)
+        is_right = float(environment.is_right(text, example))
+        has_looked = bool(environment.replay(example, text).done)
         found["at_sight" if example.world.region is None else "needs_look"].append(
             (is_right, has_looked)
         )
