@@ -96,6 +96,7 @@ def test_a_literal_takes_its_choices_and_refuses_others_by_listing_them(kind, fi
     for choice in get_args(field.type):
         companions = COMPANIONS.get(choice, "")
         companions += " --cot" * (kind is SFTConfig)  # reasoning is learned only when asked for
+        companions += " --dense 1" * (field.name == "dense_schedule")  # or nothing decays
         cfg = parse(f"--{field.name}", choice, *companions.split(), kind=kind)
         assert getattr(cfg, field.name) == choice
     message = refusal(capsys, f"--{field.name}", "nonsense", kind=kind)

@@ -57,6 +57,8 @@ class RolloutConfig(TrainConfig):
         require(0 < weight <= 1e6, "reward_model_weight", "above 0, at most 1e6", self)
         is_used = self.reward_model is not None or weight == default
         require(is_used, "reward_model_weight", "left out without --reward_model", self)
+        is_decayed = self.dense > 0 or self.dense_schedule == "constant"
+        require(is_decayed, "dense_schedule", "left out where --dense is 0", self)
         total = self.correct_weight + self.format_weight
         require(total > 0, "correct_weight", "above 0 where --format_weight is 0", self)
 

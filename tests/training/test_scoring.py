@@ -161,6 +161,11 @@ def test_flags_of_the_tasks_own_reward_are_refused_beside_another(name, value):
     config(reward="mine.py:pay", overlong_weight=1.0, repetition_weight=1.0)  # these are added
 
 
+def test_a_credit_that_is_not_given_cannot_decay():
+    with pytest.raises(InputError, match="--dense_schedule .*left out where --dense is 0"):
+        config(dense_schedule="linear")
+
+
 def test_without_weights_no_shaping_part_appears():
     assert all(p.keys() == {"correct"} for p in step(config())[1])
 
