@@ -231,6 +231,7 @@ def given_flags(
     For an unknown flag or a wrong value exits with code 2 and one line, or raises ArgumentError.
     """
     argv = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+    say_repeated(argv)
     parser = Parser(
         usage="%(prog)s [--flag value ...]",
         description=description,
@@ -257,6 +258,16 @@ def given_flags(
             options["metavar"] = METAVARS[inner]
         parser.add_argument(f"--{item.name}", type=_reader(inner, optional), **options)
     return vars(parser.parse_args(argv))
+
+
+def say_repeated(argv: list[str]) -> None:
+    """A warning for a flag that is given twice: its last value counts, as in every command line."""
+    names = [word[2:].split("=")[0].removeprefix("no-") for word in argv if word[:2] == "--"]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        print(
+            f"warning: --{name} is given {names.count(name)} times: the last counts",
+            file=sys.stderr,
+        )
 
 
 def _with_underscores(word: str) -> str:

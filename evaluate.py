@@ -147,8 +147,8 @@ def verifier_for(cfg: EvalConfig, task: Task, model: VLM) -> ScoredVLM:
 def main(argv: list[str] | None = None) -> None:
     given = config.given_flags(EvalConfig, argv, __doc__, task=TASKS)
     cfg = EvalConfig(**given)
-    if cfg.output is not None and (cfg.output.is_dir() or not cfg.output.parent.is_dir()):
-        raise InputError(f"--output {cfg.output}: must be a file in a folder that exists")
+    if cfg.output is not None:
+        check_output(cfg.output)
     if cfg.run is not None:
         cfg = as_in_run(cfg, given)
     cfg = replace(cfg, model=local_directory(cfg.model))
@@ -196,6 +196,14 @@ def main(argv: list[str] | None = None) -> None:
             print(f"warning: {name}: {doubt}", file=sys.stderr)
     if cfg.output is not None and distributed.rank() == 0:
         write_answers(cfg.output, answers)
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError unless a new file can be written there, before anything is computed."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--output {path}: must be a file in a folder that exists")
+    if path.is_file():
+        raise InputError(f"--output {path}: exists already; name another file, or delete it")
 
 
 def write_answers(path: Path, answers: list[dict]) -> None:

@@ -10,7 +10,8 @@ searched for in a sentence.
 - NUMBER: a number, alone or with a currency before it or one unit after it, which is dropped:
   "145°", "12 cm", "50 %" (50), "$5", "1,250". A unit without a space is a sign or one of `UNITS`.
   "12 thousand" is no number: `_MULTIPLES` are no units.
-- CHOICE: a letter, alone or before the text of its choice: "A", "(B)", "C. red", "D) 5 cm".
+- CHOICE: a letter, alone or before the text of its choice: "A", "(B)", "C. red", "D) 5 cm". Where
+  a short text is asked for, only if most solutions of the data are such (`are_choices`).
 - BOXES, ONE_BOX: what `answers.parse_boxes` reads, "position" for "Position", and the special
   tokens of Qwen-VL and InternVL. "bbox" and "box_2d" are refused: the former may mean x, y, width,
   height, the latter is y, x, y, x.
@@ -20,7 +21,7 @@ Next: data/rows.py.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from answers import (
@@ -205,6 +206,15 @@ def word(text: str) -> str | None:
     return text if parse_name(text) is not None and not is_list else None
 
 
+def are_choices(texts: Sequence[str]) -> bool:
+    """Whether the solutions of a data set are letters before the text of their choice, "B. red".
+
+    More than half of them, and more than one letter: "E. coli" alone is a name.
+    """
+    letters = [match[1].upper() for text in texts if (match := _LETTER.fullmatch(text.strip()))]
+    return 2 * len(letters) > len(texts) and len(set(letters)) > 1
+
+
 def one_of(*words: str) -> Callable[[str], str | None]:
     """A reader of these words alone."""
     return lambda text: text if parse_name(text) in words else None
@@ -234,6 +244,9 @@ SEQUENCE = Form(
     lambda text: text if len(parse_sequence(text) or ()) > 1 else None,
 )
 WORD = Form("a short text", "'in the shade'", word)
+LETTER_OR_WORD = Form(
+    "a letter or a short text", "'B', 'B. red'", lambda text: choice(text) or word(text)
+)
 
 
 def say_rewritten(pairs: Iterable[tuple[str, str]]) -> None:

@@ -18,7 +18,14 @@ from PIL import Image
 
 from answers import has_tag, parse_name
 from config import TaskConfig
-from data.answer_forms import Form, check_keys, say_rewritten
+from data.answer_forms import (
+    LETTER_OR_WORD,
+    WORD,
+    Form,
+    are_choices,
+    check_keys,
+    say_rewritten,
+)
 from data.examples import STEPS_TOKENS, Example, full_question
 from data.files import SkipLog
 from data.garden.drawing import draw_scene
@@ -138,6 +145,8 @@ def read_targets(cfg: TaskConfig, form: Form) -> tuple[str, list[Example]]:
     """
     schema, records = load_records(cfg.data, cfg.max_skip, cfg.data_root)
     skips, examples, pairs = SkipLog(), [], []
+    if form is WORD and are_choices([example.target for example in records]):
+        form = LETTER_OR_WORD
     for example in records:
         check_keys(example.target, example.id)
         target = None if has_tag(example.target) else form.read(example.target)

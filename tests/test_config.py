@@ -80,6 +80,13 @@ def test_flags_set_their_fields(line, fields):
     assert parse(*line.split()) == GRPOConfig(**fields)
 
 
+def test_a_flag_that_is_given_twice_is_said(capsys):
+    assert parse("--max-steps", "3", "--beta=0", "--max_steps=4").max_steps == 4
+    assert capsys.readouterr().err == "warning: --max_steps is given 2 times: the last counts\n"
+    assert parse("--shuffle-labels", "--no-shuffle-labels") == GRPOConfig()
+    assert "--shuffle_labels is given 2 times" in capsys.readouterr().err
+
+
 COMPANIONS = {  # choice -> flags without which it would change nothing
     "reinforce": "--scale_rewards none",
     "cispo": "--num_iterations 2 --epsilon_high 5",

@@ -59,6 +59,7 @@ def test_the_other_splits_can_be_evaluated(split, n, tiny_dir, capsys):
         ("--model", "gone", "no such directory"),
         ("--output", ".", "a file in a folder that exists"),
         ("--output", "gone/answers.jsonl", "a file in a folder that exists"),
+        ("--output", "older.jsonl", "exists already"),
         ("--batch_size", "0", "at least 1"),
         ("--shots", "0", "at least 1"),
         ("--votes", "0", "at least 1"),
@@ -73,12 +74,14 @@ def test_bad_input_is_one_line_before_any_question_is_answered(
     flag, value, hint, tiny_dir, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "older.jsonl").write_text("kept")
     with pytest.raises(SystemExit) as stopped:
-        words = ["--model", str(tiny_dir), "--held_out_per_class", "1", f"{flag}={value}"]
-        console.run(lambda: main(words))
+        flags = {"--model": tiny_dir, "--held_out_per_class": 1, flag: value}
+        console.run(lambda: main([f"{name}={text}" for name, text in flags.items()]))
     out, err = capsys.readouterr()
     assert (stopped.value.code, out) == (2, "") and err.count("\n") == 1
     assert err.startswith(f"error: {flag} {value}") and hint in err
+    assert (tmp_path / "older.jsonl").read_text() == "kept"
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,19 @@ def turned_rec(folder):
     return path
 
 
-LARGE = dict(size=(1400, 1310))
+LARGE, WIDE, VGA = dict(size=(1400, 1310)), dict(size=(1280, 720)), dict(size=(640, 480))
+
+
+def half_pixels(is_thousandths):
+    """Rows about pictures of 640 x 480 in two frames, every third box up to the border."""
+
+    def make(n):
+        right, bottom = (1000, 990) if is_thousandths(n) else (640, 470)
+        return row(n, [9, 9, right - 20 * (n % 3), bottom - n])
+
+    return make
+
+
 # name: (task, builder, flags, what is printed (read) or said (refused), a target or None: refused)
 FRAMES = {
     "rows say their frame": (
@@ -108,6 +120,39 @@ FRAMES = {
         "ground", lambda d: rows(d, lambda n: row(n, pixels(n))), {},
         "warning.*12 of 12 boxes end inside their pictures if they are pixels.*--data_coords abs",
         "]",
+    ),
+    "pixel boxes of large pictures that all end below 1000": (
+        "ground",
+        lambda d: rows(d, lambda n: row(n, [9 * n, 5, 500 + 18 * n, 400 + 12 * n]), 25, **WIDE),
+        {}, "warning.*all 25 boxes end inside their.*if they are pixels.*--data_coords abs", "]",
+    ),
+    "thousandths of large pictures": (
+        "ground",
+        lambda d: rows(d, lambda n: row(n, [9 * n, 5, 500 + 18 * n, 400 + 22 * n]), 25, **WIDE),
+        {}, "(?s)^(?!.*warning).*by default", "]",
+    ),
+    "the second half in pixels": (
+        "ground", lambda d: rows(d, half_pixels(lambda n: n < 24), 48, **VGA), {},
+        "warning.*of the second half of the boxes, 24 of 24 boxes end inside.*coords abs", "]",
+    ),
+    "the first half in pixels": (
+        "ground", lambda d: rows(d, half_pixels(lambda n: n >= 24), 48, **VGA), {},
+        "warning.*of the first half of the boxes, 24 of 24 boxes end inside.*coords abs", "]",
+    ),
+    "every second row in pixels": (
+        "ground", lambda d: rows(d, half_pixels(lambda n: n % 2), 48, **VGA), {},
+        "warning.* of 48 boxes end exactly at the border of their picture if they are pixels", "]",
+    ),
+    "every second row of pixels in thousandths": (
+        "ground",
+        lambda d: rows(d, vlm_r1(lambda n: [9, 9, 1000 if n % 6 == 0 else 900, 700 + n % 2 * 400]),
+                       48, **LARGE),
+        {}, "warning.*8 of 48 boxes end exactly at the border.*thousandths", "]",
+    ),
+    "all in thousandths, some up to the border": (
+        "ground",
+        solutions(*([9, 9, 60 * k, 1000 if k % 3 else 700] for k in range(1, 17)), count=44, **VGA),
+        {}, "(?s)^(?!.*warning).*by default", "]",
     ),
     "EasyR1 pixels": (
         "ground",
@@ -474,6 +519,7 @@ READ = [
     ("measure", "12.5cm", "12.5"),
     ("measure", "50 %", "50"),
     ("vqa", "[1] STOP", "[1] STOP"),
+    ("vqa", "E. coli", "E. coli"),
     ("measure", "1,250 km/h", "1,250"),
     ("measure", "300 K", "300"),
     ("measure", "5 m", "5"),
@@ -687,3 +733,13 @@ def test_nobody_is_told_to_lower_one_shot(tmp_path, shots, fix):
     for place, task in ((tmp_path / "a", "cls"), (data, "det")):
         message = refusal(place, task, shots=shots)
         assert fix in message and ("lower" in message) == (shots > 1)
+
+
+@pytest.mark.parametrize("task", ["vqa", "zoom"])
+def test_letters_before_the_text_of_their_choice_are_read_where_most_solutions_are_such(
+    tmp_path, capsys, task
+):
+    flags = {"max_pixels": 28 * 28} if task == "zoom" else {}
+    examples = load(solutions("A. red", "(B) blue", "C")(tmp_path), task, **flags).train
+    assert {e.target for e in examples} == {"A", "B", "C"}
+    assert "8 solutions are read by their form" in capsys.readouterr().out
