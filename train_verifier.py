@@ -10,7 +10,8 @@ verifier can only be worse; its place is where none is: to choose among several 
 question (`evaluate.py --choose best --verifier DIR`). The third learns from people's ratings
 (rate.py), and serves train_grpo.py as `--reward_model`.
 
-Trunk and policy begin as the same model. What comes out is a directory, `--output_dir`, whose
+The trunk begins as the policy itself, or as a better model of the same family (`--trunk`): to
+verify an answer one has to find it. What comes out is a directory, `--output_dir`, whose
 verifier.json says how good it is on questions that it has not met. Read first: train_grpo.py. The
 equations are in training/verifier.py.
 """
@@ -29,7 +30,7 @@ import config
 from config import TrainConfig, flag, require, require_counts
 from data.examples import Example, shuffle
 from data.ratings import Rating, read_ratings
-from model.load import load_model
+from model.load import load_model, local_directory
 from model.processor import Processor
 from model.scored import ScoredVLM
 from runtime import console
@@ -50,6 +51,7 @@ from training.process import token_after
 from training.setup import Setup, prepare
 from training.verifier import (
     Labelled,
+    check_read_alike,
     ends,
     group_loss,
     in_chunks,
@@ -69,6 +71,7 @@ class VerifierConfig(TrainConfig):
     script: ClassVar[str] = "train_verifier.py"
 
     labels: Literal["outcome", "process", "preference"] = flag("outcome", "what it learns")
+    trunk: Path | None = flag(None, "checkpoint directory that it begins as; default: --model")
     ratings: Path | None = flag(None, "file that rate.py has written: preference")
     num_generations: int = flag(8, "completions per question: outcome, process")
     temperature: float = flag(1.0, "of sampling")
@@ -87,6 +90,8 @@ class VerifierConfig(TrainConfig):
         for name in unused.split():
             is_unset = getattr(self, name) == getattr(VerifierConfig, name)
             require(is_unset, name, "left out: a verifier is evaluated and saved at its end", self)
+        is_sampled = self.trunk is None or not (is_rated or self.adapter)
+        require(is_sampled, "trunk", "left out where --model is no policy or has an adapter", self)
         alone = "left out: a verifier is trained in one process, in minutes"
         require(not self.fsdp, "fsdp", alone, self)
         resumed = self.resume_from_checkpoint is None
@@ -126,16 +131,16 @@ def label_statements(
 
 
 class Sampled:
-    """Labelled completions of a policy. It keeps the model from which the trunk begins."""
+    """Labelled completions of a policy. It keeps the model that it is."""
 
-    def __init__(self, setup: Setup):
+    def __init__(self, setup: Setup, policy: Path):
         cfg = self.cfg = setup.cfg
         self.task, self.processor = setup.task, setup.processor
         if cfg.labels == "process" and setup.task.statements is None:
             what = "whose pictures are generated, and their facts known; use outcome"
             raise InputError(f"--labels process: only for tasks {what}")
         dtype, device = getattr(torch, cfg.dtype), setup.model.device
-        self.policy = load_model(cfg.model, dtype, device, cfg.adapter).requires_grad_(False)
+        self.policy = load_model(policy, dtype, device, cfg.adapter).requires_grad_(False)
         self.reader = PromptReader(setup.task.train, setup.processor, cfg)
 
     def of_step(self, step: int) -> list[Labelled]:
@@ -228,9 +233,12 @@ def gradient(model: ScoredVLM, groups: list[Labelled], size: int) -> float:
 
 def train(cfg: VerifierConfig) -> dict[str, dict[str, float]]:
     """Train a verifier and write its directory; returns how good it is on each held-out split."""
-    setup = prepare(cfg)
+    policy = local_directory(cfg.model)
+    if cfg.trunk is not None:
+        check_read_alike(local_directory(cfg.trunk), policy)
+    setup = prepare(replace(cfg, model=cfg.trunk or cfg.model))
     cfg, base = setup.cfg, setup.cfg.model
-    source = (Rated if cfg.labels == "preference" else Sampled)(setup)
+    source = Rated(setup) if cfg.labels == "preference" else Sampled(setup, policy)
     model, size = ScoredVLM(setup.model), cfg.groups_per_micro_batch or MOST_GROUPS
     optimizer = Optimizer(model, cfg)
     directory = cfg.output_dir or new_run_directory(f"{cfg.task}-{cfg.labels}")

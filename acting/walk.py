@@ -25,14 +25,23 @@ class Bed:
     """What `Example.world` holds.
 
     Attributes:
-        side: of the bed, in cells. start: where the gardener is at first. goal: of the flower.
+        net: cells of a side of the picture. corner: the upper left cell of the bed. side: of the
+            bed, in cells. start: where the gardener is at first. goal: of the flower. All cells
+            are those of the picture.
         draw: where the gardener is -> the picture.
     """
 
+    net: int
+    corner: Cell
     side: int
     start: Cell
     goal: Cell
     draw: Callable[[Cell], Image.Image]
+
+    def holds(self, cell: Cell) -> bool:
+        """Whether a cell is one of the bed."""
+        pairs = zip(cell, self.corner, strict=True)
+        return all(first <= part < first + self.side for part, first in pairs)
 
     @property
     def distance(self) -> int:
@@ -43,7 +52,7 @@ class Bed:
 class Walk(Tool):
     """The environment. `Asked.done` has the cells that the gardener has come to."""
 
-    name, budget = "go", 12
+    name, budget = "go", 9
     told = MappingProxyType(
         {"malformed": "no such way", "outside": "the bed ends here", "late": "no more moves"}
     )
@@ -55,7 +64,7 @@ class Walk(Tool):
         if move is None:
             return "malformed", None
         cell = tuple(a + b for a, b in zip(self.place(state), move, strict=True))
-        return ("done" if all(0 <= a < state.example.world.side for a in cell) else "outside"), cell
+        return ("done" if state.example.world.holds(cell) else "outside"), cell
 
     def show(self, state: Asked) -> tuple[Image.Image]:
         """The bed with the gardener where the newest move has brought him."""
@@ -63,8 +72,8 @@ class Walk(Tool):
 
     def region(self, state: Asked) -> Region:
         """The cell that the gardener has come to."""
-        (column, row), side = state.done[-1], state.example.world.side
-        return column / side, row / side, (column + 1) / side, (row + 1) / side
+        (column, row), net = state.done[-1], state.example.world.net
+        return column / net, row / net, (column + 1) / net, (row + 1) / net
 
     def place(self, state: Asked) -> Cell:
         """Where the gardener is."""

@@ -25,6 +25,7 @@ from data.pictures import size_of
 from model.image import load_image
 
 MIN_SIDE = 16  # pixels of the original: smaller regions are widened
+ENLARGED = 2  # times: a small region is shown larger, so that it fills more image tokens
 MAX_ASPECT = 100.0  # of a region in pixels; a processor refuses 200
 LARGE = 0.5  # share of the picture from which on a region is no look
 COVERED = 0.5  # share of the region that matters, for a look to hit it
@@ -79,8 +80,8 @@ class Zoom(Tool):
         return ("repeated" if region in state.done else "done"), region
 
     def show(self, state: Asked) -> tuple[Image.Image]:
-        """The region, cut out."""
-        return (cut(state.example.world.original, state.done[-1]),)
+        """The region, cut out and enlarged."""
+        return (enlarged(cut(state.example.world.original, state.done[-1]), state.example),)
 
     def region(self, state: Asked) -> Region:
         """The region itself."""
@@ -116,6 +117,15 @@ def cut(original: Picture, region: Region) -> Image.Image:
     image = load_image(original)
     (x1, x2), (y1, y2) = in_pixels(region, image.size)
     return image.crop((x1, y1, x2, y2))
+
+
+def enlarged(crop: Image.Image, example: Example) -> Image.Image:
+    """The crop ENLARGED times as wide and high, if it has fewer pixels then than the first view."""
+    width, height = crop.size[0] * ENLARGED, crop.size[1] * ENLARGED
+    first = size_of(example.images[0])
+    if width * height > first[0] * first[1]:
+        return crop
+    return crop.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def in_pixels(region: Region, size: tuple[int, int]) -> list[tuple[int, int]]:

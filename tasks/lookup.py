@@ -1,11 +1,11 @@
 """Looking up: a picture, a list of titled facts, and a question that one of the facts answers.
 
-prompt   "In which week does this flower bloom? Facts: round red, thin blue, ... To read one:
+prompt   "What colour is the fruit of this flower? Facts: round red, thin blue, ... To read one:
          <fact>title</fact>."
 data     portraits of the garden; titles are looks of flowers, one of them that of the picture, and
          the facts are made anew for every question
 acting   acting/lookup.py: two of the six may be read
-reward   the right number as the whole answer of the last turn + format
+reward   the right word as the whole answer of the last turn + format
 metric   strict accuracy; "read_needed": the right fact was read
 ood      titles that are hard to tell apart: all have the shape or the colour of the right one
 """
@@ -13,12 +13,11 @@ ood      titles that are hard to tell apart: all have the shape or the colour of
 import random
 
 from acting.lookup import Lookup, Shelf
-from answers import parse_number
 from config import TaskConfig
 from data.examples import Example, Reasoning
 from data.garden.drawing import draw_flower
 from data.garden.world import COLOURS, SCENE_SUBJECT, SHAPES, random_flower, render_seed
-from rewards import Reward, number_reward
+from rewards import Reward, classification_reward
 from runtime.errors import InputError
 from tasks.scenes import OOD_INDEX, generated_splits, make_task
 from tasks.task import Task, Weights
@@ -26,7 +25,6 @@ from tasks.task import Task, Weights
 FLAGS = ("train_size", "held_out_size")  # what this task reads
 INVITATION = "To read one: <fact>title</fact>."
 TITLES = 6
-WEEKS = range(10, 50)
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -37,14 +35,13 @@ def load(cfg: TaskConfig, image_cfg=None) -> Task:
 
     def reward(text: str, example: Example, weights: Weights, dense: float) -> Reward:
         last = environment.last_turn(text)
-        return number_reward(last, example.target, cfg.prompt_mode, weights, dense)
+        return classification_reward(last, example.target, cfg.prompt_mode, weights)
 
     def scores(text: str, example: Example) -> dict[str, float]:
         last = environment.last_turn(text)
-        return {"strict": number_reward(last, example.target).parts["correct"]}
+        return {"strict": classification_reward(last, example.target).parts["correct"]}
 
     more = dict(max_completion_length=64, environment=environment)
-    more["read"] = lambda answer, _: parse_number(answer)
     splits = generated_splits("lookup", cfg, draw)
     return make_task("lookup", cfg, splits, reward, scores, last_turn=environment.last_turn, **more)
 
@@ -61,14 +58,14 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
         others = [look for look in others if flower.shape in look or flower.colour in look]
     titles = [own, *rng.sample(others, TITLES - 1)]
     rng.shuffle(titles)
-    weeks = rng.sample(WEEKS, len(titles))
-    facts = tuple(f"blooms in week {week}" for week in weeks)
+    fruits = rng.sample(COLOURS, len(titles))
+    facts = tuple(f"its fruit is {fruit}" for fruit in fruits)
     needed = 1 + titles.index(own)
     titles = tuple(" ".join(look) for look in titles)
     listed = ", ".join(titles)
-    prompt = f"In which week does this flower bloom? Facts: {listed}. {INVITATION}"
+    prompt = f"What colour is the fruit of this flower? Facts: {listed}. {INVITATION}"
     calls = (("look it up", f"<fact>{titles[needed - 1]}</fact>"),)
-    week = weeks[needed - 1]
-    reasoning = Reasoning(f"week {week}", titles[needed - 1], "look it up", calls=calls)
+    thought = facts[needed - 1]
+    reasoning = Reasoning(thought, titles[needed - 1], "look it up", calls=calls)
     known = dict(reasoning=reasoning, world=Shelf(titles, facts, needed))
-    return Example(id, (draw_flower(flower, seed),), prompt, f"{week}", **known)
+    return Example(id, (draw_flower(flower, seed),), prompt, fruits[needed - 1], **known)

@@ -1,11 +1,11 @@
 """An embodied miniature: walk through a flower bed to the flower that the question means.
 
 prompt   "Walk to the red flower and pick it. To move: <go>north</go>, south, east, west."
-data     beds of 4 x 4 cells with three flowers
+data     beds of 3 x 3 cells with three flowers, somewhere on a lawn of 4 x 4
 acting   acting/walk.py: after each move the bed is shown again; the answer "pick" ends the walk
 reward   the answer "pick" where the gardener stands at the flower + format
 metric   strict: arrived and picked; "arrived" and "detour" tell more
-ood      larger beds: 5 x 5 cells with five flowers
+ood      larger beds: 4 x 4 cells with five flowers
 """
 
 import random
@@ -15,7 +15,7 @@ from acting.walk import Bed, Walk
 from answers import parse_answer, parse_name
 from config import TaskConfig
 from data.examples import Example, Reasoning
-from data.garden.bed import ask_way, draw_bed, sample_bed, way
+from data.garden.bed import NET, ask_way, draw_bed, sample_bed, way
 from data.garden.world import SCENE_SUBJECT, render_seed
 from rewards import Reward, format_reward, weighted
 from runtime.errors import InputError
@@ -24,7 +24,7 @@ from tasks.task import Task, Weights
 
 FLAGS = ("train_size", "held_out_size")  # what this task reads
 INVITATION = "To move: <go>north</go>, south, east, west."
-SIDE, OOD_SIDE = 4, 5  # cells
+SIDE, OOD_SIDE = 3, 4  # cells
 FLOWERS, OOD_FLOWERS = 3, 5
 
 
@@ -56,12 +56,12 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     rng = random.Random(id)
     seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
     side = OOD_SIDE if is_ood else SIDE
-    flowers, start = sample_bed(rng, side, OOD_FLOWERS if is_ood else FLOWERS)
+    corner, flowers, start = sample_bed(rng, side, OOD_FLOWERS if is_ood else FLOWERS)
     goal = rng.choice(list(flowers))
-    bed = Bed(side, start, goal, partial(draw_bed, flowers, side, seed))
+    bed = Bed(NET, corner, side, start, goal, partial(draw_bed, flowers, corner, side, seed))
     colour = flowers[goal].colour
-    question = ask_way(colour, goal, side)
-    moves = tuple((t, f"<go>{move}</go>") for t, move in way(start, goal, colour, side))
+    question = ask_way(colour, goal)
+    moves = tuple((t, f"<go>{move}</go>") for t, move in way(start, goal, colour))
     reasoning = Reasoning(question.thought, question.seen, "walk", calls=moves)
     prompt = f"{question.prompt} {INVITATION}"
     known = dict(reasoning=reasoning, world=bed)

@@ -138,7 +138,7 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
             question = meadow.ask_at_sight(rng, scene)
     original, view = meadow.draw_meadow(scene, seed)
     region = crop and tuple(pixel / meadow.MEADOW_SIZE for pixel in flower.corners)
-    calls = ((f"look at the {flower.colour} one", crop),) if crop else ()
+    calls = ((question.seen, crop),) if crop else ()
     reasoning = replace(question.reasoning, calls=calls)
     known = dict(world=Sight(original, region), reasoning=reasoning)
     return Example(id, (view,), question.prompt, question.answer, **known)

@@ -210,6 +210,15 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def check_read_alike(trunk: Path, policy: Path) -> None:
+    """Raise InputError unless a trunk reads the tokens and pictures that the policy does."""
+    for name in READ_ALIKE:
+        pair = [place / name for place in (trunk, policy)]
+        if all(path.is_file() for path in pair) and len({path.read_bytes() for path in pair}) > 1:
+            what = f"reads otherwise than the policy {policy}, {name} differs"
+            raise InputError(f"{trunk}: {what}; a verifier begins as a model of the same family")
+
+
 def load_verifier(
     directory: Path, dtype: torch.dtype, device: torch.device | str, policy: Path | None = None
 ) -> tuple[ScoredVLM, dict]:
@@ -229,11 +238,8 @@ def load_verifier(
         if not trunk.is_dir():
             fix = f'correct "base" in {directory / ABOUT}'
             raise InputError(f"{directory}: its adapter belongs to {trunk}, which is gone; {fix}")
-    for name in READ_ALIKE if policy is not None else ():
-        pair = [place / name for place in (trunk, policy)]
-        if all(path.is_file() for path in pair) and len({path.read_bytes() for path in pair}) > 1:
-            what = f"was made for another model than {policy}, {name} differs"
-            raise InputError(f"{directory}: {what}; train one with --model {policy}")
+    if policy is not None:
+        check_read_alike(trunk, policy)
     model = ScoredVLM(load_model(trunk, dtype, device, adapter if adapter.is_dir() else None))
     try:
         model.score.load_state_dict(load_file(directory / SCORE))

@@ -1,4 +1,7 @@
-"""Flower beds with a gardener in them: a net of cells, a flower in some, and where he stands.
+"""Flower beds with a gardener in them: a square of cells, a flower in some, and where he stands.
+
+A picture is a lawn of NET x NET cells; the bed is a square of them, somewhere on it. So small and
+large beds show flowers of the same size at the same places: a larger one has longer ways.
 
 Next: tasks/walk.py.
 """
@@ -8,11 +11,12 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw
 
-from data.garden.drawing import SUPERSAMPLE, on_background, paint_flower
+from data.garden.drawing import SUPERSAMPLE, background, paint_flower
 from data.garden.questions import CM, Question
 from data.garden.world import COLOURS, SCENE_SIZE, Flower, random_flower
 
-BED_SIZE = SCENE_SIZE  # pixels, of beds with few and with many cells
+NET = 4  # cells
+CELL = SCENE_SIZE // NET  # pixels
 INSET = 2  # pixels between a cell and its flower
 FIGURE = (0.55, 0.38, 0.95, 0.95)  # of the gardener in his cell: x0, y0, x1, y1 in shares of it
 HAT, COAT = (238, 206, 120), (24, 32, 60)
@@ -20,57 +24,63 @@ HAT, COAT = (238, 206, 120), (24, 32, 60)
 Cell = tuple[int, int]  # column and row
 
 
-def sample_bed(rng: random.Random, side: int, n_flowers: int) -> tuple[dict[Cell, Flower], Cell]:
-    """Flowers of different colours in different cells, and where the gardener starts: elsewhere."""
-    cells = [(column, row) for row in range(side) for column in range(side)]
+def sample_bed(
+    rng: random.Random, side: int, n_flowers: int
+) -> tuple[Cell, dict[Cell, Flower], Cell]:
+    """The upper left cell of a bed of side x side, flowers of different colours in different cells
+    of it, and where the gardener starts: elsewhere."""
+    left, top = (rng.randint(0, NET - side) for _ in range(2))
+    cells = [(left + column, top + row) for row in range(side) for column in range(side)]
     *places, start = rng.sample(cells, n_flowers + 1)
     colours = rng.sample(COLOURS, n_flowers)
     flowers = {
         cell: random_flower(rng, [colour]) for cell, colour in zip(places, colours, strict=True)
     }
-    return flowers, start
+    return (left, top), flowers, start
 
 
-def cell_of(side: int) -> int:
-    """Pixels of a cell in a bed of side x side."""
-    return BED_SIZE // side
-
-
-def draw_bed(flowers: Mapping[Cell, Flower], side: int, seed: int, gardener: Cell) -> Image.Image:
-    """The bed from above, RGB."""
-    cell, layer = cell_of(side), Image.new("RGBA", (BED_SIZE * SUPERSAMPLE,) * 2)
+def draw_bed(
+    flowers: Mapping[Cell, Flower], corner: Cell, side: int, seed: int, gardener: Cell
+) -> Image.Image:
+    """The bed from above on its lawn, RGB, 96 x 96."""
+    picture = background("grass", seed, SCENE_SIZE)
+    left, top = (CELL * part for part in corner)
+    area = (left, top, left + CELL * side, top + CELL * side)
+    picture.paste(background("soil", seed, SCENE_SIZE).crop(area), area)
+    layer = Image.new("RGBA", (SCENE_SIZE * SUPERSAMPLE,) * 2)
     for (column, row), flower in flowers.items():
-        x, y = column * cell, row * cell
-        box = (x + INSET, y + INSET, x + cell - INSET, y + cell - INSET)
+        x, y = column * CELL, row * CELL
+        box = (x + INSET, y + INSET, x + CELL - INSET, y + CELL - INSET)
         big = tuple(SUPERSAMPLE * pixel for pixel in box)
         paint_flower(layer, flower, big, random.Random(seed << 16 | column << 8 | row))
-    corner = [part * cell for part in (*gardener, *gardener)]
+    place = [part * CELL for part in (*gardener, *gardener)]
     x0, y0, x1, y1 = (
-        SUPERSAMPLE * (at + share * cell) for at, share in zip(corner, FIGURE, strict=True)
+        SUPERSAMPLE * (at + share * CELL) for at, share in zip(place, FIGURE, strict=True)
     )
     draw, middle = ImageDraw.Draw(layer), (y0 + y1) / 2
     draw.rounded_rectangle((x0 + 4, middle - 4, x1 - 4, y1), 8, fill=COAT)
     draw.ellipse((x0, y0, x1, middle + 8), fill=HAT, outline=COAT, width=3)
-    return on_background(layer, "grass", seed, BED_SIZE)
+    layer = layer.resize(picture.size, Image.Resampling.LANCZOS)
+    picture.paste(layer, (0, 0), layer)
+    return picture
 
 
-def place(cell: Cell, side: int) -> str:
+def place(cell: Cell) -> str:
     """The middle of a cell in cm from the upper left, as thoughts give places: "9 15"."""
-    middles = ((part * cell_of(side) + cell_of(side) // 2) // CM for part in cell)
-    return " ".join(map(str, middles))
+    return " ".join(str((part * CELL + CELL // 2) // CM) for part in cell)
 
 
-def ask_way(colour: str, goal: Cell, side: int) -> Question:
+def ask_way(colour: str, goal: Cell) -> Question:
     """The question of a walk; what ends it is always the same word."""
-    prompt, there = f"Walk to the {colour} flower and pick it.", place(goal, side)
+    prompt, there = f"Walk to the {colour} flower and pick it.", place(goal)
     return Question("walk", prompt, "pick", f"at {there}, {colour} {there}", seen=colour)
 
 
-def way(start: Cell, goal: Cell, colour: str, side: int) -> list[tuple[str, str]]:
+def way(start: Cell, goal: Cell, colour: str) -> list[tuple[str, str]]:
     """A shortest way, column first: (where he and the flower are, the move), each."""
-    (x, y), moves, there = start, [], place(goal, side)
+    (x, y), moves, there = start, [], place(goal)
     while (x, y) != goal:
-        thought = f"at {place((x, y), side)}, {colour} {there}"
+        thought = f"at {place((x, y))}, {colour} {there}"
         if x != goal[0]:
             move, x = ("east", x + 1) if x < goal[0] else ("west", x - 1)
         else:

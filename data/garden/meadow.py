@@ -1,8 +1,8 @@
 """Meadows: large pictures whose details are lost at first sight, and questions about them.
 
 A meadow is drawn at 384 pixels and first shown at 96: a flower is then five to seven pixels wide,
-so that its colour and place remain, and its petals and centre do not. A crop of 96 x 96 pixels
-shows it as the scenes of data/garden/world.py do. Half of the questions need such a look, the other
+so that its colour and place remain, and its petals and centre do not. A crop of 48 x 48 pixels,
+shown twice as large, shows it as large as the largest of the scenes (data/garden/world.py). Half of the questions need such a look, the other
 half can be answered at first sight: to look always, or never, is not the best that can be done.
 
 Next: tasks/zoom.py.
@@ -14,10 +14,10 @@ import random
 from PIL import Image
 
 from data.garden.drawing import SUPERSAMPLE, background, paint_flower
-from data.garden.questions import Question, listing, unique_flowers
+from data.garden.questions import CM, Question, unique_flowers
 from data.garden.world import COLOURS, GRID, Placed, Scene, fits, random_flower, reading_order
 
-MEADOW_SIZE, VIEW_SIZE, CROP_SIZE = 384, 96, 96  # pixels
+MEADOW_SIZE, VIEW_SIZE, CROP_SIZE = 384, 96, 48  # pixels
 SIDES = (20, 24, 28)  # of the flowers' boxes
 GAP = 16  # pixels between flowers
 STEP = 16  # pixels between the corners of crops: 25 different coordinates
@@ -69,13 +69,19 @@ def crop_around(p: Placed) -> tuple[int, int, int, int]:
     return (*corners, *(low + CROP_SIZE for low in corners))
 
 
+def place(p: Placed) -> str:
+    """The colour of a flower and its middle in cm of the first view, as thoughts give places."""
+    x, y = (part * VIEW_SIZE // MEADOW_SIZE // CM for part in p.middle)
+    return f"{p.colour} {x} {y}"
+
+
 def ask_detail(rng: random.Random, scene: Scene) -> tuple[Question, Placed]:
     """A question that needs a look, and the flower to look at."""
     p, name = rng.choice(unique_flowers(scene)), rng.choice(list(DETAILS))
     answer = str(getattr(p.flower, name))
     words = {"petals": f"{answer} petals", "shape": answer, "centre": f"{answer} centre"}[name]
     prompt = DETAILS[name].format(colour=p.colour)
-    return Question("vqa", prompt, answer, thought=f"{p.colour}: {words}", seen=listing(scene)), p
+    return Question("vqa", prompt, answer, thought=f"{p.colour}: {words}", seen=place(p)), p
 
 
 def ask_at_sight(rng: random.Random, scene: Scene) -> Question | None:
@@ -86,6 +92,6 @@ def ask_at_sight(rng: random.Random, scene: Scene) -> Question | None:
     lead = min(abs(p.middle[axis] - outermost.middle[axis]) for p in scene if p != outermost)
     if lead < CLEAR:
         return None
-    seen, answer = listing(scene), outermost.colour
+    seen, answer = ", ".join(map(place, scene)), outermost.colour
     prompt = f"What colour is the flower nearest to the {side}?"
     return Question("vqa", prompt, answer, thought=f"{seen}: {answer}", seen=seen)

@@ -50,7 +50,7 @@ def page(runs: list[Run]) -> str:
 def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_text
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=printed
     )
     questions, views = held_out_groups(runs, limits), training_groups(runs[0], limits)
     groups = questions + [group for *_, view_groups in views for group in view_groups]
@@ -68,7 +68,7 @@ def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
         views=views,
         limits=limits,
         reads=reads,
-        task_name=_task_name,
+        task_name=task_name,
         model_name=_model_name,
         splits=SPLITS,
         settings=_settings(runs),
@@ -124,7 +124,7 @@ def _when(time: object) -> str:
         return str(time)
 
 
-def _task_name(task: str) -> str:
+def task_name(task: str) -> str:
     """The field's name of a task: how its file begins."""
     described = TASKS[task].__doc__ if task in TASKS else None  # None with python -OO, too
     return re.split("[:,.]", described or task)[0]
@@ -136,7 +136,7 @@ def _model_name(model: str) -> str:
     return "/".join(parts[-3:] if parts[-1] == "hf" else parts[-1:])
 
 
-def _text(value: object) -> object:
+def printed(value: object) -> object:
     """What the template prints of a value: not too long, and no character that cannot be seen."""
     if type(value) in (Markup, int, float):
         return value

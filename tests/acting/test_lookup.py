@@ -66,7 +66,7 @@ def task():
     return load(TaskConfig(task="lookup", train_size=200, held_out_size=100), None)
 
 
-def test_a_demonstration_reads_the_right_fact_and_answers_with_its_number(task):
+def test_a_demonstration_reads_the_right_fact_and_answers_with_its_colour(task):
     for split in (task.train, *task.splits.values()):
         for e in split:
             titles = re.search(r"Facts: (.*?)\. To read", e.question)[1].split(", ")
@@ -74,22 +74,24 @@ def test_a_demonstration_reads_the_right_fact_and_answers_with_its_number(task):
             ((thought, call),) = e.reasoning.calls
             said = f"<think>{thought}</think>{call}"
             state, seen = task.environment.act(task.environment.start(e), said)
-            assert seen.parts[1] == f"blooms in week {e.target}"
+            assert seen.parts[1] == f"its fruit is {e.target}"
             text = f"{said}<think>{e.reasoning.thought}</think><answer>{e.target}</answer>"
             assert task.environment.reward(e, state, text)["read_needed"] == 1.0
             assert task.reward(text, e, WEIGHTS, 0.0).total == 1.5
             assert task.scores(text, e) == {"strict": 1.0, "format": 1.0}
-            wrong = text.replace(f"<answer>{e.target}", "<answer>5")
+            wrong = text.replace(f"<answer>{e.target}", "<answer>green")
             assert task.scores(wrong, e)["strict"] == 0.0
 
 
-def test_no_week_and_no_place_of_the_list_is_a_good_guess(task):
-    weeks = Counter(e.target for e in task.train)
+def test_no_colour_and_no_place_of_the_list_is_a_good_guess(task):
+    fruits = Counter(e.target for e in task.train)
     places = Counter(e.world.needed for e in task.train)
-    assert weeks.most_common(1)[0][1] < 0.08 * 200 and len(weeks) > 30
+    assert fruits.most_common(1)[0][1] < 0.25 * 200 and len(fruits) == 7
+    own = [e.world.titles[e.world.needed - 1].split()[1] == e.target for e in task.train]
+    assert sum(own) < 0.25 * 200, "the flower's own colour is no hint"
     assert max(places.values()) < 0.3 * 200 and len(places) == 6
     seen = Counter((e.world.titles[e.world.needed - 1], e.target) for e in task.train)
-    assert max(seen.values()) <= 3, "made anew for every question"
+    assert max(seen.values()) <= 5, "made anew for every question"
 
 
 def test_out_of_distribution_all_titles_are_alike(task):

@@ -25,7 +25,7 @@ PICK = "<think>here</think><answer>pick</answer>"
 
 
 def example(start=(1, 1), goal=(2, 1)):
-    bed = Bed(4, start, goal, partial(draw_bed, FLOWERS, 4, 7))
+    bed = Bed(4, (0, 0), 4, start, goal, partial(draw_bed, FLOWERS, (0, 0), 4, 7))
     return Example("e", (bed.draw(start),), "Walk to the red flower.", "pick", world=bed)
 
 
@@ -63,8 +63,8 @@ def test_the_edge_holds_and_other_words_lead_nowhere():
 
 
 def test_a_walk_without_end_is_ended():
-    _, state, seen = play(go(*["east", "west"] * 7))
-    assert [o.outcome for o in seen[11:]] == ["done", "late", "over"] and seen[13].is_last
+    _, state, seen = play(go(*["east", "west"] * 6)[:11])
+    assert [o.outcome for o in seen[8:]] == ["done", "late", "over"] and seen[10].is_last
 
 
 def test_a_completion_can_be_walked_again():
@@ -73,7 +73,7 @@ def test_a_completion_can_be_walked_again():
     again = world.replay(state.example, "".join(said) + PICK)
     assert (again.done, again.outcomes) == (state.done, state.outcomes)
     endless = go(*["east", "west"] * 9)
-    assert world.place(world.replay(state.example, "".join(endless))) == (1, 1)
+    assert world.place(world.replay(state.example, "".join(endless))) == (2, 1), "nine moves"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_demonstration_takes_the_shortest_way_and_is_right(task):
     for name, split in {"train": task.train, **task.splits}.items():
         for e in split:
             assert e.images[0].size == (96, 96)
-            assert e.world.side == (5 if name == "ood" else 4)
+            assert e.world.side == (4 if name == "ood" else 3)
             state, text = task.environment.start(e), ""
             for thought, call in e.reasoning.calls:
                 said = f"<think>{thought}</think>{call}"
@@ -121,13 +121,38 @@ def test_only_picking_at_the_flower_is_right(task):
     assert task.environment.reward(e, state, "")["detour"] == 2.0
 
 
+def test_a_small_bed_is_somewhere_on_the_lawn_and_holds_all(task):
+    corners = Counter(e.world.corner for e in task.train)
+    assert len(corners) == 4
+    for e in task.train:
+        assert e.world.holds(e.world.start) and e.world.holds(e.world.goal)
+        (left, top), picture = e.world.corner, np.asarray(e.images[0], dtype=int)
+        green = picture[..., 1] > picture[..., 0] + 15
+        bed = green[24 * top : 24 * top + 72, 24 * left : 24 * left + 72]
+        lawn = green.copy()
+        lawn[24 * top : 24 * top + 72, 24 * left : 24 * left + 72] = True
+        assert lawn.mean() > 0.97 and bed.mean() < 0.2
+    assert all(e.world.corner == (0, 0) for e in task.splits["ood"])
+
+
+def test_the_edge_of_a_small_bed_holds():
+    bed = Bed(4, (1, 1), 3, (1, 1), (3, 3), partial(draw_bed, {}, (1, 1), 3, 7))
+    e, world = Example("e", (bed.draw(bed.start),), "?", "pick", world=bed), Walk()
+    outcomes = []
+    state = world.start(e)
+    for said in go("north", "west", "east", "east", "east"):
+        state, seen = world.act(state, said)
+        outcomes.append(seen.outcome)
+    assert outcomes == ["outside", "outside", "done", "done", "outside"]
+
+
 def test_ways_are_shortest_and_every_move_is_needed(task):
     moves = Counter(move for e in task.train for _, move in e.reasoning.calls)
     assert len(moves) == 4 and min(moves.values()) > 10
-    steps = way((0, 3), (2, 1), "red", 4)
+    steps = way((0, 3), (2, 1), "red")
     assert steps[0] == ("at 3 21, red 15 9", "east"), "cm from the upper left"
     assert [move for _, move in steps] == ["east", "east", "north", "north"]
-    assert way((1, 1), (1, 1), "red", 4) == []
+    assert way((1, 1), (1, 1), "red") == []
 
 
 def test_examples_go_to_other_processes_and_data_from_outside_are_refused(task):

@@ -232,7 +232,7 @@ def test_a_crop_shows_the_flower_whole_and_on_the_net_of_boxes():
         assert len({p.colour for p in scene}) == len(scene)
         for p in scene:
             x0, y0, x1, y1 = meadow.crop_around(p)
-            assert 0 <= x0 <= p.x0 and p.x1 <= x1 <= 384 and (x1 - x0, y1 - y0) == (96, 96)
+            assert 0 <= x0 <= p.x0 and p.x1 <= x1 <= 384 and (x1 - x0, y1 - y0) == (48, 48)
             assert 0 <= y0 <= p.y0 and p.y1 <= y1 <= 384 and not (x0 % 16 or y0 % 16)
             seen[x0 // 16] += 1
         if question := meadow.ask_at_sight(rng, scene) if len(scene) > 1 else None:
@@ -240,7 +240,7 @@ def test_a_crop_shows_the_flower_whole_and_on_the_net_of_boxes():
             axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[side]
             places = sorted((sign * middle[axis], colour) for colour, middle in middles.items())
             assert places[0][1] == question.answer and places[1][0] - places[0][0] >= 48
-    assert len(seen) == 19
+    assert len(seen) == 22
 
 
 def test_the_first_view_has_no_details_left(task):
@@ -282,10 +282,16 @@ def test_questions_about_pictures_from_outside_get_looks_cut_from_the_file(
     e = task.train[0]
     assert e.canvas == canvas and f"{canvas[0]} x {canvas[1]} for the whole picture" in e.question
     assert np.prod(processor.prompt("p", e.images, e.question).grids[0]) * 64 <= 16384
-    quarter = [canvas[0] // 2, canvas[1] // 2, *canvas]
-    state, (seen,) = play(task.environment, e, f"<zoom>{quarter}</zoom>")
-    expected = np.asarray(Image.open(e.images[0]))[300:, 400:]
+    most = [canvas[0] // 4, canvas[1] // 4, *canvas]
+    state, (seen,) = play(task.environment, e, f"<zoom>{most}</zoom>")
+    expected = np.asarray(Image.open(e.images[0]))[150:, 200:]
     assert np.array_equal(np.asarray(seen.parts[1]), expected), "pixel by pixel, not reduced"
+    quarter = [canvas[0] // 2, canvas[1] // 2, *canvas]
+    _, (seen,) = play(task.environment, e, f"<zoom>{quarter}</zoom>")
+    crop = Image.open(e.images[0]).crop((400, 300, 800, 600))
+    assert seen.parts[1].size == (800, 600), "a small region is shown twice as large"
+    near = np.asarray(seen.parts[1].resize(crop.size, Image.Resampling.BOX), dtype=float)
+    assert np.corrcoef(near.ravel(), np.asarray(crop, dtype=float).ravel())[0, 1] > 0.9
     parts = task.environment.reward(e, state, "<answer>red</answer>")
     assert parts["look_bonus"] == 0.0 and parts["called"] == 1.0, "nobody knows what was needed"
     assert task.summary([e], ["<answer>red</answer>"]) == {}

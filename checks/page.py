@@ -1,0 +1,127 @@
+"""preflight.html: what the console says, with the questions, the counts and the attacks behind it.
+
+One self-contained page in the style of report.html; all text is escaped, and a content security
+policy forbids scripts. Next: checks/page.html.
+"""
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import config
+from checks.cost import duration
+from data.examples import Example
+from data.examples import Picture as Source
+from model.image import load_image
+from reporting.gallery import answered_boxes
+from reporting.page import render
+from reporting.page.rollouts import Picture
+from runtime.errors import InputError
+from runtime.run_directory import write_atomically
+from training.memory_plan import GIB
+
+TITLES = {  # of what stands beside the verdict
+    "blind": "Without looking",
+    "holes": "The reward under attack",
+    "constant": "A constant answer",
+    "near": "Held-out pictures",
+    "unreadable": "Answers",
+}
+SHOWN = 24  # questions, with their pictures
+LABELS = 20  # the most frequent ones
+SIDE = 192  # pixels of the longer side of a picture
+EACH = 4  # completions of a question
+
+
+def thumbnail(source: Source) -> Picture:
+    """A small copy of a picture."""
+    small = load_image(source).copy()
+    small.thumbnail((SIDE, SIDE))
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=85)
+    data = encoded.getvalue()
+    uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    return Picture(f"i{hashlib.sha256(data).hexdigest()[:16]}", *small.size, uri)
+
+
+def question(example: Example, completions: list[tuple[str, bool, float | None]]) -> dict:
+    """A question as the page shows it; completions: (text, is right, reward)."""
+    counted: dict[tuple, int] = {}
+    for completion in completions:
+        counted[completion] = counted.get(completion, 0) + 1
+    frequent = sorted(counted.items(), key=lambda pair: -pair[1])[:EACH]
+    return {
+        "id": example.id,
+        "question": example.question,
+        "target": example.target,
+        "pictures": [thumbnail(image) for image in example.images],
+        "boxes": answered_boxes(f"<answer>{example.target}</answer>", example) or [],
+        "completions": [(*completion, count) for completion, count in frequent],
+        "right": sum(is_right for _, is_right, _ in completions),
+        "samples": len(completions),
+    }
+
+
+def questions(real, count: int = SHOWN) -> list[dict]:
+    """The first of the sampled questions, with their most frequent completions."""
+    K, found = real.right.shape[1], []
+    for n, example in enumerate(real.examples[:count]):
+        rewards = [
+            round(reward, 3) if counted else None
+            for reward, counted in zip(
+                real.rewards[n].tolist(), real.has_reward[n].tolist(), strict=True
+            )
+        ]
+        texts = real.texts[n * K : (n + 1) * K]
+        found.append(
+            question(example, list(zip(texts, real.right[n].tolist(), rewards, strict=True)))
+        )
+    return found
+
+
+def page(cfg, setup, lines, found, data, real, verdicts, cost, plan, advice) -> str:
+    """The whole page as text."""
+    folders = [Path(__file__).parent, Path(render.__file__).parent]
+    environment = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=render.printed,
+    )
+    shown = questions(real)
+    pictures = {p.key: p for item in shown for p in item["pictures"]}
+    price = cfg.price_per_hour
+    return environment.get_template("preflight.html").render(
+        command=config.command(cfg),
+        task=cfg.task,
+        task_name=render.task_name(cfg.task),
+        titles=TITLES,
+        lines=lines,
+        verdicts=verdicts,
+        forecast=found.forecast,
+        blind=found.blind,
+        overlap=found.overlap,
+        holes=found.holes,
+        data=data,
+        labels=data.labels[:LABELS],
+        questions=shown,
+        pictures=list(pictures.values()),
+        cost=cost,
+        money=None if price is None else price * cost.total / 3600,
+        plan=plan,
+        advice=advice,
+        gib=GIB,
+        duration=duration,
+        cfg=cfg,
+    )
+
+
+def write_page(cfg, *about) -> None:
+    """Write it to --output. Raises InputError where that fails."""
+    try:
+        write_atomically(cfg.output, page(cfg, *about))
+    except OSError as error:
+        raise InputError(f"--output {cfg.output}: cannot be written ({error})") from None

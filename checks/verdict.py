@@ -1,0 +1,280 @@
+"""From counts to a sentence: will reinforcement find something to learn from, and if not, why?
+
+`judge` gives one verdict for the run, the first of these that holds, and lines beside it:
+
+    reward_fails     the reward could not be computed for most completions
+    frame            answers and targets are boxes of different frames
+    cut              most completions are cut by the token limit
+    format_first     most answers cannot be read
+    unpaid           right answers earn no more than wrong ones
+    nothing_to_gain  nearly all are right already
+    never            nearly no question is ever answered rightly
+    labels           answers depend on the pictures, targets do not agree with them
+    few              some questions teach something, most do not
+    teachable        most do
+
+Each sentence has the figure that it rests on. The bounds are rules of thumb; how well the share of
+teachable questions foretells the gain was measured (benchmarks/RESULTS.md). Next: checks/page.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from checks.forecast import Forecast, Sampled, Share, share_of
+from checks.frames import Overlap
+from checks.linter import Hole
+
+Level = Literal["good", "watch", "bad"]
+MOSTLY = 0.5  # of completions: lost, cut or unreadable ones
+NEARLY_ALL = 0.9  # of questions
+FEW = 0.3  # of questions
+SEEN = 0.5  # of the most frequent answers that change with the picture: it is looked at
+FITS, TIMES = 0.25, 2.0  # overlap of boxes in another frame, and how much more than as asked
+MARGIN = 0.02  # of accuracy: less is no difference
+TOLD_BLIND = 0.5  # of the accuracy
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A finding: its name in the table above, how bad it is, and a sentence."""
+
+    name: str
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class Blind:
+    """The same questions with their own pictures, grey ones, and those of other questions.
+
+    Attributes:
+        real, grey, swapped: share of right completions. gain: real - swapped, question by question.
+        changes: share of the questions whose most frequent answer is another one with the picture
+            of another question.
+    """
+
+    real: Share
+    grey: Share
+    swapped: Share
+    gain: Share
+    changes: float
+
+
+def blind_check(real: Sampled, grey: Sampled, swapped: Sampled) -> Blind:
+    """Compare completions of the same questions with different pictures."""
+    shares = [s.right.double().mean(1).numpy() for s in (real, grey, swapped)]
+    pairs = zip(most_frequent(real), most_frequent(swapped), strict=True)
+    return Blind(
+        *map(share_of, shares),
+        gain=share_of(shares[0] - shares[2]),
+        changes=float(np.mean([a != b for a, b in pairs])),
+    )
+
+
+def most_frequent(sampled: Sampled) -> list[str]:
+    """The most frequent answer to each question; of equally frequent ones the first in order."""
+    K, found = sampled.right.shape[1], []
+    for start in range(0, len(sampled.answers), K):
+        answers = [str(answer) for answer in sampled.answers[start : start + K]]
+        found.append(min(answers, key=lambda text: (-answers.count(text), text)))
+    return found
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was found. blind: None where pictures come later; overlap: None without boxes."""
+
+    forecast: Forecast
+    blind: Blind | None
+    overlap: Overlap | None
+    holes: list[Hole]
+    top_share: float  # of the most frequent target
+    limit: int  # tokens of a completion
+    near: int = 0  # pairs of a training and a held-out question with pictures alike
+
+
+def judge(found: Findings) -> list[Verdict]:
+    """The verdict, then what else has to be known, the worst first."""
+    first = next(verdict for rule in RULES if (verdict := rule(found)) is not None)
+    others = [verdict for rule in BESIDE if (verdict := rule(found)) is not None]
+    return [first, *sorted(others, key=lambda verdict: verdict.level != "bad")]
+
+
+# ---- the verdict, rule after rule ----------------------------------------------------------------
+
+
+def _reward_fails(found: Findings) -> Verdict | None:
+    lost = found.forecast.lost
+    if lost <= MOSTLY:
+        return None
+    return Verdict("reward_fails", "bad", f"The reward could not be computed for {lost:.0%} of the "
+                   "completions: repair it.")  # fmt: skip
+
+
+def _frame(found: Findings) -> Verdict | None:
+    overlap = found.overlap
+    if overlap is None or overlap.other < max(FITS, TIMES * overlap.asked):
+        return None
+    text = (
+        f"Boxes are in another frame: answers overlap the targets by {overlap.asked:.2f} (IoU), but "
+        f"by {overlap.other:.2f} if {overlap.reading}. Then: {overlap.fix}."
+    )
+    return Verdict("frame", "bad", text)
+
+
+def _cut(found: Findings) -> Verdict | None:
+    cut = found.forecast.cut
+    if cut <= MOSTLY:
+        return None
+    text = (
+        f"{cut:.0%} of the completions are cut at {found.limit} tokens, before they have answered: "
+        "raise --max_completion_length, or ask for less with --prompt_mode direct."
+    )
+    return Verdict("cut", "bad", text)
+
+
+def _format_first(found: Findings) -> Verdict | None:
+    unreadable = found.forecast.unreadable
+    if unreadable <= MOSTLY:
+        return None
+    text = (
+        f"Teach the format first: {unreadable:.0%} of the answers cannot be read. train_sft.py does "
+        "it with a few hundred examples, then start train_grpo.py from its checkpoint."
+    )
+    return Verdict("format_first", "bad", text)
+
+
+def _unpaid(found: Findings) -> Verdict | None:
+    forecast = found.forecast
+    right, wrong = forecast.paid_right, forecast.paid_wrong
+    if right is None or wrong is None or right > wrong + 1e-3:
+        return None
+    text = (
+        f"The reward pays for something else: right completions earn {right:.2f} on average, wrong "
+        f"ones {wrong:.2f}. Check --reward and the weights."
+    )
+    return Verdict("unpaid", "bad", text)
+
+
+def _nothing_to_gain(found: Findings) -> Verdict | None:
+    forecast = found.forecast
+    if forecast.pass_1 < NEARLY_ALL:
+        return None
+    text = (
+        f"Nothing to gain: {forecast.pass_1:.0%} of the completions are right already, and "
+        f"{forecast.always:.0%} of the questions are always answered rightly. Take harder ones."
+    )
+    return Verdict("nothing_to_gain", "watch", text)
+
+
+def _never(found: Findings) -> Verdict | None:
+    forecast = found.forecast
+    if forecast.never < NEARLY_ALL:
+        return None
+    text = (
+        f"Sampling never says it: {forecast.never:.0%} of the questions had no right answer in "
+        f"{forecast.samples} tries. Reinforcement cannot help: train_sft.py first, another --model, "
+        "or easier questions."
+    )
+    if forecast.teachable >= FEW:
+        text += " (Groups differ in other parts of the reward, such as the format, alone.)"
+    return Verdict("never", "bad", text)
+
+
+def _labels(found: Findings) -> Verdict | None:
+    """Sure of something, and right no more often than without the picture."""
+    blind = found.blind
+    if blind is None or blind.changes < SEEN:
+        return None
+    chance = max(blind.swapped, blind.grey)
+    if blind.real > chance + MARGIN or blind.gain.low > 0:
+        return None
+    text = (
+        f"Targets and pictures do not agree: answers follow the picture ({blind.changes:.0%} change "
+        f"with it), but are right no more often than with another one ({blind.real:.1%} against "
+        f"{chance:.1%}). Are the labels shuffled, or of other pictures? If they are right, the model "
+        "cannot do this yet: train_sft.py first."
+    )
+    return Verdict("labels", "bad", text)
+
+
+def _teachable(found: Findings) -> Verdict:
+    forecast = found.forecast
+    share, double = forecast.teachable, forecast.teachable_double
+    text = (
+        f"GRPO will find {share:.0%} of the questions teachable: so many groups of "
+        f"{forecast.group} do not all earn the same (95 %: {share.low:.0%} to {share.high:.0%})"
+    )
+    if share >= FEW:
+        return Verdict("teachable", "good", f"{text}. Right now {forecast.pass_1:.0%}, in one of "
+                       f"{forecast.samples} tries {forecast.pass_all:.0%}.")  # fmt: skip
+    more = "raise --num_generations, or take more and other questions (--shots, --train_size)"
+    if double is not None:
+        more = f"--num_generations {2 * forecast.group} makes it {double:.0%}; or other questions"
+    return Verdict("few", "watch", f"{text}: {more}.")
+
+
+RULES = (
+    *(_reward_fails, _frame, _cut, _format_first, _unpaid, _nothing_to_gain, _never, _labels),
+    _teachable,
+)
+
+
+# ---- beside it -----------------------------------------------------------------------------------
+
+
+def _told_blind(found: Findings) -> Verdict | None:
+    blind = found.blind
+    if blind is None or blind.real < MARGIN:
+        return None
+    told = max(blind.swapped, blind.grey)
+    level: Level = "watch" if told >= TOLD_BLIND * blind.real else "good"
+    text = (
+        f"Without looking: {told:.1%} are right with grey or other pictures, {blind.real:.1%} with "
+        f"the right ones; always saying the most frequent target gives {found.top_share:.1%}."
+    )
+    if level == "watch":
+        text += " More than half of what is paid can be told from the words: expect a gain that is blind."
+    return Verdict("blind", level, text)
+
+
+def _holes(found: Findings) -> Verdict:
+    holes = found.holes
+    if not holes:
+        return Verdict("holes", "good", "No attack on the reward earns more than an honest answer.")
+    worst = ", ".join(f"{hole.attack!r}" for hole in holes[:3])
+    as_right = sum(hole.is_as_right for hole in holes)
+    text = (
+        f"The reward has holes: {len(holes)} attacks are paid more than an honest wrong answer, "
+        f"{as_right} of them like the right one, such as {worst}. GRPO will find them."
+    )
+    return Verdict("holes", "bad" if as_right else "watch", text)
+
+
+def _constant_target(found: Findings) -> Verdict | None:
+    if found.top_share <= MOSTLY:
+        return None
+    text = (
+        f"{found.top_share:.0%} of the questions have the same target: a constant answer is paid."
+    )
+    return Verdict("constant", "watch", text)
+
+
+def _near(found: Findings) -> Verdict | None:
+    if not found.near:
+        return None
+    text = f"{found.near} held-out questions have a picture that looks like one of training."
+    return Verdict("near", "watch", text)
+
+
+def _partly_unreadable(found: Findings) -> Verdict | None:
+    forecast = found.forecast
+    if max(forecast.unreadable, forecast.cut) <= 0.1:
+        return None
+    text = f"{forecast.unreadable:.0%} of the answers cannot be read, {forecast.cut:.0%} are cut."
+    return Verdict("unreadable", "watch", text)
+
+
+BESIDE = (_told_blind, _holes, _constant_target, _near, _partly_unreadable)

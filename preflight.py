@@ -1,0 +1,172 @@
+"""Know before you train: what the data are, what reinforcement will find in them, what it costs.
+
+    python preflight.py --task cls --shots 1
+    python preflight.py --task count --data rows.jsonl --model DIR --reward my.py:f --max_steps 500
+
+It takes the flags of train_grpo.py, reads the data as a run would, samples the policy with the run's
+own sampler, prompt and reward, attacks that reward, and times a few real steps. Nothing is kept but
+the page (`--output`); the console has the verdicts. Read first: train_grpo.py. Next:
+checks/forecast.py.
+"""
+
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+import config
+import train_grpo
+from checks.cost import Cost, cost_of, in_two_lines
+from checks.forecast import Sampled, forecast, sample
+from checks.frames import overlaps
+from checks.linter import lint
+from checks.page import write_page
+from checks.survey import Survey, survey
+from checks.verdict import Findings, blind_check, judge
+from config import flag, require, require_counts
+from data.examples import Example
+from model.transformers_processor import TransformersProcessor
+from reporting.page.saved_run import read_run
+from runtime import console
+from tasks import TASKS, reads
+from tasks.boxes import resizer
+from train_grpo import GRPOConfig
+from training import memory_plan
+from training.batches import questions_at
+from training.blind import with_pictures
+from training.scoring import Scorer, user_reward
+from training.setup import Setup, prepare
+
+STEPS = 4  # of the run that is timed; the first is left out
+
+
+@dataclass(frozen=True)
+class PreflightConfig(GRPOConfig):
+    """The flags of train_grpo.py, and those of the checks."""
+
+    script: ClassVar[str] = "preflight.py"
+
+    questions: int = flag(64, "training questions that are sampled")
+    samples: int = flag(16, "completions of each of them")
+    price_per_hour: float | None = flag(None, "of the machine, in any currency")
+    output: Path = flag(Path("preflight.html"), "the page")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "questions samples")
+        enough = self.samples >= self.num_generations
+        require(enough, "samples", f"at least --num_generations {self.num_generations}", self)
+        price = self.price_per_hour
+        require(price is None or 0 <= price <= 1e9, "price_per_hour", "0 or more", self)
+        is_new = self.resume_from_checkpoint is None
+        require(is_new, "resume_from_checkpoint", "left out: nothing is trained", self)
+        require(not self.plan, "plan", "left out: the page has it", self)
+        output = self.output
+        is_page = output.suffix == ".html" and not output.is_dir() and output.parent.is_dir()
+        require(is_page, "output", "a .html file in a folder that exists", self)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """The lines that are printed inside."""
+    lines, said, out = [], io.StringIO(), sys.stdout
+    with contextlib.redirect_stdout(said):
+        try:
+            yield lines
+        finally:
+            lines += said.getvalue().splitlines()
+            out.write(said.getvalue())
+
+
+def asked_questions(cfg: PreflightConfig, train: list[Example]) -> list[Example]:
+    """The first questions that a run with these flags would ask."""
+    places = range(min(cfg.questions, len(train)))
+    return [example for _, example in questions_at(train, places, cfg)]
+
+
+def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings, Survey, Sampled]:
+    """Look at the data, sample the policy, attack the reward."""
+    task, processor, model = setup.task, setup.processor, setup.model
+    examples, blind, overlap = asked_questions(cfg, task.train), None, None
+    about = (model, processor, task, scorer, cfg)
+    real = sample(*about, examples, cfg.samples)
+    if task.environment is None:  # elsewhere, what is shown later would be real
+        with_others = [
+            sample(*about, with_pictures(examples, pictures), cfg.num_generations)
+            for pictures in ("grey", "swapped")
+        ]
+        blind = blind_check(real, *with_others)
+        if reads(cfg.task, "coords"):
+            overlap = overlaps(examples, real.texts, resizer(processor.image_cfg))
+    data = survey(task, processor, examples)
+    found = Findings(
+        forecast=forecast(real, cfg.num_generations),
+        blind=blind,
+        overlap=overlap,
+        holes=lint(task, scorer, processor, task.train, cfg.prompt_mode),
+        top_share=data.top_share,
+        limit=cfg.max_completion_length,
+        near=len(data.same) + len(data.near),
+    )
+    return found, data, real
+
+
+def short_run(cfg: PreflightConfig, begin: float) -> Cost:
+    """Train for a few steps in a directory that is not kept, and tell what the whole run takes.
+
+    begin: seconds that reading data and model took here.
+    """
+    run = GRPOConfig(**{field.name: getattr(cfg, field.name) for field in fields(GRPOConfig)})
+    with tempfile.TemporaryDirectory() as folder:
+        directory, start = Path(folder) / "run", time.time()
+        steps = min(STEPS, cfg.max_steps)
+        short = replace(run, max_steps=steps, output_dir=directory, save_steps=0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_grpo.train(short)
+        return cost_of(read_run(directory).rows, cfg, begin, time.time() - start)
+
+
+def memory_of(cfg: PreflightConfig, setup: Setup) -> tuple[memory_plan.Plan | None, str]:
+    """The memory plan of the run, and what to change where it does not fit."""
+    if isinstance(setup.processor, TransformersProcessor):
+        return None, ""
+    available = cfg.gpu_memory and cfg.gpu_memory * memory_plan.GIB
+    if available is None and setup.model.device.type == "cuda":
+        available = torch.cuda.get_device_properties(setup.model.device).total_memory
+    plan = memory_plan.plan_of(setup.cfg, setup.processor, available)
+    if available is None or plan.peak <= available:
+        return plan, ""
+    return plan, memory_plan.advice(setup.cfg, setup.processor, available)
+
+
+def main(argv: list[str] | None = None) -> None:
+    cfg = config.parse(PreflightConfig, argv, __doc__, task=TASKS)
+    start = time.time()
+    user = user_reward(cfg)
+    with heard() as lines:
+        setup = prepare(cfg)
+    begin = time.time() - start
+    cfg = setup.cfg
+    found, data, real = check(setup, cfg, Scorer(setup.task, cfg, user))
+    verdicts = judge(found)
+    for verdict in verdicts:
+        print(f"{verdict.level}: {verdict.text}")
+    plan, advice = memory_of(cfg, setup)
+    setup.model = None  # the short run loads its own
+    cost = short_run(cfg, begin)
+    for line in in_two_lines(cost, plan, advice, cfg):
+        print(line)
+    write_page(cfg, setup, lines, found, data, real, verdicts, cost, plan, advice)
+    print(f"{cfg.output}: {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    lower = "--questions, --samples, --prompts_per_step, --max_completion_length, --max_pixels"
+    console.run(main, memory_flags=lower)
