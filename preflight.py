@@ -3,9 +3,9 @@
     python preflight.py --task cls --shots 1
     python preflight.py --task count --data rows.jsonl --model DIR --reward my.py:f --max_steps 500
 
-It takes the flags of train_grpo.py, reads the data as a run would, samples the policy with the run's
-own sampler, prompt and reward, attacks that reward, and times a few real steps. Nothing is kept but
-the page (`--output`); the console has the verdicts. Read first: train_grpo.py. Next:
+It takes the flags of train_grpo.py, reads the data as a run would, samples the policy with the
+run's own sampler, prompt and reward, attacks that reward, and times a few real steps. Nothing is
+kept but the page (`--output`); the console has the verdicts. Read first: train_grpo.py. Next:
 checks/forecast.py.
 """
 
@@ -26,8 +26,8 @@ import train_grpo
 from checks.cost import Cost, cost_of, in_two_lines
 from checks.forecast import Sampled, forecast, sample
 from checks.frames import overlaps
-from checks.linter import lint
-from checks.page import write_page
+from checks.linter import honest_pay, lint
+from checks.page import Checked, write_page
 from checks.survey import Survey, survey
 from checks.verdict import Findings, blind_check, judge
 from config import flag, require, require_counts
@@ -102,15 +102,17 @@ def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings,
             sample(*about, with_pictures(examples, pictures), cfg.num_generations)
             for pictures in ("grey", "swapped")
         ]
-        blind = blind_check(real, *with_others)
+        blind = blind_check(task, real, *with_others)
         if reads(cfg.task, "coords"):
             overlap = overlaps(examples, real.texts, resizer(processor.image_cfg))
     data = survey(task, processor, examples)
+    reward = (task, scorer, processor, task.train, cfg.prompt_mode)
     found = Findings(
         forecast=forecast(real, cfg.num_generations),
         blind=blind,
         overlap=overlap,
-        holes=lint(task, scorer, processor, task.train, cfg.prompt_mode),
+        holes=lint(*reward),
+        honest=honest_pay(*reward),
         top_share=data.top_share,
         limit=cfg.max_completion_length,
         near=len(data.same) + len(data.near),
@@ -118,16 +120,20 @@ def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings,
     return found, data, real
 
 
+def run_config(cfg: PreflightConfig) -> GRPOConfig:
+    """The flags of the run that is checked."""
+    return GRPOConfig(**{field.name: getattr(cfg, field.name) for field in fields(GRPOConfig)})
+
+
 def short_run(cfg: PreflightConfig, begin: float) -> Cost:
     """Train for a few steps in a directory that is not kept, and tell what the whole run takes.
 
     begin: seconds that reading data and model took here.
     """
-    run = GRPOConfig(**{field.name: getattr(cfg, field.name) for field in fields(GRPOConfig)})
     with tempfile.TemporaryDirectory() as folder:
         directory, start = Path(folder) / "run", time.time()
         steps = min(STEPS, cfg.max_steps)
-        short = replace(run, max_steps=steps, output_dir=directory, save_steps=0)
+        short = replace(run_config(cfg), max_steps=steps, output_dir=directory, save_steps=0)
         with contextlib.redirect_stdout(io.StringIO()):
             train_grpo.train(short)
         return cost_of(read_run(directory).rows, cfg, begin, time.time() - start)
@@ -148,7 +154,7 @@ def memory_of(cfg: PreflightConfig, setup: Setup) -> tuple[memory_plan.Plan | No
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(PreflightConfig, argv, __doc__, task=TASKS)
-    start = time.time()
+    start, command = time.time(), config.command(run_config(cfg))
     user = user_reward(cfg)
     with heard() as lines:
         setup = prepare(cfg)
@@ -163,7 +169,8 @@ def main(argv: list[str] | None = None) -> None:
     cost = short_run(cfg, begin)
     for line in in_two_lines(cost, plan, advice, cfg):
         print(line)
-    write_page(cfg, setup, lines, found, data, real, verdicts, cost, plan, advice)
+    about = (lines, found, data, real, verdicts, cost, plan, advice)
+    write_page(Checked(cfg, command, *about))
     print(f"{cfg.output}: {time.time() - start:.0f} s")
 
 

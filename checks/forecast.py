@@ -11,7 +11,7 @@ come from resampling the questions. Read first: train_grpo.py. Next: checks/verd
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import comb
 
@@ -31,7 +31,7 @@ from training.scoring import Scorer
 
 @dataclass(frozen=True)
 class Sampled:
-    """K completions of each of n questions, scored as in training; row i belongs to question i // K.
+    """K completions of each of n questions, scored as in training; text i is of question i // K.
 
     Attributes:
         rewards: (n, K) fp32. has_reward: (n, K) bool, False where it was lost.
@@ -132,8 +132,8 @@ class Share(float):
 def share_of(values: np.ndarray | Tensor) -> Share:
     """The mean of one number per question, with an interval from resampling the questions."""
     values = np.asarray(values, dtype=np.float64)
-    mean: Callable[[np.ndarray], float] = lambda index: float(values[index].mean())
-    return Share(values, bootstrap_interval(mean, len(values), 1000))
+    interval = bootstrap_interval(lambda index: float(values[index].mean()), len(values), 1000)
+    return Share(values, interval)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,6 @@ class Forecast:
     lost: float
     length: float  # mean, in tokens
     parts: dict[str, float]
-    paid_right: float | None  # mean reward of right completions, None where there are none
-    paid_wrong: float | None
 
     @property
     def room(self) -> float:
@@ -170,8 +168,6 @@ def forecast(sampled: Sampled, group: int) -> Forecast:
     questions, samples = right.shape
     share = right.double().mean(1)
     double = 2 * group if 2 * group <= samples else None
-    paid = [rewards[counted & mask] for mask in (right, ~right)]
-    paid_right, paid_wrong = [float(r.mean()) if len(r) else None for r in paid]
     return Forecast(
         questions=questions,
         samples=samples,
@@ -188,6 +184,4 @@ def forecast(sampled: Sampled, group: int) -> Forecast:
         lost=1 - float(counted.double().mean()),
         length=float(sampled.lengths.double().mean()),
         parts=sampled.parts,
-        paid_right=paid_right,
-        paid_wrong=paid_wrong,
     )

@@ -25,7 +25,7 @@ EACH = 4  # completions of a question: enough to tell frames apart
 
 
 class Overlap(NamedTuple):
-    """Mean IoU of answered boxes with the nearest target: as asked, and in the best other reading."""
+    """Mean IoU of answers with the nearest target: as asked, and in the best other reading."""
 
     asked: float
     other: float

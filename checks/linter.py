@@ -15,6 +15,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import mean
 
 import torch
 
@@ -203,6 +205,20 @@ def moved_boxes(example: Example) -> list[str]:
     return [json.dumps(items[0]["bbox_2d"] if is_bare else items)]
 
 
+def honest_pay(
+    task: Task, scorer: Scorer, processor: Processor, examples: Sequence[Example], mode: str
+) -> tuple[float, float] | None:
+    """Mean pay of the target and of another question's, both in good form; None: all targets are
+    one, or the reward fails."""
+    pay, pairs, examples = Payer(scorer, processor), [], list(examples)[:QUESTIONS]
+    for n, example in enumerate(examples):
+        if others := wrong_answers(task, examples, n):
+            texts = [completion_text(text, mode, THOUGHT) for text in (example.target, others[-1])]
+            pairs.append(pay(texts, example))
+    pairs = [pair for pair in pairs if None not in pair]
+    return tuple(map(mean, zip(*pairs, strict=True))) if pairs else None
+
+
 def lint(
     task: Task, scorer: Scorer, processor: Processor, examples: Sequence[Example], mode: str
 ) -> list[Hole]:
@@ -215,7 +231,7 @@ def lint(
         others = wrong_answers(task, examples, n)
         if not others:
             continue
-        answer: Answer = lambda text: completion_text(text, mode, THOUGHT)
+        answer = partial(completion_text, mode=mode, reasoning=THOUGHT)
         victim = Victim(example, others[-1], targets, answer, mode)
         attacks = text_attacks(victim) | (box_attacks(victim) if asks_boxes(task) else {})
         attacks = {k: text for k, text in attacks.items() if not _is_answer(task, text, example)}

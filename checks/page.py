@@ -7,12 +7,16 @@ policy forbids scripts. Next: checks/page.html.
 import base64
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import config
-from checks.cost import duration
+from checks.cost import Cost, duration
+from checks.forecast import Sampled
+from checks.survey import Survey
+from checks.verdict import Findings, Verdict
+from config import TrainConfig
 from data.examples import Example
 from data.examples import Picture as Source
 from model.image import load_image
@@ -21,7 +25,7 @@ from reporting.page import render
 from reporting.page.rollouts import Picture
 from runtime.errors import InputError
 from runtime.run_directory import write_atomically
-from training.memory_plan import GIB
+from training.memory_plan import GIB, Plan
 
 TITLES = {  # of what stands beside the verdict
     "blind": "Without looking",
@@ -65,7 +69,7 @@ def question(example: Example, completions: list[tuple[str, bool, float | None]]
     }
 
 
-def questions(real, count: int = SHOWN) -> list[dict]:
+def questions(real: Sampled, count: int = SHOWN) -> list[dict]:
     """The first of the sampled questions, with their most frequent completions."""
     K, found = real.right.shape[1], []
     for n, example in enumerate(real.examples[:count]):
@@ -82,7 +86,28 @@ def questions(real, count: int = SHOWN) -> list[dict]:
     return found
 
 
-def page(cfg, setup, lines, found, data, real, verdicts, cost, plan, advice) -> str:
+@dataclass(frozen=True)
+class Checked:
+    """A run before it begins, and all that was found.
+
+    Attributes:
+        cfg: the flags. command: that would start the run. lines: printed while the data were read.
+        advice: what to change where memory does not suffice.
+    """
+
+    cfg: TrainConfig
+    command: str
+    lines: list[str]
+    found: Findings
+    data: Survey
+    sampled: Sampled
+    verdicts: list[Verdict]
+    cost: Cost
+    plan: Plan | None
+    advice: str
+
+
+def page(checked: Checked) -> str:
     """The whole page as text."""
     folders = [Path(__file__).parent, Path(render.__file__).parent]
     environment = Environment(
@@ -91,37 +116,39 @@ def page(cfg, setup, lines, found, data, real, verdicts, cost, plan, advice) -> 
         undefined=StrictUndefined,
         finalize=render.printed,
     )
-    shown = questions(real)
+    shown, found, cfg = questions(checked.sampled), checked.found, checked.cfg
     pictures = {p.key: p for item in shown for p in item["pictures"]}
-    price = cfg.price_per_hour
+    price, cost = cfg.price_per_hour, checked.cost
     return environment.get_template("preflight.html").render(
-        command=config.command(cfg),
+        command=checked.command,
         task=cfg.task,
         task_name=render.task_name(cfg.task),
         titles=TITLES,
-        lines=lines,
-        verdicts=verdicts,
+        lines=checked.lines,
+        verdicts=checked.verdicts,
         forecast=found.forecast,
         blind=found.blind,
+        honest=found.honest,
         overlap=found.overlap,
         holes=found.holes,
-        data=data,
-        labels=data.labels[:LABELS],
+        data=checked.data,
+        labels=checked.data.labels[:LABELS],
         questions=shown,
         pictures=list(pictures.values()),
         cost=cost,
         money=None if price is None else price * cost.total / 3600,
-        plan=plan,
-        advice=advice,
+        plan=checked.plan,
+        advice=checked.advice,
         gib=GIB,
         duration=duration,
         cfg=cfg,
     )
 
 
-def write_page(cfg, *about) -> None:
+def write_page(checked: Checked) -> None:
     """Write it to --output. Raises InputError where that fails."""
+    path = checked.cfg.output
     try:
-        write_atomically(cfg.output, page(cfg, *about))
+        write_atomically(path, page(checked))
     except OSError as error:
-        raise InputError(f"--output {cfg.output}: cannot be written ({error})") from None
+        raise InputError(f"--output {path}: cannot be written ({error})") from None

@@ -8,8 +8,8 @@
     format_first     most answers cannot be read
     unpaid           right answers earn no more than wrong ones
     nothing_to_gain  nearly all are right already
-    never            nearly no question is ever answered rightly
     labels           answers depend on the pictures, targets do not agree with them
+    never            nearly no question is ever answered rightly
     few              some questions teach something, most do not
     teachable        most do
 
@@ -25,6 +25,7 @@ import numpy as np
 from checks.forecast import Forecast, Sampled, Share, share_of
 from checks.frames import Overlap
 from checks.linter import Hole
+from tasks.task import Task
 
 Level = Literal["good", "watch", "bad"]
 MOSTLY = 0.5  # of completions: lost, cut or unreadable ones
@@ -32,7 +33,8 @@ NEARLY_ALL = 0.9  # of questions
 FEW = 0.3  # of questions
 SEEN = 0.5  # of the most frequent answers that change with the picture: it is looked at
 FITS, TIMES = 0.25, 2.0  # overlap of boxes in another frame, and how much more than as asked
-MARGIN = 0.02  # of accuracy: less is no difference
+GAIN = 0.1  # of accuracy, by the right picture: if it certainly is less, there is none
+LEAST = 0.02  # of accuracy: below, there is nothing to be told blind
 TOLD_BLIND = 0.5  # of the accuracy
 
 
@@ -52,7 +54,7 @@ class Blind:
     Attributes:
         real, grey, swapped: share of right completions. gain: real - swapped, question by question.
         changes: share of the questions whose most frequent answer is another one with the picture
-            of another question.
+            of another question. known: with an answer that is the target of some question.
     """
 
     real: Share
@@ -60,26 +62,34 @@ class Blind:
     swapped: Share
     gain: Share
     changes: float
+    known: float
 
 
-def blind_check(real: Sampled, grey: Sampled, swapped: Sampled) -> Blind:
+def blind_check(task: Task, real: Sampled, grey: Sampled, swapped: Sampled) -> Blind:
     """Compare completions of the same questions with different pictures."""
     shares = [s.right.double().mean(1).numpy() for s in (real, grey, swapped)]
-    pairs = zip(most_frequent(real), most_frequent(swapped), strict=True)
+    said, others = most_frequent(real), most_frequent(swapped)
+    targets = {task.answer(f"<answer>{e.target}</answer>", e) for e in task.train}
     return Blind(
         *map(share_of, shares),
         gain=share_of(shares[0] - shares[2]),
-        changes=float(np.mean([a != b for a, b in pairs])),
+        changes=float(np.mean([a != b for a, b in zip(said, others, strict=True)])),
+        known=float(np.mean([not targets.isdisjoint(answers) for answers in by_question(real)])),
     )
+
+
+def by_question(sampled: Sampled) -> list[list[str]]:
+    """The answers to each question."""
+    K, answers = sampled.right.shape[1], [str(answer) for answer in sampled.answers]
+    return [answers[start : start + K] for start in range(0, len(answers), K)]
 
 
 def most_frequent(sampled: Sampled) -> list[str]:
     """The most frequent answer to each question; of equally frequent ones the first in order."""
-    K, found = sampled.right.shape[1], []
-    for start in range(0, len(sampled.answers), K):
-        answers = [str(answer) for answer in sampled.answers[start : start + K]]
-        found.append(min(answers, key=lambda text: (-answers.count(text), text)))
-    return found
+    return [
+        min(answers, key=lambda text: (-answers.count(text), text))
+        for answers in by_question(sampled)
+    ]
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Findings:
     blind: Blind | None
     overlap: Overlap | None
     holes: list[Hole]
+    honest: tuple[float, float] | None  # what a right and a wrong answer in good form earn
     top_share: float  # of the most frequent target
     limit: int  # tokens of a completion
     near: int = 0  # pairs of a training and a held-out question with pictures alike
@@ -118,8 +129,8 @@ def _frame(found: Findings) -> Verdict | None:
     if overlap is None or overlap.other < max(FITS, TIMES * overlap.asked):
         return None
     text = (
-        f"Boxes are in another frame: answers overlap the targets by {overlap.asked:.2f} (IoU), but "
-        f"by {overlap.other:.2f} if {overlap.reading}. Then: {overlap.fix}."
+        f"Boxes are in another frame: answers overlap the targets by {overlap.asked:.2f} (IoU), "
+        f"but by {overlap.other:.2f} if {overlap.reading}. Then: {overlap.fix}."
     )
     return Verdict("frame", "bad", text)
 
@@ -140,20 +151,19 @@ def _format_first(found: Findings) -> Verdict | None:
     if unreadable <= MOSTLY:
         return None
     text = (
-        f"Teach the format first: {unreadable:.0%} of the answers cannot be read. train_sft.py does "
-        "it with a few hundred examples, then start train_grpo.py from its checkpoint."
+        f"Teach the format first: {unreadable:.0%} of the answers cannot be read. train_sft.py "
+        "does it with a few hundred examples, then start train_grpo.py from its checkpoint."
     )
     return Verdict("format_first", "bad", text)
 
 
 def _unpaid(found: Findings) -> Verdict | None:
-    forecast = found.forecast
-    right, wrong = forecast.paid_right, forecast.paid_wrong
-    if right is None or wrong is None or right > wrong + 1e-3:
+    if found.honest is None or found.honest[0] > found.honest[1] + 1e-6:
         return None
+    right, wrong = found.honest
     text = (
-        f"The reward pays for something else: right completions earn {right:.2f} on average, wrong "
-        f"ones {wrong:.2f}. Check --reward and the weights."
+        f"The reward pays for something else: the target in good form earns {right:.2f}, a wrong "
+        f"answer in the same form {wrong:.2f}. Check --reward and the weights."
     )
     return Verdict("unpaid", "bad", text)
 
@@ -175,8 +185,8 @@ def _never(found: Findings) -> Verdict | None:
         return None
     text = (
         f"Sampling never says it: {forecast.never:.0%} of the questions had no right answer in "
-        f"{forecast.samples} tries. Reinforcement cannot help: train_sft.py first, another --model, "
-        "or easier questions."
+        f"{forecast.samples} tries. Reinforcement cannot help: train_sft.py first, another "
+        "--model, or easier questions."
     )
     if forecast.teachable >= FEW:
         text += " (Groups differ in other parts of the reward, such as the format, alone.)"
@@ -186,16 +196,13 @@ def _never(found: Findings) -> Verdict | None:
 def _labels(found: Findings) -> Verdict | None:
     """Sure of something, and right no more often than without the picture."""
     blind = found.blind
-    if blind is None or blind.changes < SEEN:
-        return None
-    chance = max(blind.swapped, blind.grey)
-    if blind.real > chance + MARGIN or blind.gain.low > 0:
+    if blind is None or blind.changes < SEEN or blind.known < SEEN or blind.gain.high > GAIN:
         return None
     text = (
-        f"Targets and pictures do not agree: answers follow the picture ({blind.changes:.0%} change "
-        f"with it), but are right no more often than with another one ({blind.real:.1%} against "
-        f"{chance:.1%}). Are the labels shuffled, or of other pictures? If they are right, the model "
-        "cannot do this yet: train_sft.py first."
+        f"Targets and pictures do not agree: answers follow the picture ({blind.changes:.0%} "
+        "change with it) and are of the right kind, but as often right with another picture "
+        f"({blind.real:.1%} and {blind.swapped:.1%}). Are the labels shuffled, or of other "
+        "pictures? If they are right, the model cannot do this yet: train_sft.py first."
     )
     return Verdict("labels", "bad", text)
 
@@ -217,7 +224,7 @@ def _teachable(found: Findings) -> Verdict:
 
 
 RULES = (
-    *(_reward_fails, _frame, _cut, _format_first, _unpaid, _nothing_to_gain, _never, _labels),
+    *(_reward_fails, _frame, _cut, _format_first, _unpaid, _nothing_to_gain, _labels, _never),
     _teachable,
 )
 
@@ -227,7 +234,7 @@ RULES = (
 
 def _told_blind(found: Findings) -> Verdict | None:
     blind = found.blind
-    if blind is None or blind.real < MARGIN:
+    if blind is None or blind.real < LEAST:
         return None
     told = max(blind.swapped, blind.grey)
     level: Level = "watch" if told >= TOLD_BLIND * blind.real else "good"
@@ -236,7 +243,7 @@ def _told_blind(found: Findings) -> Verdict | None:
         f"the right ones; always saying the most frequent target gives {found.top_share:.1%}."
     )
     if level == "watch":
-        text += " More than half of what is paid can be told from the words: expect a gain that is blind."
+        text += " More than half of that can be told from the words: expect a gain that is blind."
     return Verdict("blind", level, text)
 
 

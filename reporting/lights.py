@@ -39,6 +39,8 @@ BOUNDS = {
     "kl": (1.0, 5.0),
     SAMPLING: (0.05, 0.2),
 }
+BLIND_RISE = 0.05  # of the score without looking; less is noise
+BLIND_SHARE = 0.5  # of the score, or of its rise, that needs no picture
 RARELY_RIGHT = 0.02  # of the sampled answers; red where none ever was
 MOSTLY = 0.9  # of the zero-std groups
 LOST = "completions/no_reward_ratio"
@@ -93,6 +95,7 @@ def lights(
         "Unreadable answers": _unread(rows),
         "Most frequent answer": _uniform(rows, headline, reward),
         "Right answers against a constant answer": _skill(rows, headline),
+        "Without looking": _blind(rows, headline),
         "Zero-std groups": _zero_std(rows, reward),
         "Truncated completions": _bounded(rows, "completions/clipped_ratio", too_long),
         "Completions without a reward": _lost(rows, reward),
@@ -161,6 +164,23 @@ def _skill(rows: list[Row], headline: str) -> Rule:
     compared = "better" if value < target else "as well"
     advice = f"always answering with the most frequent target would do {compared}"
     return level, f"{value:.1%} against {target:.1%}", advice
+
+
+def _blind(rows: list[Row], headline: str) -> Rule:
+    """Whether the score with the pictures of other questions rises along (arXiv:2601.06801)."""
+    told, name = column(rows, f"eval/blind_{headline}"), f"eval/{headline}"
+    right = column(rows, name)
+    if len(told) < 2 or len(right) < 2:
+        return NO_LIGHT
+    rises = told[-1] - told[0], right[-1] - right[0]
+    level = "good"
+    if told[-1] > BLIND_SHARE * right[-1]:
+        level = "watch"
+    if rises[0] > max(BLIND_RISE, BLIND_SHARE * rises[1]):
+        level = "bad"
+    value = f"{told[0]:.1%} -> {told[-1]:.1%} with the pictures of other questions, "
+    value += f"{right[0]:.1%} -> {right[-1]:.1%} with its own"
+    return level, value, "it learns to answer from the words: ask what only the picture tells"
 
 
 def _worst(rules: list[tuple[str, Rule]]) -> Rule:

@@ -4,7 +4,8 @@ prompt   "What colour is the fruit of this flower? Facts: round red, thin blue, 
          <fact>title</fact>."
 data     portraits of the garden; titles are looks of flowers, one of them that of the picture, and
          the facts are made anew for every question
-acting   acting/lookup.py: two of the six may be read
+acting   acting/lookup.py: two of the six may be read. Half of the training demonstrations answer
+         without having read: they show how to read, not that it is needed
 reward   the right word as the whole answer of the last turn + format
 metric   strict accuracy; "read_needed": the right fact was read
 ood      titles that are hard to tell apart: all have the shape or the colour of the right one
@@ -25,6 +26,7 @@ from tasks.task import Task, Weights
 FLAGS = ("train_size", "held_out_size")  # what this task reads
 INVITATION = "To read one: <fact>title</fact>."
 TITLES = 6
+READS = 0.5  # of the training demonstrations
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -65,6 +67,8 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     listed = ", ".join(titles)
     prompt = f"What colour is the fruit of this flower? Facts: {listed}. {INVITATION}"
     calls = (("look it up", f"<fact>{titles[needed - 1]}</fact>"),)
+    if split == "train" and random.Random(f"{id} shown").random() > READS:
+        calls = ()
     thought = facts[needed - 1]
     reasoning = Reasoning(thought, titles[needed - 1], "look it up", calls=calls)
     known = dict(reasoning=reasoning, world=Shelf(titles, facts, needed))

@@ -2,7 +2,8 @@
 
 prompt   "Walk to the red flower and pick it. To move: <go>north</go>, south, east, west."
 data     beds of 3 x 3 cells with three flowers, somewhere on a lawn of 4 x 4
-acting   acting/walk.py: after each move the bed is shown again; the answer "pick" ends the walk
+acting   acting/walk.py: after each move the bed is shown again; the answer "pick" ends the walk.
+         A third of the training demonstrations pick too early: they show how to walk, not how far
 reward   the answer "pick" where the gardener stands at the flower + format
 metric   strict: arrived and picked; "arrived" and "detour" tell more
 ood      larger beds: 4 x 4 cells with five flowers
@@ -26,6 +27,7 @@ FLAGS = ("train_size", "held_out_size")  # what this task reads
 INVITATION = "To move: <go>north</go>, south, east, west."
 SIDE, OOD_SIDE = 3, 4  # cells
 FLOWERS, OOD_FLOWERS = 3, 5
+TOO_EARLY = 1 / 3  # of the training demonstrations
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:
@@ -62,7 +64,11 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     colour = flowers[goal].colour
     question = ask_way(colour, goal)
     moves = tuple((t, f"<go>{move}</go>") for t, move in way(start, goal, colour))
-    reasoning = Reasoning(question.thought, question.seen, "walk", calls=moves)
+    shown, thought = random.Random(f"{id} shown"), question.thought
+    if split == "train" and shown.random() < TOO_EARLY:
+        made = shown.randrange(len(moves))
+        moves, thought = moves[:made], moves[made][0]
+    reasoning = Reasoning(thought, question.seen, "walk", calls=moves)
     prompt = f"{question.prompt} {INVITATION}"
     known = dict(reasoning=reasoning, world=bed)
     return Example(id, (bed.draw(start),), prompt, question.answer, **known)

@@ -3,7 +3,9 @@
 prompt   "How many petals has the red flower? To look closer: <zoom>[x1, y1, x2, y2]</zoom>."
 data     meadows of the garden, half of the questions answerable at first sight; or rows with a
          short text as solution and pictures larger than --max_pixels (data/rows.py)
-acting   acting/zoom.py: the region is shown, cut from the original; then the model goes on
+acting   acting/zoom.py: the region is shown, cut from the original; then the model goes on. Of the
+         training demonstrations half look where it is needed, and a fifth where it is not: they
+         show how to look, not when
 reward   the right word as the whole answer of the last turn + format, and a bonus for a look that
          was needed and helped (--look_bonus)
 metric   strict accuracy; "needs_look" and "at_sight": of either half of the questions
@@ -32,6 +34,7 @@ from tasks.task import Task, Weights
 FLAGS = ("train_size", "held_out_size", "coords", "look_bonus")  # what this task reads
 INVITATION = "To look closer: <zoom>[x1, y1, x2, y2]</zoom>."
 ID_FLOWERS, OOD_FLOWERS = (2, 4), (5, 7)
+LOOKS_NEEDED, LOOKS_AT_SIGHT = 0.5, 0.2  # of the training demonstrations
 
 
 def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
@@ -128,17 +131,22 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     """
     rng, needs_look = random.Random(id), index % 2 == 0
     seed = render_seed(split, split_seed, SCENE_SUBJECT, index + OOD_INDEX * is_ood)
-    question, crop = None, None
+    question = None
     while question is None:
         scene = meadow.sample_meadow(rng, rng.randint(*(OOD_FLOWERS if is_ood else ID_FLOWERS)))
         if needs_look:
             question, flower = meadow.ask_detail(rng, scene)
-            crop = meadow.crop_around(flower)
         else:
-            question = meadow.ask_at_sight(rng, scene)
+            question, flower = meadow.ask_at_sight(rng, scene)
     original, view = meadow.draw_meadow(scene, seed)
-    region = crop and tuple(pixel / meadow.MEADOW_SIZE for pixel in flower.corners)
-    calls = ((question.seen, crop),) if crop else ()
+    region = None
+    if needs_look:
+        region = tuple(pixel / meadow.MEADOW_SIZE for pixel in flower.corners)
+    looks = needs_look
+    if split == "train":
+        share = LOOKS_NEEDED if needs_look else LOOKS_AT_SIGHT
+        looks = random.Random(f"{id} shown").random() < share
+    calls = ((meadow.place(flower), meadow.crop_around(flower)),) if looks else ()
     reasoning = replace(question.reasoning, calls=calls)
     known = dict(world=Sight(original, region), reasoning=reasoning)
     return Example(id, (view,), question.prompt, question.answer, **known)

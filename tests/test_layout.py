@@ -14,11 +14,12 @@ LAYERS = (  # a file imports from layers above its own in this list, and from it
     ("tasks",),
     ("reporting",),
     ("training",),
-    ("rating",),
+    ("rating", "checks"),
     (
         *("train_grpo", "train_ppo", "train_sft", "train_verifier"),
         *("evaluate", "merge", "report", "rate"),
     ),
+    ("preflight", "export"),  # about runs of train_grpo.py
     ("benchmarks",),
     ("tests",),
 )
@@ -56,7 +57,7 @@ def test_imports_run_one_way():
 def test_every_package_has_its_layer_and_few_files_are_at_the_top():
     packages = {path.parts[0].removesuffix(".py") for path in sources()}
     assert packages == LAYER.keys()
-    assert len([path for path in sources() if len(path.parts) == 1]) <= 12
+    assert len([path for path in sources() if len(path.parts) == 1]) <= 14
 
 
 def test_the_algorithm_is_one_file_of_350_lines_at_most():

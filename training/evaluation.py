@@ -19,6 +19,7 @@ from model.vlm import VLM
 from runtime import distributed
 from runtime.errors import InputError
 from tasks.task import Task
+from training.blind import with_pictures
 from training.process import thought_shares
 from training.search import Sampling, choose
 
@@ -169,7 +170,11 @@ def evaluate(
 def held_out_metrics(
     model: VLM, processor: Processor, task: Task, cfg: TrainConfig, with_interval: bool
 ) -> dict[str, float]:
-    """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...)."""
+    """Metrics of greedy answers: held out (eval/...) and out of distribution (eval/ood_...).
+
+    `with_interval`, at start and end, also eval/blind_<headline>: held out, with the pictures of
+    other questions. Not where completions are shown further pictures: those would be right ones.
+    """
     row = {}
     batch_size = max(1, 8 * cfg.prompts_per_step // distributed.world_size())  # as in a rollout
     for split, prefix in EVAL_SPLITS.items():
@@ -178,4 +183,9 @@ def held_out_metrics(
             is_asked = with_interval and split == "held_out"
             metrics, _ = evaluate(model, *arguments, batch_size=batch_size, with_interval=is_asked)
             row |= {prefix + name: value for name, value in metrics.items()}
+    if with_interval and task.environment is None:
+        blind = with_pictures(task.splits["held_out"], "swapped")
+        about = (processor, task, blind, cfg.max_completion_length)
+        metrics, _ = evaluate(model, *about, batch_size=batch_size)
+        row[f"eval/blind_{task.headline}"] = metrics[task.headline]
     return row

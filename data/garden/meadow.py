@@ -2,8 +2,9 @@
 
 A meadow is drawn at 384 pixels and first shown at 96: a flower is then five to seven pixels wide,
 so that its colour and place remain, and its petals and centre do not. A crop of 48 x 48 pixels,
-shown twice as large, shows it as large as the largest of the scenes (data/garden/world.py). Half of the questions need such a look, the other
-half can be answered at first sight: to look always, or never, is not the best that can be done.
+enlarged, shows it as large as the largest of the scenes (data/garden/world.py). Half of the
+questions need such a look, the other half can be answered at first sight: to look always, or never,
+is not the best that can be done.
 
 Next: tasks/zoom.py.
 """
@@ -84,14 +85,16 @@ def ask_detail(rng: random.Random, scene: Scene) -> tuple[Question, Placed]:
     return Question("vqa", prompt, answer, thought=f"{p.colour}: {words}", seen=place(p)), p
 
 
-def ask_at_sight(rng: random.Random, scene: Scene) -> Question | None:
-    """A question that needs no look: which flower is outermost; None without a clear lead."""
+def ask_at_sight(rng: random.Random, scene: Scene) -> tuple[Question | None, Placed]:
+    """A question that needs no look: which flower is outermost, and that flower; no question
+    without a clear lead."""
     side = rng.choice(list(ORDERS))
     axis, best = ORDERS[side]
     outermost = best(scene, key=lambda p: p.middle[axis])
     lead = min(abs(p.middle[axis] - outermost.middle[axis]) for p in scene if p != outermost)
     if lead < CLEAR:
-        return None
+        return None, outermost
     seen, answer = ", ".join(map(place, scene)), outermost.colour
     prompt = f"What colour is the flower nearest to the {side}?"
-    return Question("vqa", prompt, answer, thought=f"{seen}: {answer}", seen=seen)
+    question = Question("vqa", prompt, answer, thought=f"{seen}: {answer}", seen=seen)
+    return question, outermost

@@ -14,7 +14,7 @@ from PIL import Image
 from acting.walk import Bed, Walk
 from config import TaskConfig
 from data.examples import Example
-from data.garden.bed import draw_bed, way
+from data.garden.bed import draw_bed, place, way
 from data.garden.world import Flower
 from rewards import WEIGHTS
 from runtime.errors import InputError
@@ -81,8 +81,20 @@ def task():
     return load(TaskConfig(task="walk", train_size=60, held_out_size=40), None)
 
 
+def test_some_training_demonstrations_pick_too_early_and_say_so_truly(task):
+    early = [e for e in task.train if len(e.reasoning.calls) < e.world.distance]
+    assert 0.15 * 60 < len(early) < 0.5 * 60
+    for e in early:
+        said = "".join(f"<think>{t}</think>{call}" for t, call in e.reasoning.calls)
+        state = task.environment.replay(e, said)
+        here, there = map(place, (task.environment.place(state), e.world.goal))
+        assert here != there and e.reasoning.thought.startswith(f"at {here}, ")
+        assert e.reasoning.thought.endswith(f" {there}")
+        assert task.scores(said + PICK, e)["strict"] == 0.0
+
+
 def test_a_demonstration_takes_the_shortest_way_and_is_right(task):
-    for name, split in {"train": task.train, **task.splits}.items():
+    for name, split in task.splits.items():
         for e in split:
             assert e.images[0].size == (96, 96)
             assert e.world.side == (4 if name == "ood" else 3)

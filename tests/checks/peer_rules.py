@@ -39,8 +39,8 @@ def names(completions, example):
 
 def _boxes(text):
     try:
-        value = ast.literal_eval(answer_of(text)) if "NaN" not in text else json.loads(
-            answer_of(text)
+        value = (
+            ast.literal_eval(answer_of(text)) if "NaN" not in text else json.loads(answer_of(text))
         )
     except (ValueError, SyntaxError):
         return []
@@ -162,7 +162,9 @@ def yes_no(completions, example):
     rewards = []
     for text in completions:
         found = re.search("yes|no", answer_of(text).lower())
-        rewards.append(float(found is not None and found[0] == example.target.lower()[: len(found[0])]))
+        rewards.append(
+            float(found is not None and found[0] == example.target.lower()[: len(found[0])])
+        )
     return rewards
 
 

@@ -198,3 +198,28 @@ def test_first_and_last_steps_of_a_short_run_do_not_overlap():
     found = lights([*rows, {"step": 8, "eval/strict": 0.3}], "strict", None)
     (light,) = (x for x in found if x.name == "Reward against held-out metric")
     assert light.level == "watch" and light.value == "reward 0.32 -> 0.45, strict 30.0% -> 30.0%"
+
+
+@pytest.mark.parametrize(
+    "blind, right, level",
+    [
+        ((0.03, 0.03), (0.3, 0.9), "good"),
+        ((0.2, 0.24), (0.3, 0.45), "watch"),  # more than half of what it says needs no picture
+        ((0.2, 0.45), (0.3, 0.6), "bad"),  # most of the rise is blind
+        ((0.2, 0.24), (0.4, 0.42), "watch"),  # a rise within noise is none
+    ],
+)
+def test_a_rise_that_needs_no_picture_is_red(blind, right, level):
+    rows = [
+        {"step": 10 * k, "eval/strict": right[k], "eval/blind_strict": blind[k]} for k in (0, 1)
+    ]
+    (light,) = [found for found in lights(rows, "strict", None) if found.name == "Without looking"]
+    assert light.level == level
+    assert f"{blind[0]:.1%} -> {blind[1]:.1%}" in light.value and (level == "good") == (
+        not light.advice
+    )
+
+
+def test_without_a_blind_evaluation_there_is_no_such_light():
+    rows = [{"step": k, "eval/strict": 0.5} for k in (0, 10)]
+    assert "Without looking" not in [light.name for light in lights(rows, "strict", None)]

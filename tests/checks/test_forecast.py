@@ -1,0 +1,167 @@
+"""The estimates against plain enumeration, the cost of a run, and the command as it is typed.
+
+Run: pytest tests/checks/test_forecast.py
+"""
+
+import html
+import itertools
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import preflight
+from checks.cost import cost_of, duration
+from checks.forecast import pass_at_k, share_of, teachable
+from checks.frames import overlaps
+from data.examples import Example
+from runtime.errors import InputError
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(k):
+    right = torch.tensor([[1, 0, 0, 1, 0], [0] * 5, [1] * 5, [0, 0, 1, 0, 0]], dtype=torch.bool)
+    expected = [np.mean([any(s) for s in itertools.combinations(row, k)]) for row in right.tolist()]
+    assert pass_at_k(right, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_teachable_is_the_share_of_groups_that_do_not_all_earn_the_same(size):
+    rng = random.Random(size)
+    rewards = torch.tensor([[rng.choice((0.0, 0.5, 1.5)) for _ in range(7)] for _ in range(6)])
+    rewards[0], rewards[1] = 0.5, torch.tensor([1.5] * 6 + [0.0])
+    expected = [
+        np.mean([len(set(group)) > 1 for group in itertools.combinations(row, size)])
+        for row in rewards.tolist()
+    ]
+    found = teachable(rewards, torch.ones_like(rewards, dtype=torch.bool), size)
+    assert found == pytest.approx(expected) and found[0] == 0.0
+
+
+def test_a_lost_reward_teaches_nothing_and_is_in_no_group():
+    rewards = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    counted = torch.tensor([[True, True, False, False]])
+    assert teachable(rewards, counted, 2) == pytest.approx([0.0])
+    assert teachable(rewards, torch.zeros(1, 4, dtype=torch.bool), 2) == pytest.approx([0.0])
+
+
+def test_an_interval_covers_the_mean_of_the_population():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(100):
+        share = share_of(rng.random(64) < 0.3)
+        inside += share.low <= 0.3 <= share.high
+    assert 88 <= inside <= 100
+    assert str(share_of(np.zeros(9))) == "0.0% [0.0%, 0.0%]"
+
+
+ROWS = [
+    {"step": 0, "seconds/eval": 3.0},
+    *(
+        {"step": k, "step_time": t, "seconds/rollout": t - 1, "seconds/update": 1.0,
+         "memory_gb": 0.5 * k, "seconds/report": 0.5 if k == 1 else 0.0}
+        for k, t in ((1, 9.0), (2, 3.0), (3, 2.0), (4, 4.0))
+    ),
+    {"step": 4, "seconds/eval": 2.0},
+]  # fmt: skip
+
+
+def test_the_cost_of_a_run_is_that_of_its_parts():
+    cfg = preflight.PreflightConfig(max_steps=100, eval_steps=30, save_steps=40)
+    cost = cost_of(ROWS, cfg, begin=5.0, seconds=5.0 + 18.0 + 5.0 + 0.5 + 0.25)
+    assert cost.phases == {"rollout": 2.0, "update": 1.0} and cost.memory == 2.0
+    assert (cost.evaluations, cost.evaluation, cost.saves, cost.save) == (5, 2.5, 3, 0.25)
+    assert cost.total == pytest.approx(5 + 100 * 3 + 5 * 2.5 + 3 * 0.25)
+    assert [duration(s) for s in (48.4, 700, 9000)] == ["48 s", "12 min", "2.5 h"]
+
+
+def boxes(answer, target="[100, 200, 300, 400]"):
+    """The readings of an answer on a picture of 400 x 200, shown as 200 x 100."""
+    e = Example("e", (Image.new("RGB", (400, 200)),), "?", target)
+    return overlaps([e], [f"<answer>{answer}</answer>"] * 2, lambda size: (200, 100))
+
+
+@pytest.mark.parametrize(
+    "answer, reading, fix",
+    [
+        ("[40, 40, 120, 80]", "pixels of the original picture", "--coords abs"),
+        ("[20, 20, 60, 40]", "pixels of the resized picture", "--coords abs_resized"),
+        ("[0.1, 0.2, 0.3, 0.4]", "fractions", "units"),
+        ("[100, 200, 200, 200]", "x, y, width, height", "ask for corners"),
+        ("[200, 100, 400, 300]", "y, x, y, x", "x1, y1, x2, y2"),
+        ("[250, 1000, 750, 2000]", "the targets' numbers are pixels of the orig", "--data_coords"),
+    ],
+)
+def test_boxes_in_another_frame_are_known_by_how_they_fit(answer, reading, fix):
+    overlap = boxes(answer)
+    assert overlap.other == pytest.approx(1.0) and overlap.asked < 0.4
+    assert reading in overlap.reading and fix in overlap.fix
+
+
+def test_boxes_in_the_right_frame_fit_best_as_asked_and_no_box_is_none():
+    overlap = boxes("[100, 200, 300, 400]")
+    assert overlap.asked == 1.0 > overlap.other
+    assert boxes("nothing") is None and boxes("No Objects") is None
+    assert boxes('[{"bbox_2d": [1, 2, NaN, 4]}, [1, 2, 3]]') is None
+    assert boxes("[1, 2, 3, 4]", "No Objects") is None
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_says_its_verdict_and_writes_a_page_without_scripts(tmp_path, capsys):
+    page = tmp_path / "p.html"
+    small = "--questions 8 --samples 8 --held_out_per_class 1 --price_per_hour 2"
+    preflight.main([*small.split(), "--output", str(page)])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].startswith("cls: 30 training examples")
+    assert re.match(r"good: GRPO will find \d+% of the questions teachable", lines[1])
+    assert any(re.match(r"time: .* for 150 steps of .*, \d\.\d\d at 2 an hour", x) for x in lines)
+    assert any(line.startswith("memory: ") for line in lines)
+    text = page.read_text()
+    assert "<script" not in text and "http:" not in text and "https:" not in text
+    shown = html.unescape(re.sub("<[^>]*>", "", text))
+    assert "python train_grpo.py --task cls" in shown and text.count("<image id=") == 8
+    assert "None of them earns more than an honest wrong answer" in shown
+    assert "0 the same, 0 alike" in shown
+
+
+def test_what_a_model_says_is_escaped(tmp_path, monkeypatch):
+    evil = "<script>alert(1)</script>"
+    real = preflight.check
+
+    def with_evil(*args):
+        found, data, sampled = real(*args)
+        sampled.texts[:] = [evil] * len(sampled.texts)
+        return found, data, sampled
+
+    monkeypatch.setattr(preflight, "check", with_evil)
+    monkeypatch.setattr(preflight, "lint", lambda *args: [])
+    page = tmp_path / "p.html"
+    small = "--questions 4 --samples 8 --held_out_per_class 1 --max_steps 1"
+    preflight.main([*small.split(), "--output", str(page)])
+    assert "<script" not in page.read_text() and "&lt;script&gt;" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(samples=4), "samples 4: must be at least --num_generations 8"),
+        (dict(plan=True), "left out: the page has it"),
+        (dict(resume_from_checkpoint="latest"), "nothing is trained"),
+        (dict(price_per_hour=-1.0), "0 or more"),
+        (dict(questions=0), "at least 1"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        preflight.PreflightConfig(**flags)
+
+
+def test_a_page_in_no_folder_is_refused(tmp_path):
+    for output in (tmp_path / "gone" / "p.html", tmp_path, tmp_path / "p.txt"):
+        with pytest.raises(InputError, match="a .html file in a folder that exists"):
+            preflight.PreflightConfig(output=output)
