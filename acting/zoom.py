@@ -25,7 +25,7 @@ from data.pictures import size_of
 from model.image import load_image
 
 MIN_SIDE = 16  # pixels of the original: smaller regions are widened
-ENLARGED = 2  # times: a small region is shown larger, so that it fills more image tokens
+ENLARGED = 1.5  # times: a small region is shown larger, so that it fills more image tokens
 MAX_ASPECT = 100.0  # of a region in pixels; a processor refuses 200
 LARGE = 0.5  # share of the picture from which on a region is no look
 COVERED = 0.5  # share of the region that matters, for a look to hit it
@@ -121,7 +121,7 @@ def cut(original: Picture, region: Region) -> Image.Image:
 
 def enlarged(crop: Image.Image, example: Example) -> Image.Image:
     """The crop ENLARGED times as wide and high, if it has fewer pixels then than the first view."""
-    width, height = crop.size[0] * ENLARGED, crop.size[1] * ENLARGED
+    width, height = (round(side * ENLARGED) for side in crop.size)
     first = size_of(example.images[0])
     if width * height > first[0] * first[1]:
         return crop

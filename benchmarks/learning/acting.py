@@ -3,8 +3,8 @@
     python -m benchmarks.learning.acting                             # all three tasks, seeds 0-2
     python -m benchmarks.learning.acting --tasks zoom --seeds 0
 
-For each task and seed: supervised fine-tuning on demonstrations, then train_grpo.py from there. For
-`zoom` also, on the questions that need a look:
+For each task and seed: supervised fine-tuning on demonstrations that show how to act and not when,
+then train_grpo.py from there. For `zoom` also, on the questions that need a look:
 
     blank     the trained model, shown grey in the place of what it asks for
     oracle    the cold start, with the look of the demonstration made for it
@@ -38,9 +38,13 @@ from sample import generate_group
 from tasks import load_task
 from training.evaluation import evaluate, wilson_interval
 
-COLD = "--cot --train_size 4000 --learning_rate 1e-3 --prompts_per_step 16"
-STEPS = {"zoom": 300, "lookup": 100, "walk": 150}  # of the cold start
-GRPO = "--train_size 1000 --max_steps 150"
+COLD = "--cot --train_size 4000 --learning_rate 1e-3 --prompts_per_step 16 --eval_steps 1000"
+COLD_OF = {  # tiny flowers and a gardener are new to the tower
+    "zoom": "--max_steps 300 --no-freeze_vision",
+    "lookup": "--max_steps 100",
+    "walk": "--max_steps 200 --no-freeze_vision",
+}
+GRPO = "--train_size 1000 --max_steps 100 --eval_steps 50"
 
 
 class Blank(Zoom):
@@ -133,9 +137,9 @@ def shares(metrics: dict[str, float], name: str, size: int) -> str:
     return f"{metrics[name]:.1%} [{low:.1%}, {high:.1%}], ood {metrics[f'ood_{name}']:.1%}"
 
 
-def case(task: str, seed: int, size: int) -> list[dict]:
-    """All rows of one task and seed."""
-    cold = f"{COLD} --max_steps {STEPS[task]} --held_out_size {size}"
+def case(task: str, seed: int, size: int, with_controls: bool) -> list[dict]:
+    """All rows of one task and seed. `with_controls`: of `zoom` also those of other rewards."""
+    cold = f"{COLD} {COLD_OF[task]} --held_out_size {size}"
     rows = []
 
     def add(what: str, result: Outcome) -> None:
@@ -156,6 +160,7 @@ def case(task: str, seed: int, size: int) -> list[dict]:
         if task == "zoom":
             rows[-1] |= {"blank": f"{blank(checkpoint_of(end), size):.1%}"}
             rows[0] |= {"oracle": f"{oracle(checkpoint_of(start), size):.1%}"}
+        if task == "zoom" and with_controls:
             none = Path(work) / "none"
             run(none, task, seed, "train_sft.py", cold, "no_looks")
             from_none = paid.replace(str(checkpoint_of(start)), str(checkpoint_of(none)))
@@ -175,13 +180,14 @@ def main(argv: list[str] | None = None) -> None:
         fork(argv[1], argv[2], argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(STEPS))
+    parser.add_argument("--tasks", nargs="+", default=list(COLD_OF))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--size", type=int, default=200, help="held-out questions")
+    parser.add_argument("--controls", type=int, nargs="+", default=[0], help="their seeds")
+    parser.add_argument("--size", type=int, default=400, help="held-out questions")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args(argv)
     print(machine())
-    cases = [(task, seed, args.size) for seed in args.seeds for task in args.tasks]
+    cases = [(t, s, args.size, s in args.controls) for s in args.seeds for t in args.tasks]
     with ThreadPoolExecutor(args.jobs) as pool:
         for rows in pool.map(lambda arguments: case(*arguments), cases):
             table = Table()

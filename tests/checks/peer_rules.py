@@ -125,10 +125,10 @@ def tapered(completions, example):
         except ValueError:
             distance = math.inf
         near, far = 0.05 * abs(truth), 0.2 * abs(truth)
-        credit = 0.5 * (math.cos(math.pi * (distance - near) / max(far - near, 1e-9)) + 1)
-        rewards.append(float(distance < near) if not near <= distance <= far else credit)
-        if math.isnan(distance):
-            rewards[-1] = math.nan
+        if near <= distance <= far and far > near:
+            rewards.append(0.5 * (math.cos(math.pi * (distance - near) / (far - near)) + 1))
+        else:
+            rewards.append(math.nan if math.isnan(distance) else float(distance < near))
     return rewards
 
 

@@ -1,18 +1,17 @@
 """The linter finds every documented hole of the field's rewards, and none in this project's own."""
 
-from pathlib import Path
+import math
 
 import pytest
 
-from checks.linter import QUESTIONS, lint, moved_boxes
+from checks.linter import lint, moved_boxes
 from config import BASE_MODEL
 from model.processor import Processor
 from preflight import PreflightConfig
-from rewards import iou, well_formed_boxes
+from rewards import Reward, iou, well_formed_boxes
 from tasks import NAMES, load_task
+from tests.checks import peer_rules
 from training.scoring import Scorer, user_reward
-
-RULES = Path(__file__).with_name("peer_rules.py")
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +19,24 @@ def processor():
     return Processor(BASE_MODEL)
 
 
-def holes(processor, task, rule=None, **flags):
+class InThisProcess:
+    """A user's reward without the processes that it otherwise runs in."""
+
+    def __init__(self, rule):
+        self.pay = getattr(peer_rules, rule)
+
+    def score(self, groups):
+        """As `training.scoring.UserReward.score`."""
+        values = [self.pay(texts, example) for texts, example in groups]
+        return [[Reward(v, {}) if math.isfinite(v) else None for v in row] for row in values]
+
+
+def holes(processor, task, rule=None, user=None, **flags):
     """name -> hole, of a rule of others or of the task's own reward."""
-    reward = rule and f"{RULES}:{rule}"
     small = {"shots": 4} if task in ("det", "ovd") else {}
-    small |= {} if task in ("cls", "det", "ovd") else {"train_size": QUESTIONS}
-    cfg = PreflightConfig(task=task, reward=reward, max_completion_length=256, **small | flags)
-    loaded, user = load_task(cfg, processor), user_reward(cfg)
+    small |= {} if task in ("cls", "det", "ovd") else {"train_size": 12}
+    cfg = PreflightConfig(task=task, max_completion_length=256, **small | flags)
+    loaded, user = load_task(cfg, processor), user or (rule and InThisProcess(rule))
     found = lint(loaded, Scorer(loaded, cfg, user), processor, loaded.train, cfg.prompt_mode)
     return {hole.attack: hole for hole in found}
 
@@ -47,7 +57,7 @@ def test_nor_have_they_with_other_weights_and_shaping(processor):
 PAID = {
     ("cls", "form"): ["empty blocks *", "the answer in the thought only *"],
     ("cls", "names"): [
-        "nothing", "an empty answer *", "one letter, a *", "the first word of the answer *",
+        "an empty answer *", "one letter, a *", "the first word of the answer *",
         "every answer, joined by or *", "the first letter of the answer *",
     ],
     ("det", "confidences"): ["a box of confidence 0 *", "a box of confidence below 0 *",
@@ -76,6 +86,12 @@ def test_the_documented_holes_of_published_rewards_are_found(processor, task, ru
         name = attack.removesuffix(" *")
         assert name in found, (attack, list(found))
         assert found[name].is_as_right or not attack.endswith("*"), found[name]
+
+
+def test_a_reward_in_processes_of_its_own_is_attacked_likewise(processor):
+    user = user_reward(PreflightConfig(reward=f"{peer_rules.__file__}:names"))
+    found = holes(processor, "cls", user=user)
+    assert found.keys() == holes(processor, "cls", "names").keys()
 
 
 def test_a_near_miss_overlaps_by_two_fifths(processor):
