@@ -11,7 +11,8 @@
 A new task is one file here and its name in `NAMES`, which every script and every test that is about
 all tasks reads. The file has `load(cfg, image_cfg) -> Task` and
 `FLAGS`, the command-line flags that it reads and that not every task does. `image_cfg` is the
-model's image preprocessing, which box tasks need; `cfg.coords` of a box task is never "auto".
+model's image preprocessing, which box tasks need; `cfg.coords` of a box task is never "auto". Where
+completions are shown pictures, `LATER_PICTURES` says how many at most.
 Next: tasks/cls.py. The others follow the same pattern, on tasks/scenes.py.
 """
 
@@ -48,6 +49,11 @@ def reads(task: str, flag: str) -> bool:
     """Whether a task reads a flag: all do, unless the flag is in the FLAGS of other tasks."""
     readers = [name for name, module in TASKS.items() if flag in module.FLAGS]
     return not readers or task in readers
+
+
+def later_pictures(task: str) -> int:
+    """How many pictures a completion of a task may be shown, at most."""
+    return getattr(TASKS[task], "LATER_PICTURES", 0) if task in TASKS else 0
 
 
 def check_flags(cfg: TaskConfig) -> None:

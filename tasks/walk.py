@@ -27,6 +27,7 @@ FLAGS = ("train_size", "held_out_size")  # what this task reads
 INVITATION = "To move: <go>north</go>, south, east, west."
 SIDE, OOD_SIDE = 3, 4  # cells
 FLOWERS, OOD_FLOWERS = 3, 5
+LATER_PICTURES = Walk.budget
 TOO_EARLY = 1 / 3  # of the training demonstrations
 
 

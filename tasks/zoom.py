@@ -34,6 +34,7 @@ from tasks.task import Task, Weights
 FLAGS = ("train_size", "held_out_size", "coords", "look_bonus")  # what this task reads
 INVITATION = "To look closer: <zoom>[x1, y1, x2, y2]</zoom>."
 ID_FLOWERS, OOD_FLOWERS = (2, 4), (5, 7)
+LATER_PICTURES = Zoom.budget
 LOOKS_NEEDED, LOOKS_AT_SIGHT = 0.5, 0.2  # of the training demonstrations
 
 

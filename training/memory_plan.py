@@ -16,17 +16,20 @@ from functools import cache
 
 import torch
 
+from acting.episodes import MOST_TOKENS
 from config import TrainConfig
 from kernels import logprob
 from model.config import VLMConfig
 from model.lora import LoRAConfig, linears
 from model.processor import Processor
 from model.vlm import TOWER_PATCHES, VLM
+from tasks import later_pictures
 from training.batches import MOST_GROUPS
 
 GIB = 2**30
 CONTEXT = 1.5 * GIB  # CUDA context, library workspaces, the pool of a recorded graph
 QUESTION = 128  # tokens of a prompt besides its image
+AROUND = 16  # tokens around a picture that a completion is shown
 KEPT_MLP = 2  # tensors of the width of the MLP that a layer keeps: gate and up (kernels/swiglu.py)
 
 
@@ -40,6 +43,12 @@ class Sizes:
     groups: int  # of a micro-batch
     completions: int  # of a question, G
     length: int  # tokens of a completion, at most
+    pictures: int = 0  # that a completion is shown, at most
+
+    @property
+    def shown(self) -> int:
+        """Tokens that a completion is shown, at most."""
+        return self.pictures * (self.image + AROUND)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ def sizes_of(cfg: TrainConfig, processor: Processor, ranks: int) -> Sizes:
         groups=min(cfg.groups_per_micro_batch or 1, prompts),
         completions=getattr(cfg, "num_generations", 1),
         length=cfg.max_completion_length or 256,
+        pictures=later_pictures(cfg.task),
     )
 
 
@@ -110,7 +120,8 @@ def plan(
     is_fp32 = size == 4 and not run.fsdp
     head_trained = 0 if rank else head
     kept_of_trained = ((0 if is_fp32 else 4) + 8) * trained / shards  # masters and moments
-    feature_count = sizes.prompts * sizes.image * cfg.vision.levels * cfg.text.hidden_size
+    pictures = sizes.prompts * (1 + sizes.completions * sizes.pictures)
+    feature_count = pictures * sizes.image * cfg.vision.levels * cfg.text.hidden_size
     parts = {
         "weights": total * size,
         "adapter": adapter * size,
@@ -122,7 +133,7 @@ def plan(
         "image features": size * feature_count if run.freeze_vision else 0,
         "cache": cache_bytes(cfg, sizes, size),
         "sampler": sizes.prompts * sizes.completions * cfg.text.vocab_size * 24,
-        "prefill": sizes.prompts * sizes.prompt * layer_bytes(cfg, size, keeps=False),
+        "prefill": prefill_tokens(sizes) * layer_bytes(cfg, size, keeps=False),
         "tower": tower_bytes(cfg, run, sizes, size),
         "activations": activation_bytes(cfg, run, sizes, size),
         "head": head_bytes(cfg, sizes, size, head_trained, available),
@@ -143,11 +154,24 @@ def plan(
 
 
 def cache_bytes(cfg: VLMConfig, sizes: Sizes, size: int) -> int:
-    """Keys and values of a rollout: every prompt once, and G completions of it."""
+    """Keys and values of a rollout: every prompt once, and G completions of it; or of a part of a
+    later turn, in which each completion has a history of its own (acting/episodes.py)."""
     text = cfg.text
     slots = sizes.prompts * (sizes.prompt + sizes.completions * sizes.length)
+    if sizes.pictures:
+        history = sizes.prompt + sizes.shown + sizes.length
+        rows = max(1, min(MOST_TOKENS // history, sizes.prompts * sizes.completions))
+        slots = max(slots, rows * (history + sizes.length))
     per_slot = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size
     return slots * per_slot
+
+
+def prefill_tokens(sizes: Sizes) -> int:
+    """Tokens that are prefilled at once: all prompts; of a later turn, parts with their history."""
+    history = sizes.prompt + sizes.shown + sizes.length
+    later = max(MOST_TOKENS, history) if sizes.pictures else 0
+    whole = sizes.prompts * sizes.completions * history
+    return max(sizes.prompts * sizes.prompt, min(later, whole))
 
 
 def layer_bytes(cfg: VLMConfig, size: int, keeps: bool = True) -> int:
@@ -168,9 +192,10 @@ def layer_bytes(cfg: VLMConfig, size: int, keeps: bool = True) -> int:
 def activation_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) -> int:
     """What the forward of a micro-batch keeps for its backward, in all layers."""
     text, layers = cfg.text, cfg.text.num_hidden_layers
-    tokens = sizes.groups * (sizes.prompt + sizes.completions * sizes.length)
+    length = sizes.length + sizes.shown
+    tokens = sizes.groups * (sizes.prompt + sizes.completions * length)
     # A completion's keys and values are gathered behind those of its prefix.
-    gathered = sizes.groups * sizes.completions * (sizes.prompt + sizes.length)
+    gathered = sizes.groups * sizes.completions * (sizes.prompt + length)
     keys = 2 * text.num_key_value_heads * text.head_dim * size * gathered
     one_layer = tokens * layer_bytes(cfg, size) + keys
     hidden = tokens * text.hidden_size * size
@@ -195,7 +220,8 @@ def tower_bytes(cfg: VLMConfig, run: TrainConfig, sizes: Sizes, size: int) -> in
     per_patch = size * (6 * vision.embed_dim + 3 * vision.intermediate_size)
     if run.freeze_vision:
         return min(sizes.prompts * patches, max(patches, TOWER_PATCHES)) * per_patch
-    return sizes.groups * patches * per_patch * vision.depth
+    pictures = sizes.groups * (1 + sizes.completions * sizes.pictures)
+    return pictures * patches * per_patch * vision.depth
 
 
 # ---- what is said ------------------------------------------------------------------------------

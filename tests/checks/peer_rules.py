@@ -118,6 +118,8 @@ def signed_overlap(completions, example):
 
 def tapered(completions, example):
     """Reason-RFT, mathematical: a taper by relative distance; float() also reads nan and inf."""
+    if not re.fullmatch(r"[\d.]+", example.target):  # a letter
+        return [float(answer_of(text) == example.target) for text in completions]
     truth, rewards = float(example.target), []
     for text in completions:
         try:

@@ -13,7 +13,14 @@ from model.load import load_model, load_processor
 from model.lora import new_adapter
 from runtime.errors import InputError
 from train_grpo import GRPOConfig
-from training.memory_plan import GIB, advice, changes_that_fit, plan_of, with_micro_batches
+from training.memory_plan import (
+    GIB,
+    advice,
+    changes_that_fit,
+    plan_of,
+    sizes_of,
+    with_micro_batches,
+)
 from training.optimizer import Optimizer
 
 THREE = what_fits.processor_of(what_fits.QWEN2_5_VL_3B)
@@ -59,6 +66,17 @@ def test_flags_that_save_memory_do():
         assert lower < peak, change
     assert plan_of(full, THREE).parts["reference"] == plan_of(full, THREE).parts["weights"]
     assert plan_of(replace(full, lora_rank=16), THREE).parts["reference"] == 0
+
+
+def test_what_completions_are_shown_takes_memory():
+    plans = {task: plan_of(replace(what_fits.RUN, task=task), THREE) for task in ("vqa", "zoom")}
+    sizes = sizes_of(replace(what_fits.RUN, task="zoom"), THREE, 1)
+    assert sizes.pictures == 3 and sizes.shown > 3 * sizes.image
+    for part in ("activations", "image features", "cache", "prefill"):
+        assert plans["zoom"].parts[part] > plans["vqa"].parts[part], part
+    assert plans["zoom"].parts["weights"] == plans["vqa"].parts["weights"]
+    lookup = plan_of(replace(what_fits.RUN, task="lookup"), THREE)
+    assert lookup.peak == plans["vqa"].peak, "facts are a few words"
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-VL-3B", "Qwen3-VL-4B", "Qwen2.5-VL-7B"])
