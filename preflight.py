@@ -54,14 +54,14 @@ class PreflightConfig(GRPOConfig):
     script: ClassVar[str] = "preflight.py"
 
     questions: int = flag(64, "training questions that are sampled")
-    samples: int = flag(16, "completions of each of them")
+    samples: int | None = flag(None, "completions of each; default: 16, or --num_generations")
     price_per_hour: float | None = flag(None, "of the machine, in any currency")
     output: Path = flag(Path("preflight.html"), "the page")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts(self, "questions samples")
-        enough = self.samples >= self.num_generations
+        require_counts(self, "questions" if self.samples is None else "questions samples")
+        enough = self.tries >= self.num_generations
         require(enough, "samples", f"at least --num_generations {self.num_generations}", self)
         price = self.price_per_hour
         require(price is None or 0 <= price <= 1e9, "price_per_hour", "0 or more", self)
@@ -71,6 +71,11 @@ class PreflightConfig(GRPOConfig):
         output = self.output
         is_page = output.suffix == ".html" and not output.is_dir() and output.parent.is_dir()
         require(is_page, "output", "a .html file in a folder that exists", self)
+
+    @property
+    def tries(self) -> int:
+        """Completions of each question."""
+        return self.samples or max(16, self.num_generations)
 
 
 @contextlib.contextmanager
@@ -96,7 +101,7 @@ def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings,
     task, processor, model = setup.task, setup.processor, setup.model
     examples, blind, overlap = asked_questions(cfg, task.train), None, None
     about = (model, processor, task, scorer, cfg)
-    real = sample(*about, examples, cfg.samples)
+    real = sample(*about, examples, cfg.tries)
     if task.environment is None:  # elsewhere, what is shown later would be real
         with_others = [
             sample(*about, with_pictures(examples, pictures), cfg.num_generations)

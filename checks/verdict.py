@@ -6,6 +6,7 @@
     frame            answers and targets are boxes of different frames
     cut              most completions are cut by the token limit
     format_first     most answers cannot be read
+    calls_first      hardly any completion makes a call, where the task is to act
     unpaid           right answers earn no more than wrong ones
     nothing_to_gain  nearly all are right already
     labels           answers depend on the pictures, targets do not agree with them
@@ -29,6 +30,7 @@ from tasks.task import Task
 
 Level = Literal["good", "watch", "bad"]
 MOSTLY = 0.5  # of completions: lost, cut or unreadable ones
+RARELY = 0.05  # of completions: with a call
 NEARLY_ALL = 0.9  # of questions
 FEW = 0.3  # of questions
 SEEN = 0.5  # of the most frequent answers that change with the picture: it is looked at
@@ -157,6 +159,18 @@ def _format_first(found: Findings) -> Verdict | None:
     return Verdict("format_first", "bad", text)
 
 
+def _calls_first(found: Findings) -> Verdict | None:
+    called = found.forecast.parts.get("called", 1.0)
+    if called >= RARELY:
+        return None
+    text = (
+        f"Teach it to act first: {called:.0%} of the completions make a call that has a result. "
+        "train_sft.py --cot learns it from demonstrations (docs/acting.md); what is never sampled "
+        "is never paid."
+    )
+    return Verdict("calls_first", "bad", text)
+
+
 def _unpaid(found: Findings) -> Verdict | None:
     if found.honest is None or found.honest[0] > found.honest[1] + 1e-6:
         return None
@@ -224,7 +238,8 @@ def _teachable(found: Findings) -> Verdict:
 
 
 RULES = (
-    *(_reward_fails, _frame, _cut, _format_first, _unpaid, _nothing_to_gain, _labels, _never),
+    *(_reward_fails, _frame, _cut, _format_first, _calls_first, _unpaid),
+    *(_nothing_to_gain, _labels, _never),
     _teachable,
 )
 

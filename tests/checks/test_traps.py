@@ -122,6 +122,7 @@ TRAPS = {
             d, examples("vqa"), lambda e: "3", question="What colour are all the flowers?")),
     ),
     "completions are cut": ("cut", lambda d: dict(max_completion_length=4)),
+    "a model that has never acted": ("calls_first", lambda d: dict(task="lookup")),
     "nothing to gain": (
         "nothing_to_gain",
         lambda d: dict(task="count", temperature=0.01, data=saved(d, *answered(24))),
@@ -184,3 +185,12 @@ def test_held_out_pictures_that_look_like_those_of_training_are_said(tmp_path):
 def test_pictures_of_the_garden_are_not_taken_for_each_other():
     assert "near" not in [v.name for v in verdicts(task="vqa")]
     assert lint is not preflight.lint
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+def test_other_families_get_a_verdict_too(tmp_path, tiny_dirs, other_dirs, family):
+    """Random weights: nothing that they say can be read."""
+    flags = dict(model=(tiny_dirs | other_dirs)[family], max_completion_length=12)
+    for task, more in (("cls", {}), ("ground", {"coords": "abs"})):
+        first, *beside = verdicts(task=task, questions=4, samples=8, **flags, **more)
+        assert first.name in ("cut", "format_first") and beside

@@ -72,8 +72,11 @@ def test_what_completions_are_shown_takes_memory():
     plans = {task: plan_of(replace(what_fits.RUN, task=task), THREE) for task in ("vqa", "zoom")}
     sizes = sizes_of(replace(what_fits.RUN, task="zoom"), THREE, 1)
     assert sizes.pictures == 3 and sizes.shown > 3 * sizes.image
-    for part in ("activations", "image features", "cache", "prefill"):
+    for part in ("activations", "image features", "prefill"):
         assert plans["zoom"].parts[part] > plans["vqa"].parts[part], part
+    few = {t: replace(what_fits.RUN, task=t, prompts_per_step=1) for t in plans}
+    caches = {task: plan_of(run, THREE).parts["cache"] for task, run in few.items()}
+    assert caches["zoom"] > caches["vqa"], "later turns have their own history"
     assert plans["zoom"].parts["weights"] == plans["vqa"].parts["weights"]
     lookup = plan_of(replace(what_fits.RUN, task="lookup"), THREE)
     assert lookup.peak == plans["vqa"].peak, "facts are a few words"
