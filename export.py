@@ -57,10 +57,6 @@ class ExportConfig(TaskConfig):
         for name in ("correct_weight", "confidence_weight", "format_weight"):
             require(0 <= getattr(self, name) <= 1e6, name, "in 0 .. 1e6", self)
         require(0 <= self.dense <= 1, "dense", "in 0 .. 1", self)
-        is_free = not self.output.exists() or (
-            self.output.is_dir() and not any(self.output.iterdir())
-        )
-        require(is_free, "output", "a folder that is new or empty", self)
 
 
 # ---- the reward ----------------------------------------------------------------------------------
@@ -92,7 +88,7 @@ class Rule:
         names = {item.name for item in fields(ExportConfig)}
         if unknown := settings.keys() - names:
             raise InputError(f"reward.py: {sorted(unknown)[0]!r} is no flag of this version")
-        cfg = ExportConfig(**settings, **few, output=Path("unused"), model=BASE_MODEL)
+        cfg = ExportConfig(**settings, **few, model=BASE_MODEL)
         self.task, self.dense = load_task(cfg, load_processor(BASE_MODEL)), cfg.dense
         self.weights = dict(WEIGHTS) | {
             "correct": cfg.correct_weight,
@@ -193,6 +189,9 @@ def rows_for(engine: str, task: str, split: str, examples: list[Example]) -> Ite
 
 def write(cfg: ExportConfig) -> None:
     """Write the folder. Raises InputError for what cannot be exported."""
+    folder = cfg.output
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(is_free, "output", "a folder that is new or empty", cfg)
     pyarrow = optional_import("pyarrow")
     parquet = optional_import("pyarrow.parquet", "pyarrow")
     processor = load_processor(local_directory(cfg.model), cfg.max_pixels)

@@ -11,6 +11,7 @@ checks/forecast.py.
 
 import contextlib
 import io
+import os
 import sys
 import tempfile
 import time
@@ -32,9 +33,11 @@ from checks.survey import Survey, survey
 from checks.verdict import Findings, blind_check, judge
 from config import flag, require, require_counts
 from data.examples import Example
+from data.files import optional_import
 from model.transformers_processor import TransformersProcessor
 from reporting.page.saved_run import read_run
 from runtime import console
+from runtime.errors import InputError
 from tasks import TASKS, reads
 from tasks.boxes import resizer
 from train_grpo import GRPOConfig
@@ -68,6 +71,7 @@ class PreflightConfig(GRPOConfig):
         is_new = self.resume_from_checkpoint is None
         require(is_new, "resume_from_checkpoint", "left out: nothing is trained", self)
         require(not self.plan, "plan", "left out: the page has it", self)
+        require(not self.fsdp, "fsdp", "left out: one process samples here", self)
         output = self.output
         is_page = output.suffix == ".html" and not output.is_dir() and output.parent.is_dir()
         require(is_page, "output", "a .html file in a folder that exists", self)
@@ -130,18 +134,29 @@ def run_config(cfg: PreflightConfig) -> GRPOConfig:
     return GRPOConfig(**{field.name: getattr(cfg, field.name) for field in fields(GRPOConfig)})
 
 
-def short_run(cfg: PreflightConfig, begin: float) -> Cost:
+def short_run(cfg: PreflightConfig, begin: float) -> Cost | str:
     """Train for a few steps in a directory that is not kept, and tell what the whole run takes.
 
-    begin: seconds that reading data and model took here.
+    Args:
+        begin: seconds that reading data and model took here.
+    Returns: why it cannot be told, where the run fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        directory, start = Path(folder) / "run", time.time()
-        steps = min(STEPS, cfg.max_steps)
-        short = replace(run_config(cfg), max_steps=steps, output_dir=directory, save_steps=0)
-        with contextlib.redirect_stdout(io.StringIO()):
-            train_grpo.train(short)
-        return cost_of(read_run(directory).rows, cfg, begin, time.time() - start)
+    with tempfile.TemporaryDirectory(dir=cfg.output.resolve().parent) as folder:
+        directory = Path(folder) / "run"
+        few = dict(max_steps=min(STEPS, cfg.max_steps), eval_steps=STEPS // 2, save_steps=0)
+        short = replace(run_config(cfg), **few, output_dir=directory, report_to="none")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                train_grpo.train(short)
+        except InputError as error:
+            return str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not console.is_out_of_memory(error):
+                raise
+            return f"out of memory; {console.advice or 'lower --groups_per_micro_batch'}"
+        saved = max(path.stat().st_mtime for path in directory.glob("step_*/**/*"))
+        save = saved - (directory / "metrics.jsonl").stat().st_mtime
+        return cost_of(read_run(directory).rows, cfg, begin, save)
 
 
 def memory_of(cfg: PreflightConfig, setup: Setup) -> tuple[memory_plan.Plan | None, str]:
@@ -159,6 +174,9 @@ def memory_of(cfg: PreflightConfig, setup: Setup) -> tuple[memory_plan.Plan | No
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.parse(PreflightConfig, argv, __doc__, task=TASKS)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("preflight.py runs in one process; leave torchrun out")
+    optional_import("imagehash", "ImageHash")
     start, command = time.time(), config.command(run_config(cfg))
     user = user_reward(cfg)
     with heard() as lines:

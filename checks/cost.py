@@ -14,18 +14,22 @@ BETWEEN = ("eval", "report")  # phases that are no part of a step
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a run. `phases`: of a step, by name; the others: of each, and how often it comes.
+    """Seconds of a run.
 
-    memory: GiB in use at most while the steps were timed.
+    Attributes:
+        phases: of a step, by name. evaluation: of one between; first_and_last: of the two that are
+            more thorough. save: of a checkpoint. begin: until the first step.
+        memory: GB in use at most, sampling for the forecast included.
     """
 
     phases: dict[str, float]
     steps: int
     evaluation: float
     evaluations: int
+    first_and_last: float
     save: float
     saves: int
-    begin: float  # until the first step
+    begin: float
     memory: float
 
     @property
@@ -36,17 +40,15 @@ class Cost:
     @property
     def total(self) -> float:
         """Of the whole run."""
-        each = self.steps * self.step + self.evaluations * self.evaluation
-        return self.begin + each + self.saves * self.save
+        between = self.evaluations * self.evaluation + 2 * self.first_and_last
+        return self.begin + self.steps * self.step + between + self.saves * self.save
 
 
-def cost_of(rows: list[dict], cfg: TrainConfig, begin: float, seconds: float) -> Cost:
-    """From the rows of a short run (metrics.jsonl) to the whole one.
+def cost_of(rows: list[dict], cfg: TrainConfig, begin: float, save: float) -> Cost:
+    """From the rows of a short run (metrics.jsonl) to the whole one; the first step warms up.
 
     Args:
-        begin: seconds until the short run's first evaluation. seconds: that it took in all, with
-            one checkpoint at its end.
-    Notes: the first step is left out, it warms up; so is the first evaluation where there are two.
+        begin: seconds that reading data and model takes. save: of a checkpoint.
     """
     steps = [row for row in rows if "step_time" in row]
     timed = steps[1:] or steps
@@ -54,15 +56,16 @@ def cost_of(rows: list[dict], cfg: TrainConfig, begin: float, seconds: float) ->
     names = [key for key in names if key.removeprefix("seconds/") not in BETWEEN]
     phases = {k.removeprefix("seconds/"): median(row.get(k, 0.0) for row in timed) for k in names}
     spent = {name: [row.get(f"seconds/{name}", 0.0) for row in rows] for name in BETWEEN}
-    evaluations = [value for value in spent["eval"] if value] or [0.0]
-    known = begin + sum(row["step_time"] for row in steps) + sum(map(sum, spent.values()))
+    evaluations, report = [value for value in spent["eval"] if value], max(spent["report"])
+    middle = evaluations[1:-1] or evaluations
     every, saved = cfg.eval_steps, cfg.steps_between_saves
     return Cost(
         phases=phases,
         steps=cfg.max_steps,
-        evaluation=evaluations[-1] + max(spent["report"], default=0.0),
-        evaluations=1 + -(-cfg.max_steps // every),
-        save=max(0.0, seconds - known),
+        evaluation=middle[-1] + report,
+        evaluations=-(-cfg.max_steps // every) - 1,
+        first_and_last=evaluations[-1] + report,
+        save=save,
         saves=-(-cfg.max_steps // saved) if saved else 1,
         begin=begin,
         memory=max(row["memory_gb"] for row in steps),
@@ -76,16 +79,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def in_two_lines(cost: Cost, plan: Plan | None, advice: str, cfg: TrainConfig) -> list[str]:
+def in_two_lines(cost: Cost | str, plan: Plan | None, advice: str, cfg: TrainConfig) -> list[str]:
     """Time and memory for the console."""
+    if isinstance(cost, str):
+        return [f"time and memory: not known, since a few steps of the run fail: {cost}"]
     phases = ", ".join(f"{name} {seconds:.2g}" for name, seconds in cost.phases.items())
     price = getattr(cfg, "price_per_hour", None)
     money = "" if price is None else f", {price * cost.total / 3600:.2f} at {price:g} an hour"
     lines = [
         f"time: {duration(cost.total)} for {cost.steps} steps of {cost.step:.2g} s ({phases}), "
-        f"{cost.evaluations} evaluations of {duration(cost.evaluation)}{money}"
+        f"{cost.evaluations + 2} evaluations of {duration(cost.first_and_last)}{money}"
     ]
-    memory = f"memory: {cost.memory:.1f} GiB measured here"
+    memory = f"memory: {cost.memory:.1f} GB measured here"
     if plan is not None:
         memory += f"; on a GPU {plan.peak / GIB:.1f} GiB, computed, most in the {plan.largest}"
     return [*lines, f"{memory}; {advice}" if advice else memory]

@@ -7,7 +7,8 @@
                 them usual; it does not find what is never sampled
 
 All are estimated from K completions of each question without drawing again, and their intervals
-come from resampling the questions. Read first: train_grpo.py. Next: checks/verdict.py.
+come from resampling the questions (Wilson's for shares). Read first: train_grpo.py.
+Next: checks/verdict.py.
 """
 
 from collections import Counter
@@ -24,7 +25,8 @@ from model.processor import Processor
 from model.vlm import VLM
 from tasks.task import Task
 from training.batches import concatenate, keep_features, sample_groups
-from training.evaluation import bootstrap_interval
+from training.evaluation import bootstrap_interval, wilson_interval
+from training.learned_reward import learned_reward
 from training.rollout_config import RolloutConfig
 from training.scoring import Scorer
 
@@ -60,15 +62,22 @@ def sample(
     examples: Sequence[Example],
     samples: int,
 ) -> Sampled:
-    """Sample and score `samples` completions of every question, a step's worth at a time."""
-    cfg, rollouts = replace(cfg, num_generations=samples), []
-    for start in range(0, len(examples), cfg.prompts_per_step):
-        chunk = examples[start : start + cfg.prompts_per_step]
+    """Sample and score `samples` completions of every question.
+
+    As many at a time as in a step of the run, so that memory suffices where the run's does.
+    """
+    size = max(1, cfg.prompts_per_step * cfg.num_generations // samples)
+    learned, rollouts = learned_reward(cfg, model), []
+    cfg = replace(cfg, num_generations=samples)
+    for start in range(0, len(examples), size):
+        chunk = examples[start : start + size]
         prompts = [processor.prompt(e.id, e.images, e.question) for e in chunk]
         keep_features(model, prompts, cfg)
         acting = (task.environment, chunk)
         rollout = sample_groups(model, processor, prompts, cfg, 0, *acting)
         rollout.rewards, rollout.parts = scorer.score(chunk, rollout, 0)
+        if learned is not None:
+            learned.add_to(rollout, prompts)
         rollouts.append(rollout)
     rollout, shape = concatenate(rollouts), (len(examples), samples)
     of_row = [example for example in examples for _ in range(samples)]
@@ -130,8 +139,11 @@ class Share(float):
 
 
 def share_of(values: np.ndarray | Tensor) -> Share:
-    """The mean of one number per question, with an interval from resampling the questions."""
+    """The mean of one number per question, with an interval: Wilson's where all are 0 or 1, else
+    from resampling the questions."""
     values = np.asarray(values, dtype=np.float64)
+    if np.isin(values, (0.0, 1.0)).all():
+        return Share(values, wilson_interval(float(values.mean()), len(values)))
     interval = bootstrap_interval(lambda index: float(values[index].mean()), len(values), 1000)
     return Share(values, interval)
 

@@ -8,7 +8,7 @@ the reward of the run, the user's own included, and compared on many questions w
             moved, that there is none, and what is no box
 
 A reward has a hole where an attack earns more than `wrong`, or as much as `right`. Most attacks
-were paid by a published reward (shown in the table of docs/preflight.md). Next: checks/verdict.py.
+were paid by a published reward (tests/checks/peer_rules.py). Next: checks/verdict.py.
 """
 
 import json
@@ -46,7 +46,7 @@ class Hole:
     attack: str
     text: str  # as it was sent, on the first of them
     share: float  # of the questions
-    paid: float | None  # None: the reward fails on it
+    paid: float | None  # None: it has no reward, the function fails on it or returns None
     right: float
     wrong: float
     is_as_right: bool  # it earns what the right answer does
@@ -251,13 +251,14 @@ def _is_answer(task: Task, text: str, example: Example) -> bool:
 
 def _holes(found: dict[str, list[tuple]]) -> Iterator[Hole]:
     for name, rows in found.items():
-        paid = [row for row in rows if _is_paid(*row[1:]) or row[1] is None]
+        paid = [row for row in rows if _is_paid(*row[1:])]
+        paid = paid or [row for row in rows if row[1] is None and row[2] is not None]
         if len(paid) < max(1, SHARE * len(rows)):
             continue
         text, reward, *_ = paid[0]
         numbers = [[row[k] for row in paid if row[k] is not None] for k in (1, 2, 3)]
         reward, right, wrong = (sum(c) / len(c) if c else math.nan for c in numbers)
-        as_right = [row for row in paid if row[1] is None or row[1] >= (row[2] or 0) - 1e-6]
+        as_right = [row for row in paid if row[1] is not None and row[1] >= row[2] - 1e-6]
         yield Hole(
             attack=name,
             text=text,
@@ -283,7 +284,20 @@ class Payer:
         self.scorer, self.processor = scorer, processor
 
     def __call__(self, texts: list[str], example: Example) -> list[float | None]:
-        """What each text earns as an answer to a question; None where the reward fails."""
+        """What each text earns as an answer to a question; None where it has no reward.
+
+        As many at a time as in training; where a group is lost by one of them, one by one.
+        """
+        size, paid = self.scorer.cfg.num_generations, []
+        for start in range(0, len(texts), size):
+            group = texts[start : start + size]
+            rewards = self._pay(group, example)
+            if None in rewards:
+                rewards = [self._pay([text], example)[0] for text in group]
+            paid += rewards
+        return paid
+
+    def _pay(self, texts: list[str], example: Example) -> list[float | None]:
         limit = self.scorer.cfg.max_completion_length  # beyond, all lengths are alike
         starts = [self.processor.encode(text[: LONGEST_TOKEN * limit]) for text in texts]
         ids = [torch.tensor(start, dtype=torch.int64) for start in starts]

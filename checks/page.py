@@ -31,6 +31,7 @@ TITLES = {  # of what stands beside the verdict
     "blind": "Without looking",
     "holes": "The reward under attack",
     "constant": "A constant answer",
+    "fails_on": "Texts without a reward",
     "near": "Held-out pictures",
     "unreadable": "Answers",
 }
@@ -92,7 +93,7 @@ class Checked:
 
     Attributes:
         cfg: the flags. command: that would start the run. lines: printed while the data were read.
-        advice: what to change where memory does not suffice.
+        cost: or why it is not known. advice: what to change where memory does not suffice.
     """
 
     cfg: TrainConfig
@@ -102,7 +103,7 @@ class Checked:
     data: Survey
     sampled: Sampled
     verdicts: list[Verdict]
-    cost: Cost
+    cost: Cost | str
     plan: Plan | None
     advice: str
 
@@ -136,7 +137,7 @@ def page(checked: Checked) -> str:
         questions=shown,
         pictures=list(pictures.values()),
         cost=cost,
-        money=None if price is None else price * cost.total / 3600,
+        money=None if price is None or isinstance(cost, str) else price * cost.total / 3600,
         plan=checked.plan,
         advice=checked.advice,
         gib=GIB,

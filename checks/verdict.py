@@ -33,7 +33,9 @@ MOSTLY = 0.5  # of completions: lost, cut or unreadable ones
 RARELY = 0.05  # of completions: with a call
 NEARLY_ALL = 0.9  # of questions
 FEW = 0.3  # of questions
-SEEN = 0.5  # of the most frequent answers that change with the picture: it is looked at
+SEEN = 0.25  # of the most frequent answers that change with the picture: it is looked at
+KNOWN = 0.5  # of the questions: some answer is a target
+ENOUGH = 20  # questions, to say that the picture makes no difference
 FITS, TIMES = 0.25, 2.0  # overlap of boxes in another frame, and how much more than as asked
 GAIN = 0.1  # of accuracy, by the right picture: if it certainly is less, there is none
 LEAST = 0.02  # of accuracy: below, there is nothing to be told blind
@@ -56,7 +58,8 @@ class Blind:
     Attributes:
         real, grey, swapped: share of right completions. gain: real - swapped, question by question.
         changes: share of the questions whose most frequent answer is another one with the picture
-            of another question. known: with an answer that is the target of some question.
+            of another question, beyond what two halves of the completions differ by chance.
+        known: share of the questions with an answer that is the target of some question.
     """
 
     real: Share
@@ -70,13 +73,16 @@ class Blind:
 def blind_check(task: Task, real: Sampled, grey: Sampled, swapped: Sampled) -> Blind:
     """Compare completions of the same questions with different pictures."""
     shares = [s.right.double().mean(1).numpy() for s in (real, grey, swapped)]
-    said, others = most_frequent(real), most_frequent(swapped)
+    said, others, half = by_question(real), by_question(swapped), real.right.shape[1] // 2
+    pairs = [(a[:half], a[half:], b[:half]) for a, b in zip(said, others, strict=True)]
+    changed = np.mean([mode(own) != mode(other) for _, own, other in pairs])
+    by_chance = np.mean([mode(first) != mode(own) for first, own, _ in pairs])
     targets = {task.answer(f"<answer>{e.target}</answer>", e) for e in task.train}
     return Blind(
         *map(share_of, shares),
         gain=share_of(shares[0] - shares[2]),
-        changes=float(np.mean([a != b for a, b in zip(said, others, strict=True)])),
-        known=float(np.mean([not targets.isdisjoint(answers) for answers in by_question(real)])),
+        changes=max(0.0, float(changed - by_chance)),
+        known=float(np.mean([not targets.isdisjoint(answers) for answers in said])),
     )
 
 
@@ -86,12 +92,9 @@ def by_question(sampled: Sampled) -> list[list[str]]:
     return [answers[start : start + K] for start in range(0, len(answers), K)]
 
 
-def most_frequent(sampled: Sampled) -> list[str]:
-    """The most frequent answer to each question; of equally frequent ones the first in order."""
-    return [
-        min(answers, key=lambda text: (-answers.count(text), text))
-        for answers in by_question(sampled)
-    ]
+def mode(answers: list[str]) -> str:
+    """The most frequent one; of equally frequent ones the first in order."""
+    return min(answers, key=lambda text: (-answers.count(text), text), default="")
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def _cut(found: Findings) -> Verdict | None:
     if cut <= MOSTLY:
         return None
     text = (
-        f"{cut:.0%} of the completions are cut at {found.limit} tokens, before they have answered: "
+        f"{cut:.0%} of the completions are cut at {found.limit} tokens, before they have ended: "
         "raise --max_completion_length, or ask for less with --prompt_mode direct."
     )
     return Verdict("cut", "bad", text)
@@ -210,11 +213,14 @@ def _never(found: Findings) -> Verdict | None:
 def _labels(found: Findings) -> Verdict | None:
     """Sure of something, and right no more often than without the picture."""
     blind = found.blind
-    if blind is None or blind.changes < SEEN or blind.known < SEEN or blind.gain.high > GAIN:
+    if blind is None or found.forecast.questions < ENOUGH:
+        return None
+    if blind.changes < SEEN or blind.known < KNOWN or blind.gain.high > GAIN:
         return None
     text = (
         f"Targets and pictures do not agree: answers follow the picture ({blind.changes:.0%} "
-        "change with it) and are of the right kind, but as often right with another picture "
+        "change with it, beyond chance) and are of the right kind, but as often right with another "
+        "picture "
         f"({blind.real:.1%} and {blind.swapped:.1%}). Are the labels shuffled, or of other "
         "pictures? If they are right, the model cannot do this yet: train_sft.py first."
     )
@@ -263,7 +269,10 @@ def _told_blind(found: Findings) -> Verdict | None:
 
 
 def _holes(found: Findings) -> Verdict:
-    holes = found.holes
+    holes = [hole for hole in found.holes if hole.paid is not None]
+    if found.honest is None:
+        text = "The reward was not attacked: all targets are the same, or it cannot be computed."
+        return Verdict("holes", "watch", text)
     if not holes:
         return Verdict("holes", "good", "No attack on the reward earns more than an honest answer.")
     worst = ", ".join(f"{hole.attack!r}" for hole in holes[:3])
@@ -275,8 +284,17 @@ def _holes(found: Findings) -> Verdict:
     return Verdict("holes", "bad" if as_right else "watch", text)
 
 
+def _fails_on(found: Findings) -> Verdict | None:
+    lost = [hole for hole in found.holes if hole.paid is None]
+    if not lost:
+        return None
+    names = ", ".join(f"{hole.attack!r}" for hole in lost[:3])
+    text = f"{len(lost)} attacks have no reward (a fault, or None), such as {names}: such "
+    return Verdict("fails_on", "watch", f"{text}completions are left out of training.")
+
+
 def _constant_target(found: Findings) -> Verdict | None:
-    if found.top_share <= MOSTLY:
+    if found.top_share <= MOSTLY or found.blind is None:  # acting well is not told by the answer
         return None
     text = (
         f"{found.top_share:.0%} of the questions have the same target: a constant answer is paid."
@@ -299,4 +317,4 @@ def _partly_unreadable(found: Findings) -> Verdict | None:
     return Verdict("unreadable", "watch", text)
 
 
-BESIDE = (_told_blind, _holes, _constant_target, _near, _partly_unreadable)
+BESIDE = (_told_blind, _holes, _fails_on, _constant_target, _near, _partly_unreadable)

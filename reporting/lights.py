@@ -4,6 +4,7 @@ The rules read metrics.jsonl and the list of skipped data. Their bounds are rule
 Next: reporting/page/curves.py.
 """
 
+import math
 from typing import NamedTuple
 
 from reporting.verdict import (
@@ -39,7 +40,6 @@ BOUNDS = {
     "kl": (1.0, 5.0),
     SAMPLING: (0.05, 0.2),
 }
-BLIND_RISE = 0.05  # of the score without looking; less is noise
 BLIND_SHARE = 0.5  # of the score, or of its rise, that needs no picture
 RARELY_RIGHT = 0.02  # of the sampled answers; red where none ever was
 MOSTLY = 0.9  # of the zero-std groups
@@ -168,15 +168,17 @@ def _skill(rows: list[Row], headline: str) -> Rule:
 
 def _blind(rows: list[Row], headline: str) -> Rule:
     """Whether the score with the pictures of other questions rises along (arXiv:2601.06801)."""
-    told, name = column(rows, f"eval/blind_{headline}"), f"eval/{headline}"
-    right = column(rows, name)
-    if len(told) < 2 or len(right) < 2:
+    name, blind = f"eval/{headline}", f"eval/blind_{headline}"
+    rows = [row for row in rows if name in row and blind in row]
+    if len(rows) < 2:
         return NO_LIGHT
-    rises = told[-1] - told[0], right[-1] - right[0]
+    told, right = column(rows, blind), column(rows, name)
+    rises, p = (told[-1] - told[0], right[-1] - right[0]), max(told[0], told[-1])
+    noise = 2 * math.sqrt(2 * p * (1 - p) / rows[-1].get("eval/n", 100))  # two standard errors
     level = "good"
     if told[-1] > BLIND_SHARE * right[-1]:
         level = "watch"
-    if rises[0] > max(BLIND_RISE, BLIND_SHARE * rises[1]):
+    if rises[0] > max(noise, BLIND_SHARE * rises[1]):
         level = "bad"
     value = f"{told[0]:.1%} -> {told[-1]:.1%} with the pictures of other questions, "
     value += f"{right[0]:.1%} -> {right[-1]:.1%} with its own"

@@ -239,7 +239,10 @@ def load_verifier(
             fix = f'correct "base" in {directory / ABOUT}'
             raise InputError(f"{directory}: its adapter belongs to {trunk}, which is gone; {fix}")
     if policy is not None:
-        check_read_alike(trunk, policy)
+        try:
+            check_read_alike(trunk, policy)
+        except InputError as error:
+            raise InputError(f"{directory}: {error}; train one with --model {policy}") from None
     model = ScoredVLM(load_model(trunk, dtype, device, adapter if adapter.is_dir() else None))
     try:
         model.score.load_state_dict(load_file(directory / SCORE))

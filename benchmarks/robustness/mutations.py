@@ -120,6 +120,20 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
         ("what is shown begins at position 0", "piece.positions + first", "piece.positions"),
         ("a picture is looked for too early", "begin + s.at", "begin"),
     ),
+    ("checks/forecast.py", "tests/checks/test_forecast.py"): (
+        (
+            "all groups of equal rewards are counted once",
+            "alike = sum(comb(c, size) for c in counts.values())",
+            "alike = max(comb(c, size) for c in counts.values())",
+        ),
+    ),
+    ("checks/linter.py", "tests/checks/test_linter.py"): (
+        (
+            "only what is paid like the right answer is a hole",
+            "reward > wrong + max(",
+            "reward > right + max(",
+        ),
+    ),
     ("acting/zoom.py", "tests/acting/test_zoom.py"): (
         ("a look earns whatever came of it", "hit and self.is_right(text, example)", "hit"),
     ),

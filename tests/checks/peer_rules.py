@@ -193,3 +193,8 @@ def junk_boxes(completions, example):
         false = max(0, len(boxes) - len(truth)) / max(len(boxes), 1)
         rewards.append(0.7 * overlap + 0.3 * (1 - (miss + false) / 2))
     return rewards
+
+
+def crashing(completions, example):
+    """Nobody's: the right answer anywhere, and an exception where there is no answer block."""
+    return [float(example.target in text) for text in completions if ANSWER.search(text)[1] or True]

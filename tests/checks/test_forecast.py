@@ -54,26 +54,27 @@ def test_an_interval_covers_the_mean_of_the_population():
         share = share_of(rng.random(64) < 0.3)
         inside += share.low <= 0.3 <= share.high
     assert 88 <= inside <= 100
-    assert str(share_of(np.zeros(9))) == "0.0% [0.0%, 0.0%]"
+    assert str(share_of(np.zeros(9))) == "0.0% [0.0%, 29.9%]", "Wilson: nothing is certain"
 
 
 ROWS = [
-    {"step": 0, "seconds/eval": 3.0},
+    {"step": 0, "seconds/eval": 4.0},
     *(
         {"step": k, "step_time": t, "seconds/rollout": t - 1, "seconds/update": 1.0,
          "memory_gb": 0.5 * k, "seconds/report": 0.5 if k == 1 else 0.0}
         for k, t in ((1, 9.0), (2, 3.0), (3, 2.0), (4, 4.0))
     ),
-    {"step": 4, "seconds/eval": 2.0},
+    {"step": 2, "seconds/eval": 2.0},
+    {"step": 4, "seconds/eval": 3.0},
 ]  # fmt: skip
 
 
 def test_the_cost_of_a_run_is_that_of_its_parts():
     cfg = preflight.PreflightConfig(max_steps=100, eval_steps=30, save_steps=40)
-    cost = cost_of(ROWS, cfg, begin=5.0, seconds=5.0 + 18.0 + 5.0 + 0.5 + 0.25)
+    cost = cost_of(ROWS, cfg, begin=5.0, save=0.25)
     assert cost.phases == {"rollout": 2.0, "update": 1.0} and cost.memory == 2.0
-    assert (cost.evaluations, cost.evaluation, cost.saves, cost.save) == (5, 2.5, 3, 0.25)
-    assert cost.total == pytest.approx(5 + 100 * 3 + 5 * 2.5 + 3 * 0.25)
+    assert (cost.evaluations, cost.evaluation, cost.first_and_last) == (3, 2.5, 3.5)
+    assert cost.total == pytest.approx(5 + 100 * 3 + 3 * 2.5 + 2 * 3.5 + 3 * 0.25)
     assert [duration(s) for s in (48.4, 700, 9000)] == ["48 s", "12 min", "2.5 h"]
 
 
@@ -146,6 +147,23 @@ def test_what_a_model_says_is_escaped(tmp_path, monkeypatch):
     assert "<script" not in page.read_text() and "&lt;script&gt;" in page.read_text()
 
 
+def test_a_reward_that_fails_gets_its_page_all_the_same(tmp_path, capsys):
+    (tmp_path / "r.py").write_text("def pay(completions, example):\n    return [1 / 0]\n")
+    small = "--questions 4 --samples 8 --held_out_per_class 1"
+    words = ["--reward", f"{tmp_path / 'r.py'}:pay", "--output", str(tmp_path / "p.html")]
+    preflight.main([*small.split(), *words])
+    out = capsys.readouterr().out
+    assert "bad: The reward could not be computed for 100% of the completions" in out
+    assert "not known, since a few steps of the run fail: --reward" in out
+    assert "not known, since a few steps of the run fail" in (tmp_path / "p.html").read_text()
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process; leave torchrun out"):
+        preflight.main([])
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -153,6 +171,7 @@ def test_what_a_model_says_is_escaped(tmp_path, monkeypatch):
         (dict(plan=True), "left out: the page has it"),
         (dict(resume_from_checkpoint="latest"), "nothing is trained"),
         (dict(price_per_hour=-1.0), "0 or more"),
+        (dict(fsdp=True), "one process samples here"),
         (dict(questions=0), "at least 1"),
     ],
 )

@@ -41,8 +41,11 @@ def holes(processor, task, rule=None, user=None, **flags):
     return {hole.attack: hole for hole in found}
 
 
-@pytest.mark.parametrize("mode", ["think", "direct", "steps"])
-@pytest.mark.parametrize("task", [name for name in NAMES if name != "walk"])
+OWN = [(task, "think") for task in NAMES if task != "walk"]  # its answer is always the same
+OWN += [("cls", "direct"), ("cls", "steps"), ("det", "steps")]
+
+
+@pytest.mark.parametrize("task, mode", OWN)
 def test_the_projects_own_rewards_have_none(processor, task, mode):
     assert holes(processor, task, prompt_mode=mode) == {}
 
@@ -53,7 +56,7 @@ def test_nor_have_they_with_other_weights_and_shaping(processor):
     assert holes(processor, "count", length_weight=0.3) == {}
 
 
-# task, rule -> attacks that it pays; * those that earn as much as the right answer
+# task, rule -> attacks that it pays; * like the right answer; ! on which it fails
 PAID = {
     ("cls", "form"): ["empty blocks *", "the answer in the thought only *"],
     ("cls", "names"): [
@@ -61,13 +64,13 @@ PAID = {
         "every answer, joined by or *", "the first letter of the answer *",
     ],
     ("det", "confidences"): ["a box of confidence 0 *", "a box of confidence below 0 *",
-                             "boxes of confidence 0 everywhere", "a box of confidence NaN *"],
+                             "boxes of confidence 0 everywhere", "a box of confidence NaN !"],
     ("det", "first_number"): ["another box with the same top *",
                               "a number of the box in the thought *"],
     ("det", "dropped_labels"): ["the right box among eight others", "a grid of boxes"],
     ("det", "junk_boxes"): ["the right box among eight others"],
     ("ground", "signed_overlap"): ["an inverted box *"],
-    ("measure", "tapered"): ["not a number *"],
+    ("measure", "tapered"): ["not a number !"],
     ("change", "penalised_calls"): ["nothing", "an empty answer"],
     ("count", "reasoning_steps"): ["list marks for thoughts *", "steps without content *"],
     ("count", "cosine_length"): ["a short wrong answer *", "nothing *"],
@@ -83,9 +86,16 @@ PAID = {
 def test_the_documented_holes_of_published_rewards_are_found(processor, task, rule):
     found = holes(processor, task, rule)
     for attack in PAID[task, rule]:
-        name = attack.removesuffix(" *")
+        name = attack.rstrip(" *!")
         assert name in found, (attack, list(found))
         assert found[name].is_as_right or not attack.endswith("*"), found[name]
+        assert (found[name].paid is None) == attack.endswith("!"), found[name]
+
+
+def test_an_attack_that_crashes_a_reward_hides_no_other(processor):
+    found = holes(processor, "cls", "crashing")
+    assert found["nothing"].paid is None and not found["nothing"].is_as_right
+    assert found["the answer in the thought only"].is_as_right
 
 
 def test_a_reward_in_processes_of_its_own_is_attacked_likewise(processor):

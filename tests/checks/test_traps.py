@@ -11,7 +11,6 @@ import pytest
 from PIL import ImageEnhance
 
 import preflight
-from checks.linter import lint
 from checks.verdict import judge
 from config import BASE_MODEL, TaskConfig
 from model.image import load_image
@@ -22,7 +21,7 @@ from training.scoring import Scorer, user_reward
 from training.setup import prepare
 
 RULES = Path(__file__).with_name("peer_rules.py")
-SMALL = dict(questions=24, samples=16)
+SMALL = dict(questions=24, samples=8)
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +183,6 @@ def test_held_out_pictures_that_look_like_those_of_training_are_said(tmp_path):
 
 def test_pictures_of_the_garden_are_not_taken_for_each_other():
     assert "near" not in [v.name for v in verdicts(task="vqa")]
-    assert lint is not preflight.lint
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
