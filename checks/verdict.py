@@ -37,7 +37,7 @@ SEEN = 0.25  # of the most frequent answers that change with the picture: it is 
 KNOWN = 0.5  # of the questions: some answer is a target
 ENOUGH = 20  # questions, to say that the picture makes no difference
 FITS, TIMES = 0.25, 2.0  # overlap of boxes in another frame, and how much more than as asked
-GAIN = 0.1  # of accuracy, by the right picture: if it certainly is less, there is none
+GAIN = 0.15  # of accuracy, by the right picture: if it certainly is less, there is none
 LEAST = 0.02  # of accuracy: below, there is nothing to be told blind
 TOLD_BLIND = 0.5  # of the accuracy
 

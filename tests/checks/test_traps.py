@@ -84,7 +84,9 @@ TRAPS = {
     # name: (verdict, flags)
     "labels are shuffled": ("labels", lambda d: dict(shuffle_labels=True)),
     "pictures are in the folders of other classes": (
-        "labels", lambda d: dict(data=folders(d, another_name), shots=2),
+        "labels",
+        lambda d: dict(data=folders(d, another_name), shots=2, samples=16,
+                       question="Which species is this flower?"),
     ),
     "the model writes thousandths, pixels are asked for": (
         "frame", lambda d: dict(task="ground", coords="abs"),
