@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train_verifier
 from config import BASE_MODEL, given_flags
@@ -160,7 +162,7 @@ def test_what_is_saved_is_what_is_loaded(scored, tiny_dir, tmp_path):
 def test_a_verifier_of_another_model_is_refused(tiny_dir, scored, tmp_path):
     save_verifier(scored, tmp_path / "v", tiny_dir, {})
     load_verifier(tmp_path / "v", torch.float32, "cpu", policy=tiny_dir)
-    with pytest.raises(InputError, match=r"another model than .*, tokenizer\.json differs"):
+    with pytest.raises(InputError, match=r"policy .*, tokenizer\.json differs.*train one with"):
         load_verifier(tmp_path / "v", torch.float32, "cpu", policy=BASE_MODEL)
 
 
@@ -237,9 +239,40 @@ def train_verifier_task(flags):
     return load_task(cfg, load_processor(cfg.model))
 
 
+def test_a_trunk_of_its_own_is_trained_on_what_the_policy_says(
+    flags, tiny_dir, tmp_path, monkeypatch
+):
+    """The policy stays --model: it is sampled from there, and the verifier begins elsewhere."""
+    trunk, loaded = shutil.copytree(tiny_dir, tmp_path / "trunk"), []
+    tensors = load_file(trunk / "model.safetensors")
+    save_file({k: 1.5 * v for k, v in tensors.items()}, trunk / "model.safetensors")
+    sampled_from = train_verifier.load_model
+    monkeypatch.setattr(
+        train_verifier, "load_model", lambda d, *more: loaded.append(d) or sampled_from(d, *more)
+    )
+    words = [*flags, "--trunk", str(trunk), "--output_dir", str(tmp_path / "v"), "--learning_rate"]
+    train_verifier.main([*words, "1e-9"])
+    assert loaded == [tiny_dir]
+    verifier, about = load_verifier(tmp_path / "v", torch.float32, "cpu", tiny_dir)
+    assert about["base"] == str(trunk)
+    own, other = (load_model(d).state_dict() for d in (trunk, tiny_dir))
+    for name, value in verifier.trunk.state_dict().items():
+        torch.testing.assert_close(value, own[name], rtol=1e-5, atol=1e-6)
+    assert not all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_a_trunk_that_reads_other_tokens_is_refused(flags, tiny_dir, tmp_path):
+    trunk = shutil.copytree(tiny_dir, tmp_path / "trunk")
+    path = trunk / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(InputError, match="reads otherwise than the policy.*tokenizer.json differs"):
+        train_verifier.main([*flags, "--trunk", str(trunk)])
+
+
 @pytest.mark.parametrize(
     "more, said",
     [
+        ("--trunk x --adapter y", "--trunk x: must be left out"),
         ("--labels preference", "--ratings None: must be given"),
         ("--ratings x.jsonl", "--ratings x.jsonl: must be taken with --labels preference"),
         ("--fsdp", "--fsdp"),
