@@ -71,7 +71,7 @@ class VerifierConfig(TrainConfig):
     script: ClassVar[str] = "train_verifier.py"
 
     labels: Literal["outcome", "process", "preference"] = flag("outcome", "what it learns")
-    trunk: Path | None = flag(None, "checkpoint directory that it begins as; default: --model")
+    trunk: Path | None = flag(None, "checkpoint that it begins as; default: the policy's")
     ratings: Path | None = flag(None, "file that rate.py has written: preference")
     num_generations: int = flag(8, "completions per question: outcome, process")
     temperature: float = flag(1.0, "of sampling")
