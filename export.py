@@ -19,19 +19,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from PIL import Image
-
 import config
 from config import BASE_MODEL, TaskConfig, flag, require
 from data.examples import Example, Picture
 from data.files import optional_import
 from model.image import load_image
 from model.load import load_processor, local_directory
-from rewards import WEIGHTS
 from runtime import console
 from runtime.errors import InputError
 from tasks import TASKS, load_task, reads
 from tasks.boxes import model_box_format
+from training.rollout_config import weights_of_parts
 
 ROOT = Path(__file__).resolve().parent
 NAMES = {"held_out": "test"}  # of splits, elsewhere
@@ -90,12 +88,7 @@ class Rule:
             raise InputError(f"reward.py: {sorted(unknown)[0]!r} is no flag of this version")
         cfg = ExportConfig(**settings, **few, model=BASE_MODEL)
         self.task, self.dense = load_task(cfg, load_processor(BASE_MODEL)), cfg.dense
-        self.weights = dict(WEIGHTS) | {
-            "correct": cfg.correct_weight,
-            "iou": cfg.correct_weight,
-            "confidence": cfg.confidence_weight,
-            "format": cfg.format_weight,
-        }
+        self.weights = weights_of_parts(cfg)
 
     def __call__(self, completion: str, truth: str) -> float:
         """What a completion earns."""
@@ -161,8 +154,7 @@ def reward_file(cfg: ExportConfig) -> str:
 def encoded(picture: Picture) -> bytes:
     """A picture as PNG, upright, without loss."""
     out = io.BytesIO()
-    image: Image.Image = load_image(picture)
-    image.save(out, "PNG")
+    load_image(picture).save(out, "PNG")
     return out.getvalue()
 
 

@@ -20,14 +20,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 import config
 import train_grpo
 from checks.cost import Cost, cost_of, in_two_lines
 from checks.forecast import Sampled, forecast, sample
 from checks.frames import overlaps
-from checks.linter import honest_pay, lint
+from checks.linter import asks_boxes, lint
 from checks.page import Checked, write_page
 from checks.survey import Survey, survey
 from checks.verdict import Findings, blind_check, judge
@@ -38,7 +36,7 @@ from model.transformers_processor import TransformersProcessor
 from reporting.page.saved_run import read_run
 from runtime import console
 from runtime.errors import InputError
-from tasks import TASKS, reads
+from tasks import TASKS
 from tasks.boxes import resizer
 from train_grpo import GRPOConfig
 from training import memory_plan
@@ -112,16 +110,16 @@ def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings,
             for pictures in ("grey", "swapped")
         ]
         blind = blind_check(task, real, *with_others)
-        if reads(cfg.task, "coords"):
+        if asks_boxes(task):
             overlap = overlaps(examples, real.texts, resizer(processor.image_cfg))
     data = survey(task, processor, examples)
-    reward = (task, scorer, processor, task.train, cfg.prompt_mode)
+    holes, honest = lint(task, scorer, processor, task.train, cfg.prompt_mode)
     found = Findings(
         forecast=forecast(real, cfg.num_generations),
         blind=blind,
         overlap=overlap,
-        holes=lint(*reward),
-        honest=honest_pay(*reward),
+        holes=holes,
+        honest=honest,
         top_share=data.top_share,
         limit=cfg.max_completion_length,
         near=len(data.same) + len(data.near),
@@ -156,16 +154,14 @@ def short_run(cfg: PreflightConfig, begin: float) -> Cost | str:
             return f"out of memory; {console.advice or 'lower --groups_per_micro_batch'}"
         saved = max(path.stat().st_mtime for path in directory.glob("step_*/**/*"))
         save = saved - (directory / "metrics.jsonl").stat().st_mtime
-        return cost_of(read_run(directory).rows, cfg, begin, save)
+        return cost_of(read_run(directory).rows, cfg, begin, save, cfg.price_per_hour)
 
 
 def memory_of(cfg: PreflightConfig, setup: Setup) -> tuple[memory_plan.Plan | None, str]:
     """The memory plan of the run, and what to change where it does not fit."""
     if isinstance(setup.processor, TransformersProcessor):
         return None, ""
-    available = cfg.gpu_memory and cfg.gpu_memory * memory_plan.GIB
-    if available is None and setup.model.device.type == "cuda":
-        available = torch.cuda.get_device_properties(setup.model.device).total_memory
+    available = memory_plan.memory_at_hand(cfg, setup.model.device)
     plan = memory_plan.plan_of(setup.cfg, setup.processor, available)
     if available is None or plan.peak <= available:
         return plan, ""
@@ -190,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     plan, advice = memory_of(cfg, setup)
     setup.model = None  # the short run loads its own
     cost = short_run(cfg, begin)
-    for line in in_two_lines(cost, plan, advice, cfg):
+    for line in in_two_lines(cost, plan, advice):
         print(line)
     about = (lines, found, data, real, verdicts, cost, plan, advice)
     write_page(Checked(cfg, command, *about))

@@ -20,6 +20,7 @@ class Cost:
         phases: of a step, by name. evaluation: of one between; first_and_last: of the two that are
             more thorough. save: of a checkpoint. begin: until the first step.
         memory: GB in use at most, sampling for the forecast included.
+        price: of an hour, None where nobody said it.
     """
 
     phases: dict[str, float]
@@ -31,6 +32,7 @@ class Cost:
     saves: int
     begin: float
     memory: float
+    price: float | None = None
 
     @property
     def step(self) -> float:
@@ -38,13 +40,24 @@ class Cost:
         return sum(self.phases.values())
 
     @property
+    def evaluating(self) -> float:
+        """Of all evaluations."""
+        return self.evaluations * self.evaluation + 2 * self.first_and_last
+
+    @property
     def total(self) -> float:
         """Of the whole run."""
-        between = self.evaluations * self.evaluation + 2 * self.first_and_last
-        return self.begin + self.steps * self.step + between + self.saves * self.save
+        return self.begin + self.steps * self.step + self.evaluating + self.saves * self.save
+
+    @property
+    def money(self) -> float:
+        """What it costs at `price`."""
+        return self.price * self.total / 3600
 
 
-def cost_of(rows: list[dict], cfg: TrainConfig, begin: float, save: float) -> Cost:
+def cost_of(
+    rows: list[dict], cfg: TrainConfig, begin: float, save: float, price: float | None = None
+) -> Cost:
     """From the rows of a short run (metrics.jsonl) to the whole one; the first step warms up.
 
     Args:
@@ -69,6 +82,7 @@ def cost_of(rows: list[dict], cfg: TrainConfig, begin: float, save: float) -> Co
         saves=-(-cfg.max_steps // saved) if saved else 1,
         begin=begin,
         memory=max(row["memory_gb"] for row in steps),
+        price=price,
     )
 
 
@@ -79,16 +93,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def in_two_lines(cost: Cost | str, plan: Plan | None, advice: str, cfg: TrainConfig) -> list[str]:
+def in_two_lines(cost: Cost | str, plan: Plan | None, advice: str) -> list[str]:
     """Time and memory for the console."""
     if isinstance(cost, str):
         return [f"time and memory: not known, since a few steps of the run fail: {cost}"]
     phases = ", ".join(f"{name} {seconds:.2g}" for name, seconds in cost.phases.items())
-    price = getattr(cfg, "price_per_hour", None)
-    money = "" if price is None else f", {price * cost.total / 3600:.2f} at {price:g} an hour"
+    money = "" if cost.price is None else f", {cost.money:.2f} at {cost.price:g} an hour"
     lines = [
         f"time: {duration(cost.total)} for {cost.steps} steps of {cost.step:.2g} s ({phases}), "
-        f"{cost.evaluations + 2} evaluations of {duration(cost.first_and_last)}{money}"
+        f"{cost.evaluations + 2} evaluations in {duration(cost.evaluating)}{money}"
     ]
     memory = f"memory: {cost.memory:.1f} GB measured here"
     if plan is not None:

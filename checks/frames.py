@@ -21,6 +21,7 @@ from rewards import iou
 Corners = tuple[float, float, float, float]
 KEYS = ("Position", "bbox_2d", "position", "bbox", "box_2d", "box")
 MOST_BOXES = 20  # of an answer
+WRITTEN = ("norm1000", "abs", "abs_resized")  # by models: what --coords takes
 EACH = 4  # completions of a question: enough to tell frames apart
 
 
@@ -63,11 +64,7 @@ def _readings(example: Example, resized: Size) -> dict[tuple[str, str], Callable
     }
     for frame, words in NAMES.items():
         if frame != own:
-            fix = (
-                f"--coords {frame}"
-                if not frame.startswith("norm1") or frame == "norm1000"
-                else ("ask for other units")
-            )
+            fix = f"--coords {frame}" if frame in WRITTEN else "ask for other units"
             found[f"the answers are {words} ({frame})", fix] = between(frame, own)
             what = f"the targets' numbers are {words} ({frame})"
             found[what, f"--data_coords {frame}"] = between(own, frame)

@@ -14,7 +14,7 @@ were paid by a published reward (tests/checks/peer_rules.py). Next: checks/verdi
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
 
@@ -74,7 +74,7 @@ class Victim:
         """A completion with this thought."""
         if self.mode == "direct":
             return f"{thought} <answer>{answer}</answer>"
-        return completion_text(answer, self.mode, Reasoning(thought, "a picture", "the question"))
+        return completion_text(answer, self.mode, replace(THOUGHT, thought=thought))
 
 
 # ---- the attacks ---------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def text_attacks(v: Victim) -> dict[str, str]:
         "an empty answer": v.answer(""),
         "empty blocks": v.answer("").replace(THOUGHT.thought, ""),
         "only the format's words": "<think> </think><answer> </answer>",
-        "no answer block": f"{v.wrong}",
+        "no answer block": v.wrong,
         "the first letter of the answer": v.answer(v.target[:1]),
         "the first word of the answer": v.answer(v.target.split()[0]),
         "the answer without its end": v.answer(v.target[: max(1, len(v.target) * 2 // 3)]),
@@ -143,9 +143,12 @@ def box_attacks(v: Victim) -> dict[str, str]:
         return v.answer(f"[{', '.join(inner)}]")
 
     sure, unheard = ', "Confidence": 1.0', ', "label": "unheard of"'
-    every = [box[:4] for box in boxes]
+    mislabelled = {}
+    if label:
+        every = items([box[:4] for box in boxes], "bbox_2d", unheard)
+        mislabelled["the right boxes of another label"] = every
     junk = [first, *[[width - 9 - k, height - 9, width - k, height] for k in range(8)]]
-    return {
+    return mislabelled | {
         "a list that cannot be read": v.answer("[oops"),
         "the whole picture": items([whole], more=sure + label),
         "a grid of boxes": items(grid, more=sure + label),
@@ -159,7 +162,6 @@ def box_attacks(v: Victim) -> dict[str, str]:
         "five coordinates": v.answer(json.dumps([*map(round, first), 5])),
         "the right box, ninefold": items([first] * 9, more=sure + label),
         "the right box among eight others": items(junk, more=sure + label),
-        "the right boxes of another label": items(every, "bbox_2d", unheard) if label else "",
         "another box with the same top": items([same_y], more=sure + label),
         "a number of the box in the thought": v.thinking(f"{round(y1)}", "[]"),
         "a list that is cut off": v.answer(f'[{{"Position": {json.dumps(junk[1])}}}, {{"Posi'),
@@ -205,28 +207,16 @@ def moved_boxes(example: Example) -> list[str]:
     return [json.dumps(items[0]["bbox_2d"] if is_bare else items)]
 
 
-def honest_pay(
-    task: Task, scorer: Scorer, processor: Processor, examples: Sequence[Example], mode: str
-) -> tuple[float, float] | None:
-    """Mean pay of the target and of another question's, both in good form; None: all targets are
-    one, or the reward fails."""
-    pay, pairs, examples = Payer(scorer, processor), [], list(examples)[:QUESTIONS]
-    for n, example in enumerate(examples):
-        if others := wrong_answers(task, examples, n):
-            texts = [completion_text(text, mode, THOUGHT) for text in (example.target, others[-1])]
-            pairs.append(pay(texts, example))
-    pairs = [pair for pair in pairs if None not in pair]
-    return tuple(map(mean, zip(*pairs, strict=True))) if pairs else None
-
-
 def lint(
     task: Task, scorer: Scorer, processor: Processor, examples: Sequence[Example], mode: str
-) -> list[Hole]:
-    """Try every attack on the questions; returns the holes, the dearest first."""
-    examples = list(examples)[:QUESTIONS]
-    pay = Payer(scorer, processor)
-    targets = list(dict.fromkeys(example.target for example in examples))
-    found: dict[str, list[tuple]] = {}
+) -> tuple[list[Hole], tuple[float, float] | None]:
+    """Try every attack on the questions.
+
+    Returns: the holes, those like the right answer first; and what the target and an honest wrong
+        answer earn on average, None where all targets are one, or where the reward fails on them.
+    """
+    examples, pay = list(examples)[:QUESTIONS], Payer(scorer, processor)
+    targets, found, honest = list(dict.fromkeys(e.target for e in examples)), {}, []
     for n, example in enumerate(examples):
         others = wrong_answers(task, examples, n)
         if not others:
@@ -234,19 +224,19 @@ def lint(
         answer = partial(completion_text, mode=mode, reasoning=THOUGHT)
         victim = Victim(example, others[-1], targets, answer, mode)
         attacks = text_attacks(victim) | (box_attacks(victim) if asks_boxes(task) else {})
-        attacks = {k: text for k, text in attacks.items() if not _is_answer(task, text, example)}
+        for name, text in list(attacks.items()):  # one that happens to be right is none
+            if task.scores(text, example)["strict"] == 1.0:
+                del attacks[name]
         texts = [answer(example.target), *map(answer, others), *attacks.values()]
         right, *rest = pay(texts, example)
-        honest, paid = rest[: len(others)], rest[len(others) :]
-        wrong = max((r for r in honest if r is not None), default=None)
+        wrong, paid = rest[: len(others)], rest[len(others) :]
+        if right is not None and wrong[-1] is not None:
+            honest.append((right, wrong[-1]))
+        best = max((reward for reward in wrong if reward is not None), default=None)
         for (name, text), reward in zip(attacks.items(), paid, strict=True):
-            found.setdefault(name, []).append((text, reward, right, wrong))
-    return sorted(_holes(found), key=lambda hole: (not hole.is_as_right, -hole.share))
-
-
-def _is_answer(task: Task, text: str, example: Example) -> bool:
-    """Whether an attack happens to be the right answer, or says as much as an honest one does."""
-    return task.scores(text, example)["strict"] == 1.0
+            found.setdefault(name, []).append((text, reward, right, best))
+    holes = sorted(_holes(found), key=lambda hole: (not hole.is_as_right, -hole.share))
+    return holes, tuple(map(mean, zip(*honest, strict=True))) if honest else None
 
 
 def _holes(found: dict[str, list[tuple]]) -> Iterator[Hole]:
@@ -278,10 +268,14 @@ def _is_paid(reward: float | None, right: float | None, wrong: float | None) -> 
 
 
 class Payer:
-    """The reward of a run, for texts that nobody sampled."""
+    """The reward of a run, for texts that nobody sampled.
+
+    Without the part that compares the lengths of a sampled group: attacks are no such group.
+    """
 
     def __init__(self, scorer: Scorer, processor: Processor):
-        self.scorer, self.processor = scorer, processor
+        cfg = replace(scorer.cfg, length_weight=0.0)
+        self.scorer, self.processor = Scorer(scorer.task, cfg, scorer.user), processor
 
     def __call__(self, texts: list[str], example: Example) -> list[float | None]:
         """What each text earns as an answer to a question; None where it has no reward.

@@ -1,16 +1,12 @@
 """preflight.html: what the console says, with the questions, the counts and the attacks behind it.
 
 One self-contained page in the style of report.html; all text is escaped, and a content security
-policy forbids scripts. Next: checks/page.html.
+policy forbids scripts. Next: checks/preflight.html.
 """
 
-import base64
-import hashlib
-import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from checks.cost import Cost, duration
 from checks.forecast import Sampled
@@ -19,10 +15,9 @@ from checks.verdict import Findings, Verdict
 from config import TrainConfig
 from data.examples import Example
 from data.examples import Picture as Source
-from model.image import load_image
-from reporting.gallery import answered_boxes
-from reporting.page import render
-from reporting.page.rollouts import Picture
+from reporting.gallery import answered_boxes, digest, small_jpeg
+from reporting.page.render import task_name, template
+from reporting.page.rollouts import Picture, embedded
 from runtime.errors import InputError
 from runtime.run_directory import write_atomically
 from training.memory_plan import GIB, Plan
@@ -43,21 +38,13 @@ EACH = 4  # completions of a question
 
 def thumbnail(source: Source) -> Picture:
     """A small copy of a picture."""
-    small = load_image(source).copy()
-    small.thumbnail((SIDE, SIDE))
-    encoded = io.BytesIO()
-    small.save(encoded, "JPEG", quality=85)
-    data = encoded.getvalue()
-    uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    return Picture(f"i{hashlib.sha256(data).hexdigest()[:16]}", *small.size, uri)
+    encoded = small_jpeg(source, SIDE)
+    return embedded(digest(encoded), encoded)
 
 
 def question(example: Example, completions: list[tuple[str, bool, float | None]]) -> dict:
     """A question as the page shows it; completions: (text, is right, reward)."""
-    counted: dict[tuple, int] = {}
-    for completion in completions:
-        counted[completion] = counted.get(completion, 0) + 1
-    frequent = sorted(counted.items(), key=lambda pair: -pair[1])[:EACH]
+    frequent = Counter(completions).most_common(EACH)
     return {
         "id": example.id,
         "question": example.question,
@@ -70,20 +57,14 @@ def question(example: Example, completions: list[tuple[str, bool, float | None]]
     }
 
 
-def questions(real: Sampled, count: int = SHOWN) -> list[dict]:
+def questions(real: Sampled) -> list[dict]:
     """The first of the sampled questions, with their most frequent completions."""
     K, found = real.right.shape[1], []
-    for n, example in enumerate(real.examples[:count]):
-        rewards = [
-            round(reward, 3) if counted else None
-            for reward, counted in zip(
-                real.rewards[n].tolist(), real.has_reward[n].tolist(), strict=True
-            )
-        ]
-        texts = real.texts[n * K : (n + 1) * K]
-        found.append(
-            question(example, list(zip(texts, real.right[n].tolist(), rewards, strict=True)))
-        )
+    for n, example in enumerate(real.examples[:SHOWN]):
+        texts, right = real.texts[n * K : (n + 1) * K], real.right[n].tolist()
+        paid = zip(real.rewards[n].tolist(), real.has_reward[n].tolist(), strict=True)
+        rewards = [round(reward, 3) if counted else None for reward, counted in paid]
+        found.append(question(example, list(zip(texts, right, rewards, strict=True))))
     return found
 
 
@@ -110,20 +91,12 @@ class Checked:
 
 def page(checked: Checked) -> str:
     """The whole page as text."""
-    folders = [Path(__file__).parent, Path(render.__file__).parent]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=render.printed,
-    )
     shown, found, cfg = questions(checked.sampled), checked.found, checked.cfg
     pictures = {p.key: p for item in shown for p in item["pictures"]}
-    price, cost = cfg.price_per_hour, checked.cost
-    return environment.get_template("preflight.html").render(
+    return template(Path(__file__).with_name("preflight.html")).render(
         command=checked.command,
         task=cfg.task,
-        task_name=render.task_name(cfg.task),
+        task_name=task_name(cfg.task),
         titles=TITLES,
         lines=checked.lines,
         verdicts=checked.verdicts,
@@ -136,8 +109,7 @@ def page(checked: Checked) -> str:
         labels=checked.data.labels[:LABELS],
         questions=shown,
         pictures=list(pictures.values()),
-        cost=cost,
-        money=None if price is None or isinstance(cost, str) else price * cost.total / 3600,
+        cost=checked.cost,
         plan=checked.plan,
         advice=checked.advice,
         gib=GIB,

@@ -14,8 +14,9 @@
     few              some questions teach something, most do not
     teachable        most do
 
-Each sentence has the figure that it rests on. The bounds are rules of thumb; how well the share of
-teachable questions foretells the gain was measured (benchmarks/RESULTS.md). Next: checks/page.py.
+Each sentence has the figure that it rests on. The bounds are rules of thumb; the share of teachable
+questions tells whether there is a gain, hardly how much (benchmarks/RESULTS.md). Next:
+checks/page.py.
 """
 
 from dataclasses import dataclass
@@ -125,8 +126,8 @@ def _reward_fails(found: Findings) -> Verdict | None:
     lost = found.forecast.lost
     if lost <= MOSTLY:
         return None
-    return Verdict("reward_fails", "bad", f"The reward could not be computed for {lost:.0%} of the "
-                   "completions: repair it.")  # fmt: skip
+    text = f"The reward could not be computed for {lost:.0%} of the completions: repair it."
+    return Verdict("reward_fails", "bad", text)
 
 
 def _frame(found: Findings) -> Verdict | None:
@@ -220,8 +221,7 @@ def _labels(found: Findings) -> Verdict | None:
     text = (
         f"Targets and pictures do not agree: answers follow the picture ({blind.changes:.0%} "
         "change with it, beyond chance) and are of the right kind, but as often right with another "
-        "picture "
-        f"({blind.real:.1%} and {blind.swapped:.1%}). Are the labels shuffled, or of other "
+        f"picture ({blind.real:.1%} and {blind.swapped:.1%}). Are the labels shuffled, or of other "
         "pictures? If they are right, the model cannot do this yet: train_sft.py first."
     )
     return Verdict("labels", "bad", text)
@@ -235,8 +235,8 @@ def _teachable(found: Findings) -> Verdict:
         f"{forecast.group} do not all earn the same (95 %: {share.low:.0%} to {share.high:.0%})"
     )
     if share >= FEW:
-        return Verdict("teachable", "good", f"{text}. Right now {forecast.pass_1:.0%}, in one of "
-                       f"{forecast.samples} tries {forecast.pass_all:.0%}.")  # fmt: skip
+        now = f"Right now {forecast.pass_1:.0%}, in one of {forecast.samples} tries"
+        return Verdict("teachable", "good", f"{text}. {now} {forecast.pass_all:.0%}.")
     more = "raise --num_generations, or take more and other questions (--shots, --train_size)"
     if double is not None:
         more = f"--num_generations {2 * forecast.group} makes it {double:.0%}; or other questions"

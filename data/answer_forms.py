@@ -11,7 +11,7 @@ searched for in a sentence.
   "145°", "12 cm", "50 %" (50), "$5", "1,250". A unit without a space is a sign or one of `UNITS`.
   "12 thousand" is no number: `_MULTIPLES` are no units.
 - CHOICE: a letter, alone or before the text of its choice: "A", "(B)", "C. red", "D) 5 cm". Where
-  a short text is asked for, only if most solutions of the data are such (`are_choices`).
+  a short text is asked for, only if most questions offer such choices (`are_choices`).
 - BOXES, ONE_BOX: what `answers.parse_boxes` reads, "position" for "Position", and the special
   tokens of Qwen-VL and InternVL. "bbox" and "box_2d" are refused: the former may mean x, y, width,
   height, the latter is y, x, y, x.
@@ -104,7 +104,7 @@ _MULTIPLES = r"\s*(?:hundreds?|thousands?|[mb]illions?|trillions?|bn|dozens?|(?-
 _AMOUNT = re.compile(
     rf"[$€£¥]?\s*([+−-]?[\d.,]+)(?!{_MULTIPLES})(?:{_UNIT}|{_WORD})?", re.IGNORECASE
 )
-_LETTER = re.compile(r"\(?([A-Ha-h])(?:\)|\.|:|\)\.)\s*\S.*", re.DOTALL)
+_LETTER = re.compile(r"\(?([A-Ha-h])(?:\)|\.|:|\)\.)\s*(\S.*)", re.DOTALL)
 _LISTED = re.compile(r"""\s*[\[{]\s*["']""")
 
 
@@ -206,13 +206,13 @@ def word(text: str) -> str | None:
     return text if parse_name(text) is not None and not is_list else None
 
 
-def are_choices(texts: Sequence[str]) -> bool:
-    """Whether the solutions of a data set are letters before the text of their choice, "B. red".
-
-    More than half of them, and more than one letter: "E. coli" alone is a name.
+def are_choices(asked: Sequence[tuple[str, str]]) -> bool:
+    """Whether most solutions of (question, solution) pairs are letters before the text of a choice,
+    "B. red", that the question offers; "E. coli" is a name where it does not.
     """
-    letters = [match[1].upper() for text in texts if (match := _LETTER.fullmatch(text.strip()))]
-    return 2 * len(letters) > len(texts) and len(set(letters)) > 1
+    found = [(question, _LETTER.fullmatch(text.strip())) for question, text in asked]
+    offered = [match for question, match in found if match and match[2] in question]
+    return 2 * len(offered) > len(asked)
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:

@@ -82,7 +82,8 @@ def decide(
         what = f"{len(tiny)} of {len(boxes)} boxes end at or below 1, others do not: two frames?"
         fix = f"write all in one, or give --data_coords {frame} if they are right"
         raise InputError(f"--data {named(data)}: {what} First {describe(tiny[0])}; {fix}")
-    doubts = _doubts(boxes, frame) or _doubts_of_a_part(boxes, frame)
+    doubts = _doubts(boxes, frame) or _doubts_of_a_half(boxes, frame)
+    doubts = doubts or _doubts_at_borders(boxes, frame)
     for other, what, is_certain in doubts if flag == "auto" else []:
         line = f"{what}: are they {NAMES[other]} ({other})?"
         if is_certain:
@@ -137,13 +138,13 @@ def _has_area(box: Placed) -> bool:
 Doubt = tuple[BoxFormat, str, bool]  # another frame, what suggests it, is it certain
 
 
-def _doubts_of_a_part(boxes: Sequence[Placed], frame: BoxFormat) -> list[Doubt]:
+def _doubts_of_a_half(boxes: Sequence[Placed], frame: BoxFormat) -> list[Doubt]:
     """Doubts about either half of the data: two sources, one behind the other."""
     for half, part in (("first", boxes[: len(boxes) // 2]), ("second", boxes[len(boxes) // 2 :])):
         if len(part) >= MANY and (found := _doubts(part, frame)):
             other, what, _ = found[0]
             return [(other, f"of the {half} half of the boxes, {what}", False)]
-    return _doubts_at_borders(boxes, frame)
+    return []
 
 
 def _doubts_at_borders(boxes: Sequence[Placed], frame: BoxFormat) -> list[Doubt]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from acting.episodes import Episode, sample_episodes
 from answers import parse_answer, parse_boxes
 from config import TrainConfig
-from data.examples import Example
+from data.examples import Example, Picture
 from kernels import group_advantages
 from model.image import load_image
 from model.processor import Processor
@@ -51,6 +51,19 @@ def token_texts(processor: Processor, ids: list[int]) -> list[str]:
     if pending:
         texts[-1] = processor.decode(pending)
     return texts
+
+
+def small_jpeg(picture: Picture, side: int = THUMBNAIL) -> bytes:
+    """A copy of at most `side` pixels in width and height."""
+    small, encoded = load_image(picture).copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(encoded, "JPEG", quality=85)
+    return encoded.getvalue()
+
+
+def digest(encoded: bytes) -> str:
+    """The name of a picture: equal ones are stored once."""
+    return hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def in_answer(texts: list[str]) -> list[bool]:
@@ -207,14 +220,11 @@ class Gallery:
 
     def _thumbnail(self, image: Image.Image | Path) -> str:
         """Store a small copy once; returns its path below the run's directory."""
-        small = load_image(image).copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        encoded = io.BytesIO()
-        small.save(encoded, "JPEG", quality=85)
-        name = f"images/{hashlib.sha256(encoded.getvalue()).hexdigest()[:16]}.jpg"
+        encoded = small_jpeg(image)
+        name = f"images/{digest(encoded)}.jpg"
         path = self.log.directory / name
         with self.log.writing():
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(encoded.getvalue())
+                path.write_bytes(encoded)
         return name

@@ -53,7 +53,7 @@ def reads(task: str, flag: str) -> bool:
 
 def later_pictures(task: str) -> int:
     """How many pictures a completion of a task may be shown, at most."""
-    return getattr(TASKS[task], "LATER_PICTURES", 0) if task in TASKS else 0
+    return getattr(TASKS[task], "LATER_PICTURES", 0)
 
 
 def check_flags(cfg: TaskConfig) -> None:

@@ -145,7 +145,7 @@ def read_targets(cfg: TaskConfig, form: Form) -> tuple[str, list[Example]]:
     """
     schema, records = load_records(cfg.data, cfg.max_skip, cfg.data_root)
     skips, examples, pairs = SkipLog(), [], []
-    if form is WORD and are_choices([example.target for example in records]):
+    if form is WORD and are_choices([(e.question, e.target) for e in records]):
         form = LETTER_OR_WORD
     for example in records:
         check_keys(example.target, example.id)

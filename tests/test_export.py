@@ -133,7 +133,8 @@ def test_the_reward_runs_in_a_process_of_its_own_from_any_folder(tmp_path):
 def test_what_cannot_be_exported_is_refused(tmp_path):
     for task in ("zoom", "lookup", "walk"):
         with pytest.raises(InputError, match="its completions act"):
-            export.main(["--task", task, "--output", str(tmp_path / "x")])
+            words = ["--train_size", "2", "--held_out_size", "2"]
+            export.main(["--task", task, "--output", str(tmp_path / "x"), *words])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("kept")
     with pytest.raises(InputError, match="a folder that is new or empty"):

@@ -266,6 +266,15 @@ def plan_of(
     return plan(processor.cfg, run, sizes_of(run, processor, ranks), ranks, available)
 
 
+def memory_at_hand(run: TrainConfig, device: torch.device) -> float | None:
+    """Bytes to plan for: --gpu_memory, or the card's; None on a CPU."""
+    if run.gpu_memory is not None:
+        return run.gpu_memory * GIB
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def with_micro_batches(
     run: TrainConfig, processor: Processor, available: float | None, ranks: int
 ) -> TrainConfig:

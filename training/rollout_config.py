@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from config import TrainConfig, flag, require, require_counts
+from config import TaskConfig, TrainConfig, flag, require, require_counts
 
 OF_THE_TASK = (  # flags of the task's own reward, which --reward replaces
     *("correct_weight", "confidence_weight", "format_weight", "length_weight", "look_bonus"),
     *("dense", "dense_schedule"),
 )
+
+
+def weights_of_parts(cfg: TaskConfig) -> dict[str, float]:
+    """The weights of the parts of a task's own reward (`rewards.WEIGHTS`), by the flags."""
+    weights = {"correct": cfg.correct_weight, "iou": cfg.correct_weight}
+    return weights | {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from runtime.run_directory import FAULT_LOG, REWARD_FILE
 from sample import Rollout
 from tasks.task import Task, finite_reward
 from training.reward_worker import MAX_SHOWN, Workers
+from training.rollout_config import weights_of_parts
 
 MAX_REWARD = 1e30  # float32 and the spread of a group have to hold it
 MAX_FAULTS = 0.2  # of the completions of so many steps:
@@ -137,8 +138,7 @@ class Scorer:
     def __init__(self, task: Task, cfg: TrainConfig, user: UserReward | None = None):
         self.task, self.cfg, self.user = task, cfg, user
         self.recent: deque = deque(maxlen=min(WINDOW, cfg.max_steps))  # faults of the last steps
-        self.weights = {"correct": cfg.correct_weight, "iou": cfg.correct_weight}
-        self.weights |= {"confidence": cfg.confidence_weight, "format": cfg.format_weight}
+        self.weights = weights_of_parts(cfg)
         self.shaping = {"overlong": cfg.overlong_weight, "repetition": cfg.repetition_weight}
         self.shaping |= {"length": cfg.length_weight}
         if task.environment is not None:

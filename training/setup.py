@@ -142,9 +142,7 @@ def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
             raise InputError("--plan: only for the hand-written families")
         return replace(cfg, groups_per_micro_batch=cfg.groups_per_micro_batch or 1)
     device, ranks = pick_device(cfg.device, cfg.dtype), distributed.world_size()
-    available = cfg.gpu_memory and cfg.gpu_memory * memory_plan.GIB
-    if available is None and device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
+    available = memory_plan.memory_at_hand(cfg, device)
     cfg = memory_plan.with_micro_batches(cfg, processor, available, ranks)
     console.advice = None
     if available is None and not cfg.plan:  # on a CPU nobody asks

@@ -53,9 +53,9 @@ def draw_bed(
         box = (x + INSET, y + INSET, x + CELL - INSET, y + CELL - INSET)
         big = tuple(SUPERSAMPLE * pixel for pixel in box)
         paint_flower(layer, flower, big, random.Random(seed << 16 | column << 8 | row))
-    place = [part * CELL for part in (*gardener, *gardener)]
+    corners = [part * CELL for part in (*gardener, *gardener)]
     x0, y0, x1, y1 = (
-        SUPERSAMPLE * (at + share * CELL) for at, share in zip(place, FIGURE, strict=True)
+        SUPERSAMPLE * (at + share * CELL) for at, share in zip(corners, FIGURE, strict=True)
     )
     draw, middle = ImageDraw.Draw(layer), (y0 + y1) / 2
     draw.rounded_rectangle((x0 + 4, middle - 4, x1 - 4, y1), 8, fill=COAT)

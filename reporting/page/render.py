@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from reporting.lights import FAULTS
@@ -47,11 +47,14 @@ def page(runs: list[Run]) -> str:
     return text
 
 
+def template(path: Path) -> Template:
+    """A page of the project: all text is escaped, and macros.html is at hand."""
+    folders = {path.parent, Path(__file__).parent}
+    more = dict(autoescape=True, undefined=StrictUndefined, finalize=printed)
+    return Environment(loader=FileSystemLoader(folders), **more).get_template(path.name)
+
+
 def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=printed
-    )
     questions, views = held_out_groups(runs, limits), training_groups(runs[0], limits)
     groups = questions + [group for *_, view_groups in views for group in view_groups]
     pictures = {
@@ -59,7 +62,7 @@ def _render(runs: list[Run], panels: list[list[dict]], limits: Limits) -> str:
         for group in groups
         for picture in (*group["pictures"], *group["shown"])
     }
-    return environment.get_template("page.html").render(
+    return template(Path(__file__).with_name("page.html")).render(
         runs=runs,
         panels=panels[0],
         speed_panels=panels[1],

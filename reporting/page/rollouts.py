@@ -68,12 +68,16 @@ def read_picture(directory: Path, name: str) -> Picture:
     try:
         if not path.is_file() or path.stat().st_size > MAX_PICTURE_BYTES:
             return MISSING
-        data = path.read_bytes()
-        width, height = Image.open(io.BytesIO(data)).size
+        return embedded(path.stem, path.read_bytes())
     except (OSError, Image.DecompressionBombError):
         return MISSING
-    uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    return Picture(f"i{path.stem}", width, height, uri)
+
+
+def embedded(name: str, jpeg: bytes) -> Picture:
+    """A picture inside a page; OSError for what is none."""
+    width, height = Image.open(io.BytesIO(jpeg)).size
+    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return Picture(f"i{name}", width, height, uri)
 
 
 def pieces(tokens: list[str], probabilities: list[float]) -> list[tuple[str, list]]:

@@ -197,4 +197,4 @@ def junk_boxes(completions, example):
 
 def crashing(completions, example):
     """Nobody's: the right answer anywhere, and an exception where there is no answer block."""
-    return [float(example.target in text) for text in completions if ANSWER.search(text)[1] or True]
+    return [float(example.target in text[: ANSWER.search(text).end()]) for text in completions]

@@ -140,7 +140,7 @@ def test_what_a_model_says_is_escaped(tmp_path, monkeypatch):
         return found, data, sampled
 
     monkeypatch.setattr(preflight, "check", with_evil)
-    monkeypatch.setattr(preflight, "lint", lambda *args: [])
+    monkeypatch.setattr(preflight, "lint", lambda *args: ([], None))
     page = tmp_path / "p.html"
     small = "--questions 4 --samples 8 --held_out_per_class 1 --max_steps 1"
     preflight.main([*small.split(), "--output", str(page)])

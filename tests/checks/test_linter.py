@@ -29,7 +29,7 @@ class InThisProcess:
         """An exception loses the whole group, as there."""
         try:
             return self.pay(texts, example)
-        except TypeError:
+        except AttributeError:
             return [math.nan] * len(texts)
 
     def score(self, groups):
@@ -44,7 +44,8 @@ def holes(processor, task, rule=None, user=None, **flags):
     small |= {} if task in ("cls", "det", "ovd") else {"train_size": 12}
     cfg = PreflightConfig(task=task, max_completion_length=256, **small | flags)
     loaded, user = load_task(cfg, processor), user or (rule and InThisProcess(rule))
-    found = lint(loaded, Scorer(loaded, cfg, user), processor, loaded.train, cfg.prompt_mode)
+    scorer = Scorer(loaded, cfg, user)
+    found, _ = lint(loaded, scorer, processor, loaded.train, cfg.prompt_mode)
     return {hole.attack: hole for hole in found}
 
 
@@ -60,6 +61,7 @@ def test_the_projects_own_rewards_have_none(processor, task, mode):
 def test_nor_have_they_with_other_weights_and_shaping(processor):
     flags = dict(format_weight=0.1, overlong_weight=0.5, repetition_weight=0.2)
     assert holes(processor, "cls", **flags) == {}
+    assert holes(processor, "count", length_weight=0.3) == {}
 
 
 # task, rule -> attacks that it pays; * like the right answer; ! on which it fails

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import ImageEnhance
 
-import preflight
+from checks import linter
 from checks.verdict import judge
 from config import BASE_MODEL, TaskConfig
 from model.image import load_image
@@ -27,7 +27,8 @@ SMALL = dict(questions=24, samples=8)
 @pytest.fixture(autouse=True)
 def no_attacks(monkeypatch):
     """They have a test of their own, and take half of the time."""
-    monkeypatch.setattr(preflight, "lint", lambda *args: [])
+    for attacks in ("text_attacks", "box_attacks"):
+        monkeypatch.setattr(linter, attacks, lambda victim: {})
 
 
 @cache

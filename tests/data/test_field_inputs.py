@@ -736,10 +736,17 @@ def test_nobody_is_told_to_lower_one_shot(tmp_path, shots, fix):
 
 
 @pytest.mark.parametrize("task", ["vqa", "zoom"])
-def test_letters_before_the_text_of_their_choice_are_read_where_most_solutions_are_such(
+def test_letters_before_the_text_of_a_choice_are_read_where_the_questions_offer_it(
     tmp_path, capsys, task
 ):
-    flags = {"max_pixels": 28 * 28} if task == "zoom" else {}
-    examples = load(solutions("A. red", "(B) blue", "C")(tmp_path), task, **flags).train
+    flags, given = {"max_pixels": 28 * 28} if task == "zoom" else {}, ("A. red", "(B) blue", "C")
+    asked = {"problem": "Which? A. red (B) blue C) green"}
+    data = rows(tmp_path, lambda n: row(n, given[n % 3], **asked))
+    examples = load(data, task, **flags).train
     assert {e.target for e in examples} == {"A", "B", "C"}
     assert "8 solutions are read by their form" in capsys.readouterr().out
+
+
+def test_names_with_an_initial_are_no_choices(tmp_path):
+    species = ("E. coli", "A. thaliana", "D. melanogaster")
+    assert {e.target for e in load(solutions(*species)(tmp_path), "vqa").train} == set(species)
