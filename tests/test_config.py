@@ -241,12 +241,12 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
 
 
 def names_read() -> set[str]:
-    """Attributes of `cfg`, and names in getattr, that any file but config.py reads."""
+    """Attributes of `cfg` or `run`, and names in getattr, that any file but config.py reads."""
     names = set()
     folders = ("", "data", "tasks", "training", "reporting", "reporting/page")
     for path in [p for f in folders for p in ROOT.glob(f"{f}/*.py" if f else "*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("cfg"):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(("cfg", "run")):
                 names.add(node.attr)
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "flags.pop"):
                 names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}

@@ -86,14 +86,18 @@ def check_same(logits, uniforms, temperature, suppressed):
     drawn = {
         impl: draw(logits, uniforms, temperature, suppressed, impl) for impl in ("torch", "triton")
     }
-    for ids, logps in drawn.values():
+    # Torch adds the exponentials of a row in fp32, in an order that depends on the processor: over
+    # 150,000 tokens up to 1.5e-5 were seen. The kernels add in fp64.
+    is_long = logits.shape[1] > 100_000
+    for impl, (ids, logps) in drawn.items():
         column = ids[:, None]
         assert not suppressed[ids].any()
         upper = cumulative.gather(1, column).squeeze(1)
         lower = cumulative.gather(1, (column - 1).clamp(min=0)).squeeze(1) * (ids > 0)
         assert bool((lower - BOUNDARY <= uniforms).all() and (uniforms <= upper + BOUNDARY).all())
         expected = logp.gather(1, column).squeeze(1)
-        torch.testing.assert_close(logps.double(), expected, rtol=3e-7, atol=3e-6)
+        atol = 5e-5 if impl == "torch" and is_long else 3e-6
+        torch.testing.assert_close(logps.double(), expected, rtol=3e-7, atol=atol)
     differ = drawn["torch"][0] != drawn["triton"][0]
     assert int(differ.sum()) == 0  # allowed within BOUNDARY of a boundary; with these seeds: none
 
