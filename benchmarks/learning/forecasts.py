@@ -7,6 +7,7 @@ For each task and prompt mode: what preflight.py says of the default run (its ve
 share of teachable questions, the room between pass@1 and pass@16, accuracy with the pictures of
 other questions), then that run itself: held-out accuracy before and after. At the end Spearman's
 rank correlations of the gain with what was foretold, with 95 % intervals from resampling the tasks.
+Rows that `--output` holds already are not made again, so that a stopped benchmark goes on.
 Seconds compare only where OMP_NUM_THREADS=1 is set and nothing else runs (--jobs 1).
 """
 
@@ -87,6 +88,13 @@ def correlation(rows: list[dict], name: str) -> str:
     return f"{spearmanr(gain, told).statistic:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def made_before(output: Path | None) -> list[dict]:
+    """The rows of a benchmark that was stopped."""
+    if output is None or not output.exists():
+        return []
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
 def show(table: Table, rows: list[dict], output: Path | None) -> None:
     """The newest row, and all of them in a file."""
     table.add(**{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in rows[-1].items()})
@@ -103,17 +111,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="the rows as jsonl")
     args = parser.parse_args(argv)
     print(machine())
-    told, rows, table = [], [], Table()
-    for task, mode in itertools.product(args.tasks, args.modes):
-        told.append(foretell(task, mode))
-        if not args.train:
-            show(table, told, args.output)
+    rows, table = [], Table()
+    for row in made_before(args.output):
+        rows.append(row)
+        show(table, rows, args.output)
+    cases = set(itertools.product(args.tasks, args.modes)) - {(r["task"], r["mode"]) for r in rows}
+    told = (foretell(*case) for case in sorted(cases))
     if args.train:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for row in pool.map(run, told):
-                rows.append(row)
-                show(table, rows, args.output)
-    if len(rows) > 2:
+        pool = ThreadPoolExecutor(args.jobs)
+        told = pool.map(run, list(told))
+    for row in told:
+        rows.append(row)
+        show(table, rows, args.output)
+    if args.train and len(rows) > 2:
         for name in FORETOLD:
             print(f"gain and {name}: {correlation(rows, name)}")
 
