@@ -41,7 +41,8 @@ class InThisProcess:
 def holes(processor, task, rule=None, user=None, **flags):
     """name -> hole, of a rule of others or of the task's own reward."""
     small = {"shots": 4} if task in ("det", "ovd") else {}
-    small |= {} if task in ("cls", "det", "ovd") else {"train_size": 12}
+    few = {"held_out_per_class": 1} if task == "cls" else {"held_out_size": 4}
+    small |= few if task in ("cls", "det", "ovd") else few | {"train_size": 12}
     cfg = PreflightConfig(task=task, max_completion_length=256, **small | flags)
     loaded, user = load_task(cfg, processor), user or (rule and InThisProcess(rule))
     scorer = Scorer(loaded, cfg, user)
@@ -113,7 +114,7 @@ def test_a_reward_in_processes_of_its_own_is_attacked_likewise(processor):
 
 
 def test_a_near_miss_overlaps_by_two_fifths(processor):
-    cfg = PreflightConfig(task="det", shots=4)
+    cfg = PreflightConfig(task="det", shots=4, held_out_size=4)
     for example in load_task(cfg, processor).train:
         for text in moved_boxes(example):
             true, moved = (well_formed_boxes(t, example.canvas) for t in (example.target, text))

@@ -35,7 +35,7 @@ def no_attacks(monkeypatch):
 def examples(task, count=48, **flags):
     """Training questions of the garden."""
     if task != "cls":
-        flags["train_size"] = count
+        flags |= dict(train_size=count, held_out_size=4)
     cfg = TaskConfig(task=task, **flags)
     return load_task(cfg, load_processor(BASE_MODEL)).train
 
@@ -148,7 +148,9 @@ def answered(count):
 
 def verdicts(**flags):
     """All that preflight says of a run."""
-    cfg = PreflightConfig(**SMALL | flags)
+    is_cls = flags.get("task", "cls") == "cls"
+    few = dict(held_out_per_class=2) if is_cls else dict(held_out_size=16)
+    cfg = PreflightConfig(**SMALL | ({} if "data" in flags else few) | flags)
     with contextlib.redirect_stdout(io.StringIO()):
         user, setup = user_reward(cfg), prepare(cfg)
         found, *_ = check(setup, setup.cfg, Scorer(setup.task, setup.cfg, user))
