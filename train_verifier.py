@@ -10,10 +10,10 @@ verifier can only be worse; its place is where none is: to choose among several 
 question (`evaluate.py --choose best --verifier DIR`). The third learns from people's ratings
 (rate.py), and serves train_grpo.py as `--reward_model`.
 
-The trunk begins as the policy itself, or as a better model of the same family (`--trunk`): to
-verify an answer one has to find it. What comes out is a directory, `--output_dir`, whose
-verifier.json says how good it is on questions that it has not met. Read first: train_grpo.py. The
-equations are in training/verifier.py.
+A verifier begins as the policy itself. To verify an answer it may have to find it: `--solver` names
+a model that answers every question first, for the verifier to compare. What comes out is a
+directory, `--output_dir`, whose verifier.json says how good it is on questions that it has not met.
+Read first: train_grpo.py. The equations are in training/verifier.py.
 """
 
 import json
@@ -51,6 +51,7 @@ from training.process import token_after
 from training.setup import Setup, prepare
 from training.verifier import (
     Labelled,
+    Solver,
     check_read_alike,
     ends,
     group_loss,
@@ -71,7 +72,7 @@ class VerifierConfig(TrainConfig):
     script: ClassVar[str] = "train_verifier.py"
 
     labels: Literal["outcome", "process", "preference"] = flag("outcome", "what it learns")
-    trunk: Path | None = flag(None, "checkpoint that it begins as; default: the policy's")
+    solver: Path | None = flag(None, "checkpoint that answers every question first: outcome")
     ratings: Path | None = flag(None, "file that rate.py has written: preference")
     num_generations: int = flag(8, "completions per question: outcome, process")
     temperature: float = flag(1.0, "of sampling")
@@ -90,8 +91,8 @@ class VerifierConfig(TrainConfig):
         for name in unused.split():
             is_unset = getattr(self, name) == getattr(VerifierConfig, name)
             require(is_unset, name, "left out: a verifier is evaluated and saved at its end", self)
-        is_sampled = self.trunk is None or not (is_rated or self.adapter)
-        require(is_sampled, "trunk", "left out where --model is no policy or has an adapter", self)
+        is_whole = self.solver is None or self.labels == "outcome"
+        require(is_whole, "solver", "left out but for --labels outcome", self)
         alone = "left out: a verifier is trained in one process, in minutes"
         require(not self.fsdp, "fsdp", alone, self)
         resumed = self.resume_from_checkpoint is None
@@ -99,8 +100,8 @@ class VerifierConfig(TrainConfig):
 
     @property
     def frozen_models(self) -> int:
-        """The policy that is sampled."""
-        return int(self.labels != "preference")
+        """The policy that is sampled, and the solver."""
+        return int(self.labels != "preference") + int(self.solver is not None)
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -133,14 +134,15 @@ def label_statements(
 class Sampled:
     """Labelled completions of a policy. It keeps the model that it is."""
 
-    def __init__(self, setup: Setup, policy: Path):
+    def __init__(self, setup: Setup):
         cfg = self.cfg = setup.cfg
         self.task, self.processor = setup.task, setup.processor
         if cfg.labels == "process" and setup.task.statements is None:
             what = "whose pictures are generated, and their facts known; use outcome"
             raise InputError(f"--labels process: only for tasks {what}")
         dtype, device = getattr(torch, cfg.dtype), setup.model.device
-        self.policy = load_model(policy, dtype, device, cfg.adapter).requires_grad_(False)
+        self.policy = load_model(cfg.model, dtype, device, cfg.adapter).requires_grad_(False)
+        self.solver = None if cfg.solver is None else solver_of(setup)
         self.reader = PromptReader(setup.task.train, setup.processor, cfg)
 
     def of_step(self, step: int) -> list[Labelled]:
@@ -163,6 +165,8 @@ class Sampled:
         rollout = sample_groups(self.policy, self.processor, prompts, self.cfg, step)
         if not self.cfg.freeze_vision:  # the trunk's tower sees the pixels
             prompts = [replace(prompt, features=None) for prompt in prompts]
+        if self.solver is not None:
+            prompts = self.solver(prompts)
         G, groups = self.cfg.num_generations, []
         for n, (prompt, example) in enumerate(zip(prompts, examples, strict=True)):
             rows = slice(n * G, (n + 1) * G)
@@ -173,6 +177,16 @@ class Sampled:
                 labels = label_statements(*said, self.processor)
             groups.append(Labelled(prompt, rollout.ids[rows], *labels))
         return groups
+
+
+def solver_of(setup: Setup) -> Solver:
+    """The model of --solver. Raises InputError where it reads otherwise, or could not answer."""
+    cfg, directory = setup.cfg, local_directory(setup.cfg.solver)
+    check_read_alike(directory, cfg.model)
+    model = load_model(directory, getattr(torch, cfg.dtype), setup.model.device)
+    length = cfg.max_completion_length or setup.task.max_completion_length
+    setup.processor.check_lengths(cfg.max_prompt_length + length, length)
+    return Solver(model.requires_grad_(False), setup.processor, length)
 
 
 class Rated:
@@ -233,12 +247,9 @@ def gradient(model: ScoredVLM, groups: list[Labelled], size: int) -> float:
 
 def train(cfg: VerifierConfig) -> dict[str, dict[str, float]]:
     """Train a verifier and write its directory; returns how good it is on each held-out split."""
-    policy = local_directory(cfg.model)
-    if cfg.trunk is not None:
-        check_read_alike(local_directory(cfg.trunk), policy)
-    setup = prepare(replace(cfg, model=cfg.trunk or cfg.model))
-    cfg, base = setup.cfg, setup.cfg.model
-    source = Rated(setup) if cfg.labels == "preference" else Sampled(setup, policy)
+    setup = prepare(cfg)
+    cfg = setup.cfg
+    source = Rated(setup) if cfg.labels == "preference" else Sampled(setup)
     model, size = ScoredVLM(setup.model), cfg.groups_per_micro_batch or MOST_GROUPS
     optimizer = Optimizer(model, cfg)
     directory = cfg.output_dir or new_run_directory(f"{cfg.task}-{cfg.labels}")
@@ -254,7 +265,10 @@ def train(cfg: VerifierConfig) -> dict[str, dict[str, float]]:
     results = {split: quality(model, groups, size) for split, groups in held_out.items()}
     about = {"labels": cfg.labels, "task": cfg.task, "prompt_mode": cfg.prompt_mode}
     about |= {"scale": scale_of(model, held_out["held_out"], size), "quality": results}
-    save_verifier(model, directory, base, about)
+    if cfg.solver is not None:
+        place = str(local_directory(cfg.solver).resolve())
+        about["solver"] = {"model": place, "max_completion_length": source.solver.length}
+    save_verifier(model, directory, cfg.model, about)
     for split, metrics in results.items():
         print(f"{cfg.labels} {split}: {json.dumps({k: round(v, 4) for k, v in metrics.items()})}")
     print(f"verifier: {directory}")

@@ -20,11 +20,14 @@ class ScoredVLM(nn.Module):
 
     The score stays in float32, whatever the trunk computes in. The trunk's own output layer is not
     used, and not trained where the embedding does not share it.
+
+    Attributes:
+        solver: what it has read to it before the completions, see training/verifier.py.
     """
 
     def __init__(self, trunk: VLM):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.solver = trunk, None
         self.score = nn.Linear(trunk.head_weight.shape[1], 1, device=trunk.device)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)

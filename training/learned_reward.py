@@ -16,7 +16,7 @@ from runtime.errors import InputError
 from sample import Rollout
 from training.rollout_config import RolloutConfig
 from training.search import completion_scores
-from training.verifier import load_verifier
+from training.verifier import load_verifier, what_is_read
 
 
 class LearnedReward:
@@ -37,6 +37,7 @@ class LearnedReward:
     def add_to(self, rollout: Rollout, prompts: list[Prompt]) -> None:
         """Add the part "learned" to the rewards of a scored rollout."""
         prompts = [replace(prompt, features=None) for prompt in prompts]  # those of its own tower
+        prompts = what_is_read(self.model, prompts)
         scores = completion_scores(self.model, prompts, rollout.ids).flatten()  # (B,)
         if self.labels == "outcome":
             scores = scores.sigmoid()

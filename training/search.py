@@ -30,7 +30,7 @@ from model.vlm import VLM, Prompt
 from sample import Rollout, generate_group
 from tasks.task import Task
 from training.batches import MOST_GROUPS, scores_of_completions
-from training.verifier import ends, in_chunks
+from training.verifier import ends, in_chunks, what_is_read
 
 Method = Literal["majority", "best", "weighted", "beam"]
 SEPARATORS = ",;:\n>"  # end a statement of a thought
@@ -104,7 +104,10 @@ def completion_scores(
     ids: list[Tensor],
     shown: list[list[Shown]] | None = None,
 ) -> Tensor:
-    """What a verifier says after each completion (N * G of them): (N, G) fp32 on the CPU."""
+    """What a verifier says after each completion (N * G of them): (N, G) fp32 on the CPU.
+
+    `prompts`: as `training.verifier.what_is_read` has them.
+    """
     scores = scores_of_completions(verifier, prompts, ids, shown=shown)  # (C,)
     return scores[ends(ids)].view(len(prompts), -1)
 
@@ -119,9 +122,10 @@ def among_samples(
     verifier: ScoredVLM | None,
 ) -> list[Chosen]:
     """One of `count` completions of every question: majority, best or weighted."""
-    rollout, scores = sampling.about(prompts, examples, count), None
+    rollout, scores, read = sampling.about(prompts, examples, count), None, prompts
     if verifier is not None:
-        scores = completion_scores(verifier, prompts, rollout.ids, rollout.shown)
+        read = what_is_read(verifier, prompts)
+        scores = completion_scores(verifier, read, rollout.ids, rollout.shown)
     chosen = []
     for n, (prompt, example) in enumerate(zip(prompts, examples, strict=True)):
         rows = slice(n * count, (n + 1) * count)
@@ -137,6 +141,8 @@ def among_samples(
         tokens = len(prompt.ids) + sum(map(len, ids))
         shown = [len(s.piece.ids) for e in episodes if e is not None for s in e.shown]
         computed = tokens if verifier is None else 2 * tokens + sum(shown)
+        if own := len(read[n].ids) - len(prompt.ids):  # the solver's answer, written and read
+            computed += len(prompt.ids) + 2 * own
         computed += sum(
             tokens_computed_again(prompt, e, len(i))
             for e, i in zip(episodes, ids, strict=True)

@@ -5,8 +5,9 @@
     preference   after everything that it says: would people choose it over another?
 
 The first two are log-odds; of the third only differences mean something. All three are a
-`model/scored.py`, and a whole group is scored in one forward of the shared prefix. A verifier is a
-directory of its own, see `save_verifier`.
+`model/scored.py`, and a whole group is scored in one forward of the shared prefix. Before it reads
+the completions a verifier may have a `Solver` answer the question. A verifier is a directory of its
+own, see `save_verifier`.
 
 Read first: train_verifier.py.
 """
@@ -15,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,13 +25,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.load import load_model, save_model
+from model.load import load_model, load_processor, save_model
 from model.lora import has_adapter, save_adapter
-from model.pack import make_pack
+from model.pack import continued, make_pack
+from model.processor import Processor
 from model.scored import ScoredVLM
-from model.vlm import Prompt
+from model.vlm import VLM, Prompt
 from runtime.errors import InputError
 from runtime.run_directory import read_json_object
+from sample import generate_group
 
 SCORE, ABOUT = "score.safetensors", "verifier.json"
 READ_ALIKE = ("tokenizer.json", "preprocessor_config.json")  # what policy and verifier share
@@ -52,6 +55,34 @@ class Labelled:
     places: Tensor
     labels: Tensor
     pairs: Tensor | None = None
+
+
+@dataclass
+class Solver:
+    """A model that answers the question itself, before a verifier reads what others answer.
+
+    In one forward a verifier can only look. What takes steps, to count for instance, has to be
+    worked out in words, and then compared (arXiv:2408.15240 has it reason before its verdict).
+
+    Attributes:
+        length: tokens of its answers at most.
+    """
+
+    model: VLM
+    processor: Processor
+    length: int
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts, each with the solver's greedy answer behind it."""
+        plain = [replace(prompt, features=None) for prompt in prompts]  # its tower may be another
+        rollout = generate_group(self.model, self.processor, plain, 1, self.length, 0.0)
+        return [continued(p, ids, 0) for p, ids in zip(prompts, rollout.ids, strict=True)]
+
+
+def what_is_read(verifier: ScoredVLM, prompts: list[Prompt]) -> list[Prompt]:
+    """What a verifier reads before completions: the prompts, and its solver's answers."""
+    return prompts if verifier.solver is None else verifier.solver(prompts)
 
 
 def ends(ids: list[Tensor]) -> Tensor:
@@ -202,21 +233,23 @@ def save_verifier(model: ScoredVLM, directory: Path, base: Path, about: dict) ->
 
 
 def fingerprint(directory: Path) -> str:
-    """Of everything that its scores depend on: sha256 of its score and of its trunk."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*.safetensors")):
+    """Of everything that its scores depend on: sha256 of its score, its trunk and its solver."""
+    digest, files = hashlib.sha256(), sorted(directory.rglob("*.safetensors"))
+    if (solver := read_json_object(directory / ABOUT).get("solver")) is not None:
+        files += sorted(Path(solver["model"]).rglob("*.safetensors"))
+    for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def check_read_alike(trunk: Path, policy: Path) -> None:
-    """Raise InputError unless a trunk reads the tokens and pictures that the policy does."""
+def check_read_alike(directory: Path, policy: Path) -> None:
+    """Raise InputError unless a model reads the tokens and pictures that the policy does."""
     for name in READ_ALIKE:
-        pair = [place / name for place in (trunk, policy)]
+        pair = [place / name for place in (directory, policy)]
         if all(path.is_file() for path in pair) and len({path.read_bytes() for path in pair}) > 1:
             what = f"reads otherwise than the policy {policy}, {name} differs"
-            raise InputError(f"{trunk}: {what}; a verifier begins as a model of the same family")
+            raise InputError(f"{directory}: {what}; take a model of the same family")
 
 
 def load_verifier(
@@ -248,4 +281,11 @@ def load_verifier(
         model.score.load_state_dict(load_file(directory / SCORE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{directory / SCORE}: cannot be read ({error})") from None
+    if (solver := about.get("solver")) is not None:
+        place = Path(solver["model"])
+        if not place.is_dir():
+            fix = f'correct "solver" in {directory / ABOUT}'
+            raise InputError(f"{directory}: its solver {place} is gone; {fix}")
+        trained = load_model(place, dtype, device).requires_grad_(False)
+        model.solver = Solver(trained, load_processor(place), solver["max_completion_length"])
     return model.requires_grad_(False), about

@@ -1,10 +1,10 @@
 """Meadows: large pictures whose details are lost at first sight, and questions about them.
 
-A meadow is drawn at 384 pixels and first shown at 96: a flower is then five to seven pixels wide,
-so that its colour and place remain, and its petals and centre do not. A crop of 96 x 96 pixels
-shows it as large as the small ones of the scenes (data/garden/world.py). Half of the questions need
-such a look, the other half can be answered at first sight: to look always, or never, is not the
-best that can be done.
+A meadow is drawn at 384 pixels and first shown at 96: a flower is then six to eight pixels wide,
+so that its colour and place remain, and its petals and centre do not. A crop of 64 x 64 pixels,
+enlarged, shows it as large as the largest of the scenes (data/garden/world.py). Half of the
+questions need such a look, the other half can be answered at first sight: to look always, or never,
+is not the best that can be done.
 
 Next: tasks/zoom.py.
 """
@@ -18,10 +18,12 @@ from data.garden.drawing import SUPERSAMPLE, background, paint_flower
 from data.garden.questions import CM, Question, unique_flowers
 from data.garden.world import COLOURS, GRID, Placed, Scene, fits, random_flower, reading_order
 
-MEADOW_SIZE, VIEW_SIZE, CROP_SIZE = 384, 96, 96  # pixels
-SIDES = (20, 24, 28)  # of the flowers' boxes
+MEADOW_SIZE, VIEW_SIZE, CROP_SIZE = 384, 96, 64  # pixels
+SIDES = (24, 28, 32)  # of the flowers' boxes
 GAP = 16  # pixels between flowers
-STEP = 48  # pixels between the corners of crops: seven places a side, so that one has all of a flower
+STEP = (
+    32  # pixels between the corners of crops: the fewest places of which one shows all of a flower
+)
 DETAILS = {  # what a look is for -> the question
     "petals": "How many petals has the {colour} flower?",
     "shape": "What shape are the petals of the {colour} flower?",

@@ -239,20 +239,20 @@ def test_a_crop_shows_the_flower_whole_and_on_the_net_of_boxes():
         assert len({p.colour for p in scene}) == len(scene)
         for p in scene:
             x0, y0, x1, y1 = meadow.crop_around(p)
-            assert 0 <= x0 <= p.x0 and p.x1 <= x1 <= 384 and (x1 - x0, y1 - y0) == (96, 96)
-            assert 0 <= y0 <= p.y0 and p.y1 <= y1 <= 384 and not (x0 % 48 or y0 % 48)
-            seen[x0 // 48] += 1
+            assert 0 <= x0 <= p.x0 and p.x1 <= x1 <= 384 and (x1 - x0, y1 - y0) == (64, 64)
+            assert 0 <= y0 <= p.y0 and p.y1 <= y1 <= 384 and not (x0 % 32 or y0 % 32)
+            seen[x0 // 32] += 1
         question, _ = meadow.ask_at_sight(rng, scene) if len(scene) > 1 else (None, None)
         if question is not None:
             side, middles = question.prompt.split()[-1][:-1], {p.colour: p.middle for p in scene}
             axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[side]
             places = sorted((sign * middle[axis], colour) for colour, middle in middles.items())
             assert places[0][1] == question.answer and places[1][0] - places[0][0] >= 48
-    assert len(seen) == 7
+    assert len(seen) == 11
 
 
 def test_the_first_view_has_no_details_left(task):
-    """A flower is at most seven pixels wide in it, and 28 in the crop."""
+    """A flower is at most eight pixels wide in it, and 48 in the crop."""
     for e in task.train:
         original = load_image(e.world.original)
         assert e.images[0].size == (96, 96) and original.size == (384, 384)

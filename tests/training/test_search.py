@@ -61,6 +61,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, processor, worth):
         super().__init__()
         self.processor, self.worth, self.device = processor, worth, torch.device("cpu")
+        self.solver = None
 
     def forward(self, pack):
         lengths = [n for group in pack.layout.completion_lengths for n in group]

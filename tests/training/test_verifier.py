@@ -15,10 +15,12 @@ from model.load import load_model, load_processor
 from model.pack import make_pack
 from model.scored import ScoredVLM
 from runtime.errors import InputError
+from sample import generate_group
 from tasks import TASKS, load_task
 from tests.helpers import pay_odd_lengths, rows
 from tests.model.test_shared_prefix import some_groups
 from train_grpo import main as train_grpo_main
+from training.search import Sampling, choose, completion_scores
 from training.verifier import (
     Labelled,
     auc,
@@ -32,6 +34,7 @@ from training.verifier import (
     save_verifier,
     scores_of,
     verifier_loss,
+    what_is_read,
 )
 
 
@@ -239,40 +242,72 @@ def train_verifier_task(flags):
     return load_task(cfg, load_processor(cfg.model))
 
 
-def test_a_trunk_of_its_own_is_trained_on_what_the_policy_says(
-    flags, tiny_dir, tmp_path, monkeypatch
+@pytest.fixture
+def solver_dir(tiny_dir, tmp_path) -> Path:
+    """Another model than the policy."""
+    directory = shutil.copytree(tiny_dir, tmp_path / "solver")
+    tensors = load_file(directory / "model.safetensors")
+    save_file({k: 1.5 * v for k, v in tensors.items()}, directory / "model.safetensors")
+    return directory
+
+
+def test_a_solver_answers_first_and_the_verifier_reads_it(
+    flags, tiny_dir, solver_dir, tmp_path, capsys
 ):
-    """The policy stays --model: it is sampled from there, and the verifier begins elsewhere."""
-    trunk, loaded = shutil.copytree(tiny_dir, tmp_path / "trunk"), []
-    tensors = load_file(trunk / "model.safetensors")
-    save_file({k: 1.5 * v for k, v in tensors.items()}, trunk / "model.safetensors")
-    sampled_from = train_verifier.load_model
-    monkeypatch.setattr(
-        train_verifier, "load_model", lambda d, *more: loaded.append(d) or sampled_from(d, *more)
-    )
-    words = [*flags, "--trunk", str(trunk), "--output_dir", str(tmp_path / "v"), "--learning_rate"]
-    train_verifier.main([*words, "1e-9"])
-    assert loaded == [tiny_dir]
+    """Its scores are those of prompts that go on with what the solver alone says greedily; a run
+    that it rewards knows them again, and a search counts their tokens."""
+    words = [*flags, "--solver", str(solver_dir), "--output_dir", str(tmp_path / "v")]
+    train_verifier.main(words)
     verifier, about = load_verifier(tmp_path / "v", torch.float32, "cpu", tiny_dir)
-    assert about["base"] == str(trunk)
-    own, other = (load_model(d).state_dict() for d in (trunk, tiny_dir))
-    for name, value in verifier.trunk.state_dict().items():
-        torch.testing.assert_close(value, own[name], rtol=1e-5, atol=1e-6)
-    assert not all(torch.equal(own[name], other[name]) for name in own)
+    assert about["solver"] == {"model": str(solver_dir), "max_completion_length": 10}
+    processor, task = load_processor(tiny_dir), train_verifier_task(flags)
+    examples = task.splits["held_out"][:2]
+    prompts = [processor.prompt(e.id, e.images, e.question) for e in examples]
+    said = [
+        generate_group(load_model(solver_dir), processor, [p], 1, 10, 0.0).ids[0] for p in prompts
+    ]
+    other = generate_group(load_model(tiny_dir), processor, prompts, 1, 10, 0.0).ids
+    assert any(not torch.equal(a, b) for a, b in zip(said, other, strict=True))
+    ids = [torch.tensor([*processor.encode(f"<answer>{k}</answer>"), processor.end_ids[0]])
+           for k in range(4)]  # fmt: skip
+    scores = completion_scores(verifier, what_is_read(verifier, prompts), ids)
+    for n, prompt in enumerate(prompts):
+        for k, tokens in enumerate(ids[2 * n : 2 * n + 2]):
+            after = torch.cat((said[n], tokens))
+            pack = make_pack([prompt], [[after]])
+            assert scores[n, k].item() == pytest.approx(verifier(pack)[-1].item(), abs=1e-5)
+    assert not torch.equal(scores, completion_scores(verifier, prompts, ids))
+    sampling = Sampling(load_model(tiny_dir), processor, 10, 1.0, 0)
+    chosen = choose(sampling, task, prompts, examples, 4, "best", verifier)
+    verifier.solver = None
+    plain = choose(sampling, task, prompts, examples, 4, "best", verifier)
+    for n, prompt in enumerate(prompts):
+        more = chosen[n].computed - plain[n].computed
+        assert more == len(prompt.ids) + 2 * len(said[n])
 
 
-def test_a_trunk_that_reads_other_tokens_is_refused(flags, tiny_dir, tmp_path):
-    trunk = shutil.copytree(tiny_dir, tmp_path / "trunk")
-    path = trunk / "tokenizer.json"
+def test_a_solver_that_has_changed_or_gone_is_noticed(flags, solver_dir, tmp_path):
+    train_verifier.main([*flags, "--solver", str(solver_dir), "--output_dir", str(tmp_path / "v")])
+    before = fingerprint(tmp_path / "v")
+    weights = solver_dir / "model.safetensors"
+    save_file({k: -v for k, v in load_file(weights).items()}, weights)
+    assert fingerprint(tmp_path / "v") != before
+    shutil.rmtree(solver_dir)
+    with pytest.raises(InputError, match='its solver .*solver is gone; correct "solver" in'):
+        load_verifier(tmp_path / "v", torch.float32, "cpu")
+
+
+def test_a_solver_that_reads_other_tokens_is_refused(flags, solver_dir):
+    path = solver_dir / "tokenizer.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(InputError, match="reads otherwise than the policy.*tokenizer.json differs"):
-        train_verifier.main([*flags, "--trunk", str(trunk)])
+        train_verifier.main([*flags, "--solver", str(solver_dir)])
 
 
 @pytest.mark.parametrize(
     "more, said",
     [
-        ("--trunk x --adapter y", "--trunk x: must be left out"),
+        ("--labels process --solver x", "--solver x: must be left out but for --labels outcome"),
         ("--labels preference", "--ratings None: must be given"),
         ("--ratings x.jsonl", "--ratings x.jsonl: must be taken with --labels preference"),
         ("--fsdp", "--fsdp"),
