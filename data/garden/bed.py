@@ -72,8 +72,8 @@ def place(cell: Cell) -> str:
 
 def ask_way(colour: str, goal: Cell) -> Question:
     """The question of a walk; what ends it is always the same word."""
-    prompt, there = f"Walk to the {colour} flower and pick it.", place(goal)
-    return Question("walk", prompt, "pick", f"at {there}, {colour} {there}", seen=colour)
+    prompt = f"Walk to the {colour} flower and pick it."
+    return Question("walk", prompt, "pick", f"at {place(goal)}, {colour} here", seen=colour)
 
 
 def way(start: Cell, goal: Cell, colour: str) -> list[tuple[str, str]]:
