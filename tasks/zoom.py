@@ -1,6 +1,6 @@
 """Looking closer: details are lost at first sight, and the model may ask for a part of the picture.
 
-prompt   "How many petals has the red flower? To look closer: <zoom>[x1, y1, x2, y2]</zoom>."
+prompt   "What shape are the petals of the red flower? To look closer: <zoom>[x1, y1, ..]</zoom>."
 data     meadows of the garden, half of the questions answerable at first sight; or rows with a
          short text as solution and pictures larger than --max_pixels (data/rows.py)
 acting   acting/zoom.py: the region is shown, cut from the original; then the model goes on. Of the

@@ -40,9 +40,9 @@ from training.evaluation import evaluate, wilson_interval
 
 COLD = "--cot --train_size 4000 --learning_rate 1e-3 --prompts_per_step 16 --eval_steps 1000"
 COLD_OF = {  # tiny flowers and a gardener are new to the tower
-    "zoom": "--max_steps 300 --no-freeze_vision",
+    "zoom": "--max_steps 600 --no-freeze_vision",
     "lookup": "--max_steps 100",
-    "walk": "--max_steps 200 --no-freeze_vision",
+    "walk": "--max_steps 300 --no-freeze_vision",
 }
 GRPO = "--train_size 1000 --max_steps 100 --eval_steps 50"
 

@@ -1,7 +1,7 @@
 """Meadows: large pictures whose details are lost at first sight, and questions about them.
 
 A meadow is drawn at 384 pixels and first shown at 96: a flower is then six to eight pixels wide,
-so that its colour and place remain, and its petals and centre do not. A crop of 64 x 64 pixels,
+so that its colour and place remain, and its shape and centre do not. A crop of 64 x 64 pixels,
 enlarged, shows it as large as the largest of the scenes (data/garden/world.py). Half of the
 questions need such a look, the other half can be answered at first sight: to look always, or never,
 is not the best that can be done.
@@ -25,7 +25,6 @@ STEP = (
     32  # pixels between the corners of crops: the fewest places of which one shows all of a flower
 )
 DETAILS = {  # what a look is for -> the question
-    "petals": "How many petals has the {colour} flower?",
     "shape": "What shape are the petals of the {colour} flower?",
     "centre": "What colour is the centre of the {colour} flower?",
 }
@@ -82,7 +81,7 @@ def ask_detail(rng: random.Random, scene: Scene) -> tuple[Question, Placed]:
     """A question that needs a look, and the flower to look at."""
     p, name = rng.choice(unique_flowers(scene)), rng.choice(list(DETAILS))
     answer = str(getattr(p.flower, name))
-    words = {"petals": f"{answer} petals", "shape": answer, "centre": f"{answer} centre"}[name]
+    words = {"shape": answer, "centre": f"{answer} centre"}[name]
     prompt = DETAILS[name].format(colour=p.colour)
     return Question("vqa", prompt, answer, thought=f"{p.colour}: {words}", seen=place(p)), p
 
