@@ -3,7 +3,8 @@
 prompt   "Walk to the red flower and pick it. To move: <go>north</go>, south, east, west."
 data     beds of 3 x 3 cells with three flowers, somewhere on a lawn of 4 x 4
 acting   acting/walk.py: after each move the bed is shown again; the answer "pick" ends the walk.
-         A third of the training demonstrations pick too early: they show how to walk, not how far
+         Of the training demonstrations three in four pick too early: they show how to walk, not
+         how far
 reward   the answer "pick" where the gardener stands at the flower + format
 metric   strict: arrived and picked; "arrived" and "detour" tell more
 ood      larger beds: 4 x 4 cells with five flowers
@@ -28,7 +29,7 @@ INVITATION = "To move: <go>north</go>, south, east, west."
 SIDE, OOD_SIDE = 3, 4  # cells
 FLOWERS, OOD_FLOWERS = 3, 5
 LATER_PICTURES = Walk.budget
-TOO_EARLY = 1 / 3  # of the training demonstrations
+TOO_EARLY = 0.75  # of the training demonstrations
 
 
 def load(cfg: TaskConfig, image_cfg=None) -> Task:

@@ -44,7 +44,8 @@ COLD_OF = {  # tiny flowers and a gardener are new to the tower
     "lookup": "--max_steps 100",
     "walk": "--max_steps 300 --no-freeze_vision",
 }
-GRPO = "--train_size 1000 --max_steps 100 --eval_steps 50"
+GRPO = "--train_size 1000 --eval_steps 50"
+STEPS = {"zoom": 100, "lookup": 100, "walk": 80}  # of it
 
 
 class Blank(Zoom):
@@ -154,7 +155,8 @@ def case(task: str, seed: int, size: int, with_controls: bool) -> list[dict]:
     with tempfile.TemporaryDirectory() as work:
         start = Path(work) / "cold"
         add("cold start", run(start, task, seed, "train_sft.py", cold))
-        paid = f"{GRPO} --held_out_size {size} --model {checkpoint_of(start)}"
+        paid = f"{GRPO} --max_steps {STEPS[task]} --held_out_size {size}"
+        paid += f" --model {checkpoint_of(start)}"
         end = Path(work) / "grpo"
         add("then GRPO", run(end, task, seed, "train_grpo.py", paid))
         if task == "zoom":
