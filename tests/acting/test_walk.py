@@ -83,7 +83,7 @@ def task():
 
 def test_some_training_demonstrations_pick_too_early_and_say_so_truly(task):
     early = [e for e in task.train if len(e.reasoning.calls) < e.world.distance]
-    assert 0.15 * 60 < len(early) < 0.5 * 60
+    assert 0.6 * 60 < len(early) < 0.9 * 60
     for e in early:
         said = "".join(f"<think>{t}</think>{call}" for t, call in e.reasoning.calls)
         state = task.environment.replay(e, said)
@@ -160,7 +160,7 @@ def test_the_edge_of_a_small_bed_holds():
 
 def test_ways_are_shortest_and_every_move_is_needed(task):
     moves = Counter(move for e in task.train for _, move in e.reasoning.calls)
-    assert len(moves) == 4 and min(moves.values()) > 10
+    assert len(moves) == 4 and min(moves.values()) > 5
     steps = way((0, 3), (2, 1), "red")
     assert steps[0] == ("at 3 21, red 15 9", "east"), "cm from the upper left"
     assert [move for _, move in steps] == ["east", "east", "north", "north"]
