@@ -6,8 +6,8 @@
 For each task and seed: supervised fine-tuning on demonstrations that show how to act and not when,
 then train_grpo.py from there. For `zoom` also, on the questions that need a look:
 
-    blank     the trained model, shown grey in the place of what it asks for
-    oracle    the cold start, with the look of the demonstration made for it
+    blank     the model, shown grey in the place of what it asks for
+    oracle    the model, with the look of the demonstration made for it
     no looks  trained likewise, without demonstrations of looks and without an environment
     bonus 0, bonus for all    GRPO from the same cold start, paid for no look, or for every one
 
@@ -143,36 +143,34 @@ def case(task: str, seed: int, size: int, with_controls: bool) -> list[dict]:
     cold = f"{COLD} {COLD_OF[task]} --held_out_size {size}"
     rows = []
 
-    def add(what: str, result: Outcome) -> None:
+    def add(what: str, out: Path, result: Outcome) -> None:
         row = {"task": task, "seed": seed, "what": what}
         row["strict"] = shares(result.final, "strict", size)
         if task == "zoom":
             for half in ("needs_look", "at_sight"):
                 row[f"{half}: right"] = shares(result.final, f"{half}/strict", size // 2)
                 row[f"{half}: looked"] = f"{result.final.get(f'{half}/looked', 0):.1%}"
+            row |= {f.__name__: f"{f(checkpoint_of(out), size):.1%}" for f in (oracle, blank)}
         rows.append(row | {"s": result.seconds})
 
     with tempfile.TemporaryDirectory() as work:
         start = Path(work) / "cold"
-        add("cold start", run(start, task, seed, "train_sft.py", cold))
+        add("cold start", start, run(start, task, seed, "train_sft.py", cold))
         paid = f"{GRPO} --max_steps {STEPS[task]} --held_out_size {size}"
         paid += f" --model {checkpoint_of(start)}"
         end = Path(work) / "grpo"
-        add("then GRPO", run(end, task, seed, "train_grpo.py", paid))
-        if task == "zoom":
-            rows[-1] |= {"blank": f"{blank(checkpoint_of(end), size):.1%}"}
-            rows[0] |= {"oracle": f"{oracle(checkpoint_of(start), size):.1%}"}
+        add("then GRPO", end, run(end, task, seed, "train_grpo.py", paid))
         if task == "zoom" and with_controls:
             none = Path(work) / "none"
-            run(none, task, seed, "train_sft.py", cold, "no_looks")
+            add("no looks", none, run(none, task, seed, "train_sft.py", cold, "no_looks"))
             from_none = paid.replace(str(checkpoint_of(start)), str(checkpoint_of(none)))
             for what, flags, other in (
-                ("no looks", from_none, "no_looks"),
+                ("no looks, then GRPO", from_none, "no_looks"),
                 ("bonus 0", f"{paid} --look_bonus 0", ""),
                 ("bonus for all", paid, "for_all"),
             ):
                 out = Path(work) / what.replace(" ", "_")
-                add(what, run(out, task, seed, "train_grpo.py", flags, other))
+                add(what, out, run(out, task, seed, "train_grpo.py", flags, other))
     return rows
 
 
