@@ -56,6 +56,7 @@ from training.verifier import (
     ends,
     group_loss,
     in_chunks,
+    load_solver,
     quality,
     save_verifier,
     scale_of,
@@ -183,10 +184,9 @@ def solver_of(setup: Setup) -> Solver:
     """The model of --solver. Raises InputError where it reads otherwise, or could not answer."""
     cfg, directory = setup.cfg, local_directory(setup.cfg.solver)
     check_read_alike(directory, cfg.model)
-    model = load_model(directory, getattr(torch, cfg.dtype), setup.model.device)
     length = cfg.max_completion_length or setup.task.max_completion_length
     setup.processor.check_lengths(cfg.max_prompt_length + length, length)
-    return Solver(model.requires_grad_(False), setup.processor, length)
+    return load_solver(directory, length, getattr(torch, cfg.dtype), setup.model.device)
 
 
 class Rated:
@@ -266,8 +266,9 @@ def train(cfg: VerifierConfig) -> dict[str, dict[str, float]]:
     about = {"labels": cfg.labels, "task": cfg.task, "prompt_mode": cfg.prompt_mode}
     about |= {"scale": scale_of(model, held_out["held_out"], size), "quality": results}
     if cfg.solver is not None:
-        place = str(local_directory(cfg.solver).resolve())
-        about["solver"] = {"model": place, "max_completion_length": source.solver.length}
+        solver = source.solver
+        place = str(solver.directory.resolve())
+        about["solver"] = {"model": place, "max_completion_length": solver.length}
     save_verifier(model, directory, cfg.model, about)
     for split, metrics in results.items():
         print(f"{cfg.labels} {split}: {json.dumps({k: round(v, 4) for k, v in metrics.items()})}")

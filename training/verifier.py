@@ -65,11 +65,13 @@ class Solver:
     worked out in words, and then compared (arXiv:2408.15240 has it reason before its verdict).
 
     Attributes:
+        directory: of its checkpoint.
         length: tokens of its answers at most.
     """
 
     model: VLM
     processor: Processor
+    directory: Path
     length: int
 
     @torch.no_grad()
@@ -78,6 +80,14 @@ class Solver:
         plain = [replace(prompt, features=None) for prompt in prompts]  # its tower may be another
         rollout = generate_group(self.model, self.processor, plain, 1, self.length, 0.0)
         return [continued(p, ids, 0) for p, ids in zip(prompts, rollout.ids, strict=True)]
+
+
+def load_solver(
+    directory: Path, length: int, dtype: torch.dtype, device: torch.device | str
+) -> Solver:
+    """The solver that a checkpoint is, without gradients."""
+    model = load_model(directory, dtype, device).requires_grad_(False)
+    return Solver(model, load_processor(directory), directory, length)
 
 
 def what_is_read(verifier: ScoredVLM, prompts: list[Prompt]) -> list[Prompt]:
@@ -286,6 +296,5 @@ def load_verifier(
         if not place.is_dir():
             fix = f'correct "solver" in {directory / ABOUT}'
             raise InputError(f"{directory}: its solver {place} is gone; {fix}")
-        trained = load_model(place, dtype, device).requires_grad_(False)
-        model.solver = Solver(trained, load_processor(place), solver["max_completion_length"])
+        model.solver = load_solver(place, solver["max_completion_length"], dtype, device)
     return model.requires_grad_(False), about

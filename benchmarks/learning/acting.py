@@ -143,14 +143,16 @@ def case(task: str, seed: int, size: int, with_controls: bool) -> list[dict]:
     cold = f"{COLD} {COLD_OF[task]} --held_out_size {size}"
     rows = []
 
-    def add(what: str, out: Path, result: Outcome) -> None:
+    def add(what: str, out: Path, result: Outcome, can_look: bool = True) -> None:
         row = {"task": task, "seed": seed, "what": what}
         row["strict"] = shares(result.final, "strict", size)
         if task == "zoom":
             for half in ("needs_look", "at_sight"):
                 row[f"{half}: right"] = shares(result.final, f"{half}/strict", size // 2)
                 row[f"{half}: looked"] = f"{result.final.get(f'{half}/looked', 0):.1%}"
-            row |= {f.__name__: f"{f(checkpoint_of(out), size):.1%}" for f in (oracle, blank)}
+            for measure in (oracle, blank):
+                share = f"{measure(checkpoint_of(out), size):.1%}" if can_look else "-"
+                row[measure.__name__] = share
         rows.append(row | {"s": result.seconds})
 
     with tempfile.TemporaryDirectory() as work:
@@ -162,7 +164,7 @@ def case(task: str, seed: int, size: int, with_controls: bool) -> list[dict]:
         add("then GRPO", end, run(end, task, seed, "train_grpo.py", paid))
         if task == "zoom" and with_controls:
             none = Path(work) / "none"
-            add("no looks", none, run(none, task, seed, "train_sft.py", cold, "no_looks"))
+            add("no looks", none, run(none, task, seed, "train_sft.py", cold, "no_looks"), False)
             from_none = paid.replace(str(checkpoint_of(start)), str(checkpoint_of(none)))
             for what, flags, other in (
                 ("no looks, then GRPO", from_none, "no_looks"),
@@ -170,7 +172,8 @@ def case(task: str, seed: int, size: int, with_controls: bool) -> list[dict]:
                 ("bonus for all", paid, "for_all"),
             ):
                 out = Path(work) / what.replace(" ", "_")
-                add(what, out, run(out, task, seed, "train_grpo.py", flags, other))
+                result = run(out, task, seed, "train_grpo.py", flags, other)
+                add(what, out, result, other != "no_looks")
     return rows
 
 

@@ -88,11 +88,12 @@ def correlation(rows: list[dict], name: str) -> str:
     return f"{spearmanr(gain, told).statistic:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def made_before(output: Path | None) -> list[dict]:
-    """The rows of a benchmark that was stopped."""
+def made_before(output: Path | None, with_gain: bool) -> list[dict]:
+    """The rows of a benchmark that was stopped. `with_gain`: those whose run was made, too."""
     if output is None or not output.exists():
         return []
-    return [json.loads(line) for line in output.read_text().splitlines()]
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    return [row for row in rows if "gain" in row or not with_gain]
 
 
 def show(table: Table, rows: list[dict], output: Path | None) -> None:
@@ -112,17 +113,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     print(machine())
     rows, table = [], Table()
-    for row in made_before(args.output):
-        rows.append(row)
-        show(table, rows, args.output)
-    cases = set(itertools.product(args.tasks, args.modes)) - {(r["task"], r["mode"]) for r in rows}
-    told = (foretell(*case) for case in sorted(cases))
-    if args.train:
-        pool = ThreadPoolExecutor(args.jobs)
-        told = pool.map(run, list(told))
-    for row in told:
-        rows.append(row)
-        show(table, rows, args.output)
+    earlier = made_before(args.output, args.train)
+    made = {(row["task"], row["mode"]) for row in earlier}
+    cases = [case for case in itertools.product(args.tasks, args.modes) if case not in made]
+    told = (foretell(*case) for case in cases)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        later = pool.map(run, list(told)) if args.train else told
+        for row in itertools.chain(earlier, later):
+            rows.append(row)
+            show(table, rows, None if len(rows) <= len(earlier) else args.output)
     if args.train and len(rows) > 2:
         for name in FORETOLD:
             print(f"gain and {name}: {correlation(rows, name)}")

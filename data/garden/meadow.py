@@ -21,9 +21,7 @@ from data.garden.world import COLOURS, GRID, Placed, Scene, fits, random_flower,
 MEADOW_SIZE, VIEW_SIZE, CROP_SIZE = 384, 96, 64  # pixels
 SIDES = (24, 28, 32)  # of the flowers' boxes
 GAP = 16  # pixels between flowers
-STEP = (
-    32  # pixels between the corners of crops: the fewest places of which one shows all of a flower
-)
+STEP = 32  # pixels between the corners of crops: so few places that one still shows a whole flower
 DETAILS = {  # what a look is for -> the question
     "shape": "What shape are the petals of the {colour} flower?",
     "centre": "What colour is the centre of the {colour} flower?",

@@ -40,9 +40,9 @@ class InThisProcess:
 
 def holes(processor, task, rule=None, user=None, **flags):
     """name -> hole, of a rule of others or of the task's own reward."""
-    small = {"shots": 4} if task in ("det", "ovd") else {}
-    few = {"held_out_per_class": 1} if task == "cls" else {"held_out_size": 4}
-    small |= few if task in ("cls", "det", "ovd") else few | {"train_size": 12}
+    small = {"held_out_per_class": 1} if task == "cls" else {"held_out_size": 4}
+    if task != "cls":
+        small |= {"shots": 4} if task in ("det", "ovd") else {"train_size": 12}
     cfg = PreflightConfig(task=task, max_completion_length=256, **small | flags)
     loaded, user = load_task(cfg, processor), user or (rule and InThisProcess(rule))
     scorer = Scorer(loaded, cfg, user)

@@ -15,11 +15,13 @@ from model.load import load_model, load_processor
 from model.pack import make_pack
 from model.scored import ScoredVLM
 from runtime.errors import InputError
-from sample import generate_group
+from sample import Rollout, generate_group
 from tasks import TASKS, load_task
 from tests.helpers import pay_odd_lengths, rows
 from tests.model.test_shared_prefix import some_groups
+from train_grpo import GRPOConfig
 from train_grpo import main as train_grpo_main
+from training.learned_reward import LearnedReward
 from training.search import Sampling, choose, completion_scores
 from training.verifier import (
     Labelled,
@@ -251,11 +253,9 @@ def solver_dir(tiny_dir, tmp_path) -> Path:
     return directory
 
 
-def test_a_solver_answers_first_and_the_verifier_reads_it(
-    flags, tiny_dir, solver_dir, tmp_path, capsys
-):
-    """Its scores are those of prompts that go on with what the solver alone says greedily; a run
-    that it rewards knows them again, and a search counts their tokens."""
+def test_a_solver_answers_first_and_the_verifier_reads_it(flags, tiny_dir, solver_dir, tmp_path):
+    """Its scores are those of prompts that go on with what the solver alone says greedily; so they
+    are as a reward, and a search counts the tokens."""
     words = [*flags, "--solver", str(solver_dir), "--output_dir", str(tmp_path / "v")]
     train_verifier.main(words)
     verifier, about = load_verifier(tmp_path / "v", torch.float32, "cpu", tiny_dir)
@@ -277,6 +277,10 @@ def test_a_solver_answers_first_and_the_verifier_reads_it(
             pack = make_pack([prompt], [[after]])
             assert scores[n, k].item() == pytest.approx(verifier(pack)[-1].item(), abs=1e-5)
     assert not torch.equal(scores, completion_scores(verifier, prompts, ids))
+    cfg = GRPOConfig(task="count", model=tiny_dir, reward_model=tmp_path / "v")
+    rollout = Rollout(ids, [], [], [], rewards=torch.zeros(2, 2), parts=[{} for _ in ids])
+    LearnedReward(cfg, torch.device("cpu")).add_to(rollout, prompts)
+    torch.testing.assert_close(rollout.rewards, cfg.reward_model_weight * scores.sigmoid())
     sampling = Sampling(load_model(tiny_dir), processor, 10, 1.0, 0)
     chosen = choose(sampling, task, prompts, examples, 4, "best", verifier)
     verifier.solver = None
@@ -284,6 +288,19 @@ def test_a_solver_answers_first_and_the_verifier_reads_it(
     for n, prompt in enumerate(prompts):
         more = chosen[n].computed - plain[n].computed
         assert more == len(prompt.ids) + 2 * len(said[n])
+
+
+@pytest.mark.parametrize("tower", ["--freeze_vision", "--no-freeze_vision"])
+def test_what_is_learnt_from_is_what_is_read_later(flags, tiny_dir, solver_dir, tower):
+    words = [*flags, "--solver", str(solver_dir), tower]
+    kind = train_verifier.VerifierConfig
+    setup = train_verifier.prepare(kind(**given_flags(kind, words, "")))
+    source, processor = train_verifier.Sampled(setup), load_processor(tiny_dir)
+    by_id = {e.id: e for e in setup.task.train}
+    for group in source.of_step(0):
+        e = by_id[group.prompt.id.partition("@")[0]]
+        (read,) = source.solver([processor.prompt(e.id, e.images, e.question)])
+        assert torch.equal(group.prompt.ids, read.ids) and read.said > 0
 
 
 def test_a_solver_that_has_changed_or_gone_is_noticed(flags, solver_dir, tmp_path):
