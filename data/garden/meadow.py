@@ -1,7 +1,8 @@
 """Meadows: large pictures whose details are lost at first sight, and questions about them.
 
 A meadow is drawn at 384 pixels and first shown at 96: a flower is then six to eight pixels wide,
-so that its colour and place remain, and its shape and centre do not. A crop of 64 x 64 pixels,
+so that its colour and place remain, and of its shape and centre too little for the bundled model,
+which is right by chance (benchmarks/RESULTS.md, "The first view alone"). A crop of 64 x 64 pixels,
 enlarged, shows it as large as the largest of the scenes (data/garden/world.py). Half of the
 questions need such a look, the other half can be answered at first sight: to look always, or never,
 is not the best that can be done.
