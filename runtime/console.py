@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from runtime.errors import InputError, visible
 
-advice: str | None = None  # of the memory plan, where memory runs out
+advice: str | None = None  # of this run's memory plan, where memory runs out
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -63,6 +63,8 @@ def run(main: Callable[[], None], trains: bool = False, memory_flags: str = "") 
         trains: what counts is in files, so a stdout that cannot be written ends nothing.
         memory_flags: of this script, which bring its memory down.
     """
+    global advice
+    advice = None  # that of an earlier run in this process is about other settings
     streams = sys.stdout, sys.stderr
     out, err = (stream or open(os.devnull, "w") for stream in streams)  # None: closed by `>&-`
     out.reconfigure(line_buffering=trains or None)

@@ -96,7 +96,8 @@ def test_an_interrupt_and_a_lack_of_memory_are_one_line(capsys):
     [("train_grpo", GRPOConfig), ("train_sft", SFTConfig)]
     + [("evaluate", EvalConfig), ("sample", SampleConfig)],
 )
-def test_a_lack_of_memory_names_flags_that_the_script_has(script, kind, capsys):
+def test_a_lack_of_memory_names_flags_that_the_script_has(script, kind, capsys, monkeypatch):
+    monkeypatch.setattr(console, "advice", "what the plan of an earlier run advised")
     ends = (ROOT / f"{script}.py").read_text(encoding="utf-8").split("__main__")[1]
     (call,) = re.findall(r"console\.run\(main(.*)\)", ends)
     lower = " ".join(re.findall(r'"(--.*)"', ends))
