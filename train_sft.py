@@ -150,7 +150,7 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
             acting = (cfg.prompt_mode, processor, setup.task.environment)
             calls, shown = zip(*(demonstrated_calls(e, *acting) for e in examples), strict=True)
             if cfg.freeze_vision:
-                keep_features_of(model, shown)
+                keep_features_of(model, [s.piece for seen in shown for s in seen])
             responses = [
                 response_ids(example, cfg.prompt_mode, processor, ids)
                 for example, ids in zip(examples, calls, strict=True)

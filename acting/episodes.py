@@ -82,7 +82,7 @@ def sample_episodes(
     Args:
         examples: of the prompts. environment: None: completions only answer.
         max_completion_length: of the sampled tokens of all turns.
-        freeze_vision: run the tower over what is shown once, for sampling and training.
+        freeze_vision: leave the tower's output in the prompts and in what was shown, for training.
     Returns: a Rollout of the sampled tokens, with the episode of each of its N * G rows. Where an
         observation was the last, `finish` is "over".
     """
@@ -91,11 +91,12 @@ def sample_episodes(
     if environment is None:
         return generate_group(model, processor, prompts, G, limit, **more)
     more["pause_at"] = environment.closings
+    seen = [prompt for prompt in prompts if prompt.features is None]
+    keep_features_of(model, seen)
     rollout = generate_group(model, processor, prompts, G, limit, **more)
     episodes = [Episode(environment.start(examples[b // G])) for b in range(len(rollout.ids))]
     while live := _act(rollout, episodes, environment, processor, limit):
-        if freeze_vision:
-            keep_features_of(model, [episode.shown for episode in episodes])
+        keep_features_of(model, [episodes[b].shown[-1].piece for b in live])
         starts = {
             b: continued(prompts[b // G], rollout.ids[b], b % G, episodes[b].shown) for b in live
         }
@@ -105,8 +106,12 @@ def sample_episodes(
             turn = generate_group(model, processor, [starts[b] for b in rows], 1, room, **more)
             for k, b in enumerate(rows):
                 _append(rollout, b, turn, k, limit)
+    seen += [shown.piece for episode in episodes for shown in episode.shown]
     if freeze_vision:
-        keep_features_of(model, [episode.shown for episode in episodes])
+        keep_features_of(model, seen)  # of what was shown at the very end, too
+    else:  # a tower that learns sees them anew
+        for piece in seen:
+            piece.features = None
     decode = processor.decode
     rollout.texts = [processor.opening + decode(ids) for ids in rollout.ids]
     rollout.episodes = episodes
@@ -151,11 +156,17 @@ def _append(rollout: Rollout, b: int, turn: Rollout, k: int, limit: int) -> None
 
 
 @torch.no_grad()
-def keep_features_of(model: VLM, shown: Sequence[Sequence[Shown]]) -> None:
-    """Run the tower over the pictures that were shown, once, for sampling and training."""
-    pieces = [s.piece for seen in shown for s in seen]
-    if new := [p for p in pieces if p.pixels is not None and p.features is None]:
-        model.keep_image_features(new)
+def keep_features_of(model: VLM, pieces: Sequence[Prompt]) -> None:
+    """Run the tower over the pictures of prompts or of what was shown: once, if they are alike."""
+    alike: dict[tuple, list[Prompt]] = {}
+    for piece in pieces:
+        if piece.pixels is not None and piece.features is None:
+            key = (*piece.grids, piece.pixels.numpy().tobytes())
+            alike.setdefault(key, []).append(piece)
+    model.keep_image_features([first for first, *_ in alike.values()])
+    for first, *others in alike.values():
+        for piece in others:
+            piece.features = first.features
 
 
 def demonstrated_calls(

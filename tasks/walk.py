@@ -62,7 +62,8 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
     side = OOD_SIDE if is_ood else SIDE
     corner, flowers, start = sample_bed(rng, side, OOD_FLOWERS if is_ood else FLOWERS)
     goal = rng.choice(list(flowers))
-    bed = Bed(NET, corner, side, start, goal, partial(draw_bed, flowers, corner, side, seed))
+    drawn = partial(draw_bed, tuple(flowers.items()), corner, side, seed)
+    bed = Bed(NET, corner, side, start, goal, drawn)
     colour = flowers[goal].colour
     question = ask_way(colour, goal)
     moves = tuple((t, f"<go>{move}</go>") for t, move in way(start, goal, colour))

@@ -7,7 +7,7 @@ Next: tasks/walk.py.
 """
 
 import random
-from collections.abc import Mapping
+from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
@@ -39,8 +39,9 @@ def sample_bed(
     return (left, top), flowers, start
 
 
+@lru_cache(512)  # the walks of a group come to the same cells
 def draw_bed(
-    flowers: Mapping[Cell, Flower], corner: Cell, side: int, seed: int, gardener: Cell
+    flowers: tuple[tuple[Cell, Flower], ...], corner: Cell, side: int, seed: int, gardener: Cell
 ) -> Image.Image:
     """The bed from above on its lawn, RGB, 96 x 96."""
     picture = background("grass", seed, SCENE_SIZE)
@@ -48,7 +49,7 @@ def draw_bed(
     area = (left, top, left + CELL * side, top + CELL * side)
     picture.paste(background("soil", seed, SCENE_SIZE).crop(area), area)
     layer = Image.new("RGBA", (SCENE_SIZE * SUPERSAMPLE,) * 2)
-    for (column, row), flower in flowers.items():
+    for (column, row), flower in flowers:
         x, y = column * CELL, row * CELL
         box = (x + INSET, y + INSET, x + CELL - INSET, y + CELL - INSET)
         big = tuple(SUPERSAMPLE * pixel for pixel in box)

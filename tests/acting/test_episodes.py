@@ -184,6 +184,24 @@ def test_every_picture_that_was_shown_is_seen_by_the_tower_once(tiny, prompts, e
         assert pieces and all(p.features is not None or p.pixels is None for p in pieces)
 
 
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_pictures_that_are_alike_are_seen_once_and_a_learning_tower_sees_them_again(
+    tiny, prompts, examples, freeze_vision
+):
+    tower, counts = tiny[0].visual, []
+    hook = tower.register_forward_pre_hook(lambda tower, args: counts.append(len(args[1])))
+    try:
+        _, episodes = play(tiny, prompts, examples, freeze_vision=freeze_vision)
+    finally:
+        hook.remove()
+    pieces = [*prompts, *(s.piece for e in episodes for s in e.shown)]
+    with_pictures = [piece for piece in pieces if piece.pixels is not None]
+    different = {(*piece.grids, piece.pixels.numpy().tobytes()) for piece in with_pictures}
+    assert sum(counts) == sum(len(key) - 1 for key in different)
+    assert len(different) < len(with_pictures) - 4  # G completions are shown the same
+    assert all((piece.features is not None) == freeze_vision for piece in with_pictures)
+
+
 def test_turns_are_the_pieces_of_the_text_between_closing_tags():
     """A token may bring more than the tag: "><"."""
     episode, text = Episode(None), ""

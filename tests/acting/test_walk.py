@@ -25,7 +25,7 @@ PICK = "<think>here</think><answer>pick</answer>"
 
 
 def example(start=(1, 1), goal=(2, 1)):
-    bed = Bed(4, (0, 0), 4, start, goal, partial(draw_bed, FLOWERS, (0, 0), 4, 7))
+    bed = Bed(4, (0, 0), 4, start, goal, partial(draw_bed, tuple(FLOWERS.items()), (0, 0), 4, 7))
     return Example("e", (bed.draw(start),), "Walk to the red flower.", "pick", world=bed)
 
 
@@ -148,7 +148,7 @@ def test_a_small_bed_is_somewhere_on_the_lawn_and_holds_all(task):
 
 
 def test_the_edge_of_a_small_bed_holds():
-    bed = Bed(4, (1, 1), 3, (1, 1), (3, 3), partial(draw_bed, {}, (1, 1), 3, 7))
+    bed = Bed(4, (1, 1), 3, (1, 1), (3, 3), partial(draw_bed, (), (1, 1), 3, 7))
     e, world = Example("e", (bed.draw(bed.start),), "?", "pick", world=bed), Walk()
     outcomes = []
     state = world.start(e)
