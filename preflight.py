@@ -123,6 +123,7 @@ def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings,
         top_share=data.top_share,
         limit=cfg.max_completion_length,
         near=len(data.same) + len(data.near),
+        demonstrated=any(example.reasoning is not None for example in task.train),
     )
     return found, data, real
 

@@ -90,6 +90,8 @@ def examples_of(cfg: RateConfig) -> dict[str, Example]:
     settings = replace(settings, **moved)
     processor = load_processor(local_directory(settings.model), settings.max_pixels)
     task = load_task(settings, processor)
+    if task.environment is not None:
+        raise InputError(f"{cfg.run}: completions of --task {task.name} act, which no rater sees")
     examples = usable_splits({"train": task.train}, processor, settings)["train"]
     about = cfg.run / "run.json"
     recorded = config.read_settings(about).get("data") if about.is_file() else None

@@ -5,7 +5,8 @@
 
 The loss is the mean negative log-probability over the tokens of the right completions of a step.
 Without `--cot` a completion is the answer alone, and the model is evaluated with the direct prompt;
-with `--cot` it is the source's own reasoning and the answer, as `--prompt_mode` asks for.
+with `--cot` it is the source's own reasoning and the answer, as `--prompt_mode` asks for. Where
+completions act, the calls of a demonstration stand before it in either case.
 
 The result is a checkpoint like any other. Reason-RFT's two stages (arXiv:2503.20752) are this
 script with `--cot`, then `train_grpo.py --model runs/NAME/step_N/hf`. Read first: train_grpo.py.
@@ -19,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from acting.episodes import demonstrated_calls, keep_features_of
+from acting.episodes import demonstrated_calls
 from answers import has_tag
 from config import TrainConfig, flag, require
 from data.examples import Example, Reasoning, completion_text
@@ -49,7 +50,9 @@ class SFTConfig(TrainConfig):
     prompt_mode: Literal["think", "steps", "direct"] = flag(
         "direct", "answer at once; where cot is set, reason first or in four steps"
     )
-    cot: bool = flag(False, "learn the reasoning too, not the answer alone")
+    cot: bool = flag(
+        False, "learn the reasoning too, not the answer (and the calls before it) alone"
+    )
     cot_texts: Path | None = flag(None, "jsonl of id and thought, for data from outside")
 
     def __post_init__(self) -> None:
@@ -144,13 +147,11 @@ def train(cfg: SFTConfig, checkpoint: Checkpoint | None = None) -> dict[str, flo
         for step in run.steps():
             # 1. Questions and their right answers. Each rank takes its shard of them.
             questions, prompts = reader.read(places_of_step(step, cfg))
-            with unsharded(model):
-                keep_features(model, prompts, cfg)
             examples = [example for _, example in distributed.local_shard(questions)]
             acting = (cfg.prompt_mode, processor, setup.task.environment)
             calls, shown = zip(*(demonstrated_calls(e, *acting) for e in examples), strict=True)
-            if cfg.freeze_vision:
-                keep_features_of(model, [s.piece for seen in shown for s in seen])
+            with unsharded(model):
+                keep_features(model, [*prompts, *(s.piece for seen in shown for s in seen)], cfg)
             responses = [
                 response_ids(example, cfg.prompt_mode, processor, ids)
                 for example, ids in zip(examples, calls, strict=True)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from acting.environment import COUNTED, Asked, Outcome, Region, Tool
 from answers import Box, box_items, parse_boxes
+from data.box_formats import Size
 from data.examples import Example, Picture
 from data.pictures import size_of
 from model.image import load_image
@@ -36,11 +37,13 @@ class Sight:
     """What `Example.world` holds: the picture in full, which is seen reduced at first.
 
     Attributes:
+        view: width and height of the first view.
         region: what has to be looked at for the answer; None: nothing.
         is_known: whether anybody knows that.
     """
 
     original: Picture
+    view: Size
     region: Region | None = None
     is_known: bool = True
 
@@ -81,7 +84,8 @@ class Zoom(Tool):
 
     def show(self, state: Asked) -> tuple[Image.Image]:
         """The region, cut out and enlarged."""
-        return (enlarged(cut(state.example.world.original, state.done[-1]), state.example),)
+        sight = state.example.world
+        return (enlarged(cut(sight.original, state.done[-1]), sight.view),)
 
     def region(self, state: Asked) -> Region:
         """The region itself."""
@@ -119,11 +123,11 @@ def cut(original: Picture, region: Region) -> Image.Image:
     return image.crop((x1, y1, x2, y2))
 
 
-def enlarged(crop: Image.Image, example: Example) -> Image.Image:
-    """The crop ENLARGED times as wide and high, if it has fewer pixels then than the first view."""
+def enlarged(crop: Image.Image, view: Size) -> Image.Image:
+    """The crop ENLARGED times as wide and high, if it has no more pixels then than the first view:
+    more would be taken away again."""
     width, height = (round(side * ENLARGED) for side in crop.size)
-    first = size_of(example.images[0])
-    if width * height > first[0] * first[1]:
+    if width * height > view[0] * view[1]:
         return crop
     return crop.resize((width, height), Image.Resampling.BICUBIC)
 

@@ -110,6 +110,7 @@ class Findings:
     top_share: float  # of the most frequent target
     limit: int  # tokens of a completion
     near: int = 0  # pairs of a training and a held-out question with pictures alike
+    demonstrated: bool = True  # the data say how an answer is reached
 
 
 def judge(found: Findings) -> list[Verdict]:
@@ -167,10 +168,13 @@ def _calls_first(found: Findings) -> Verdict | None:
     called = found.forecast.parts.get("called", 1.0)
     if called >= RARELY:
         return None
+    fix = "train_sft.py --cot learns it from demonstrations (docs/acting.md)"
+    if not found.demonstrated:
+        fix = "the garden has demonstrations, these data have none: train_sft.py --cot without "
+        fix += "--data, then --model with its checkpoint (docs/acting.md)"
     text = (
         f"Teach it to act first: {called:.0%} of the completions make a call that has a result. "
-        "train_sft.py --cot learns it from demonstrations (docs/acting.md); what is never sampled "
-        "is never paid."
+        f"What is never sampled is never paid; {fix}."
     )
     return Verdict("calls_first", "bad", text)
 

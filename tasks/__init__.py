@@ -5,7 +5,7 @@
     ovd      the same, evaluated on other categories change   calls that turn picture 1 into 2
     ground   the one box that a phrase means         vqa      a word
     order    what comes first, what comes next       entail   yes, no or unknown
-    zoom     a word, after looking closer            lookup   a number, after reading a fact
+    zoom     a word, after looking closer            lookup   a colour, after reading a fact
     walk     moves through a flower bed
 
 A new task is one file here and its name in `NAMES`, which every script and every test that is about

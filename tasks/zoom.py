@@ -54,7 +54,7 @@ def load(cfg: TaskConfig, image_cfg: ImageConfig | None = None) -> Task:
     def scores(text: str, example: Example) -> dict[str, float]:
         return {"strict": float(is_right(text, example))}
 
-    train, evaluated = source_splits(cfg)
+    train, evaluated = source_splits(cfg, image_cfg)
     splits = (
         [invited(e, cfg, image_cfg) for e in train],
         {
@@ -85,7 +85,8 @@ def invited(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None) ->
         reasoning = replace(reasoning, calls=tuple(calls))
     question = f"{example.question} {INVITATION}"
     if cfg.data != "garden":
-        unit = "{:g} x {:g} for the whole picture".format(*canvas)
+        which = "whole" if len(example.images) == 1 else "first"
+        unit = "{:g} x {:g} for the {} picture".format(*canvas, which)
         question = f"{question[:-1]}, in {unit}."
     known = dict(reasoning=reasoning, canvas=canvas, box_format=cfg.coords)
     return replace(example, question=question, **known)
@@ -110,19 +111,20 @@ def by_need(environment: Zoom, examples: list[Example], texts: list[str]) -> dic
     return metrics
 
 
-def source_splits(cfg: TaskConfig) -> Splits:
+def source_splits(cfg: TaskConfig, image_cfg: ImageConfig | None) -> Splits:
     """The garden's meadows, or rows whose first picture is seen reduced."""
     if cfg.data != "garden":
         train, evaluated = record_splits(cfg, WORD)
-        return [whole(e) for e in train], {
-            name: [whole(e) for e in examples] for name, examples in evaluated.items()
+        return [whole(e, image_cfg) for e in train], {
+            name: [whole(e, image_cfg) for e in examples] for name, examples in evaluated.items()
         }
     return generated_splits("zoom", cfg, draw)
 
 
-def whole(example: Example) -> Example:
+def whole(example: Example, image_cfg: ImageConfig | None) -> Example:
     """A question about a picture from outside: crops are cut from its file, whatever it needs."""
-    return replace(example, world=Sight(example.images[0], is_known=False))
+    view = resizer(image_cfg)(size_of(example.images[0]))
+    return replace(example, world=Sight(example.images[0], view, is_known=False))
 
 
 def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Example:
@@ -149,5 +151,5 @@ def draw(id: str, split: str, split_seed: int, index: int, is_ood: bool) -> Exam
         looks = random.Random(f"{id} shown").random() < share
     calls = ((meadow.place(flower), meadow.crop_around(flower)),) if looks else ()
     reasoning = replace(question.reasoning, calls=calls)
-    known = dict(world=Sight(original, region), reasoning=reasoning)
+    known = dict(world=Sight(original, view.size, region), reasoning=reasoning)
     return Example(id, (view,), question.prompt, question.answer, **known)

@@ -145,9 +145,12 @@ def plan(
         update = static + in_forward + parts["gradients"]
     else:  # gradients appear as the layers' tensors go
         update = static + max(in_forward, parts["gradients"] + parts["head"])
+    rollout = static + parts["cache"] + max(parts["sampler"], parts["prefill"])
+    if sizes.pictures and not run.freeze_vision:  # kept from turn to turn, and then forgotten
+        rollout += size * feature_count
     phases = {
         "tower": static + (parts["tower"] if run.freeze_vision else 0),
-        "rollout": static + parts["cache"] + max(parts["sampler"], parts["prefill"]),
+        "rollout": rollout,
         "update": update + (0 if run.freeze_vision else parts["tower"]),
     }
     return Plan(parts, phases)

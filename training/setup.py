@@ -121,6 +121,9 @@ def check_acting(cfg: TaskConfig, task: Task, processor: Processor) -> None:
     for flag in ("replay_buffer_size", "dynamic_sample", "reward_model", "report_attention"):
         if getattr(cfg, flag, None):
             raise InputError(f"--{flag}: not for --task {task.name}, whose completions act")
+    if getattr(cfg, "votes", 1) > 1 and len({example.target for example in task.train}) == 1:
+        what = f"all answers of --task {task.name} are the same, how they are reached is not"
+        raise InputError(f"--votes {cfg.votes}: {what}; leave it out")
     if cfg.script == "train_verifier.py":
         raise InputError(f"--task {task.name}: its completions act, which no verifier reads yet")
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from acting import episodes as module
 from acting.environment import Observation, last_call
-from acting.episodes import Episode, demonstrated_calls, sample_episodes
+from acting.episodes import Episode, demonstrated_calls, keep_features_of, sample_episodes
 from data.examples import Example, Reasoning
 from data.garden.drawing import draw_flower
 from data.garden.world import RL_SPECIES
@@ -200,6 +200,22 @@ def test_pictures_that_are_alike_are_seen_once_and_a_learning_tower_sees_them_ag
     assert sum(counts) == sum(len(key) - 1 for key in different)
     assert len(different) < len(with_pictures) - 4  # G completions are shown the same
     assert all((piece.features is not None) == freeze_vision for piece in with_pictures)
+
+
+def test_pictures_of_the_same_numbers_and_another_shape_are_not_alike(tiny):
+    model, processor = tiny
+    pictures = [Image.new("RGB", size) for size in ((32, 64), (64, 32), (32, 64))]
+    pieces = [processor.piece(f"p{k}", ("<look>", p, "</look>")) for k, p in enumerate(pictures)]
+    numbers = torch.rand_like(pieces[0].pixels)
+    for piece in pieces:
+        piece.pixels = numbers.clone()
+    keep_features_of(model, pieces)
+    tall, wide, again = pieces
+    assert again.features is tall.features and wide.features is not tall.features
+    for piece in (tall, wide):
+        alone = model.image_features([replace(piece, features=None)])  # (Q, levels, D)
+        assert torch.allclose(piece.features, alone, atol=1e-5)
+    assert not torch.allclose(tall.features, wide.features, atol=1e-3)
 
 
 def test_turns_are_the_pieces_of_the_text_between_closing_tags():

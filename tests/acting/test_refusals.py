@@ -8,9 +8,10 @@ import json
 import pytest
 
 import evaluate
+import rate
 import train_grpo
 import train_verifier
-from config import BASE_MODEL
+from config import BASE_MODEL, TaskConfig, save
 from reporting.page.saved_run import read_run
 from runtime.errors import InputError
 from tests.helpers import step_rows
@@ -41,6 +42,18 @@ def test_a_blind_evaluation_would_see_what_it_is_shown(pictures):
     words = f"--task zoom --train_size 1 --held_out_size 2 --pictures {pictures}"
     with pytest.raises(InputError, match="what it is shown later would be real"):
         evaluate.main(words.split())
+
+
+def test_answers_that_are_all_the_same_cannot_be_voted_on():
+    words = "--train_size 2 --held_out_size 2 --votes 3 --temperature 1 --split train"
+    with pytest.raises(InputError, match="--votes 3: all answers of --task walk are the same"):
+        evaluate.main(["--task", "walk", *words.split()])
+
+
+def test_turns_are_not_rated(tmp_path):
+    save(TaskConfig(task="walk", train_size=2, held_out_size=2), tmp_path / "config.json")
+    with pytest.raises(InputError, match="completions of --task walk act, which no rater sees"):
+        rate.examples_of(rate.RateConfig(run=tmp_path))
 
 
 def test_a_reward_of_the_user_is_the_whole_reward(tmp_path):

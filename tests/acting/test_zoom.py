@@ -28,7 +28,7 @@ SIDE = 400
 def example(needs_look=True):
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     original = Image.fromarray(pixels)
-    world = Sight(original, (0.5, 0.5, 0.6, 0.6) if needs_look else None)
+    world = Sight(original, (96, 96), (0.5, 0.5, 0.6, 0.6) if needs_look else None)
     return Example("e", (original.resize((96, 96)),), "What?", "red", world=world)
 
 
@@ -120,7 +120,7 @@ def test_every_call_has_its_outcome_and_none_raises(world, argument, outcome):
 def test_no_region_is_too_long_for_a_processor(world):
     """What counts are the pixels of the region once it is widened."""
     processor = Processor(BASE_MODEL)
-    wide = Sight(Image.new("RGB", (4200, 1000)))
+    wide = Sight(Image.new("RGB", (4200, 1000)), (96, 96))
     e = replace(example(), world=wide)
     for box, outcome in (((0, 0, 1000, 10), "malformed"), ((0, 0, 300, 16), "done")):
         _, (seen,) = play(world, e, call(*box))
@@ -294,10 +294,13 @@ def test_questions_about_pictures_from_outside_get_looks_cut_from_the_file(
     state, (seen,) = play(task.environment, e, f"<zoom>{most}</zoom>")
     expected = np.asarray(Image.open(e.images[0]))[150:, 200:]
     assert np.array_equal(np.asarray(seen.parts[1]), expected), "pixel by pixel, not reduced"
+    tenth = [canvas[0] // 10 * 9, canvas[1] // 10 * 9, *canvas]
+    _, (seen,) = play(task.environment, e, f"<zoom>{tenth}</zoom>")
+    crop = Image.open(e.images[0]).crop((720, 540, 800, 600))
+    assert seen.parts[1].size == (120, 90), "a small region is shown enlarged"
     quarter = [canvas[0] // 2, canvas[1] // 2, *canvas]
-    _, (seen,) = play(task.environment, e, f"<zoom>{quarter}</zoom>")
-    crop = Image.open(e.images[0]).crop((400, 300, 800, 600))
-    assert seen.parts[1].size == (600, 450), "a small region is shown enlarged"
+    _, (large,) = play(task.environment, e, f"<zoom>{quarter}</zoom>")
+    assert large.parts[1].size == (400, 300), "what the model sees reduced is not enlarged before"
     near = np.asarray(seen.parts[1].resize(crop.size, Image.Resampling.BOX), dtype=float)
     assert np.corrcoef(near.ravel(), np.asarray(crop, dtype=float).ravel())[0, 1] > 0.9
     parts = task.environment.reward(e, state, "<answer>red</answer>")

@@ -165,6 +165,19 @@ def test_each_trap_gets_its_verdict(tmp_path, name):
     assert any(char.isdigit() for char in first.text), "the figure that it rests on"
 
 
+@pytest.mark.parametrize(
+    "task, rows, fix",
+    [
+        ("lookup", "", "--cot learns it from demonstrations"),
+        ("zoom", "rows", "--cot without --data"),
+    ],
+)
+def test_who_has_to_act_first_learns_it_where_demonstrations_are(tmp_path, task, rows, fix):
+    data = {"data": saved(tmp_path, examples("vqa", 24))} if rows else {}
+    first, *_ = verdicts(task=task, questions=8, **data)
+    assert first.name == "calls_first" and fix in first.text
+
+
 def test_a_constant_target_and_answers_that_need_no_picture_are_said(tmp_path):
     rows = saved(tmp_path, examples("vqa"), lambda e: "red", question="Which colour is a rose?")
     beside = {v.name: v for v in verdicts(task="vqa", data=rows)[1:]}

@@ -62,6 +62,8 @@ RUNS = {  # name -> (script, flags of all, flags of two ranks)
         "",
     ),
     "acts": ("train_grpo", f"{SHORT} --beta 0.04 --num_iterations 2", ""),
+    "acts, sft": ("train_sft", SFT, ""),
+    "acts, sft, sharded": ("train_sft", f"{SFT} --groups_per_micro_batch 1", "--fsdp"),
     "acts, ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 0", ""),
     "ppo": ("train_ppo", f"{SHORT} --beta 0.04 --critic_warmup 0", ""),
     "sft": ("train_sft", SFT, ""),
@@ -86,14 +88,17 @@ def count_with_changes(load):
 
     In runs with "no image" in their name one question of a step has none. Each rank has one
     question at least, so while one computes it, the other computes one with an image. In those with
-    "acts" completions are shown something after every vowel.
+    "acts" completions are shown something after every vowel; of the demonstrations the first is
+    shown pictures, so that in some steps one rank has none.
     """
 
     def changed(cfg, image_cfg=None):
         task = pay_odd_lengths(load)(cfg, image_cfg)
         name = Path(getattr(cfg, "output_dir", None) or "").name
         if "acts" in name:
-            return replace(task, environment=Album())
+            asks = replace(task.train[0].reasoning, calls=(("why", "a"), ("so", "e"), ("so", "i")))
+            train = [replace(task.train[0], reasoning=asks), *task.train[1:]]
+            return replace(task, train=train, environment=Album())
         if "no image" not in name:
             return task
         first, *others = task.train
