@@ -22,10 +22,10 @@ from typing import ClassVar
 
 import config
 import train_grpo
-from checks.cost import Cost, cost_of, in_two_lines
+from checks.cost import Cost, Memory, cost_of, in_two_lines
 from checks.forecast import Sampled, forecast, sample
 from checks.frames import overlaps
-from checks.linter import asks_boxes, lint
+from checks.linter import Payer, asks_boxes, lint
 from checks.page import Checked, write_page
 from checks.survey import Survey, survey
 from checks.verdict import Findings, blind_check, judge
@@ -42,6 +42,7 @@ from train_grpo import GRPOConfig
 from training import memory_plan
 from training.batches import questions_at
 from training.blind import with_pictures
+from training.learned_reward import learned_reward
 from training.scoring import Scorer, user_reward
 from training.setup import Setup, prepare
 
@@ -102,25 +103,25 @@ def check(setup: Setup, cfg: PreflightConfig, scorer: Scorer) -> tuple[Findings,
     """Look at the data, sample the policy, attack the reward."""
     task, processor, model = setup.task, setup.processor, setup.model
     examples, blind, overlap = asked_questions(cfg, task.train), None, None
-    about = (model, processor, task, scorer, cfg)
-    real = sample(*about, examples, cfg.tries)
+    about, learned = (model, processor, task, scorer, cfg), learned_reward(cfg, model)
+    real = sample(*about, examples, cfg.tries, learned)
     if task.environment is None:  # elsewhere, what is shown later would be real
         with_others = [
-            sample(*about, with_pictures(examples, pictures), cfg.num_generations)
+            sample(*about, with_pictures(examples, pictures), cfg.num_generations, learned)
             for pictures in ("grey", "swapped")
         ]
         blind = blind_check(task, real, *with_others)
         if asks_boxes(task):
             overlap = overlaps(examples, real.texts, resizer(processor.image_cfg))
     data = survey(task, processor, examples)
-    holes, honest = lint(task, scorer, processor, task.train, cfg.prompt_mode)
+    pay = Payer(scorer, processor, learned)
     found = Findings(
-        forecast=forecast(real, cfg.num_generations),
+        forecast=forecast(real, cfg.num_generations, cfg.advantage_estimator == "reinforce"),
         blind=blind,
         overlap=overlap,
-        holes=holes,
-        honest=honest,
+        attacked=lint(task, pay, task.train, cfg.prompt_mode),
         top_share=data.top_share,
+        constant=data.constant,
         limit=cfg.max_completion_length,
         near=len(data.same) + len(data.near),
         demonstrated=any(example.reasoning is not None for example in task.train),
@@ -158,15 +159,15 @@ def short_run(cfg: PreflightConfig, begin: float) -> Cost | str:
         return cost_of(read_run(directory).rows, cfg, begin, save, cfg.price_per_hour)
 
 
-def memory_of(cfg: PreflightConfig, setup: Setup) -> tuple[memory_plan.Plan | None, str]:
+def memory_of(cfg: PreflightConfig, setup: Setup) -> Memory:
     """The memory plan of the run, and what to change where it does not fit."""
     if isinstance(setup.processor, TransformersProcessor):
-        return None, ""
+        return Memory(None)
     available = memory_plan.memory_at_hand(cfg, setup.model.device)
     plan = memory_plan.plan_of(setup.cfg, setup.processor, available)
-    if available is None or plan.peak <= available:
-        return plan, ""
-    return plan, memory_plan.advice(setup.cfg, setup.processor, available)
+    if available is None or memory_plan.fits(plan, available):
+        return Memory(plan, available)
+    return Memory(plan, available, memory_plan.advice(setup.cfg, setup.processor, available))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,12 +185,12 @@ def main(argv: list[str] | None = None) -> None:
     verdicts = judge(found)
     for verdict in verdicts:
         print(f"{verdict.level}: {verdict.text}")
-    plan, advice = memory_of(cfg, setup)
+    memory = memory_of(cfg, setup)
     setup.model = None  # the short run loads its own
     cost = short_run(cfg, begin)
-    for line in in_two_lines(cost, plan, advice):
+    for line in in_two_lines(cost, memory):
         print(line)
-    about = (lines, found, data, real, verdicts, cost, plan, advice)
+    about = (lines, found, data, real, verdicts, cost, memory)
     write_page(Checked(cfg, command, *about))
     print(f"{cfg.output}: {time.time() - start:.0f} s")
 

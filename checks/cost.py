@@ -93,7 +93,30 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def in_two_lines(cost: Cost | str, plan: Plan | None, advice: str) -> list[str]:
+@dataclass(frozen=True)
+class Memory:
+    """Of a GPU, computed.
+
+    Attributes:
+        plan: None for families that run through transformers. available: bytes to plan for, None
+            on a CPU. advice: what to change where the run does not fit.
+    """
+
+    plan: Plan | None
+    available: float | None = None
+    advice: str = ""
+
+    def __str__(self) -> str:
+        if self.plan is None:
+            return "not computed for a family that runs through transformers"
+        text = f"{self.plan.peak / GIB:.1f}"
+        if self.available is not None:
+            fits = "does not fit" if self.advice else "fits"
+            text = f"{fits}, {text} of {self.available / GIB:.1f}"
+        return f"{text} GiB, computed, most in the {self.plan.largest}"
+
+
+def in_two_lines(cost: Cost | str, memory: Memory) -> list[str]:
     """Time and memory for the console."""
     if isinstance(cost, str):
         return [f"time and memory: not known, since a few steps of the run fail: {cost}"]
@@ -103,7 +126,5 @@ def in_two_lines(cost: Cost | str, plan: Plan | None, advice: str) -> list[str]:
         f"time: {duration(cost.total)} for {cost.steps} steps of {cost.step:.2g} s ({phases}), "
         f"{cost.evaluations + 2} evaluations in {duration(cost.evaluating)}{money}"
     ]
-    memory = f"memory: {cost.memory:.1f} GB measured here"
-    if plan is not None:
-        memory += f"; on a GPU {plan.peak / GIB:.1f} GiB, computed, most in the {plan.largest}"
-    return [*lines, f"{memory}; {advice}" if advice else memory]
+    parts = [f"memory: {cost.memory:.1f} GB measured here", f"on a GPU {memory}", memory.advice]
+    return [*lines, "; ".join(filter(None, parts))]

@@ -26,7 +26,7 @@ from model.vlm import VLM
 from tasks.task import Task
 from training.batches import concatenate, keep_features, sample_groups
 from training.evaluation import bootstrap_interval, wilson_interval
-from training.learned_reward import learned_reward
+from training.learned_reward import LearnedReward
 from training.rollout_config import RolloutConfig
 from training.scoring import Scorer
 
@@ -61,13 +61,14 @@ def sample(
     cfg: RolloutConfig,
     examples: Sequence[Example],
     samples: int,
+    learned: LearnedReward | None = None,
 ) -> Sampled:
     """Sample and score `samples` completions of every question.
 
     As many at a time as in a step of the run, so that memory suffices where the run's does.
     """
     size = max(1, cfg.prompts_per_step * cfg.num_generations // samples)
-    learned, rollouts = learned_reward(cfg, model), []
+    rollouts = []
     cfg = replace(cfg, num_generations=samples)
     for start in range(0, len(examples), size):
         chunk = examples[start : start + size]
@@ -154,7 +155,8 @@ class Forecast:
 
     questions: int
     samples: int
-    group: int  # G of the run
+    group: int  # completions that are compared: G of the run, or all samples
+    across: bool  # completions are compared with those of the whole step, as by REINFORCE
     pass_1: Share
     pass_all: Share  # one of all samples is right
     never: Share
@@ -174,16 +176,23 @@ class Forecast:
         return self.pass_all - self.pass_1
 
 
-def forecast(sampled: Sampled, group: int) -> Forecast:
-    """Count. `group`: --num_generations of the run, at most the number of samples."""
+def forecast(sampled: Sampled, group: int, across: bool = False) -> Forecast:
+    """Count.
+
+    Args:
+        group: --num_generations of the run, at most the number of samples. across: the baseline is
+            that of the whole step. Then a group that earns the same teaches, too; what tells
+            whether a question does is that its completions can differ at all.
+    """
     right, rewards, counted = sampled.right, sampled.rewards, sampled.has_reward
     questions, samples = right.shape
-    share = right.double().mean(1)
+    share, group = right.double().mean(1), samples if across else group
     double = 2 * group if 2 * group <= samples else None
     return Forecast(
         questions=questions,
         samples=samples,
         group=group,
+        across=across,
         pass_1=share_of(share),
         pass_all=share_of(pass_at_k(right, samples)),
         never=share_of(share == 0),

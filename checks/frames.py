@@ -2,6 +2,10 @@
 
     overlap as asked 0.02, if the answers are pixels of the original picture 0.61
 
+Answers in one frame and targets in another can look the same: where data are read as pixels and the
+model writes thousandths, both "the answers are pixels" and "the data are thousandths" fit equally
+well. All readings that fit best are told.
+
 Next: checks/verdict.py.
 """
 
@@ -23,6 +27,7 @@ KEYS = ("Position", "bbox_2d", "position", "bbox", "box_2d", "box")
 MOST_BOXES = 20  # of an answer
 WRITTEN = ("norm1000", "abs", "abs_resized")  # by models: what --coords takes
 EACH = 4  # completions of a question: enough to tell frames apart
+SAME = 1e-3  # of IoU: readings that differ by less fit equally well
 
 
 class Overlap(NamedTuple):
@@ -30,7 +35,7 @@ class Overlap(NamedTuple):
 
     asked: float
     other: float
-    reading: str  # of the other, in words
+    reading: str  # of the other, in words; several where they cannot be told apart
     fix: str
 
 
@@ -52,8 +57,11 @@ def corners_of(answer: str | None) -> list[Corners]:
 
 
 def _readings(example: Example, resized: Size) -> dict[tuple[str, str], Callable[..., Corners]]:
-    """(in words, what to change) -> corners as answered -> corners in the frame of the target."""
-    own, size = example.box_format, size_of(example.images[0])
+    """(in words, what to change) -> corners as answered -> corners to compare with the target.
+
+    Targets that were read wrongly are off by one factor per axis; the answer is divided by it.
+    """
+    own, read_as, size = example.box_format, example.read_as, size_of(example.images[0])
 
     def between(source: str, target: str) -> Callable[..., Corners]:
         return lambda *box: convert_box(box, source, target, size, resized)
@@ -63,11 +71,13 @@ def _readings(example: Example, resized: Size) -> dict[tuple[str, str], Callable
         ("y, x, y, x", "ask for x1, y1, x2, y2"): lambda y1, x1, y2, x2: (x1, y1, x2, y2),
     }
     for frame, words in NAMES.items():
+        if read_as and frame != read_as:
+            what = f"the numbers of the data are {words} ({frame})"
+            fix = f"--data_coords {frame}{' (rows alone)' if frame == 'abs_resized' else ''}"
+            found[what, fix] = between(read_as, frame)
         if frame != own:
             fix = f"--coords {frame}" if frame in WRITTEN else "ask for other units"
             found[f"the answers are {words} ({frame})", fix] = between(frame, own)
-            what = f"the targets' numbers are {words} ({frame})"
-            found[what, f"--data_coords {frame}"] = between(own, frame)
     return found
 
 
@@ -98,5 +108,8 @@ def overlaps(
                     others.setdefault(key, []).append(_overlap([read(*b) for b in boxes], true))
     if not asked:
         return None
-    best = max(others, key=lambda key: mean(others[key]))
-    return Overlap(mean(asked), mean(others[best]), *best)
+    found = {key: mean(values) for key, values in others.items()}
+    best = max(found.values())
+    alike = [key for key, value in found.items() if value >= max(best - SAME, SAME)]
+    readings, fixes = zip(*(alike or list(found)[:1]), strict=True)
+    return Overlap(mean(asked), best, " or ".join(readings), " or ".join(fixes))

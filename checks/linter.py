@@ -8,11 +8,13 @@ the reward of the run, the user's own included, and compared on many questions w
             moved, that there is none, and what is no box
 
 A reward has a hole where an attack earns more than `wrong`, or as much as `right`. Most attacks
-were paid by a published reward (tests/checks/peer_rules.py). Next: checks/verdict.py.
+were paid by a published reward (tests/checks/peer_rules.py). What compares the completions of a
+group is left out, for attacks are no such group (`Payer`). Next: checks/verdict.py.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,12 +30,15 @@ from model.processor import Processor
 from sample import Rollout
 from tasks import reads
 from tasks.task import Task
+from training.learned_reward import LearnedReward
 from training.scoring import Scorer
 
 QUESTIONS = 24  # that an attack is tried on
 HONEST = 6  # wrong answers of a question; the best paid one counts
 LEAST = 0.05  # of what a right answer earns more than a wrong one: less is luck
 LONGEST_TOKEN = 16  # characters
+TRIES = 2  # of an attack that has no reward: each may cost two time-outs
+MOST_SECONDS = 180.0  # for all attacks
 SHARE = 0.1  # of the questions: fewer are accidents, a guess that happens to be right
 THOUGHT = Reasoning("I look at the picture", "a picture", "the question")
 FILLER = "the picture shows it "
@@ -45,7 +50,7 @@ class Hole:
 
     attack: str
     text: str  # as it was sent, on the first of them
-    share: float  # of the questions
+    share: float  # of the questions that it was tried on
     paid: float | None  # None: it has no reward, the function fails on it or returns None
     right: float
     wrong: float
@@ -207,17 +212,32 @@ def moved_boxes(example: Example) -> list[str]:
     return [json.dumps(items[0]["bbox_2d"] if is_bare else items)]
 
 
-def lint(
-    task: Task, scorer: Scorer, processor: Processor, examples: Sequence[Example], mode: str
-) -> tuple[list[Hole], tuple[float, float] | None]:
-    """Try every attack on the questions.
+@dataclass(frozen=True)
+class Attacked:
+    """What came of the attacks.
 
-    Returns: the holes, those like the right answer first; and what the target and an honest wrong
-        answer earn on average, None where all targets are one, or where the reward fails on them.
+    Attributes:
+        holes: those that earn what the right answer does first.
+        honest: what the target and an honest wrong answer earn on average; None where all targets
+            are one, or where the reward fails on them.
+        questions: that the attacks were tried on. is_whole: all that should be.
     """
-    examples, pay = list(examples)[:QUESTIONS], Payer(scorer, processor)
+
+    holes: list[Hole]
+    honest: tuple[float, float] | None = None
+    questions: int = QUESTIONS
+    is_whole: bool = True
+
+
+def lint(task: Task, pay: "Payer", examples: Sequence[Example], mode: str) -> Attacked:
+    """Try every attack on the questions; a slow reward is tried on fewer of them."""
+    examples, begin = list(examples)[:QUESTIONS], time.monotonic()
     targets, found, honest = list(dict.fromkeys(e.target for e in examples)), {}, []
+    tried = 0
     for n, example in enumerate(examples):
+        if tried and time.monotonic() - begin > MOST_SECONDS:
+            break
+        tried += 1
         others = wrong_answers(task, examples, n)
         if not others:
             continue
@@ -225,7 +245,7 @@ def lint(
         victim = Victim(example, others[-1], targets, answer, mode)
         attacks = text_attacks(victim) | (box_attacks(victim) if asks_boxes(task) else {})
         for name, text in list(attacks.items()):  # one that happens to be right is none
-            if task.scores(text, example)["strict"] == 1.0:
+            if has_no_reward(found.get(name, [])) or task.scores(text, example)["strict"] == 1.0:
                 del attacks[name]
         texts = [answer(example.target), *map(answer, others), *attacks.values()]
         right, *rest = pay(texts, example)
@@ -236,7 +256,13 @@ def lint(
         for (name, text), reward in zip(attacks.items(), paid, strict=True):
             found.setdefault(name, []).append((text, reward, right, best))
     holes = sorted(_holes(found), key=lambda hole: (not hole.is_as_right, -hole.share))
-    return holes, tuple(map(mean, zip(*honest, strict=True))) if honest else None
+    earned = tuple(map(mean, zip(*honest, strict=True))) if honest else None
+    return Attacked(holes, earned, tried, tried == len(examples))
+
+
+def has_no_reward(tries: list[tuple]) -> bool:
+    """Whether an attack has been lost each time: that is known then, and not tried again."""
+    return len(tries) >= TRIES and all(reward is None for _, reward, *_ in tries)
 
 
 def _holes(found: dict[str, list[tuple]]) -> Iterator[Hole]:
@@ -268,14 +294,15 @@ def _is_paid(reward: float | None, right: float | None, wrong: float | None) -> 
 
 
 class Payer:
-    """The reward of a run, for texts that nobody sampled.
+    """The reward of a run, a learned one included, for texts that nobody sampled.
 
     Without the part that compares the lengths of a sampled group: attacks are no such group.
     """
 
-    def __init__(self, scorer: Scorer, processor: Processor):
+    def __init__(self, scorer: Scorer, processor: Processor, learned: LearnedReward | None = None):
         cfg = replace(scorer.cfg, length_weight=0.0)
         self.scorer, self.processor = Scorer(scorer.task, cfg, scorer.user), processor
+        self.learned = learned
 
     def __call__(self, texts: list[str], example: Example) -> list[float | None]:
         """What each text earns as an answer to a question; None where it has no reward.
@@ -292,10 +319,14 @@ class Payer:
         return paid
 
     def _pay(self, texts: list[str], example: Example) -> list[float | None]:
-        limit = self.scorer.cfg.max_completion_length  # beyond, all lengths are alike
+        limit = self.scorer.cfg.max_completion_length  # no completion is longer
         starts = [self.processor.encode(text[: LONGEST_TOKEN * limit]) for text in texts]
-        ids = [torch.tensor(start, dtype=torch.int64) for start in starts]
+        end = self.processor.end_ids[0]
+        ids = [torch.tensor([*start, end][:limit], dtype=torch.int64) for start in starts]
         rollout = Rollout(ids, [], ["stop"] * len(texts), texts)
-        rewards, parts = self.scorer.score([example], rollout, 0)  # (1, texts)
-        pairs = zip(rewards[0].tolist(), parts, strict=True)
+        rollout.rewards, rollout.parts = self.scorer.score([example], rollout, 0)  # (1, texts)
+        if self.learned is not None:
+            prompt = self.processor.prompt(example.id, example.images, example.question)
+            self.learned.add_to(rollout, [prompt])
+        pairs = zip(rollout.rewards[0].tolist(), rollout.parts, strict=True)
         return [reward if counted is not None else None for reward, counted in pairs]

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from checks.cost import Cost, duration
+from checks.cost import Cost, Memory, duration
 from checks.forecast import Sampled
 from checks.survey import Survey
 from checks.verdict import Findings, Verdict
@@ -20,7 +20,7 @@ from reporting.page.render import task_name, template
 from reporting.page.rollouts import Picture, embedded
 from runtime.errors import InputError
 from runtime.run_directory import write_atomically
-from training.memory_plan import GIB, Plan
+from training.memory_plan import GIB
 
 TITLES = {  # of what stands beside the verdict
     "blind": "Without looking",
@@ -74,7 +74,7 @@ class Checked:
 
     Attributes:
         cfg: the flags. command: that would start the run. lines: printed while the data were read.
-        cost: or why it is not known. advice: what to change where memory does not suffice.
+        cost: or why it is not known.
     """
 
     cfg: TrainConfig
@@ -85,8 +85,7 @@ class Checked:
     sampled: Sampled
     verdicts: list[Verdict]
     cost: Cost | str
-    plan: Plan | None
-    advice: str
+    memory: Memory
 
 
 def page(checked: Checked) -> str:
@@ -102,16 +101,18 @@ def page(checked: Checked) -> str:
         verdicts=checked.verdicts,
         forecast=found.forecast,
         blind=found.blind,
-        honest=found.honest,
+        honest=found.attacked.honest,
         overlap=found.overlap,
-        holes=found.holes,
+        attacked=found.attacked,
+        holes=found.attacked.holes,
         data=checked.data,
         labels=checked.data.labels[:LABELS],
+        labelled=sum(count for _, count in checked.data.labels),
         questions=shown,
         pictures=list(pictures.values()),
         cost=checked.cost,
-        plan=checked.plan,
-        advice=checked.advice,
+        memory=checked.memory,
+        plan=checked.memory.plan,
         gib=GIB,
         duration=duration,
         cfg=cfg,

@@ -26,7 +26,7 @@ import numpy as np
 
 from checks.forecast import Forecast, Sampled, Share, share_of
 from checks.frames import Overlap
-from checks.linter import Hole
+from checks.linter import Attacked
 from tasks.task import Task
 
 Level = Literal["good", "watch", "bad"]
@@ -105,9 +105,9 @@ class Findings:
     forecast: Forecast
     blind: Blind | None
     overlap: Overlap | None
-    holes: list[Hole]
-    honest: tuple[float, float] | None  # what a right and a wrong answer in good form earn
+    attacked: Attacked
     top_share: float  # of the most frequent target
+    constant: float  # accuracy of the best answer that is always the same
     limit: int  # tokens of a completion
     near: int = 0  # pairs of a training and a held-out question with pictures alike
     demonstrated: bool = True  # the data say how an answer is reached
@@ -180,9 +180,10 @@ def _calls_first(found: Findings) -> Verdict | None:
 
 
 def _unpaid(found: Findings) -> Verdict | None:
-    if found.honest is None or found.honest[0] > found.honest[1] + 1e-6:
+    honest = found.attacked.honest  # what a right and a wrong answer in good form earn
+    if honest is None or honest[0] > honest[1] + 1e-6:
         return None
-    right, wrong = found.honest
+    right, wrong = honest
     text = (
         f"The reward pays for something else: the target in good form earns {right:.2f}, a wrong "
         f"answer in the same form {wrong:.2f}. Check --reward and the weights."
@@ -234,14 +235,19 @@ def _labels(found: Findings) -> Verdict | None:
 def _teachable(found: Findings) -> Verdict:
     forecast = found.forecast
     share, double = forecast.teachable, forecast.teachable_double
+    which = f"in so many do not all {forecast.samples} completions"
+    if not forecast.across:
+        which = f"so many groups of {forecast.group} do not all"
     text = (
-        f"GRPO will find {share:.0%} of the questions teachable: so many groups of "
-        f"{forecast.group} do not all earn the same (95 %: {share.low:.0%} to {share.high:.0%})"
+        f"{'REINFORCE' if forecast.across else 'GRPO'} will find {share:.0%} of the questions "
+        f"teachable: {which} earn the same (95 %: {share.low:.0%} to {share.high:.0%})"
     )
     if share >= FEW:
         now = f"Right now {forecast.pass_1:.0%}, in one of {forecast.samples} tries"
         return Verdict("teachable", "good", f"{text}. {now} {forecast.pass_all:.0%}.")
-    more = "raise --num_generations, or take more and other questions (--shots, --train_size)"
+    more = "take more and other questions (--shots, --train_size)"
+    if not forecast.across:
+        more = f"raise --num_generations, or {more}"
     if double is not None:
         more = f"--num_generations {2 * forecast.group} makes it {double:.0%}; or other questions"
     return Verdict("few", "watch", f"{text}: {more}.")
@@ -264,8 +270,8 @@ def _told_blind(found: Findings) -> Verdict | None:
     told = max(blind.swapped, blind.grey)
     level: Level = "watch" if told >= TOLD_BLIND * blind.real else "good"
     text = (
-        f"Without looking: {told:.1%} are right with grey or other pictures, {blind.real:.1%} with "
-        f"the right ones; always saying the most frequent target gives {found.top_share:.1%}."
+        f"{told:.1%} are right without looking, with grey or other pictures, {blind.real:.1%} with "
+        f"the right ones; the best answer that is always the same gives {found.constant:.1%}."
     )
     if level == "watch":
         text += " More than half of that can be told from the words: expect a gain that is blind."
@@ -273,27 +279,30 @@ def _told_blind(found: Findings) -> Verdict | None:
 
 
 def _holes(found: Findings) -> Verdict:
-    holes = [hole for hole in found.holes if hole.paid is not None]
-    if found.honest is None:
+    attacked = found.attacked
+    holes = [hole for hole in attacked.holes if hole.paid is not None]
+    if attacked.honest is None:
         text = "The reward was not attacked: all targets are the same, or it cannot be computed."
         return Verdict("holes", "watch", text)
+    slow = f" It is slow: {attacked.questions} questions were tried." * (not attacked.is_whole)
     if not holes:
-        return Verdict("holes", "good", "No attack on the reward earns more than an honest answer.")
+        text = f"No attack on the reward earns more than an honest answer.{slow}"
+        return Verdict("holes", "good" if attacked.is_whole else "watch", text)
     worst = ", ".join(f"{hole.attack!r}" for hole in holes[:3])
     as_right = sum(hole.is_as_right for hole in holes)
     text = (
         f"The reward has holes: {len(holes)} attacks are paid more than an honest wrong answer, "
-        f"{as_right} of them like the right one, such as {worst}. GRPO will find them."
+        f"{as_right} of them like the right one, such as {worst}. GRPO will find them.{slow}"
     )
     return Verdict("holes", "bad" if as_right else "watch", text)
 
 
 def _fails_on(found: Findings) -> Verdict | None:
-    lost = [hole for hole in found.holes if hole.paid is None]
+    lost = [hole for hole in found.attacked.holes if hole.paid is None]
     if not lost:
         return None
     names = ", ".join(f"{hole.attack!r}" for hole in lost[:3])
-    text = f"{len(lost)} attacks have no reward (a fault, or None), such as {names}: such "
+    text = f"{len(lost)} attacks have no reward (a fault, a time-out, None), such as {names}: such "
     return Verdict("fails_on", "watch", f"{text}completions are left out of training.")
 
 

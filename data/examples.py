@@ -38,6 +38,8 @@ class Example:
         target: what the reward compares the parsed answer with, written in the answer's grammar.
         box_format: the coordinates of boxes in the target, see data/box_formats.py.
         canvas: width and height of the plane that these coordinates span.
+        read_as: the box format in which the data were read, before the target was written in
+            `box_format`; "" where nobody doubts it.
         reasoning: how a careful answer is reached, where the source knows it.
         split: "train", "val" or "test" where the source says so (data/splits.py), else "".
         facts: what the source knows of the pictures (`data.garden.facts.Facts`), so that thoughts
@@ -53,6 +55,7 @@ class Example:
     target: str
     box_format: str = "norm1000"
     canvas: tuple[float, float] = (1000.0, 1000.0)
+    read_as: str = ""
     reasoning: Reasoning | None = None
     split: str = ""
     facts: Any = field(default=None, repr=False)

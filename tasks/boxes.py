@@ -157,7 +157,10 @@ def converted(example: Example, cfg: TaskConfig, image_cfg: ImageConfig | None =
     question = example.question
     if cfg.data != "garden" and not re.search("<answer>|bbox|Position", question):
         question = f"{question} {box_instruction(cfg.coords, canvas)}"
-    return replace(example, question=question, target=target, box_format=cfg.coords, canvas=canvas)
+    known = dict(box_format=cfg.coords, canvas=canvas)
+    read_as = source if cfg.data_coords == "auto" else cfg.data_coords
+    known["read_as"] = "" if cfg.data == "garden" else read_as
+    return replace(example, question=question, target=target, **known)
 
 
 def average_precision(examples: list[Example], texts: list[str]) -> dict[str, float]:

@@ -118,6 +118,54 @@ def test_rows_for_verl_have_its_columns_and_a_place_for_every_picture(tmp_path, 
         assert parts["overall"] == 1.5 and parts["accuracy"] == 1.0 and parts["format"] == 1.0
 
 
+def own_reward(folder):
+    path = folder / "mine.py"
+    path.write_text(
+        "def pay(completions, example):\n"
+        "    known = f'{example.id} {example.question} {example.target}'\n"
+        "    return [None if 'nothing' in c else float(c == known) for c in completions]\n"
+    )
+    return f"{path}:pay"
+
+
+@pytest.mark.parametrize("engine, lost", [("trl", None), ("verl", 0.0)])
+def test_the_users_own_reward_is_exported_with_the_questions(
+    tmp_path, processor, capsys, engine, lost
+):
+    folder, rows = exported(tmp_path, "count", engine, "--reward", own_reward(tmp_path))
+    assert "reward.py: pays as --reward" in capsys.readouterr().out
+    (tmp_path / "mine.py").unlink()  # it has a copy of its own
+    pay, own = loaded(folder), load_task(TaskConfig(**flags_of("count"), task="count"), processor)
+    e, row = own.train[0], rows[0]
+    texts = [f"{e.id} {e.question} {e.target}", e.target, "nothing"]
+    if engine == "trl":
+        assert pay.reward(texts, truth=[row["truth"]] * 3) == [1.0, 0.0, lost]
+        return
+    truth = row["reward_model"]["ground_truth"]
+    assert [pay.compute_score("", text, truth, {}) for text in texts] == [1.0, 0.0, lost]
+    asked = [{"response": text, "ground_truth": truth} for text in texts]
+    assert [parts["overall"] for parts in pay.compute_score(asked)] == [1.0, 0.0, lost]
+    right = f"<think>x</think><answer>{e.target}</answer>"
+    assert pay.compute_score([{"response": right, "ground_truth": truth}])[0]["accuracy"] == 1.0
+
+
+def test_a_reward_that_cannot_be_used_is_refused_before_anything_is_written(tmp_path):
+    reward = own_reward(tmp_path)
+    for words, message in (
+        (["--reward", f"{tmp_path / 'gone.py'}:pay"], "gone.py"),
+        (["--reward", reward.replace(":pay", ":other")], "has no function 'other'"),
+        (["--reward", reward, "--format_weight", "1"], "left out with --reward"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export.main(["--task", "count", "--output", str(tmp_path / "x"), *words])
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_frame_of_boxes_is_said(tmp_path, capsys):
+    exported(tmp_path, "ground", "trl")
+    assert "boxes: thousandths of the picture, as asked of --model" in capsys.readouterr().out
+
+
 def test_the_reward_runs_in_a_process_of_its_own_from_any_folder(tmp_path):
     folder, rows = exported(tmp_path, "cls", "trl")
     code = (

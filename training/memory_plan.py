@@ -23,11 +23,13 @@ from model.config import VLMConfig
 from model.lora import LoRAConfig, linears
 from model.processor import Processor
 from model.vlm import TOWER_PATCHES, VLM
+from runtime.errors import InputError
 from tasks import later_pictures
 from training.batches import MOST_GROUPS
 
 GIB = 2**30
 CONTEXT = 1.5 * GIB  # CUDA context, library workspaces, the pool of a recorded graph
+ROOM = 0.9  # of the memory at hand is planned for
 QUESTION = 128  # tokens of a prompt besides its image
 AROUND = 16  # tokens around a picture that a completion is shown
 KEPT_MLP = 2  # tensors of the width of the MLP that a layer keeps: gate and up (kernels/swiglu.py)
@@ -123,6 +125,7 @@ def plan(
     pictures = sizes.prompts * (1 + sizes.completions * sizes.pictures)
     feature_count = pictures * sizes.image * cfg.vision.levels * cfg.text.hidden_size
     parts = {
+        "context": CONTEXT,
         "weights": total * size,
         "adapter": adapter * size,
         "reference": total * size * run.frozen_models,
@@ -138,8 +141,8 @@ def plan(
         "activations": activation_bytes(cfg, run, sizes, size),
         "head": head_bytes(cfg, sizes, size, head_trained, available),
     }
-    kept = ("weights", "adapter", "reference", "critic", "masters", "moments", "image features")
-    static = sum(parts[name] for name in kept) + CONTEXT
+    kept = ("context", "weights", "adapter", "reference", "critic", "masters", "moments")
+    static = sum(parts[name] for name in (*kept, "image features"))
     in_forward = parts["activations"] + parts["head"]
     if sizes.groups < sizes.prompts:  # from the second micro-batch on, beside the gradients
         update = static + in_forward + parts["gradients"]
@@ -244,8 +247,7 @@ def in_two_lines(plan: Plan, available: float | None) -> str:
 def in_full(plan: Plan, available: float | None) -> str:
     """Every part and phase, in GiB."""
     lines = [f"{name:<16}{value / GIB:8.2f}" for name, value in plan.parts.items()]
-    lines += [f"{'context':<16}{CONTEXT / GIB:8.2f}", ""]
-    lines += [f"{'in ' + name:<16}{value / GIB:8.2f}" for name, value in plan.phases.items()]
+    lines += ["", *(f"{'in ' + name:<16}{value / GIB:8.2f}" for name, value in plan.phases.items())]
     if available:
         lines.append(f"{'available':<16}{available / GIB:8.2f}")
     return "\n".join(lines)
@@ -278,6 +280,11 @@ def memory_at_hand(run: TrainConfig, device: torch.device) -> float | None:
     return torch.cuda.get_device_properties(device).total_memory
 
 
+def fits(planned: Plan, available: float) -> bool:
+    """Whether a run fits into `available` bytes: a tenth of them is left to fragmentation."""
+    return planned.peak <= ROOM * available
+
+
 def with_micro_batches(
     run: TrainConfig, processor: Processor, available: float | None, ranks: int
 ) -> TrainConfig:
@@ -286,7 +293,7 @@ def with_micro_batches(
         return run
     for groups in (MOST_GROUPS, 4, 2, 1):
         chosen = replace(run, groups_per_micro_batch=groups)
-        if available is None or plan_of(chosen, processor, available, ranks).peak <= available:
+        if available is None or fits(plan_of(chosen, processor, available, ranks), available):
             break
     return chosen
 
@@ -294,21 +301,24 @@ def with_micro_batches(
 def changes_that_fit(
     run: TrainConfig, processor: Processor, available: float, ranks: int = 1
 ) -> list[str] | None:
-    """The flags that bring a run under `available` bytes, one after the other; None: none does."""
-    flags, peak = [], plan_of(run, processor, available, ranks).peak
+    """The flags that make a run fit into `available` bytes, one after the other; None: none do."""
+    flags, planned = [], plan_of(run, processor, available, ranks)
     for words, change in CHANGES:
-        if peak <= available:
+        if fits(planned, available):
             break
-        changed = replace(run, **change(run))
-        lower = plan_of(changed, processor, available, ranks).peak
-        if lower < peak:
-            run, peak, flags = changed, lower, [*flags, words]
-    return flags if peak <= available else None
+        try:
+            changed = replace(run, **change(run))
+        except InputError:  # not beside the other flags of this run
+            continue
+        lower = plan_of(changed, processor, available, ranks)
+        if lower.peak < planned.peak:
+            run, planned, flags = changed, lower, [*flags, words]
+    return flags if fits(planned, available) else None
 
 
 def advice(run: TrainConfig, processor: Processor, available: float, ranks: int = 1) -> str:
-    """What to change where memory runs out, or would: a tenth of it is left to fragmentation."""
-    flags = changes_that_fit(run, processor, 0.9 * available, ranks)
+    """What to change where memory runs out, or would."""
+    flags = changes_that_fit(run, processor, available, ranks)
     if flags is None:
         return "no flags bring it down far enough: a smaller model, or several GPUs with --fsdp"
     return f"try {' '.join(flags)}" if flags else "other programs may use the card"

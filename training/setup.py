@@ -154,7 +154,7 @@ def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
     print((memory_plan.in_full if cfg.plan else memory_plan.in_two_lines)(planned, available))
     if available is not None:
         console.advice = memory_plan.advice(cfg, processor, available, ranks)
-        if planned.peak > available:
+        if not memory_plan.fits(planned, available):
             print(f"warning: this does not fit; {console.advice}")
     if cfg.plan:
         raise SystemExit(0)

@@ -58,7 +58,7 @@ def foretell(task: str, mode: str) -> dict:
         "its interval": (round(blind.gain.low, 3), round(blind.gain.high, 3)),
         "changes": blind.changes,
         "known": blind.known,
-        "holes": len(found.holes),
+        "holes": len(found.attacked.holes),
         "s": time.time() - start,
         "s of a run": cost.total,
     }

@@ -15,9 +15,14 @@ from PIL import Image
 
 import preflight
 from checks.cost import cost_of, duration
-from checks.forecast import pass_at_k, share_of, teachable
+from checks.forecast import Sampled, forecast, pass_at_k, share_of, teachable
 from checks.frames import overlaps
+from checks.linter import Attacked
+from checks.verdict import Findings
+from checks.verdict import _teachable as about_teaching
+from data.box_formats import convert_box
 from data.examples import Example
+from data.frames import NAMES
 from runtime.errors import InputError
 
 
@@ -46,6 +51,19 @@ def test_a_lost_reward_teaches_nothing_and_is_in_no_group():
     counted = torch.tensor([[True, True, False, False]])
     assert teachable(rewards, counted, 2) == pytest.approx([0.0])
     assert teachable(rewards, torch.zeros(1, 4, dtype=torch.bool), 2) == pytest.approx([0.0])
+
+
+def test_reinforce_compares_with_the_whole_step_so_that_one_completion_teaches():
+    rewards = torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    right = rewards.bool()
+    ones = torch.ones_like(right)
+    sampled = Sampled([], [], ["a"] * 8, rewards, ones, right, ~ones, ones.long(), {})
+    assert forecast(sampled, 1).teachable == 0.0, "a group of one has no spread"
+    across = forecast(sampled, 1, across=True)
+    assert (across.teachable, across.group, across.teachable_double) == (0.5, 4, None)
+    verdict = about_teaching(Findings(across, None, None, Attacked([]), 0.1, 0.1, 64))
+    assert "REINFORCE will find 50% of the questions teachable" in verdict.text
+    assert "--num_generations" not in verdict.text
 
 
 def test_an_interval_covers_the_mean_of_the_population():
@@ -78,9 +96,9 @@ def test_the_cost_of_a_run_is_that_of_its_parts():
     assert [duration(s) for s in (48.4, 700, 9000)] == ["48 s", "12 min", "2.5 h"]
 
 
-def boxes(answer, target="[100, 200, 300, 400]"):
+def boxes(answer, target="[100, 200, 300, 400]", **known):
     """The readings of an answer on a picture of 400 x 200, shown as 200 x 100."""
-    e = Example("e", (Image.new("RGB", (400, 200)),), "?", target)
+    e = Example("e", (Image.new("RGB", (400, 200)),), "?", target, **known)
     return overlaps([e], [f"<answer>{answer}</answer>"] * 2, lambda size: (200, 100))
 
 
@@ -92,13 +110,44 @@ def boxes(answer, target="[100, 200, 300, 400]"):
         ("[0.1, 0.2, 0.3, 0.4]", "fractions", "units"),
         ("[100, 200, 200, 200]", "x, y, width, height", "ask for corners"),
         ("[200, 100, 400, 300]", "y, x, y, x", "x1, y1, x2, y2"),
-        ("[250, 1000, 750, 2000]", "the targets' numbers are pixels of the orig", "--data_coords"),
     ],
 )
 def test_boxes_in_another_frame_are_known_by_how_they_fit(answer, reading, fix):
     overlap = boxes(answer)
     assert overlap.other == pytest.approx(1.0) and overlap.asked < 0.4
     assert reading in overlap.reading and fix in overlap.fix
+
+
+FRAMES = ("norm1000", "abs", "abs_resized", "norm100", "norm1")
+
+
+@pytest.mark.parametrize(
+    "read_as, really", [pair for pair in itertools.permutations(FRAMES, 2) if pair[0] != "norm1"]
+)
+@pytest.mark.parametrize("own", FRAMES[:3])
+def test_data_that_were_read_in_another_frame_are_known_whatever_the_model_writes(
+    own, read_as, really
+):
+    """Perfect answers; the target is what becomes of the data's numbers, read wrongly."""
+    size, resized = (1600, 1200), (800, 600)
+    region = (0.13, 0.26, 0.41, 0.57)
+    numbers = convert_box(region, "norm1", really, size, resized)
+    target = [*convert_box(numbers, read_as, own, size, resized)]
+    answer = [*convert_box(region, "norm1", own, size, resized)]
+    picture = Image.new("RGB", size)
+    e = Example("e", (picture,), "?", str(target), box_format=own, read_as=read_as)
+    overlap = overlaps([e], [f"<answer>{answer}</answer>"], lambda size: resized)
+    assert overlap.other == pytest.approx(1.0) and overlap.asked < 0.35
+    assert f"the numbers of the data are {NAMES[really]}" in overlap.reading
+    assert f"--data_coords {really}" in overlap.fix
+
+
+def test_what_cannot_be_told_apart_is_told_together():
+    """Thousandths on both sides, but the data were read as pixels."""
+    overlap = boxes("[250, 1000, 750, 2000]", "[625, 5000, 1875, 10000]", read_as="abs")
+    assert "the numbers of the data are thousandths" in overlap.reading
+    assert "the answers are pixels of the original" in overlap.reading
+    assert overlap.fix == "--data_coords norm1000 or --coords abs"
 
 
 def test_boxes_in_the_right_frame_fit_best_as_asked_and_no_box_is_none():
@@ -127,7 +176,7 @@ def test_the_command_says_its_verdict_and_writes_a_page_without_scripts(tmp_path
     shown = html.unescape(re.sub("<[^>]*>", "", text))
     assert "python train_grpo.py --task cls" in shown and text.count("<image id=") == 8
     assert "None of them earns more than an honest wrong answer" in shown
-    assert "0 the same, 0 alike" in shown
+    assert "0 the same, 0 alike" in shown and "Targets" in shown
 
 
 def test_what_a_model_says_is_escaped(tmp_path, monkeypatch):
@@ -140,7 +189,7 @@ def test_what_a_model_says_is_escaped(tmp_path, monkeypatch):
         return found, data, sampled
 
     monkeypatch.setattr(preflight, "check", with_evil)
-    monkeypatch.setattr(preflight, "lint", lambda *args: ([], None))
+    monkeypatch.setattr(preflight, "lint", lambda *args: Attacked([]))
     page = tmp_path / "p.html"
     small = "--questions 4 --samples 8 --held_out_per_class 1 --max_steps 1"
     preflight.main([*small.split(), "--output", str(page)])

@@ -3,8 +3,12 @@
 import math
 
 import pytest
+import torch
 
-from checks.linter import lint, moved_boxes
+from checks import linter
+from checks.linter import TRIES, Payer, lint, moved_boxes
+from checks.verdict import Findings
+from checks.verdict import _holes as about_holes
 from config import BASE_MODEL
 from model.processor import Processor
 from preflight import PreflightConfig
@@ -38,7 +42,7 @@ class InThisProcess:
         return [[Reward(v, {}) if math.isfinite(v) else None for v in row] for row in values]
 
 
-def holes(processor, task, rule=None, user=None, **flags):
+def holes(processor, task, rule=None, user=None, learned=None, **flags):
     """name -> hole, of a rule of others or of the task's own reward."""
     small = {"held_out_per_class": 1} if task == "cls" else {"held_out_size": 4}
     if task != "cls":
@@ -46,8 +50,8 @@ def holes(processor, task, rule=None, user=None, **flags):
     cfg = PreflightConfig(task=task, max_completion_length=256, **small | flags)
     loaded, user = load_task(cfg, processor), user or (rule and InThisProcess(rule))
     scorer = Scorer(loaded, cfg, user)
-    found, _ = lint(loaded, scorer, processor, loaded.train, cfg.prompt_mode)
-    return {hole.attack: hole for hole in found}
+    found = lint(loaded, Payer(scorer, processor, learned), loaded.train, cfg.prompt_mode)
+    return {hole.attack: hole for hole in found.holes}
 
 
 OWN = [(task, "think") for task in NAMES if task != "walk"]  # its answer is always the same
@@ -105,6 +109,52 @@ def test_an_attack_that_crashes_a_reward_hides_no_other(processor):
     found = holes(processor, "cls", "crashing")
     assert found["nothing"].paid is None and not found["nothing"].is_as_right
     assert found["the answer in the thought only"].is_as_right
+
+
+class Sleepy(InThisProcess):
+    """Times out on long texts, so that their whole group is lost; how often is counted."""
+
+    lost = 0
+
+    def score(self, groups):
+        if any(len(text) > 20_000 for texts, _ in groups for text in texts):
+            self.lost += 1
+            return [[None] * len(texts) for texts, _ in groups]
+        return super().score(groups)
+
+
+def test_an_attack_that_takes_too_long_is_tried_twice(processor):
+    user = Sleepy("names")
+    found = holes(processor, "cls", user=user)
+    assert found["the longest text"].paid is None and found["the longest text"].share == 1.0
+    assert user.lost == 2 * TRIES, "in its group and alone, each time"
+    others = holes(processor, "cls", "names")
+    assert found.keys() - {"the longest text"} == others.keys() - {"the longest text"}
+
+
+def test_a_slow_reward_is_tried_on_fewer_questions_and_that_is_said(processor, monkeypatch):
+    monkeypatch.setattr(linter, "MOST_SECONDS", 0.0)
+    task = load_task(PreflightConfig(held_out_per_class=1), processor)
+    pay = Payer(Scorer(task, PreflightConfig(max_completion_length=64)), processor)
+    attacked = lint(task, pay, task.train, "think")
+    assert (attacked.questions, attacked.is_whole) == (1, False)
+    verdict = about_holes(Findings(None, None, None, attacked, 0.1, 0.1, 64))
+    assert verdict.level == "watch" and "slow: 1 questions were tried" in verdict.text
+
+
+class LikesShort:
+    """A learned reward that has a hole."""
+
+    def add_to(self, rollout, prompts):
+        assert len(prompts) == 1 and all(0 < len(ids) <= 256 for ids in rollout.ids)
+        short = torch.tensor([float(len(ids) < 4) for ids in rollout.ids])
+        rollout.add_part("learned", short, 2.0)
+
+
+def test_a_learned_reward_is_attacked_with_the_rule(processor):
+    found = holes(processor, "cls", learned=LikesShort())
+    assert found["nothing"].is_as_right and found["nothing"].paid == pytest.approx(2.0)
+    assert "a long thought" not in found
 
 
 def test_a_reward_in_processes_of_its_own_is_attacked_likewise(processor):

@@ -8,6 +8,7 @@ import torch
 
 import train_grpo
 from benchmarks.speed import what_fits
+from checks.cost import Memory
 from config import BASE_MODEL
 from model.load import load_model, load_processor
 from model.lora import new_adapter
@@ -17,6 +18,7 @@ from training.memory_plan import (
     GIB,
     advice,
     changes_that_fit,
+    fits,
     plan_of,
     sizes_of,
     with_micro_batches,
@@ -102,6 +104,24 @@ def test_the_advice_brings_a_run_onto_the_card():
     assert changes_that_fit(what_fits.RECIPES["LoRA 16, recomputing"], THREE, 23.5 * GIB) == []
     assert changes_that_fit(run, THREE, 4 * GIB) is None
     assert "a smaller model" in advice(run, THREE, 4 * GIB)
+
+
+def test_what_the_other_flags_forbid_is_not_advised():
+    run = GRPOConfig(freeze_vision=False, groups_per_micro_batch=8)
+    flags = changes_that_fit(run, THREE, 79 * GIB)
+    assert flags and "--lora_rank 16" not in flags
+    assert "--lora_rank" not in advice(run, THREE, 2 * GIB)
+
+
+def test_a_tenth_of_the_card_is_left_and_the_parts_hold_all_that_is_planned():
+    planned = plan_of(GRPOConfig(), THREE)
+    assert fits(planned, planned.peak / 0.89) and not fits(planned, planned.peak / 0.91)
+    kept = sum(planned.parts[name] for name in ("context", "weights", "masters", "moments"))
+    assert planned.phases["tower"] >= kept
+    memory = str(Memory(planned, planned.peak / 0.5))
+    assert memory.startswith("fits, ") and memory.endswith(f"most in the {planned.largest}")
+    assert str(Memory(planned, 1.0, "try less")).startswith("does not fit, ")
+    assert "runs through transformers" in str(Memory(None))
 
 
 def test_micro_batches_are_as_large_as_fits():
