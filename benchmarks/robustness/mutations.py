@@ -134,6 +134,20 @@ PLANTED = {  # (file, tests that must see the bugs in it): name, right text, wro
             "reward > right + max(",
         ),
     ),
+    ("checks/frames.py", "tests/checks/test_forecast.py"): (
+        (
+            "data are taken to be read in the frame of the model",
+            "between(read_as, frame)",
+            "between(own, frame)",
+        ),
+    ),
+    ("acting/episodes.py", "tests/acting/test_episodes.py"): (
+        (
+            "pictures of another shape share what the tower saw",
+            "(*piece.grids, piece.pixels.numpy().tobytes())",
+            "(piece.pixels.numpy().tobytes(),)",
+        ),
+    ),
     ("acting/zoom.py", "tests/acting/test_zoom.py"): (
         ("a look earns whatever came of it", "hit and self.is_right(text, example)", "hit"),
     ),

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from benchmarks.speed.workload import QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN3_VL_2B, QWEN3_VL_4B
 from model.config import VLMConfig
 from train_grpo import GRPOConfig
-from training.memory_plan import GIB, plan_of
+from training.memory_plan import GIB, fits, plan_of
 
 CARDS = {16: 15.5, 24: 23.5, 48: 45.0, 80: 79.0, 141: 139.0}  # GB on the box: usable GiB
 RUN = GRPOConfig(
@@ -69,12 +69,12 @@ def table() -> str:
     for name, config in MODELS.items():
         cells = []
         for run in RECIPES.values():
-            peaks = {
-                card: plan_of(run, processor_of(config), room * GIB).peak / GIB
-                for card, room in CARDS.items()
+            plans = {
+                card: plan_of(run, processor_of(config), room * GIB) for card, room in CARDS.items()
             }
-            card = next((card for card, room in CARDS.items() if peaks[card] <= room), None)
-            cells.append(f"{peaks[card or max(CARDS)]:.1f}: {f'{card} GB' if card else 'none'}")
+            card = next((c for c, room in CARDS.items() if fits(plans[c], room * GIB)), None)
+            peak = plans[card or max(CARDS)].peak / GIB
+            cells.append(f"{peak:.1f}: {f'{card} GB' if card else 'none'}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
