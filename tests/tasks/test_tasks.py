@@ -417,6 +417,18 @@ def test_targets_are_written_in_the_models_box_format(coords, canvas, target):
     assert (example.canvas, example.target) == (canvas, target)
 
 
+@pytest.mark.parametrize(
+    "data, data_coords, read_as",
+    [("garden", "auto", ""), ("a.json", "auto", "abs"), ("a.json", "norm100", "norm100")],
+)
+def test_the_frame_in_which_the_data_were_read_is_kept(data, data_coords, read_as):
+    """Annotations are turned into pixels as they are read; whether that was right can be asked."""
+    example = Example("a", (Image.new("RGB", (200, 100)),), "?", "[100, 50, 200, 100]", "abs")
+    cfg = TaskConfig(task="ground", coords="norm1000", data=data, data_coords=data_coords)
+    example = converted(example, cfg, IMAGE_CONFIG)
+    assert (example.box_format, example.read_as) == ("norm1000", read_as)
+
+
 @pytest.mark.parametrize("coords", ["abs", "abs_resized"])
 @pytest.mark.parametrize("name", ["det", "ovd", "ground"])
 def test_a_box_task_pays_the_exact_answer_in_its_format_and_no_other(garden, name, coords):
