@@ -43,9 +43,7 @@ class Prompt:
     positions: Tensor  # (3, P) int64
     pixels: Tensor | None  # (M, patch numbers) fp32; None for a question without image
     grids: list[Grid]
-    features: Tensor | None = (
-        None  # (Q, levels, D): the tower's output, stored while it stays as it is
-    )
+    features: Tensor | None = None  # (Q, levels, D): the tower's output, kept while that is fixed
     first_sample: int = 0  # number of the first completion: the others follow
     said: int = 0  # how many of its last tokens are the beginning of a completion
 

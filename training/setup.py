@@ -147,7 +147,6 @@ def with_memory_plan(cfg: TrainConfig, processor: Processor) -> TrainConfig:
     device, ranks = pick_device(cfg.device, cfg.dtype), distributed.world_size()
     available = memory_plan.memory_at_hand(cfg, device)
     cfg = memory_plan.with_micro_batches(cfg, processor, available, ranks)
-    console.advice = None
     if available is None and not cfg.plan:  # on a CPU nobody asks
         return cfg
     planned = memory_plan.plan_of(cfg, processor, available, ranks)
